@@ -1,0 +1,107 @@
+"""The contract of every network here: pure functions over variables, everything of interest returned as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a checkpoint does not say about its network.
+
+    Attributes:
+      arch: name in the registry (`models.build`).
+      num_classes: outputs of the classifier.
+      image_size: side of the square input in pixels.
+      channels: channels of the input.
+      mean, std: per-channel normalisation of images in [0, 1].
+      task: 'classification' (other tasks have other outputs, losses and metrics).
+    """
+
+    arch: str
+    num_classes: int
+    image_size: int = 32
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    task: str = "classification"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return (self.image_size, self.image_size, self.channels)
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+      logits: f32[B, num_classes].
+      features: f32[B, D], the penultimate features.
+      blocks: the activations after each stage, f32[B, h, w, c] each.
+      moments: tree like `batch_stats`: mean and biased variance, f32[C], of every BatchNorm's
+        input over N, H and W; empty unless asked for.
+      batch_stats: the running statistics after this pass; those that went in unless `train`.
+    """
+
+    logits: Array
+    features: Array
+    blocks: tuple[Array, ...]
+    moments: Any
+    batch_stats: Any
+
+
+class Network(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+      spec: classes, input, normalisation and task.
+      init: `init(key) -> variables` with the collections 'params' and 'batch_stats'.
+      apply: `apply(variables, images, train=False, moments=False) -> Outputs`; images are normalised
+        f32[B, H, W, C].
+    """
+
+    spec: NetworkSpec
+    init: Callable[[Array], Variables]
+    apply: Callable[..., Outputs]
+
+
+def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
+    """Wraps a linen classifier whose `__call__(images)` gives (logits, features, blocks).
+
+    Args:
+      make: `make(train)` builds the module in training or in evaluation mode.
+      spec: the network's spec.
+    """
+
+    def init(key: Array) -> Variables:
+        variables = make(True).init(key, jnp.zeros((1, *spec.input_shape)))
+        # A network without BatchNorm has no such collection; callers may rely on the key.
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+        mutable = [*(["batch_stats"] if train else []), *(["moments"] if moments else [])]
+        (logits, features, blocks), new = make(train).apply(variables, images, mutable=mutable)
+        batch_stats = new.get("batch_stats", variables["batch_stats"])
+        return Outputs(logits, features, blocks, new.get("moments", {}), batch_stats)
+
+    return Network(spec, init, apply)
+
+
+def count_parameters(variables: Variables) -> int:
+    """Number of trainable scalars."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def count_batch_norms(variables: Variables) -> int:
+    """Number of BatchNorm layers (each holds a mean and a variance)."""
+    return len(jax.tree.leaves(variables["batch_stats"])) // 2
