@@ -1,4 +1,4 @@
-"""The contract of every network here: pure functions over variables, everything of interest returned as data."""
+"""The contract of every network: pure functions over variables, all of interest returned as data."""
 
 from __future__ import annotations
 

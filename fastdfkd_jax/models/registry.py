@@ -60,8 +60,8 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
     module = _find(spec.arch)
     if module is None:
         raise UserError(
-            f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth or "
-            "width of these families"
+            f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth "
+            "or width of these families"
         )
 
     def make(train: bool):
