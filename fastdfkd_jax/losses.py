@@ -1,0 +1,149 @@
+"""Losses of data-free distillation: arrays in, scalar out (paper Eq. 12, 13 and 15; METHOD 1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, softmax
+
+from fastdfkd_jax.moments import Accumulators
+
+Array = jax.Array
+Tree = Any
+
+STATISTICS = ("variance", "deviation")
+
+
+def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
+    """KL(p_teacher || p_student) of each sample in nats, f32[B], of logits f32[B, C] over a temperature."""
+    log_teacher = log_softmax(teacher_logits / temperature)
+    log_student = log_softmax(student_logits / temperature)
+    return (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
+
+
+def distillation(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
+    """The KD loss, temperature^2 times the batch mean of KL(p_teacher || p_student) (Eq. 12, METHOD 1.8)."""
+    return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature).mean()
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Class confidence loss of Eq. 13: batch mean of -log p(label); logits f32[B, C], labels i32[B]."""
+    return -jnp.take_along_axis(log_softmax(logits), labels[:, None], axis=-1).mean()
+
+
+def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:
+    """Negative KL(p_teacher || p_student), counted where both predict the same class (METHOD T5).
+
+    The mean is over the whole batch. The mask has no gradient; the logits f32[B, C] of both networks do.
+    """
+    agree = teacher_logits.argmax(-1) == student_logits.argmax(-1)
+    return -(agree * kl_divergence(teacher_logits, student_logits)).mean()
+
+
+def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
+    """Jensen-Shannon divergence of each sample in nats, f32[B] in [0, log 2], of tempered logits f32[B, C]."""
+    log_p = log_softmax(teacher_logits / temperature)
+    log_q = log_softmax(student_logits / temperature)
+    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    return 0.5 * (p * (log_p - log_m)).sum(-1) + 0.5 * (q * (log_q - log_m)).sum(-1)
+
+
+def adversarial_jsd(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
+    """The paper's adversarial loss: minus the batch mean of the Jensen-Shannon divergence (Eq. 13)."""
+    return -jensen_shannon(teacher_logits, student_logits, temperature).mean()
+
+
+def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
+    """Sum over BatchNorm layers of the L2 distances between batch moments and running statistics (Eq. 13).
+
+    Args:
+      moments: tree of means and biased variances of the layers' inputs, f32[C].
+      batch_stats: the teacher's running statistics, same tree.
+      statistic: 'variance' compares variances (released code), 'deviation' standard deviations (Eq. 13).
+    """
+    spread = _spread(statistic)
+    return sum(
+        _norm(stats["mean"] - got["mean"]) + _norm(spread(stats["var"]) - spread(got["var"]))
+        for got, stats in _layers(moments, batch_stats)
+    )
+
+
+def momentum_feature(
+    moments: Tree,
+    batch_stats: Tree,
+    accumulators: Accumulators,
+    weight: float,
+    statistic: str = "variance",
+) -> Array:
+    """Feature loss of accumulated moments, weight * accumulated + (1 - weight) * batch (Eq. 15).
+
+    With empty accumulators it is the plain loss (METHOD T3). Under 'deviation' standard deviations are mixed.
+
+    Args:
+      moments: tree of means and biased variances of this batch, f32[C].
+      batch_stats: the teacher's running statistics, same tree.
+      accumulators: moments of what was synthesised before.
+      weight: the accumulators' share; 1 - m in the paper's notation.
+      statistic: as for `feature`.
+    """
+    spread = _spread(statistic)
+    keep = jnp.where(accumulators.count == 0, 0.0, weight)
+
+    def distance(old: Array, new: Array, target: Array) -> Array:
+        return _norm(target - (1 - keep) * new - keep * old)
+
+    return sum(
+        distance(old["mean"], got["mean"], stats["mean"])
+        + distance(spread(old["var"]), spread(got["var"]), spread(stats["var"]))
+        for got, stats, old in _layers(moments, batch_stats, accumulators.moments)
+    )
+
+
+def total_variation(images: Array) -> Array:
+    """Sum of the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2)."""
+    return (
+        _norm(images[:, :, 1:] - images[:, :, :-1])
+        + _norm(images[:, 1:] - images[:, :-1])
+        + _norm(images[:, 1:, 1:] - images[:, :-1, :-1])
+        + _norm(images[:, 1:, :-1] - images[:, :-1, 1:])
+    )
+
+
+def mean_l2(images: Array) -> Array:
+    """Batch mean of each image's L2 norm; images f32[B, H, W, C] (METHOD 6)."""
+    return jax.vmap(_norm)(images).mean()
+
+
+def entropy(probabilities: Array) -> Array:
+    """Entropy in nats over the last axis, 0 log 0 being 0."""
+    return -jax.scipy.special.xlogy(probabilities, probabilities).sum(-1)
+
+
+def mean_prediction(logits: Array) -> Array:
+    """Mean softmax of a batch, f32[C], of logits f32[B, C]."""
+    return softmax(logits).mean(0)
+
+
+def _norm(x: Array) -> Array:
+    """L2 norm whose gradient at zero is zero rather than NaN."""
+    square = jnp.sum(jnp.square(x))
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def _spread(statistic: str):
+    # The square root of a variance of 0 would have an infinite gradient.
+    return {"variance": lambda var: var, "deviation": lambda var: jnp.sqrt(var + 1e-8)}[statistic]
+
+
+def _layers(*trees: Tree) -> Iterator[tuple[dict[str, Array], ...]]:
+    """The {'mean', 'var'} pairs of several trees of one structure, layer by layer."""
+
+    def is_layer(node) -> bool:
+        return isinstance(node, dict) and "mean" in node and not isinstance(node["mean"], dict)
+
+    return zip(*(jax.tree.leaves(tree, is_leaf=is_layer) for tree in trees), strict=True)

@@ -1,0 +1,46 @@
+"""Running moments of what has been synthesised so far (paper Eq. 14)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any
+
+
+class Accumulators(NamedTuple):
+    """Accumulated BatchNorm input moments.
+
+    Attributes:
+      moments: tree like the teacher's `batch_stats`: means and biased variances, f32[C].
+      count: i32[], updates so far; at 0 the moments mean nothing.
+    """
+
+    moments: Tree
+    count: Array
+
+
+def init(batch_stats: Tree) -> Accumulators:
+    """Empty accumulators for a teacher with these statistics."""
+    return Accumulators(jax.tree.map(jnp.zeros_like, batch_stats), jnp.zeros((), jnp.int32))
+
+
+def update(accumulators: Accumulators, moments: Tree, weight: float) -> Accumulators:
+    """Eq. 14: weight * accumulated + (1 - weight) * new; the first call takes the new moments (METHOD T3).
+
+    Args:
+      accumulators: those so far.
+      moments: tree of f32[C], the moments of one synthesis call.
+      weight: the accumulators' share, 1 - m in the paper's notation.
+    """
+    keep = jnp.where(accumulators.count == 0, 0.0, weight)
+    mixed = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, accumulators.moments, moments)
+    return Accumulators(mixed, accumulators.count + 1)
+
+
+def expected(accumulators: Accumulators, moments: Tree, weight: float) -> Tree:
+    """What `update` would give, the quantity that Eq. 15 compares with the teacher's statistics."""
+    return update(accumulators, moments, weight).moments
