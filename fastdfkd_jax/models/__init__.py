@@ -1,5 +1,9 @@
-"""Networks by name: `build('wrn40_2', num_classes=10)` gives a `Network` of pure functions."""
+"""Networks by name and generators, each as a NamedTuple of pure functions.
 
+`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
+"""
+
+from fastdfkd_jax.models.generators import Generator, build_generator
 from fastdfkd_jax.models.network import (
     Network,
     NetworkSpec,
@@ -10,11 +14,13 @@ from fastdfkd_jax.models.network import (
 from fastdfkd_jax.models.registry import arch_names, build, is_known
 
 __all__ = [
+    "Generator",
     "Network",
     "NetworkSpec",
     "Outputs",
     "arch_names",
     "build",
+    "build_generator",
     "count_batch_norms",
     "count_parameters",
     "is_known",

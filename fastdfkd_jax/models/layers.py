@@ -123,8 +123,13 @@ def torch_uniform(key, shape, dtype=jnp.float32) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def he_normal_fan_in(key, shape, dtype=jnp.float32) -> Array:
+    """N(0, 2 / fan_in), variance as second argument: the initialisation of the thin CIFAR ResNets."""
+    return math.sqrt(2 / math.prod(shape[:-1])) * jax.random.normal(key, shape, dtype)
+
+
 def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Array:
-    """N(0, 2 / (h w out)), the initialisation of WRN, VGG and the CIFAR ResNets."""
+    """N(0, 2 / (h w out)), variance as second argument: the initialisation of WRN and VGG."""
     deviation = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
     return deviation * jax.random.normal(key, shape, dtype)
 
@@ -165,7 +170,7 @@ class Conv(nn.Module):
         padding = self.size // 2 if self.padding is None else self.padding
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.gradient == "canonical":
-            y = canonical_conv(x, kernel, self.stride, padding)
+            y: Array = canonical_conv(x, kernel, self.stride, padding)
         else:
             y = _convolve(x, kernel, self.stride, (padding, padding))
         if self.use_bias:
@@ -199,11 +204,13 @@ class BatchNorm(nn.Module):
 
     Attributes:
       train: normalise with the batch's statistics and update the running ones.
+      tracked: whether there are running statistics; without, `train` must be set.
       decay: weight of the old running statistics (PyTorch's momentum 0.1 is decay 0.9).
       epsilon: added to the variance.
     """
 
     train: bool
+    tracked: bool = True
     decay: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -214,26 +221,30 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-
         wants_moments = self.is_mutable_collection("moments")
-        mean, var = running_mean.value, running_var.value
-        if self.train or wants_moments:
-            batch_mean, batch_var = input_moments(x)
-            if wants_moments:
-                self.put_variable("moments", "mean", batch_mean)
-                self.put_variable("moments", "var", batch_var)
-            if self.train:
-                mean, var = batch_mean, batch_var
-                if not self.is_initializing():
-                    count = math.prod(x.shape[:-1])
-                    unbiased = var * (count / max(count - 1, 1))
-                    running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
-                    running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+        batch = input_moments(x) if self.train or wants_moments else None
+        if batch is not None and wants_moments:
+            self.put_variable("moments", "mean", batch[0])
+            self.put_variable("moments", "var", batch[1])
+        running = self._update_running(batch, x.size // x.shape[-1], channels) if self.tracked else None
+        statistics = batch if self.train else running
+        if statistics is None:
+            raise ValueError("a BatchNorm without running statistics has only those of the batch: set train")
+        mean, var = statistics
         multiplier = scale * lax.rsqrt(var + self.epsilon)
         shift = bias - mean * multiplier
         return x * multiplier.astype(self.dtype) + shift.astype(self.dtype)
+
+    def _update_running(self, batch: tuple[Array, Array] | None, count: int, channels) -> tuple[Array, Array]:
+        """Statistics as they came in; in training the new ones are stored for the caller of `apply`."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        before = mean.value, var.value
+        if self.train and batch is not None and not self.is_initializing():
+            unbiased = batch[1] * (count / max(count - 1, 1))
+            mean.value = self.decay * before[0] + (1 - self.decay) * batch[0]
+            var.value = self.decay * before[1] + (1 - self.decay) * unbiased
+        return before
 
 
 def input_moments(x: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.cifar_resnet import CifarResNet
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
 
@@ -24,8 +25,20 @@ def _wide_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
     return partial(WideResNet, depth, widen)
 
 
+def _cifar_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
+    depth, wide, shortcut = int(match[1]), match[2] is not None, match[3]
+    if depth < 8 or (depth - 2) % 6:
+        return None
+    widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
+    # The ports differ: the one with the thin networks has option A, the one with the x4 widths option B.
+    return partial(CifarResNet, depth, widths, shortcut or ("b" if wide else "a"))
+
+
+_THIN = ("resnet8", "resnet20", "resnet20b", "resnet32", "resnet44", "resnet56", "resnet110")
+
 _RULES: list[_Rule] = [
     (r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet),
+    (r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
 ]
 
 
