@@ -5,17 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
+from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
 
-# Each rule: the pattern of the name, examples for messages, and `match -> module class with its sizes bound`.
-_Rule = tuple[str, tuple[str, ...], Callable[[re.Match[str]], Callable[..., Any] | None]]
+_ModuleOf = Callable[[re.Match[str]], Callable[..., Any] | None]
+
+
+class _Family(NamedTuple):
+    """Architectures that share a module.
+
+    Attributes:
+      pattern: what a name must match in full.
+      usual: members to name in messages and to go through in tests.
+      module: the matched name's module class with its sizes bound; None where no such member exists.
+    """
+
+    pattern: str
+    usual: tuple[str, ...]
+    module: _ModuleOf
 
 
 def _wide_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
@@ -36,22 +51,29 @@ def _cifar_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
 
 _THIN = ("resnet8", "resnet20", "resnet20b", "resnet32", "resnet44", "resnet56", "resnet110")
 
-_RULES: list[_Rule] = [
-    (r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet),
-    (r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
-]
+# The first match counts: resnet50 is the one of four stages, not the thin one of depth 6n + 2.
+_FAMILIES = (
+    _Family(r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet),
+    _Family(
+        r"resnet(18|34|50)",
+        ("resnet18", "resnet34", "resnet50"),
+        lambda match: partial(resnet.ResNet, int(match[1])),
+    ),
+    _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
+    _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
+)
 
 
 def _find(arch: str) -> Callable[..., Any] | None:
-    for pattern, _, make in _RULES:
-        if match := re.fullmatch(pattern, arch):
-            return make(match)
+    for family in _FAMILIES:
+        if match := re.fullmatch(family.pattern, arch):
+            return family.module(match)
     return None
 
 
 def arch_names() -> tuple[str, ...]:
     """Names of every family's usual members, for messages and tests (others, such as wrn28_10, exist)."""
-    return tuple(name for _, names, _ in _RULES for name in names)
+    return tuple(name for family in _FAMILIES for name in family.usual)
 
 
 def is_known(arch: str) -> bool:
@@ -68,13 +90,17 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
       conv_gradient: 'canonical' or 'native' (`layers.Conv`).
 
     Raises:
-      UserError: the architecture is not known.
+      UserError: the architecture or the form of the convolution's gradient is not known.
     """
     module = _find(spec.arch)
     if module is None:
         raise UserError(
             f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth "
             "or width of these families"
+        )
+    if conv_gradient not in CONV_GRADIENTS:
+        raise UserError(
+            f"conv_gradient: expected one of {', '.join(CONV_GRADIENTS)}, found {conv_gradient!r}"
         )
 
     def make(train: bool):

@@ -1,0 +1,69 @@
+"""ResNet-18, 34 and 50 in their CIFAR form: a 3x3 stem of stride 1, no pooling before the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool
+
+# Blocks of each stage, and whether they are bottlenecks.
+DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
+
+_EXPANSION = 4
+
+
+class ResNet(nn.Module):
+    """Post-activation residual network; names are those of the common PyTorch port (METHOD section 3).
+
+    Attributes:
+      depth: 18, 34 or 50; the last with bottlenecks that stride in their 3x3 convolution.
+      num_classes: outputs.
+    """
+
+    depth: int
+    num_classes: int
+    train: bool = False
+    conv_gradient: str = "canonical"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array):
+        """Maps f32[B, H, W, C] to (logits, features f32[B, 512 or 2048], the four stages' activations)."""
+        conv = partial(Conv, gradient=self.conv_gradient, dtype=self.dtype)
+        norm = partial(BatchNorm, self.train, dtype=self.dtype)
+        counts, bottleneck = DEPTHS[self.depth]
+        branch = _bottleneck_branch if bottleneck else _basic_branch
+
+        x = nn.relu(norm(name="bn1")(conv(64, name="conv1")(x)))
+        blocks = []
+        for stage, count in enumerate(counts, start=1):
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 1 else 1
+                name = f"layer{stage}.{i}"
+                out = branch(conv, norm, name, x, 32 * 2**stage, stride)
+                if x.shape != out.shape:
+                    x = conv(out.shape[-1], 1, stride, name=f"{name}.shortcut.0")(x)
+                    x = norm(name=f"{name}.shortcut.1")(x)
+                x = nn.relu(out + x)
+            blocks.append(x)
+        features = global_average_pool(x)
+        return Dense(self.num_classes, name="linear")(features), features, tuple(blocks)
+
+
+def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
+    """Two 3x3 convolutions to `width` channels, before the sum and its ReLU."""
+    x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 3, stride, name=f"{name}.conv1")(x)))
+    return norm(name=f"{name}.bn2")(conv(width, name=f"{name}.conv2")(x))
+
+
+def _bottleneck_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
+    """1x1, 3x3 and 1x1 convolutions to four times `width` channels, before the sum and its ReLU."""
+    x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 1, name=f"{name}.conv1")(x)))
+    x = nn.relu(norm(name=f"{name}.bn2")(conv(width, 3, stride, name=f"{name}.conv2")(x)))
+    return norm(name=f"{name}.bn3")(conv(_EXPANSION * width, 1, name=f"{name}.conv3")(x))
