@@ -1,0 +1,132 @@
+"""D', the set of synthesised images: uint8 rows on the device, and the same rows in shards on disk.
+
+A shard holds the images of one synthesis call. It is an uncompressed .npz, so that it carries checksums and opens with
+`numpy.load`. The device array is a cache that is rebuilt from the shards on resume.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import write_atomically
+
+Array = jax.Array
+
+
+class Pool(NamedTuple):
+    """Images on the device.
+
+    Attributes:
+      images: uint8[capacity, H, W, C]; rows from `size` on are not yet filled.
+      size: i32[], rows that are filled.
+    """
+
+    images: Array
+    size: Array
+
+
+def empty(capacity: int, image_shape: tuple[int, int, int]) -> Pool:
+    """An empty pool with room for `capacity` images."""
+    return Pool(jnp.zeros((capacity, *image_shape), jnp.uint8), jnp.zeros((), jnp.int32))
+
+
+def to_uint8(images: Array) -> Array:
+    """f32 in [0, 1] to uint8, rounded (the released code truncates, which darkens by half a level, METHOD T15)."""
+    return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+
+
+def to_float(images: Array) -> Array:
+    """uint8 to f32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def append(pool: Pool, rows: Array) -> Pool:
+    """Adds uint8[N, H, W, C] (Algorithm 1 line 11); the capacity must hold them."""
+    start = (pool.size, 0, 0, 0)
+    return Pool(jax.lax.dynamic_update_slice(pool.images, rows, start), pool.size + rows.shape[0])
+
+
+def sample(key: Array, pool: Pool, batch: int) -> Array:
+    """Draws images uniformly with replacement, f32[batch, H, W, C] in [0, 1] (Algorithm 1 line 18)."""
+    rows = jax.random.randint(key, (batch,), 0, pool.size)
+    return to_float(pool.images[rows])
+
+
+class Shards:
+    """The pool's rows on disk, one file a synthesis call."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int) -> Path:
+        """File of the shard with this index, counted from 0."""
+        return self.directory / f"{index:06d}.npz"
+
+    def write(self, index: int, images: np.ndarray, labels: np.ndarray) -> None:
+        """Writes one shard durably: images uint8[N, H, W, C], labels i32[N]."""
+        write_atomically(self.path(index), lambda file: np.savez(file, images=images, labels=labels))
+
+    def truncate(self, count: int) -> None:
+        """Deletes the shards from `count` on, and anything half-written, so that a call can be repeated."""
+        for path in self.directory.glob("*.npz"):
+            if not path.stem.isdigit() or int(path.stem) >= count:
+                path.unlink()
+        for path in self.directory.glob(".*.partial"):
+            path.unlink()
+
+    def read(self, count: int) -> Iterator[np.ndarray]:
+        """Yields the images of the first `count` shards, each checked against its checksum."""
+        for index in range(count):
+            yield read_shard(self.path(index))["images"]
+
+
+def read_shard(path: Path) -> dict[str, np.ndarray]:
+    """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("images", "labels")}
+    except FileNotFoundError:
+        raise UserError(f"pool shard {path} is missing: restore it, or start in a new workdir") from None
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        message = f"pool shard {path} is damaged ({error}): restore it, or start in a new workdir"
+        raise UserError(message) from None
+
+
+def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Images to begin with: the pool of an earlier run (its workdir or `pool` folder), or a folder of pictures.
+
+    Returns:
+      uint8[N, H, W, C].
+
+    Raises:
+      UserError: nothing there, or images of another size.
+    """
+    from PIL import Image
+
+    if not directory.is_dir():
+        raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
+    source = directory / "pool" if (directory / "pool").is_dir() else directory
+    shards = sorted(source.glob("[0-9]*.npz"))
+    if shards:
+        parts = [read_shard(path)["images"] for path in shards]
+    else:
+        suffixes = {".png", ".jpg", ".jpeg"}
+        pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+        mode = "L" if image_shape[-1] == 1 else "RGB"
+        parts = [np.asarray(Image.open(path).convert(mode))[None] for path in pictures]
+        parts = [part[..., None] if mode == "L" else part for part in parts]
+    if not parts:
+        raise UserError(f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images")
+    wrong = {part.shape[1:] for part in parts} - {image_shape}
+    if wrong:
+        raise UserError(f"images in {directory} are {sorted(wrong)[0]}, the teacher takes {image_shape}")
+    return np.concatenate(parts)
