@@ -1,0 +1,83 @@
+"""Labelled images in an `.npz` file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fastdfkd_jax.data.dataset import Dataset, unknown_split
+from fastdfkd_jax.errors import UserError
+
+_SPLITS = ("train", "test", "val", "all")
+
+
+def read(path: Path, split: str) -> Dataset:
+    """Reads `x_SPLIT` and `y_SPLIT`, or `images` and `labels`, which are the whole of any split.
+
+    Images are uint8 in [0, 255] or floats in [0, 1], [N, H, W, C] or grey [N, H, W]; labels are integers, [N]
+    or [N, 1].
+
+    Raises:
+      UserError: the file is missing or damaged, has other entries, or they do not fit together.
+    """
+    content = _load(path)
+    images, labels = f"x_{split}", f"y_{split}"
+    if not {images, labels} <= set(content):
+        images, labels = "images", "labels"
+        if not {images, labels} <= set(content):
+            raise UserError(
+                f"expected x_{split} and y_{split}, or images and labels, in {path}, found "
+                f"{', '.join(content) or 'nothing'}"
+            )
+        if split not in _SPLITS:
+            raise unknown_split(split, f"npz:{path}", _SPLITS)
+    return Dataset(*_check(content[images], content[labels], str(path)))
+
+
+def _check(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Brings images to uint8[N, H, W, C] and labels to int32[N].
+
+    Raises:
+      UserError: shapes, types or ranges are others.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"expected images [N, H, W, 1 or 3] and labels [N] in {where}, found {list(images.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    if not len(labels):
+        raise UserError(f"expected labelled images in {where}, found none")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise UserError(
+            f"expected integer labels from 0 in {where}, found {labels.dtype} from {labels.min()}"
+        )
+    if images.dtype != np.uint8:
+        # Negated, so that NaN is refused too.
+        if not np.issubdtype(images.dtype, np.floating) or not (images.min() >= 0 and images.max() <= 1):
+            raise UserError(
+                f"expected uint8 images or floats in [0, 1] in {where}, found {images.dtype} from "
+                f"{images.min()} to {images.max()}"
+            )
+        images = np.rint(images * 255).astype(np.uint8)
+    return images, labels.astype(np.int32)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UserError(f"expected an .npz archive of arrays, found a single array in {path}")
+        with file:
+            return {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read {path} as an .npz archive of plain arrays: it is damaged or of another kind"
+        ) from error

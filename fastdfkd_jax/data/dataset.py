@@ -1,0 +1,131 @@
+"""What a data set is, the checks that all sources share, and the grammar of splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastdfkd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from fastdfkd_jax.models import NetworkSpec
+
+_SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+class Dataset(NamedTuple):
+    """Labelled images in memory.
+
+    Attributes:
+      images: uint8[N, H, W, C].
+      labels: int32[N], class indices from 0.
+      class_names: a name for every class, or None where the source has none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None = None
+
+
+class Split(NamedTuple):
+    """A split such as 'train[:5000]' or 'test[20%:]'.
+
+    Attributes:
+      name: of the whole split.
+      start, stop: bounds as written, examples or percent; None where left out.
+    """
+
+    name: str
+    start: str | None
+    stop: str | None
+
+
+def parse_split(split: str) -> Split:
+    """Reads `NAME` or `NAME[start:stop]`, with bounds in examples or in percent, as TFDS writes them.
+
+    Raises:
+      UserError: the text is neither.
+    """
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise UserError(f"expected a split such as test, train[:5000] or train[10%:], got {split!r}")
+    return Split(*match.groups())
+
+
+def take(dataset: Dataset, split: Split) -> Dataset:
+    """The examples between a split's bounds, in the order in which they lie.
+
+    Raises:
+      UserError: there are none.
+    """
+    count = len(dataset.labels)
+
+    def position(bound: str | None) -> int | None:
+        if bound is None or not bound.endswith("%"):
+            return None if bound is None else int(bound)
+        return round(count * int(bound[:-1]) / 100)
+
+    chosen = slice(position(split.start), position(split.stop))
+    images, labels = dataset.images[chosen], dataset.labels[chosen]
+    if not len(labels):
+        bounds = f"[{split.start or ''}:{split.stop or ''}]"
+        raise UserError(f"split {split.name}{bounds} holds no example: {split.name} has {count} of them")
+    return dataset._replace(images=images, labels=labels)
+
+
+def unknown_split(split: str, source: str, available: Sequence[str]) -> UserError:
+    """The error for a split that a source does not have."""
+    return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
+
+
+def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
+    """Stacks uint8[H, W] and uint8[H, W, C] images to uint8[N, H, W, C].
+
+    Grey images among coloured ones become coloured; grey images alone keep one channel.
+
+    Args:
+      images: at least one image.
+      where: the place they came from, for the message.
+
+    Raises:
+      UserError: the sizes are mixed.
+    """
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
+        raise UserError(
+            f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): "
+            "give an image size"
+        )
+    channels = max(image.shape[2] if image.ndim == 3 else 1 for image in images)
+    stacked = np.empty((len(images), *next(iter(sizes)), channels), np.uint8)
+    for row, image in zip(stacked, images, strict=True):
+        row[:] = image if image.ndim == 3 else image[..., None]
+    return stacked
+
+
+def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
+    """Checks that a network can be evaluated on a data set.
+
+    Returns:
+      The data set.
+
+    Raises:
+      UserError: the images' shape or the classes are not those of the spec.
+    """
+    height, width, channels = dataset.images.shape[1:]
+    found, expected = f"{height}x{width}x{channels}", "x".join(map(str, spec.input_shape))
+    if found != expected:
+        raise UserError(f"the {spec.arch} network expects images of {expected}, the data set has {found}")
+    classes, known = int(dataset.labels.max()) + 1, dataset.class_names
+    if known is not None:
+        classes = len(known)
+    if classes > spec.num_classes or (known is not None and classes != spec.num_classes):
+        raise UserError(
+            f"the {spec.arch} network has {spec.num_classes} classes, the data set {classes}: "
+            "give the data set that the network was trained for"
+        )
+    return dataset

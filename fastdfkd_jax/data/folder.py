@@ -1,0 +1,94 @@
+"""Images in one folder a class, and Tiny-ImageNet's validation folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastdfkd_jax.data.dataset import Dataset, stack, unknown_split
+from fastdfkd_jax.errors import UserError
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+_SPLITS = ("train", "val", "validation", "test")
+_ANNOTATIONS = "val_annotations.txt"
+
+
+def read(directory: Path, split: str, image_size: int | None = None) -> Dataset:
+    """Reads `DIR/SPLIT/CLASS/**/image`, or `DIR/CLASS/**/image` where DIR has no splits.
+
+    A folder with `images/` and `val_annotations.txt` is read as Tiny-ImageNet's. Classes are numbered by
+    their sorted names, those of `DIR/train` where it exists, so that all splits number them alike.
+
+    Args:
+      directory: DIR.
+      split: name of the split.
+      image_size: if given, the shorter side is brought to this many pixels and the centre square cut out.
+
+    Raises:
+      UserError: the folder is missing, empty or has no labels; a file is damaged; sizes are mixed.
+    """
+    if not directory.is_dir():
+        raise UserError(f"expected a folder of images by class, found no folder {directory}")
+    place = directory / split
+    if not place.is_dir():
+        splits = [name for name in _SPLITS if (directory / name).is_dir()]
+        if splits or split not in (*_SPLITS, "all"):
+            raise unknown_split(split, f"folder:{directory}", splits or [*_SPLITS, "all"])
+        place = directory
+    labelled = _annotated(place) if (place / _ANNOTATIONS).is_file() else _by_class(place)
+    if not labelled:
+        raise UserError(f"expected images in one folder a class in {place}, found none")
+    train = directory / "train"
+    names = _class_folders(train) if train.is_dir() else sorted({name for _, name in labelled})
+    index = {name: i for i, name in enumerate(names)}
+    if strange := sorted({name for _, name in labelled} - set(index)):
+        raise UserError(f"expected the {len(names)} classes of {train} in {place}, found also {strange[0]!r}")
+    images = stack([_image(path, image_size) for path, _ in labelled], str(place))
+    labels = np.array([index[name] for _, name in labelled], np.int32)
+    return Dataset(images, labels, tuple(names))
+
+
+def _class_folders(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _by_class(place: Path) -> list[tuple[Path, str]]:
+    names = _class_folders(place)
+    if names == ["images"]:
+        # Tiny-ImageNet's test split; as a class folder it would score one class.
+        raise UserError(f"the images of {place} have no labels: choose a split that has, such as val")
+    return [
+        (path, name)
+        for name in names
+        for path in sorted((place / name).rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+
+
+def _annotated(place: Path) -> list[tuple[Path, str]]:
+    rows = [line.split("\t") for line in (place / _ANNOTATIONS).read_text().splitlines() if line.strip()]
+    if any(len(row) < 2 for row in rows):
+        raise UserError(f"expected lines of file name, tab, class in {place / _ANNOTATIONS}, found others")
+    return [(place / "images" / row[0], row[1]) for row in sorted(rows)]
+
+
+def _image(path: Path, size: int | None) -> np.ndarray:
+    """uint8[H, W] of a grey file, uint8[H, W, 3] of any other."""
+    try:
+        with Image.open(path) as file:
+            image = file if file.mode == "L" else file.convert("RGB")
+            if size is not None:
+                image = _centre_square(image, size)
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read the image {path}: it is missing, damaged or of another kind") from error
+
+
+def _centre_square(image: Image.Image, size: int) -> Image.Image:
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
