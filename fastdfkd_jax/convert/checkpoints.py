@@ -1,0 +1,187 @@
+"""Checkpoints as networks: `load_network` and `save_network`, and the spec that goes with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax.convert import files, guess, naming
+from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms
+
+_USUAL = (
+    "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
+    "ImageNet --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+)
+
+
+class Source(NamedTuple):
+    """A checkpoint as read, by its own names.
+
+    Attributes:
+      path: the file.
+      state: f32 arrays and int64 counters.
+      metadata: what `save_network` stored beside them; {} for a file of another origin.
+    """
+
+    path: Path
+    state: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+
+def read_source(path: str | os.PathLike[str]) -> Source:
+    """Reads a checkpoint of any kind (`files.read_state_dict`)."""
+    return Source(Path(path), *files.read_state_dict(path))
+
+
+def find_spec(
+    source: Source,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    needs_normalization: bool = True,
+) -> NetworkSpec:
+    """The spec of a checkpoint: what is given, else what is stored in it, else what its entries tell.
+
+    Args:
+      source: the checkpoint.
+      arch, num_classes, image_size, mean, std: what the caller knows.
+      needs_normalization: whether a mean and std that are neither given nor stored are an error.
+
+    Raises:
+      UserError: something needed is not known, or the number of classes is another one.
+    """
+    stored = {f.name: source.metadata[f.name] for f in dataclasses.fields(NetworkSpec) if f.name in source.metadata}
+    found = guess.guess_classes(source.state)
+    if num_classes not in (None, found):
+        raise UserError(f"{source.path} has {found} classes, expected {num_classes}: check --num-classes")
+    given = {"arch": arch, "image_size": image_size, "mean": mean, "std": std}
+    fields = stored | {key: value for key, value in given.items() if value is not None}
+    fields.setdefault("arch", None)
+    fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
+    fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}
+    if not ("mean" in fields and "std" in fields):
+        if needs_normalization:
+            raise UserError(
+                f"{source.path} does not say how its images are normalised: give --mean and --std "
+                f"(for instance {_USUAL})"
+            )
+        fields |= dict.fromkeys(("mean", "std"), (0.5,) * fields["channels"])
+    fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
+    spec = NetworkSpec(**fields)
+    _check_spec(spec)
+    return spec
+
+
+def _check_spec(spec: NetworkSpec) -> None:
+    if spec.image_size < 8:
+        raise UserError(f"--image-size must be at least 8, found {spec.image_size}")
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != spec.channels:
+            raise UserError(f"--{name} has {len(values)} numbers, expected {spec.channels}: one for each input channel")
+    if not np.isfinite(spec.mean).all() or not all(value > 0 for value in spec.std):
+        raise UserError(f"--mean and --std must be finite and std positive, found {spec.mean} and {spec.std}")
+
+
+def load_network(
+    path: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    dtype: Any = jnp.float32,
+    conv_gradient: str = "canonical",
+) -> tuple[Network, dict[str, Any]]:
+    """Loads a network from our own `.safetensors` or directly from a PyTorch file.
+
+    Args:
+      path: the checkpoint.
+      arch: architecture; by default the stored one, else told from the entries.
+      num_classes: refused where the checkpoint has another number.
+      image_size: side of the input in pixels; by default the stored one, else 32.
+      mean, std: normalisation; by default the stored one. A PyTorch file holds none: they must be given.
+      dtype, conv_gradient: as `models.build`.
+
+    Returns:
+      The network and its variables.
+
+    Raises:
+      UserError: the file is not a sound checkpoint of this architecture, or the normalisation is not known.
+    """
+    source = read_source(path)
+    spec = find_spec(source, arch=arch, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
+    network = build(spec, dtype=dtype, conv_gradient=conv_gradient)
+    return network, naming.to_variables(understand(source, network)[0], network)
+
+
+def understand(source: Source, network: Network) -> tuple[dict[str, np.ndarray], Naming]:
+    """The source's arrays under our names, checked, and its naming; errors (`naming.understand`) name the file."""
+    try:
+        return naming.understand(source.state, network)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
+
+
+def save_network(
+    path: str | os.PathLike[str],
+    network: Network,
+    variables: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a network as `.safetensors` with its spec, or as a bare PyTorch state dictionary.
+
+    Args:
+      path: ends in `.safetensors`, or in `.pth`, `.pt` or `.th` (needs torch; no spec is kept).
+      network: whose spec is stored.
+      variables: the collections 'params' and 'batch_stats'.
+      metadata: more to store in a `.safetensors`, anything JSON can hold.
+
+    Raises:
+      UserError: another suffix, torch is needed and not installed, or the file cannot be written.
+    """
+    write_state(path, naming.to_state_dict(variables), dict(metadata or {}) | dataclasses.asdict(network.spec))
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Writes a state dictionary in the format that the suffix names; metadata go into safetensors only."""
+    suffix = Path(path).suffix
+    if suffix == ".safetensors":
+        files.write_safetensors(path, state, metadata)
+    elif suffix in files.TORCH_SUFFIXES:
+        files.write_torch(path, state)
+    else:
+        raise UserError(f"{path} must end in one of {', '.join(files.SUFFIXES)}, which names the format")
+
+
+def source_naming(source: Source, found: Naming) -> Naming:
+    """The names of the code base a checkpoint comes from: its own, or those remembered at the import."""
+    stored = source.metadata.get("naming", {})
+    if found != Naming() or not stored:
+        return found
+    return Naming(stored["prefix"], tuple((ours, theirs) for ours, theirs in stored["renames"]))
+
+
+def require_batch_norm(network: Network, variables: Mapping[str, Any]) -> None:
+    """Refuses a teacher without BatchNorm statistics to invert.
+
+    Raises:
+      UserError: it has no BatchNorm.
+    """
+    if count_batch_norms(variables) == 0:
+        raise UserError(
+            f"the teacher {network.spec.arch} has no BatchNorm layers, whose statistics this method "
+            "inverts: choose a teacher with BatchNorm"
+        )

@@ -1,0 +1,109 @@
+"""The architecture, classes and input channels of a checkpoint, told from its names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastdfkd_jax.convert.naming import common_prefix
+from fastdfkd_jax.errors import UserError
+
+State = Mapping[str, np.ndarray]
+
+_HEADS = ("linear", "fc", "classifier")
+_FOUR_STAGES: dict[tuple[tuple[int, ...], int], str] = {
+    ((2, 2, 2, 2), 2): "resnet18",
+    ((3, 4, 6, 3), 2): "resnet34",
+    ((3, 4, 6, 3), 3): "resnet50",
+}
+_VGG: dict[tuple[int, ...], str] = {(1, 1, 1, 1, 1): "vgg8", (1, 1, 2, 2, 2): "vgg11", (2, 2, 2, 2, 2): "vgg13"}
+
+
+def guess_arch(state: State) -> str:
+    """Names the architecture of a state dictionary.
+
+    Raises:
+      UserError: its entries are not those of a family we know; asks for --arch.
+    """
+    state = _bare(state)
+    arch = _wide_resnet(state) or _resnet(state) or _vgg(state)
+    if arch is None:
+        first = ", ".join(list(state)[:6])
+        bare = "" if any(n.endswith("running_mean") for n in state) else "; it has no BatchNorm, which a teacher needs"
+        raise UserError(
+            "the architecture cannot be told from the checkpoint's entries: name it with --arch "
+            f"(the first of {len(state)} entries: {first}{bare})"
+        )
+    return arch
+
+
+def guess_classes(state: State) -> int:
+    """Outputs of the classifier, the last linear layer.
+
+    Raises:
+      UserError: there is no linear layer.
+    """
+    state = _bare(state)
+    heads = [name for name in state if name.endswith("weight") and state[name].ndim == 2]
+    usual = [name for name in heads if name.split(".")[0] in _HEADS]
+    if not heads:
+        raise UserError("the checkpoint has no linear layer to count classes by: expected a classifier")
+    return int(state[(usual or heads)[-1]].shape[0])
+
+
+def guess_channels(state: State) -> int:
+    """Channels of the input image: what the stem's convolution takes (3 where there is none to be found)."""
+    state = _bare(state)
+    for name in ("conv1.weight", "block0.0.weight"):
+        if name in state and state[name].ndim == 4:
+            return int(state[name].shape[1])
+    return 3
+
+
+def _bare(state: State) -> dict[str, np.ndarray]:
+    prefix = common_prefix(state)
+    return {name.removeprefix(prefix): array for name, array in state.items()}
+
+
+def _indices(state: State, pattern: str) -> dict[int, int]:
+    """How many second numbers there are to every first one among the names that match, in order."""
+    pairs = {(int(m[1]), int(m[2])) for name in state if (m := re.fullmatch(pattern, name))}
+    return {first: sum(a == first for a, _ in pairs) for first in sorted({a for a, _ in pairs})}
+
+
+def _wide_resnet(state: State) -> str | None:
+    blocks = _indices(state, r"block(\d+)\.layer\.(\d+)\.conv1\.weight")
+    if list(blocks) != [1, 2, 3] or len(set(blocks.values())) != 1:
+        return None
+    return f"wrn{6 * blocks[1] + 4}_{state['block1.layer.0.conv1.weight'].shape[0] // 16}"
+
+
+def _resnet(state: State) -> str | None:
+    blocks = _indices(state, r"layer(\d+)\.(\d+)\.conv1\.weight")
+    stem = state.get("conv1.weight")
+    # A larger stem is the ImageNet variant, which has other strides under the same names.
+    if stem is None or stem.ndim != 4 or stem.shape[-1] != 3:
+        return None
+    convs = 3 if "layer1.0.conv3.weight" in state else 2
+    if list(blocks) == [1, 2, 3, 4]:
+        return _FOUR_STAGES.get((tuple(blocks.values()), convs))
+    if list(blocks) != [1, 2, 3] or len(set(blocks.values())) != 1 or convs != 2:
+        return None
+    wide = "x4" if stem.shape[0] == 32 else ""
+    kind = "b" if any(re.search(r"\.(shortcut|downsample)\.", name) for name in state) else "a"
+    depth = 6 * blocks[1] + 2
+    # The letter is said only where it is not the name's default, and where the name means another family.
+    usual = "b" if wide else "a"
+    return f"resnet{depth}{wide}{'' if kind == usual and depth != 50 else kind}"
+
+
+def _vgg(state: State) -> str | None:
+    convs = {
+        (int(m[1]), int(m[2]))
+        for name, array in state.items()
+        if (m := re.fullmatch(r"block(\d+)\.(\d+)\.weight", name)) and array.ndim == 4
+    }
+    counts = tuple(sum(block == b for block, _ in convs) for b in range(5))
+    return _VGG.get(counts)

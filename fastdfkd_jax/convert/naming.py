@@ -1,0 +1,232 @@
+"""The one rule between variable trees and PyTorch state dictionaries, and the aliases of module names.
+
+Linen modules carry the dotted PyTorch name of the module, so that only leaf names and layouts differ:
+`kernel` (HWIO, or [I, O]) is `weight` (OIHW, or [O, I]), `scale` is `weight`, `mean` and `var` are
+`running_mean` and `running_var`. Statistics are used verbatim: both sides keep the unbiased variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network
+
+State = Mapping[str, np.ndarray]
+
+COUNTER = "num_batches_tracked"
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+# Names of one part of a network in different code bases; RepDistiller and torchvision say fc and downsample.
+ALIASES = (("linear", "fc", "classifier"), ("shortcut", "downsample"))
+
+_LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a checkpoint's entry names differ from ours.
+
+    Attributes:
+      prefix: stands before every name, for instance 'module.' of DataParallel.
+      renames: pairs (our name, their name) of one dotted component.
+    """
+
+    prefix: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def to_ours(self, name: str) -> str:
+        """Our name of an entry of the checkpoint."""
+        table = {theirs: ours for ours, theirs in self.renames}
+        return _rename(name.removeprefix(self.prefix), table)
+
+    def to_source(self, name: str) -> str:
+        """The checkpoint's name of one of our entries."""
+        return self.prefix + _rename(name, dict(self.renames))
+
+
+class Entry(NamedTuple):
+    """One array of a network: where it is in the tree and its shape in PyTorch's layout."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def _rename(name: str, table: Mapping[str, str]) -> str:
+    return ".".join(table.get(part, part) for part in name.split("."))
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """The wrappers' prefix that all names share, one after another ('module.model.'), or ''."""
+    names, prefix = list(names), ""
+    while step := next((p for p in PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
+        prefix += step
+    return prefix
+
+
+def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
+    """Finds the prefix and the aliases under which `names` are the `expected` ones as far as possible."""
+    names = list(names)
+    prefix = common_prefix(names)
+    theirs = {part for name in names for part in name.removeprefix(prefix).split(".")}
+    ours = {part for name in expected for part in name.split(".")}
+    pairs = []
+    for group in ALIASES:
+        our_names, their_names = ours.intersection(group), theirs.intersection(group)
+        # With two of a group on one side there is no telling which one is meant: leave both alone.
+        if len(our_names) == len(their_names) == 1 and our_names != their_names:
+            pairs.append((our_names.pop(), their_names.pop()))
+    return Naming(prefix, tuple(pairs))
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    return ".".join([*path[1:-1], _LEAVES[path[0], path[-1]]])
+
+
+def _torch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
+    if leaf != "kernel":
+        return shape
+    return tuple(shape[axis] for axis in _to_torch_axes(len(shape)))
+
+
+def _to_torch_axes(rank: int) -> tuple[int, ...]:
+    """Axes that take [..., I, O] to [O, I, ...]."""
+    return (rank - 1, rank - 2, *range(rank - 2))
+
+
+def _from_torch_axes(rank: int) -> tuple[int, ...]:
+    """Axes that take [O, I, ...] to [..., I, O]."""
+    return (*range(2, rank), 1, 0)
+
+
+def expected_entries(network: Network) -> dict[str, Entry]:
+    """Every entry of the network's state dictionary by our name, without the counters of batches."""
+    shapes: Any = flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0))))
+    return {_torch_name(path): Entry(path, _torch_shape(leaf.shape, path[-1])) for path, leaf in shapes.items()}
+
+
+def batch_norm_names(entries: Iterable[str]) -> tuple[str, ...]:
+    """Names of the modules that have running statistics, in order."""
+    suffix = ".running_mean"
+    return tuple(sorted(name.removesuffix(suffix) for name in entries if name.endswith(suffix)))
+
+
+def to_state_dict(variables: Mapping[str, Any], num_batches_tracked: int | None = 0) -> dict[str, np.ndarray]:
+    """Gives variables as a PyTorch state dictionary.
+
+    Args:
+      variables: the collections 'params' and 'batch_stats'.
+      num_batches_tracked: what the counter of every BatchNorm says; None leaves the counters out.
+
+    Returns:
+      f32 arrays by PyTorch name and layout, and the int64 counters. Load it with `strict=True`.
+    """
+    state = {}
+    for path, leaf in flatten_dict({name: variables[name] for name in ("params", "batch_stats")}).items():
+        array = np.asarray(leaf)
+        if path[-1] == "kernel":
+            array = array.transpose(_to_torch_axes(array.ndim))
+        state[_torch_name(path)] = np.array(array, order="C")
+    if num_batches_tracked is not None:
+        for name in batch_norm_names(state):
+            state[f"{name}.{COUNTER}"] = np.array(num_batches_tracked, np.int64)
+    return state
+
+
+def from_state_dict(state: State, network: Network) -> dict[str, Any]:
+    """Gives a PyTorch state dictionary as the network's variables.
+
+    Args:
+      state: arrays by PyTorch name and layout; wrappers' prefixes and the known aliases are understood, and
+        the counters of batches are dropped.
+      network: whose tree and shapes are expected.
+
+    Returns:
+      The collections 'params' and 'batch_stats', f32. A zero variance is logged as a warning.
+
+    Raises:
+      UserError: with every missing, unused, mis-shaped and impossible entry, by the checkpoint's names.
+    """
+    return to_variables(understand(state, network)[0], network)
+
+
+def understand(state: State, network: Network) -> tuple[dict[str, np.ndarray], Naming]:
+    """Gives a state dictionary under our names, checked, and how its own names differ.
+
+    Raises:
+      UserError: it is not a sound checkpoint of this network (`from_state_dict`).
+    """
+    expected = expected_entries(network)
+    naming = find_naming(state, expected)
+    ours = {naming.to_ours(name): array for name, array in state.items()}
+    _check(ours, expected, naming, network)
+    return ours, naming
+
+
+def to_variables(ours: State, network: Network) -> dict[str, Any]:
+    """Gives what `understand` has checked as the collections 'params' and 'batch_stats', f32."""
+    leaves = {}
+    for name, entry in expected_entries(network).items():
+        array = np.asarray(ours[name], np.float32)
+        if entry.path[-1] == "kernel":
+            array = array.transpose(_from_torch_axes(array.ndim))
+        leaves[entry.path] = jnp.asarray(array)
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(leaves)
+
+
+def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: Network) -> None:
+    """Refuses a state dictionary that is not this network's, with all that is wrong in one line."""
+    counters = {f"{name}.{COUNTER}" for name in batch_norm_names(expected)}
+    present = [name for name in expected if name in ours]
+    fitting = [name for name in present if _fits(ours[name], expected[name])]
+    variances = [name for name in fitting if name.endswith("running_var")]
+    faults = {
+        "missing": [n for n in expected if n not in ours],
+        "not used": [n for n in ours if n not in expected and n not in counters],
+        "mis-shaped": [n for n in present if n not in fitting],
+        "not finite": [n for n in fitting if not np.isfinite(ours[n]).all()],
+        "negative variance": [n for n in variances if (ours[n] < 0).any()],
+    }
+    parts = []
+    for fault, names in faults.items():
+        texts = [naming.to_source(name) for name in sorted(names)]
+        if fault == "mis-shaped":
+            texts = [f"{naming.to_source(n)} ({_misfit(ours[n], expected[n])})" for n in sorted(names)]
+        if names:
+            parts.append(f"{fault} ({len(names)}): {', '.join(texts)}")
+    if parts:
+        arch, classes = network.spec.arch, network.spec.num_classes
+        bare = "" if batch_norm_names(ours) else " (it has no BatchNorm)"
+        raise UserError(f"not a sound {arch} of {classes} classes{bare}: {'; '.join(parts)}; check --arch")
+    _warn_of_zeros({naming.to_source(name): ours[name] for name in variances})
+
+
+def _warn_of_zeros(variances: State) -> None:
+    zeros = {name: int((array == 0).sum()) for name, array in variances.items()}
+    if any(zeros.values()):
+        texts = (f"{name} ({count} channels)" for name, count in zeros.items() if count)
+        logging.warning("a variance of 0, by which BatchNorm multiplies 316-fold: %s", ", ".join(texts))
+
+
+def _fits(array: np.ndarray, entry: Entry) -> bool:
+    return array.shape == entry.shape and np.issubdtype(array.dtype, np.floating)
+
+
+def _misfit(array: np.ndarray, entry: Entry) -> str:
+    found = "x".join(map(str, array.shape)) or "one number"
+    kind = "" if np.issubdtype(array.dtype, np.floating) else f" {array.dtype}"
+    return f"found {found}{kind}, expected {'x'.join(map(str, entry.shape))}"

@@ -1,0 +1,206 @@
+"""Records what a PyTorch network computes, so that a conversion can be verified where torch is not.
+
+    python record.py file.py:factory --checkpoint teacher.pth --out reference.npz
+
+This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in
+`file.py` that gives the module when called without arguments. Recorded in evaluation mode, on fixed noise as network
+input: the logits, the mean and biased variance of every BatchNorm's input, the gradients of two losses
+with respect to the image, and the state dictionary. The checkpoint is read with `weights_only=True`; the
+file.py itself is executed, so name only code that you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import traceback
+
+import numpy as np
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+class RecordError(Exception):
+    """A mistake of the input; the message is one line."""
+
+
+def load_factory(target):
+    """Calls `factory` of 'file.py:factory' and returns its torch.nn.Module."""
+    import torch
+
+    path, separator, name = target.rpartition(":")
+    if not separator or not os.path.isfile(path):
+        raise RecordError(f"expected FILE.py:FACTORY that names an existing file, found {target!r}")
+    spec = importlib.util.spec_from_file_location("user_network", path)
+    if spec is None or spec.loader is None:
+        raise RecordError(f"{path} is not a Python file")
+    source = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(source)
+        if not hasattr(source, name):
+            raise RecordError(f"{path} has no {name!r}")
+        module = getattr(source, name)()
+    except RecordError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise RecordError(f"{target} failed: {type(error).__name__}: {_one_line(error)} (line {line})") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(module, torch.nn.Module):
+        raise RecordError(f"{target} gave a {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+def read_checkpoint(path):
+    """The tensors of a PyTorch file, bare or in a container; nothing but tensors is ever unpickled."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_one_line(error)[-300:]}"
+        raise RecordError(f"{path} cannot be loaded with weights_only=True: {reason}") from error
+    for key in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return content
+
+
+def load_weights(module, state):
+    """Loads a state dictionary with strict=True; a wrapper's prefix such as 'module.' may differ."""
+    own = list(module.state_dict())
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
+            state = {name[len(prefix) :]: value for name, value in state.items()}
+    try:
+        # A plain dictionary has no version, which lets the counters of batches be absent.
+        module.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise RecordError(f"the checkpoint does not fit the PyTorch module: {_one_line(error)}") from error
+
+
+def fixed_images(shape, seed=0):
+    """Standard normal noise of this shape, f32: network input, whatever the normalisation."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def record(module, images):
+    """What the module computes from NCHW images in evaluation mode.
+
+    Returns:
+      NumPy arrays: 'images', 'labels', 'logits', 'moments/NAME/mean' and '/var' of every BatchNorm,
+      'gradient/cross_entropy' and 'gradient/batch_norm' (of `losses`), 'state/NAME'.
+    """
+    import torch
+
+    moments, statistics, handles = {}, {}, []
+
+    def watch(name, layer):
+        def hook(_, inputs):
+            x = inputs[0].clone()  # a later in-place operation must not reach what the gradient needs
+            moments[name] = (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
+            statistics[name] = (layer.running_mean, layer.running_var)
+
+        return hook
+
+    module = module.eval().float()
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+            handles.append(layer.register_forward_pre_hook(watch(name, layer)))
+    x = torch.from_numpy(np.array(images)).requires_grad_()
+    try:
+        logits = module(x)
+    except Exception as error:
+        shape = "x".join(map(str, images.shape))
+        raise RecordError(f"the PyTorch module fails on images of {shape}: {_one_line(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise RecordError("the PyTorch module does not give logits of shape [batch, classes]")
+    labels = torch.arange(len(x)) % logits.shape[1]
+    named = dict(zip(("cross_entropy", "batch_norm"), losses(logits, labels, moments, statistics), strict=True))
+    result = {"images": images, "labels": labels, "logits": logits}
+    for name, (mean, var) in moments.items():
+        result |= {f"moments/{name}/mean": mean, f"moments/{name}/var": var}
+    for name, loss in named.items():
+        if loss.requires_grad:
+            (result[f"gradient/{name}"],) = torch.autograd.grad(loss, x, retain_graph=True)
+    result |= {f"state/{name}": value for name, value in module.state_dict().items()}
+    return {name: _to_numpy(value) for name, value in result.items()}
+
+
+def losses(logits, labels, moments, statistics):
+    """Mean cross-entropy, and the sum over BatchNorms of ||mean - running|| + ||var - running||."""
+    import torch
+
+    distance = torch.zeros(())
+    for name, pair in moments.items():
+        for batch, running in zip(pair, statistics[name], strict=True):
+            distance = distance + torch.linalg.vector_norm(batch - running)
+    return torch.nn.functional.cross_entropy(logits, labels), distance
+
+
+def _to_numpy(value):
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).numpy()
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise RecordError(f"{message}; see {self.prog} --help")
+
+
+def _parse(arguments):
+    parser = _Parser(description="Record what a PyTorch network computes.")
+    parser.add_argument("factory", metavar="FILE.py:FACTORY")
+    parser.add_argument("--checkpoint", help="weights to load; by default those the factory gives")
+    parser.add_argument("--out", required=True, help="the .npz to write")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4)
+    return parser.parse_args(arguments)
+
+
+def _write(path, arrays):
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def main(arguments=None):
+    """Runs the command; returns its exit status, 2 for a mistake of the input."""
+    try:
+        options = _parse(arguments)
+        module = load_factory(options.factory)
+        if options.checkpoint:
+            load_weights(module, read_checkpoint(options.checkpoint))
+        images = fixed_images((options.batch, options.channels, options.image_size, options.image_size))
+        result = record(module, images)
+        _write(options.out, result)
+    except (RecordError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {len(result)} arrays")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

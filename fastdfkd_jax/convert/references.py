@@ -1,0 +1,114 @@
+"""What PyTorch computes with a checkpoint's weights: from our twin, the user's module, or a recorded file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastdfkd_jax.convert import naming, record, twins
+from fastdfkd_jax.convert.files import import_torch
+from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network, NetworkSpec
+
+Arrays = dict[str, np.ndarray]
+
+_BATCH = 4
+
+
+def from_twin(ours: Mapping[str, np.ndarray], spec: NetworkSpec) -> Arrays:
+    """Runs our PyTorch twin of the architecture (`record.record`) on weights under our names."""
+    module = twins.twin(spec)
+    module.load_state_dict(_tensors(ours), strict=True)
+    return record.record(module, _images(spec))
+
+
+def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spec: NetworkSpec) -> Arrays:
+    """Runs the user's own module on the same weights.
+
+    Args:
+      target: 'FILE.py:FACTORY'.
+      ours: the weights under our names.
+      names: those of the code base that the weights come from, tried where the module does not have ours.
+      spec: the network.
+
+    Raises:
+      UserError: the factory fails, or the weights do not fit its module.
+    """
+    import_torch()
+    try:
+        module = record.load_factory(target)
+        prefix = naming.common_prefix(module.state_dict())
+        own = {name.removeprefix(prefix) for name in module.state_dict()}
+        if not own.issuperset(name for name in ours if not name.endswith(naming.COUNTER)):
+            ours = {names.to_source(name).removeprefix(names.prefix): array for name, array in ours.items()}
+        record.load_weights(module, _tensors({prefix + name: array for name, array in ours.items()}))
+        return record.record(module, _images(spec))
+    except record.RecordError as error:
+        raise UserError(f"{target}: {error}") from error
+
+
+def from_file(path: str) -> Arrays:
+    """Reads what `record.py` wrote.
+
+    Raises:
+      UserError: the file is missing, damaged or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no reference {path}: record one with convert/record.py") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an .npz that convert/record.py wrote, or is damaged") from error
+    missing = [name for name in ("images", "labels", "logits", "gradient/cross_entropy") if name not in arrays]
+    if missing:
+        raise UserError(f"{path} is not an .npz that convert/record.py wrote: it has no {', '.join(missing)}")
+    return arrays
+
+
+def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
+    """A reference with its moments and state under our names.
+
+    Raises:
+      UserError: its image size, classes or BatchNorms are not those of the network.
+    """
+    _check_sizes(arrays, network.spec, title)
+    entries = naming.expected_entries(network)
+    state = [name.removeprefix("state/") for name in arrays if name.startswith("state/")]
+    theirs = naming.find_naming(state, entries)
+    result = {}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        if kind in ("moments", "state"):
+            module, _, moment = rest.rpartition("/") if kind == "moments" else (rest, "", "")
+            name = "/".join(filter(None, (kind, theirs.to_ours(module), moment)))
+        result[name] = array
+    found = {name.split("/")[1] for name in result if name.startswith("moments/")}
+    wanted = set(naming.batch_norm_names(entries))
+    if found != wanted:
+        lacks, adds = (", ".join(sorted(names)) or "none" for names in (wanted - found, found - wanted))
+        raise UserError(f"{title} is another network: of the BatchNorms it lacks {lacks} and adds {adds}")
+    return result
+
+
+def _check_sizes(arrays: Arrays, spec: NetworkSpec, title: str) -> None:
+    height, width, channels = spec.input_shape
+    found, logits = arrays["images"].shape, arrays["logits"].shape
+    if found[1:] != (channels, height, width):
+        size = "x".join(map(str, found[1:]))
+        raise UserError(f"{title} has images of {size}, expected {channels}x{height}x{width}: check --image-size")
+    if logits[1:] != (spec.num_classes,):
+        raise UserError(f"{title} has {logits[-1]} classes, expected {spec.num_classes}")
+
+
+def _images(spec: NetworkSpec) -> np.ndarray:
+    return record.fixed_images((_BATCH, spec.channels, spec.image_size, spec.image_size))
+
+
+def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    torch = import_torch()
+    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}

@@ -1,0 +1,82 @@
+"""`import` and `export`: from another code base's checkpoint to ours and back to exactly its names."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+
+from fastdfkd_jax.convert import checkpoints, files, naming
+from fastdfkd_jax.convert.checkpoints import Source
+from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network, NetworkSpec, build
+
+# The names of RepDistiller and torchvision.
+_FC_DOWNSAMPLE = {"linear": "fc", "classifier": "fc", "shortcut": "downsample"}
+NAMINGS = ("source", "ours", "torchvision")
+
+
+def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], **known) -> NetworkSpec:
+    """Writes a checkpoint of any kind as our `.safetensors`: our names, the spec and the source's naming.
+
+    Args:
+      path: the checkpoint to import.
+      out: the `.safetensors` to write; nothing is written unless everything is valid.
+      known: `arch`, `num_classes`, `image_size`, `mean` and `std` as in `checkpoints.find_spec`.
+
+    Returns:
+      The spec that was stored.
+
+    Raises:
+      UserError: the source is not sound, something needed is not known, or `out` cannot be written.
+    """
+    if not str(out).endswith(".safetensors"):
+        raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
+    source = checkpoints.read_source(path)
+    spec = checkpoints.find_spec(source, **known)
+    state, found = checkpoints.understand(source, build(spec))
+    origin = {"file": source.path.name, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
+    metadata = dataclasses.asdict(spec) | {
+        "naming": dataclasses.asdict(checkpoints.source_naming(source, found)),
+        "source": origin,
+    }
+    files.write_safetensors(out, state, metadata)
+    return spec
+
+
+def export_checkpoint(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], style: str = "source", **known
+) -> NetworkSpec:
+    """Writes a checkpoint as a PyTorch state dictionary that loads with `strict=True`.
+
+    Args:
+      path: a checkpoint of any kind, usually ours.
+      out: ends in `.pth`, `.pt`, `.th` or `.safetensors`.
+      style: 'source' gives back the names that were imported (ours where there was no import), 'ours' ours,
+        'torchvision' says fc and downsample.
+      known: as for `import_checkpoint`; the normalisation is not needed.
+
+    Returns:
+      The spec of the network.
+
+    Raises:
+      UserError: the checkpoint is not sound, or `out` cannot be written.
+    """
+    source = checkpoints.read_source(path)
+    spec = checkpoints.find_spec(source, needs_normalization=False, **known)
+    network = build(spec)
+    state, found = checkpoints.understand(source, network)
+    target = _target(style, source, found, network)
+    checkpoints.write_state(out, {target.to_source(name): array for name, array in state.items()}, {})
+    return spec
+
+
+def _target(style: str, source: Source, found: Naming, network: Network) -> Naming:
+    if style == "source":
+        return checkpoints.source_naming(source, found)
+    if style == "ours":
+        return Naming()
+    parts = {part for name in naming.expected_entries(network) for part in name.split(".")}
+    pairs = ((ours, theirs) for ours, theirs in _FC_DOWNSAMPLE.items() if ours in parts and theirs not in parts)
+    return Naming(renames=tuple(pairs))

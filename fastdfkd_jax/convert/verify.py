@@ -1,0 +1,182 @@
+"""Compares a checkpoint with PyTorch: logits, BatchNorm input moments, image gradients and the round trip."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from fastdfkd_jax.convert import checkpoints, naming, references
+from fastdfkd_jax.convert.checkpoints import Source
+from fastdfkd_jax.convert.files import read_state_dict, write_safetensors
+from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.models import Network, NetworkSpec, build
+
+# float32 sums in another order differ by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.
+# Moments of channels that hardly vary lose another digit to cancellation.
+TOLERANCES = {"logits": 1e-4, "gradient": 1e-4, "moments": 1e-3, "bits": 0.0}
+
+
+class Check(NamedTuple):
+    """One comparison.
+
+    Attributes:
+      name: what was compared.
+      error: max|ours - reference| / max|reference|.
+      magnitude: max|reference|.
+      tolerance: the largest error that passes.
+    """
+
+    name: str
+    error: float
+    magnitude: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (a NaN is not)."""
+        return self.error <= self.tolerance
+
+
+class Report(NamedTuple):
+    """The checks of one checkpoint and what it was compared with."""
+
+    spec: NetworkSpec
+    reference: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def verify(
+    path: str | os.PathLike[str], *, torch_factory: str | None = None, reference: str | None = None, **known
+) -> Report:
+    """Compares a checkpoint, imported by us, with PyTorch on the same weights and images.
+
+    Args:
+      path: a checkpoint of any kind.
+      torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture.
+      reference: an `.npz` that `record.py` wrote; torch is then needed for a torch checkpoint only.
+      known: `arch`, `num_classes` and `image_size` as in `checkpoints.find_spec`.
+
+    Returns:
+      The checks: logits, every BatchNorm's input mean and variance, two image gradients, the round trip
+      through our file format, and the weights where the reference brings its own.
+
+    Raises:
+      UserError: the checkpoint is not sound, or the reference is none of this network.
+    """
+    source = checkpoints.read_source(path)
+    spec = checkpoints.find_spec(source, needs_normalization=False, **known)
+    network = build(spec)
+    ours, found = checkpoints.understand(source, network)
+    if reference is not None:
+        title, arrays = reference, references.from_file(reference)
+    elif torch_factory is not None:
+        names = checkpoints.source_naming(source, found)
+        title, arrays = torch_factory, references.from_factory(torch_factory, ours, names, spec)
+    else:
+        title, arrays = f"our PyTorch twin of {spec.arch}", references.from_twin(ours, spec)
+    expected = references.in_our_names(arrays, network, title)
+    variables = naming.to_variables(ours, network)
+    checks = [*compare(network, variables, expected), _round_trip(source, variables, ours, found)]
+    if reference is not None:
+        checks.append(_same_weights(ours, expected))
+    return Report(spec, title, tuple(checks))
+
+
+def run_network(
+    network: Network, variables: Mapping[str, Any], images: jax.Array, labels: jax.Array
+) -> dict[str, np.ndarray]:
+    """Our side of `record.record`: the same arrays under the same names, by the network's own functions.
+
+    Args:
+      network: the network.
+      variables: its variables.
+      images: network input, f32[B, C, H, W] as in PyTorch.
+      labels: i32[B].
+
+    Returns:
+      'logits', 'moments/NAME/mean' and '/var', 'gradient/cross_entropy' and 'gradient/batch_norm' (NCHW).
+    """
+
+    def losses(x):
+        outputs = network.apply(variables, x.transpose(0, 2, 3, 1), moments=True)
+        cross_entropy = -jnp.take_along_axis(jax.nn.log_softmax(outputs.logits), labels[:, None], 1).mean()
+        gaps = jax.tree.map(jnp.subtract, outputs.moments, dict(variables["batch_stats"]))
+        distance = sum(map(jnp.linalg.norm, jax.tree.leaves(gaps)), jnp.zeros(()))
+        return jnp.stack([cross_entropy, distance]), outputs
+
+    @jax.jit
+    def run(x):
+        _, pull_back, outputs = jax.vjp(losses, x, has_aux=True)
+        return outputs, jax.vmap(pull_back)(jnp.eye(2))[0]
+
+    with jax.default_matmul_precision("highest"):
+        outputs, gradients = run(images)
+    result = {"logits": outputs.logits}
+    for path, moment in flatten_dict(dict(outputs.moments)).items():
+        result[f"moments/{'.'.join(path[:-1])}/{path[-1]}"] = moment
+    result |= zip(("gradient/cross_entropy", "gradient/batch_norm"), gradients, strict=True)
+    return {name: np.asarray(array) for name, array in result.items()}
+
+
+def compare(network: Network, variables: Mapping[str, Any], reference: Mapping[str, np.ndarray]) -> list[Check]:
+    """Checks of what our network computes against a reference under our names (`references.in_our_names`)."""
+    found = run_network(network, variables, jnp.asarray(reference["images"]), jnp.asarray(reference["labels"]))
+    checks = []
+    for name, array in found.items():
+        kind, _, rest = name.partition("/")
+        if name in reference:
+            title = {"moments": rest.replace("/", " input "), "gradient": f"image gradient of {rest}"}.get(kind, name)
+            checks.append(_check(title, array, reference[name], kind if kind in TOLERANCES else "logits"))
+    return checks
+
+
+def _check(name: str, found: np.ndarray, reference: np.ndarray, kind: str) -> Check:
+    magnitude = float(np.max(np.abs(reference), initial=0.0))
+    if found.shape != reference.shape:
+        return Check(name, float("inf"), magnitude, TOLERANCES[kind])
+    difference = float(np.max(np.abs(found - reference), initial=0.0))
+    return Check(name, difference / magnitude if magnitude else difference, magnitude, TOLERANCES[kind])
+
+
+def _round_trip(source: Source, variables: Mapping[str, Any], ours: Mapping[str, np.ndarray], found: Naming) -> Check:
+    """Checkpoint to variables to our file and back to the checkpoint's own names, bit for bit."""
+    counters = {name: array for name, array in ours.items() if name.endswith(naming.COUNTER)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "round_trip.safetensors"
+        write_safetensors(file, naming.to_state_dict(variables, num_batches_tracked=None) | counters, {})
+        again, _ = read_state_dict(file)
+    back = {found.to_source(name): array for name, array in again.items()}
+    return _same("round trip", back, source.state)
+
+
+def _same_weights(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Check:
+    def weights(state):
+        return {name: array for name, array in state.items() if not name.endswith(naming.COUNTER)}
+
+    prefix = "state/"
+    theirs = {name.removeprefix(prefix): array for name, array in reference.items() if name.startswith(prefix)}
+    return _same("weights of the reference", weights(ours), weights(theirs))
+
+
+def _same(name: str, found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Check:
+    """One check over whole state dictionaries; infinite where names, types or only signs of zero differ."""
+    magnitude = max((float(np.abs(array).max(initial=0)) for array in reference.values()), default=0.0)
+    error = float("inf")
+    if found.keys() == reference.keys():
+        same = all(found[n].dtype == a.dtype and found[n].tobytes() == a.tobytes() for n, a in reference.items())
+        worst = max((_check(n, found[n], a, "bits").error for n, a in reference.items()), default=0.0)
+        error = 0.0 if same else worst or error
+    return Check(name, error, magnitude, TOLERANCES["bits"])
