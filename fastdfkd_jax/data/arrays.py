@@ -54,9 +54,7 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarr
     if not len(labels):
         raise UserError(f"expected labelled images in {where}, found none")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise UserError(
-            f"expected integer labels from 0 in {where}, found {labels.dtype} from {labels.min()}"
-        )
+        raise UserError(f"expected integer labels from 0 in {where}, found {labels.dtype} from {labels.min()}")
     if images.dtype != np.uint8:
         # Negated, so that NaN is refused too.
         if not np.issubdtype(images.dtype, np.floating) or not (images.min() >= 0 and images.max() <= 1):

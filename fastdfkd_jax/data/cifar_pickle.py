@@ -102,9 +102,7 @@ def _batch(path: Path, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"expected data and {layout.labels} in {path}, found {', '.join(sorted(content))}")
     data, labels = np.asarray(content["data"]), np.asarray(content[layout.labels], np.int32)
     if data.dtype != np.uint8 or data.shape != (len(labels), 3072):
-        raise UserError(
-            f"expected uint8[{len(labels)}, 3072] in {path}, found {data.dtype}{list(data.shape)}"
-        )
+        raise UserError(f"expected uint8[{len(labels)}, 3072] in {path}, found {data.dtype}{list(data.shape)}")
     # Stored plane by plane.
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
@@ -118,9 +116,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"refused to unpickle {path}: {error}; fetch the file from its publisher") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(
-            f"cannot unpickle {path} ({type(error).__name__}): unpack the archive again"
-        ) from error
+        raise UserError(f"cannot unpickle {path} ({type(error).__name__}): unpack the archive again") from error
     if not isinstance(content, dict):
         raise UserError(f"expected a dict in {path}, found {type(content).__name__}")
     return {_text(key): value for key, value in content.items()}

@@ -60,10 +60,7 @@ def _by_class(place: Path) -> list[tuple[Path, str]]:
         # Tiny-ImageNet's test split; as a class folder it would score one class.
         raise UserError(f"the images of {place} have no labels: choose a split that has, such as val")
     return [
-        (path, name)
-        for name in names
-        for path in sorted((place / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
+        (path, name) for name in names for path in sorted((place / name).rglob("*")) if path.suffix.lower() in _SUFFIXES
     ]
 
 

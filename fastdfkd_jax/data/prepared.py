@@ -33,9 +33,7 @@ def read(name: str, split: str, root: Path) -> Dataset:
     builder = _open(name, _newest_version(name, root))
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        raise UserError(
-            f"expected tfds:{name} to have the features image and label, found {sorted(features)}"
-        )
+        raise UserError(f"expected tfds:{name} to have the features image and label, found {sorted(features)}")
     names = tuple(features["label"].names)
     records = _records(builder, name, split)
     images = stack([_decode(record["image"], name) for record in records], f"tfds:{name}")
@@ -66,9 +64,7 @@ def _newest_version(name: str, root: Path) -> Path:
     found = list((root / name).glob("*/dataset_info.json"))
     if not found:
         held = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"expected {name}/VERSION/dataset_info.json in {root}, found {held}: {_how_to_get(name)}"
-        )
+        raise UserError(f"expected {name}/VERSION/dataset_info.json in {root}, found {held}: {_how_to_get(name)}")
     return max(found, key=lambda path: [int(p) for p in path.parent.name.split(".") if p.isdigit()]).parent
 
 
@@ -85,9 +81,7 @@ def _open(name: str, directory: Path) -> Any:
         ) from error
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format != "array_record":
-        raise UserError(
-            f"expected {directory} in array_record format, found {file_format}: {_how_to_get(name)}"
-        )
+        raise UserError(f"expected {directory} in array_record format, found {file_format}: {_how_to_get(name)}")
     return builder
 
 
@@ -117,9 +111,7 @@ def _decode(encoded: bytes, name: str) -> np.ndarray:
         image = Image.open(io.BytesIO(encoded))
         return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set anew"
-        ) from error
+        raise UserError(f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set anew") from error
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,157 @@
+"""Trains a teacher on real data by the documented recipe (METHOD section 5).
+
+    python -m fastdfkd_jax.pretrain --config configs/pretrain_digits.py --workdir DIR [--config.key=value]
+
+Writes `teacher.safetensors`, `metrics.jsonl` and `config.json` into the work directory. The test split is
+read for reporting, never for selection: the teacher is the one of the last epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.data import Dataset
+from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.files import disk_error, write_atomically
+from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.models.network import Variables
+from fastdfkd_jax.supervised import Recipe, train_teacher
+
+_KEYS = {"arch", "mean", "std", "data", "recipe"}
+
+
+def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Trains and stores the teacher that a config describes.
+
+    Args:
+      config: the keys of `configs/pretrain_cifar10.py`, as plain dictionaries.
+      workdir: where the three files go.
+
+    Returns:
+      The last line of `metrics.jsonl`: epoch, training loss, the test split's measurements, seconds.
+
+    Raises:
+      UserError: the config, the data or the work directory cannot be used.
+    """
+    _expect_keys("the config", config, _KEYS)
+    _expect_keys("recipe", config["recipe"], {field.name for field in dataclasses.fields(Recipe)})
+    recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
+    train, test = _datasets(config["data"])
+    network = models.build(_spec(config, train))
+    data.require(test, network.spec)
+    _prepare(workdir, config)
+    report, records = _reporter(network, recipe, test, workdir)
+    train_teacher(network, recipe, train, report)
+    return records[-1]
+
+
+def _expect_keys(where: str, found: Mapping[str, Any], expected: Set[str]) -> None:
+    if set(found) != expected:
+        raise UserError(f"expected {', '.join(sorted(expected))} in {where}, found {', '.join(sorted(found))}")
+
+
+def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
+    _expect_keys("data", source, {"source", "dir", "train_split", "test_split"})
+    train, test = (
+        data.load(source["source"], source[split], data_dir=source["dir"]) for split in ("train_split", "test_split")
+    )
+    return train, test
+
+
+def _spec(config: Mapping[str, Any], dataset: Dataset) -> NetworkSpec:
+    height, width, channels = dataset.images.shape[1:]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if height != width:
+        raise UserError(f"expected square training images, found {height}x{width}")
+    if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
+        raise UserError(f"expected {channels} numbers in mean and positive ones in std, got {mean} and {std}")
+    classes = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
+    return NetworkSpec(config["arch"], classes, height, channels, mean, std)
+
+
+def _prepare(workdir: Path, config: Mapping[str, Any]) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(workdir, error) from error
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(workdir / "config.json", lambda file: file.write(text.encode()))
+
+
+def _reporter(
+    network: Network, recipe: Recipe, test: Dataset, workdir: Path
+) -> tuple[Callable[[int, float, Variables], None], list[dict[str, Any]]]:
+    """The function that evaluates and stores a teacher, and the list of records that it fills."""
+    evaluate = make_evaluator(network)
+    records: list[dict[str, Any]] = []
+    start = time.perf_counter()
+
+    def report(epoch: int, loss: float, variables: Variables) -> None:
+        measured = {f"test_{name}": value for name, value in evaluate(variables, test).items()}
+        seconds = time.perf_counter() - start
+        records.append({"epoch": epoch, "train_loss": loss, **measured, "seconds": seconds})
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomically(workdir / "metrics.jsonl", lambda file: file.write(lines.encode()))
+        accuracy = measured["test_accuracy"]
+        convert.save_network(
+            workdir / "teacher.safetensors",
+            network,
+            variables,
+            metadata={"epoch": epoch, "test_accuracy": accuracy},
+        )
+        print(
+            f"epoch {epoch}/{recipe.epochs}: loss {loss:.4f}, test accuracy {accuracy:.2f} %, {seconds:.0f} s",
+            flush=True,
+        )
+
+    return report, records
+
+
+def parse(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """Reads `--config FILE --workdir DIR [--config.key=value ...]`.
+
+    Args:
+      argv: the arguments, without the program's name.
+
+    Raises:
+      UserError: an argument or a key is unknown, a value is of the wrong type, or a file is missing.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "where to write", flag_values=values)
+    try:
+        rest = values(["pretrain", *argv])[1:]
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"bad arguments: {reason[0] if reason else type(error).__name__}") from error
+    if rest or values["config"].value is None or not values["workdir"].value:
+        raise UserError(f"expected --config FILE --workdir DIR [--config.key=value], got {' '.join(argv) or 'nothing'}")
+    config: ConfigDict = values["config"].value
+    return config.to_dict(), Path(values["workdir"].value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        config, workdir = parse(sys.argv[1:] if argv is None else argv)
+        result = run(config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STATUS
+    print(f"{workdir / 'teacher.safetensors'}: test accuracy {result['test_accuracy']:.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
