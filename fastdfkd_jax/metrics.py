@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import resource
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from fastdfkd_jax.files import disk_error
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -52,12 +54,12 @@ class Metrics:
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
-            logging.info("%s", line)
+            log.info("%s", line)
 
     def advance(self, call: int, status: str) -> None:
         """Shows the call that has just ended."""
         if self._bar is None:
-            logging.info("call %d: %s", call, status)
+            log.info("call %d: %s", call, status)
         else:
             self._bar.set_postfix_str(status)
             self._bar.update(call - self._bar.n)

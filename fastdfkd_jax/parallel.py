@@ -40,9 +40,7 @@ def lane_map(num_tasks: int, task_devices: Sequence[jax.Device]) -> Callable[...
     """
     count = len(task_devices)
     if num_tasks % count:
-        raise UserError(
-            f"config.fastdfkd.num_tasks={num_tasks} lanes cannot be shared equally by {count} task_devices"
-        )
+        raise UserError(f"config.fastdfkd.num_tasks={num_tasks} lanes cannot be shared equally by {count} task_devices")
     local = _sequential if task_devices[0].platform == "cpu" else _vectorised
     if count == 1:
         return local
@@ -91,25 +89,31 @@ class CompiledStep:
     """A function compiled once, for the first arguments that it is called with, and timed.
 
     Attributes:
-      compile_seconds: what lowering and compiling took.
-      run_seconds: the sum over all calls, each until its results were ready.
+      compile_seconds: what lowering and compiling took in the last call; 0 in all but the first.
+      run_seconds: what the last call took until its results were ready.
     """
 
     def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()):
         self._jitted = jax.jit(function, donate_argnums=donate)
-        self._compiled = None
+        self.compiled: jax.stages.Compiled | None = None
         self.compile_seconds = 0.0
         self.run_seconds = 0.0
 
+    def compile(self, *args: Any) -> None:
+        """Compiles for arguments of these shapes, without running."""
+        self.compile_seconds = 0.0
+        if self.compiled is None:
+            start = time.perf_counter()
+            self.compiled = self._jitted.lower(*args).compile()
+            self.compile_seconds = time.perf_counter() - start
+
     def __call__(self, *args: Any) -> Any:
         """Runs the step and waits for it."""
-        if self._compiled is None:
-            start = time.perf_counter()
-            self._compiled = self._jitted.lower(*args).compile()
-            self.compile_seconds += time.perf_counter() - start
+        self.compile(*args)
+        assert self.compiled is not None
         start = time.perf_counter()
-        result = jax.block_until_ready(self._compiled(*args))
-        self.run_seconds += time.perf_counter() - start
+        result = jax.block_until_ready(self.compiled(*args))
+        self.run_seconds = time.perf_counter() - start
         return result
 
 

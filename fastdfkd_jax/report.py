@@ -29,6 +29,7 @@ def write_grid(path: Path, images: np.ndarray, columns: int = 16, scale: int = 2
         top, left = i // columns * (height + 1), i % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    path.parent.mkdir(parents=True, exist_ok=True)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 

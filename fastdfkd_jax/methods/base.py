@@ -7,12 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fastdfkd_jax.distill import StudentLoss
-
 Array = jax.Array
 Tree = Any
-
-LIFETIMES = ("pool", "once")
 
 
 class Batch(NamedTuple):
@@ -32,14 +28,11 @@ class Method(NamedTuple):
 
     Attributes:
       init: `init(key, teacher_vars) -> state`.
-      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
-        under 'loss/<term>' and the health signals 'agreement', 'moment_gap' and 'predicted' (i32[C], how
-        often the teacher predicts each class).
-      lifetime: 'pool' appends each batch to D', 'once' uses it for the next student steps and drops it.
-      student_loss: replaces the vanilla KD loss of the student step where it is not None.
+      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`; the batch is
+        appended to D'. Info holds scalars under 'loss/<term>' and, where the method looks at its images
+        through the teacher, the health signals 'agreement', 'moment_gap' and 'predicted' (i32[C], how often
+        the teacher predicts each class).
     """
 
     init: Callable[[Array, Tree], Tree]
     synthesize: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Batch, dict[str, Array]]]
-    lifetime: str = "pool"
-    student_loss: StudentLoss | None = None

@@ -71,3 +71,11 @@ def from_pixels(spec: NetworkSpec) -> Representation:
         reset=lambda key, theta: theta,
         reset_first_layer=lambda key, theta: theta,
     )
+
+
+def laid_out(representation: Representation, split: Callable[[Array], Array]) -> Representation:
+    """The same, with latents and images passed through `split` (`parallel.batch_splitter`)."""
+    return representation._replace(
+        draw=lambda key, batch: split(representation.draw(key, batch)),
+        render=lambda theta, latents: split(representation.render(theta, latents)),
+    )

@@ -1,0 +1,14 @@
+"""CIFAR-100, Table 1 of the paper; variants and protocol are those of cifar10.py.
+
+Published for wrn40_2-wrn16_1-fast5: 52.90 % (best epoch on the test set).
+
+    python -m fastdfkd_jax.main --config configs/cifar100.py:wrn40_2-wrn16_1-fast5 --workdir DIR \
+        --config.teacher.checkpoint=cifar100_wrn40_2.pth
+"""
+
+from configs import cifar
+
+
+def get_config(variant=None):
+    """The config of a variant; without one, WRN-40-2 -> WRN-16-1 with k = 5."""
+    return cifar.make("cifar100", 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), variant)

@@ -1,0 +1,192 @@
+"""Checkpoints of a run: everything that a resumed run needs to end as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import disk_error
+
+Tree = Any
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+      state: the tree, on the device.
+      progress: the JSON that was saved with it.
+    """
+
+    state: Tree
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, numbered by the KD and synthesis steps done.
+
+    A save is complete or absent: Orbax writes beside the target and renames. A digest of every array is kept with
+    it, so that damage that happens later is recognised too.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        self.directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+            item_names=("state", "meta"),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Number of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, number: int, state: Tree, progress: dict[str, Any]) -> None:
+        """Saves a tree and its progress under a number (once), and forgets the oldest beyond those kept."""
+        if number in self._manager.all_steps():
+            return
+        meta = {
+            "format": FORMAT,
+            "digest": digest(state),
+            "fingerprint": fingerprint(),
+            "progress": progress,
+        }
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        try:
+            self._manager.save(number, args=args, force=True)
+        except OSError as error:
+            raise disk_error(self.directory, error) from error
+
+    def restore(self, like: Tree) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        Args:
+          like: a tree of the expected structure, shapes and dtypes.
+
+        Raises:
+          UserError: all checkpoints are damaged, or one is of another version of this program.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            restored = self._read(step, like)
+            if restored is not None:
+                self._forget_after(step, steps)
+                return restored
+        if steps:
+            raise UserError(
+                f"all checkpoints in {self.directory} are damaged ({steps}): restore one, or start in a new workdir"
+            )
+        return None
+
+    def _read(self, step: int, like: Tree) -> Restored | None:
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
+            return None
+        if meta.get("format") != FORMAT:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} has format {meta.get('format')}, this version reads "
+                f"{FORMAT}: use the version that wrote it, or start in a new workdir"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=args)["state"]
+            if digest(state) != meta["digest"]:
+                raise ValueError("its arrays do not match their digest")
+        except Exception as error:
+            log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
+            return None
+        if meta["fingerprint"] != fingerprint():
+            changed = [name for name, value in fingerprint().items() if meta["fingerprint"].get(name) != value]
+            log.warning(
+                "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
+                ", ".join(changed),
+            )
+        return Restored(state, meta["progress"])
+
+    def _forget_after(self, step: int, steps: list[int]) -> None:
+        # Damaged ones would be in the way of the saves to come.
+        for later in steps:
+            if later > step:
+                self._manager.delete(later)
+
+    def close(self) -> None:
+        """Waits for whatever is still being written."""
+        self._manager.close()
+
+
+def digest(tree: Tree) -> str:
+    """SHA-256 over all leaves of a tree, their paths and shapes."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def fingerprint() -> dict[str, Any]:
+    """What decides whether two runs agree to the bit: processor, devices, software and compiler flags."""
+    import os
+
+    import jaxlib
+
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((line for line in info.read_text().splitlines() if line.startswith("model name")), model)
+    return {
+        "processor": model.split(":")[-1].strip(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "jaxlib": jaxlib.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same_run(path: Path, identity: dict[str, Any]) -> None:
+    """Refuses a workdir that another configuration has used.
+
+    Args:
+      path: the identity recorded there, if any.
+      identity: flat names and values that must be equal.
+
+    Raises:
+      UserError: names every differing key.
+    """
+    if not path.exists():
+        return
+    try:
+        recorded = json.loads(path.read_text())["identity"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the record of a run: start in a new workdir") from None
+    wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
+    differing = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
+    if differing:
+        changes = ", ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
+        raise UserError(f"{path.parent} holds a run of another configuration ({changes}): use a new workdir")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,119 @@
+"""`python -m fastdfkd_jax.main --config FILE[:variant] --workdir DIR`: one run, from a config to a student."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import __version__, configuration, plan, report
+from fastdfkd_jax.assemble import Parts, assemble
+from fastdfkd_jax.checkpoint import check_same_run, digest
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import disk_error
+from fastdfkd_jax.train import Training
+from fastdfkd_jax.validate import validate
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "configs/quickstart.py"
+# What may differ between a run and its resumption: where things lie (weights are compared by digest) and
+# how often it looks at itself.
+_FREE_KEYS = ("dry_run", "compilation_cache", "teacher.checkpoint", "data.dir", "noise_control")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, checks, runs, and prints the summary as the last line of standard output."""
+    config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
+    validate(config)
+    set_up_jax(config)
+    if config.dry_run:
+        print(plan.describe(config, assemble(config)))
+        return
+    summary = run(config, workdir)
+    if summary and config.noise_control:
+        summary |= run_noise_control(config, workdir)
+        report.write_json(workdir / "summary.json", summary)
+    if summary:
+        print(json.dumps(summary))
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs or resumes one run; returns its summary, or {} where it was stopped and saved.
+
+    Raises:
+      UserError: anything that a user can mend; the workdir then holds what it held before.
+    """
+    parts = assemble(config)
+    lock = open_workdir(workdir)
+    try:
+        record_identity(config, parts, workdir)
+        summary = Training(config, parts, workdir).run()
+        if summary:
+            report.write_json(workdir / "summary.json", summary)
+        return summary
+    finally:
+        lock.close()
+
+
+def run_noise_control(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains the same student with the same budget on Gaussian noise, in a folder of its own."""
+    control = config.copy_and_resolve_references()
+    control.method.name = "noise"
+    log.info("noise control: the same student, distilled from Gaussian noise images")
+    summary = run(control, workdir / "noise_control")
+    return {f"noise_{name}": summary[name] for name in ("student_accuracy_last",) if summary}
+
+
+def set_up_jax(config: ConfigDict) -> None:
+    """Settings that must precede the first use of a device."""
+    if config.parallel.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.parallel.cpu_devices)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
+
+
+def open_workdir(workdir: Path):
+    """Creates the folder and locks it against a second run; the lock lives as long as the returned file."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise disk_error(workdir, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"{workdir} is in use by another run: wait for it, or use another workdir") from None
+    return lock
+
+
+def record_identity(config: ConfigDict, parts: Parts, workdir: Path) -> None:
+    """Writes config.json, or refuses a workdir that holds another run."""
+    path = workdir / "config.json"
+    identity = {key: value for key, value in flatten(config.to_dict()).items() if key not in _FREE_KEYS}
+    identity["teacher weights"] = digest(parts.teacher_vars)
+    check_same_run(path, identity)
+    content = {"config": config.to_dict(), "identity": identity, "version": __version__}
+    report.write_json(path, content)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} becomes {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+if __name__ == "__main__":
+    configuration.run_command(main)

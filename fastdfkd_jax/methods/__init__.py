@@ -1,0 +1,1 @@
+"""Data-free methods; `base` is the contract that each keeps."""

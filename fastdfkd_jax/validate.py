@@ -1,0 +1,96 @@
+"""Checks of a config's values, before anything is loaded or written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import losses, meta, models
+from fastdfkd_jax.assemble import METHODS
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.methods import fastdfkd, inversion, representation
+from fastdfkd_jax.models.layers import CONV_GRADIENTS
+
+MODES = ("all", "synthesize", "distill")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "method.name": tuple(METHODS),
+    "fastdfkd.reuse": fastdfkd.REUSE,
+    "fastdfkd.representation": representation.REPRESENTATIONS,
+    "fastdfkd.meta_rule": meta.RULES,
+    "fastdfkd.latents": fastdfkd.LATENTS,
+    "fastdfkd.latents_update": fastdfkd.LATENTS_UPDATES,
+    "fastdfkd.images": fastdfkd.IMAGES,
+    "fastdfkd.task_reduction": fastdfkd.REDUCTIONS,
+    "inversion.adversarial": inversion.ADVERSARIAL,
+    "inversion.feature": inversion.FEATURE,
+    "inversion.statistic": losses.STATISTICS,
+    "inner.optimizer": ("adam", "sgd"),
+    "precision": ("float32", "bfloat16"),
+    "conv_gradient": ("auto", *CONV_GRADIENTS),
+}
+_AT_LEAST: dict[int, tuple[str, ...]] = {
+    0: (
+        "seed", "warmup_calls", "teacher.num_classes", "teacher.image_size", "fastdfkd.reset_first_layer_at",
+        "inversion.crop_padding", "kd.crop_padding", "parallel.cpu_devices", "inversion.class_weight",
+        "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
+    ),
+    1: (
+        "calls", "data.batch", "fastdfkd.num_adapt_steps", "fastdfkd.synthesis_batch", "fastdfkd.num_tasks",
+        "fastdfkd.latents_period", "fastdfkd.unroll", "generator.latent_dim", "generator.width",
+        "kd.steps_per_call", "kd.batch", "kd.steps_per_dispatch", "eval_every", "checkpoint_every", "images_every",
+        "parallel.task_devices", "parallel.batch_devices",
+    ),
+}  # fmt: skip
+_POSITIVE = (
+    "inner.generator_lr",
+    "inner.latents_lr",
+    "meta.lr",
+    "kd.lr",
+    "kd.temperature",
+    "inversion.jsd_temperature",
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for the first value that cannot work: the key, what is expected, what was found."""
+    for key, choices in _CHOICES.items():
+        _require(_get(config, key) in choices, config, key, f"one of {', '.join(choices)}")
+    for bound, keys in _AT_LEAST.items():
+        for key in keys:
+            _require(_get(config, key) >= bound, config, key, f"at least {bound}")
+    for key in _POSITIVE:
+        _require(_get(config, key) > 0, config, key, "more than 0")
+    _require(0 <= config.inversion.accumulator_weight < 1, config, "inversion.accumulator_weight", "in [0, 1)")
+    _require(
+        models.is_known(config.student.arch),
+        config,
+        "student.arch",
+        f"one of {', '.join(models.arch_names())}",
+    )
+    _require(config.warmup_calls < config.calls, config, "warmup_calls", f"less than calls={config.calls}")
+    if config.mode == "distill":
+        _require(bool(config.pool.initial), config, "pool.initial", "a folder of images, as mode='distill' needs")
+    for count, key in (
+        (config.fastdfkd.synthesis_batch, "fastdfkd.synthesis_batch"),
+        (config.kd.batch, "kd.batch"),
+    ):
+        devices = config.parallel.batch_devices
+        _require(count % devices == 0, config, key, f"a multiple of parallel.batch_devices={devices}")
+    if config.parallel.batch_devices > 1:
+        key = "parallel.task_devices"
+        _require(config.parallel.task_devices == 1, config, key, "1 where batch_devices is more than 1")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _require(condition: bool, config: ConfigDict, key: str, expected: str) -> None:
+    if not condition:
+        raise UserError(f"config.{key} must be {expected}, found {_get(config, key)!r}")
