@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fastdfkd_jax import augment, convert, data
+from fastdfkd_jax import augment, configuration, convert, data
 from fastdfkd_jax.data import Dataset
-from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
@@ -144,25 +143,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    try:
-        arguments = _parser().parse_args(argv)
-        result = evaluate_checkpoint(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STATUS
+def main(argv: Sequence[str]) -> None:
+    """Parses, measures and prints; `argv` begins with the program's name."""
+    arguments = _parser().parse_args(argv[1:])
+    result = evaluate_checkpoint(arguments)
     if arguments.json:
         print(json.dumps(result))
-    else:
-        top5 = f", top-5 {result['top5']:.2f} %" if "top5" in result else ""
-        print(
-            f"{result['arch']} on {result['data']} {result['split']}: "
-            f"accuracy {result['accuracy']:.2f} %{top5}, loss {result['loss']:.4f} nats, "
-            f"{result['count']} images"
-        )
-    return 0
+        return
+    top5 = f", top-5 {result['top5']:.2f} %" if "top5" in result else ""
+    print(
+        f"{result['arch']} on {result['data']} {result['split']}: accuracy {result['accuracy']:.2f} %{top5}, "
+        f"loss {result['loss']:.4f} nats, {result['count']} images"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    configuration.run_command(main)

@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from fastdfkd_jax import convert, data, models
+from fastdfkd_jax import configuration, convert, data, models
 from fastdfkd_jax.data import Dataset
-from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.files import disk_error, write_atomically
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.network import Variables
-from fastdfkd_jax.supervised import Recipe, train_teacher
+from fastdfkd_jax.supervised import Recipe, steps_per_epoch, train_teacher
 
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "configs/pretrain_digits.py"
 _KEYS = {"arch", "mean", "std", "data", "recipe"}
 
 
@@ -48,6 +48,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     _expect_keys("recipe", config["recipe"], {field.name for field in dataclasses.fields(Recipe)})
     recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
     train, test = _datasets(config["data"])
+    steps_per_epoch(recipe, len(train.labels))
     network = models.build(_spec(config, train))
     data.require(test, network.spec)
     _prepare(workdir, config)
@@ -110,48 +111,16 @@ def _reporter(
             variables,
             metadata={"epoch": epoch, "test_accuracy": accuracy},
         )
-        print(
-            f"epoch {epoch}/{recipe.epochs}: loss {loss:.4f}, test accuracy {accuracy:.2f} %, {seconds:.0f} s",
-            flush=True,
-        )
+        log.info("epoch %d/%d: loss %.4f, test accuracy %.2f %%, %.0f s", epoch, recipe.epochs, loss, accuracy, seconds)
 
     return report, records
 
 
-def parse(argv: Sequence[str]) -> tuple[dict[str, Any], Path]:
-    """Reads `--config FILE --workdir DIR [--config.key=value ...]`.
-
-    Args:
-      argv: the arguments, without the program's name.
-
-    Raises:
-      UserError: an argument or a key is unknown, a value is of the wrong type, or a file is missing.
-    """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the config file", flag_values=values)
-    flags.DEFINE_string("workdir", None, "where to write", flag_values=values)
-    try:
-        rest = values(["pretrain", *argv])[1:]
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"bad arguments: {reason[0] if reason else type(error).__name__}") from error
-    if rest or values["config"].value is None or not values["workdir"].value:
-        raise UserError(f"expected --config FILE --workdir DIR [--config.key=value], got {' '.join(argv) or 'nothing'}")
-    config: ConfigDict = values["config"].value
-    return config.to_dict(), Path(values["workdir"].value)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    try:
-        config, workdir = parse(sys.argv[1:] if argv is None else argv)
-        result = run(config, workdir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STATUS
-    print(f"{workdir / 'teacher.safetensors'}: test accuracy {result['test_accuracy']:.2f} %")
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Parses, trains, and prints the last epoch's record as one line of JSON."""
+    config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
+    print(json.dumps(run(config.to_dict(), workdir)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    configuration.run_command(main)

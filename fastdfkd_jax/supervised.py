@@ -72,9 +72,27 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with momentum, coupled weight decay and a rate that falls at the milestones."""
-    drops = {epoch * steps_per_epoch: recipe.lr_decay for epoch in recipe.lr_milestones}
+def steps_per_epoch(recipe: Recipe, count: int) -> int:
+    """Whole batches in `count` images.
+
+    Raises:
+      UserError: there is none.
+    """
+    if count < recipe.batch_size:
+        raise UserError(
+            f"expected at least a batch of {recipe.batch_size} training images, found {count}: lower recipe.batch_size"
+        )
+    return count // recipe.batch_size
+
+
+def make_optimizer(recipe: Recipe, num_steps: int) -> optax.GradientTransformation:
+    """SGD with momentum, coupled weight decay and a rate that falls at the milestones.
+
+    Args:
+      recipe: rates, momentum and milestones in epochs.
+      num_steps: of an epoch.
+    """
+    drops = {epoch * num_steps: recipe.lr_decay for epoch in recipe.lr_milestones}
     schedule = optax.piecewise_constant_schedule(recipe.lr, drops)
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
@@ -138,12 +156,7 @@ def train_teacher(
     Raises:
       UserError: the data set is smaller than a batch, or the loss is no longer finite.
     """
-    steps = len(dataset.labels) // recipe.batch_size
-    if not steps:
-        raise UserError(
-            f"expected at least a batch of {recipe.batch_size} training images, found {len(dataset.labels)}: "
-            "lower recipe.batch_size"
-        )
+    steps = steps_per_epoch(recipe, len(dataset.labels))
     init_key, order_key, augment_key = jax.random.split(jax.random.key(recipe.seed), 3)
     optimizer = make_optimizer(recipe, steps)
     variables = network.init(init_key)

@@ -70,12 +70,18 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UserError(f"expected an .npz archive of arrays, found a single array in {path}")
-        with file:
-            return {key: file[key] for key in file.files}
+        # Opened here, because NumPy leaves its own file open when the archive is damaged.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"expected an .npz archive of arrays, found a single array in {path}")
+            with archive:
+                content = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"cannot read {path} as an .npz archive of plain arrays: it is damaged or of another kind"
         ) from error
+    # NumPy hands out members that are no arrays as raw bytes.
+    if strange := [key for key, value in content.items() if not isinstance(value, np.ndarray)]:
+        raise UserError(f"expected only arrays in {path}, found that {strange[0]} is none: it is damaged")
+    return content
