@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, DoubledConv, check_conv_gradient
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -56,9 +56,7 @@ class CifarGenerator(nn.Module):
     def __call__(self, latents: Array) -> Array:
         """Maps f32[B, D] to images f32[B, image_size, image_size, channels] in [0, 1]."""
         wide, base = 2 * self.width, self.image_size // 4
-
-        def conv(features: int, name: str, use_bias: bool = False) -> Conv:
-            return Conv(features, use_bias=use_bias, gradient=self.conv_gradient, dtype=self.dtype, name=name)
+        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
 
         def norm(name: str) -> BatchNorm:
             return BatchNorm(train=True, tracked=False, dtype=self.dtype, name=name)
@@ -67,19 +65,12 @@ class CifarGenerator(nn.Module):
         # Channel-first as in PyTorch, so that converting the kernel needs no rule of its own.
         x = x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.dtype)
         x = norm("conv_blocks.0")(x)
-        x = conv(wide, "conv_blocks.2")(double(x))
+        x = DoubledConv(wide, **forms, name="conv_blocks.2")(x)
         x = nn.leaky_relu(norm("conv_blocks.3")(x), 0.2)
-        x = conv(self.width, "conv_blocks.6")(double(x))
+        x = DoubledConv(self.width, **forms, name="conv_blocks.6")(x)
         x = nn.leaky_relu(norm("conv_blocks.7")(x), 0.2)
-        x = conv(self.channels, "conv_blocks.9", use_bias=True)(x)
+        x = Conv(self.channels, use_bias=True, **forms, name="conv_blocks.9")(x)
         return nn.sigmoid(x.astype(jnp.float32))
-
-
-def double(x: Array) -> Array:
-    """Nearest-neighbour upsampling by two: [B, H, W, C] to [B, 2H, 2W, C]."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def build_generator(
@@ -102,12 +93,11 @@ def build_generator(
       dtype: of the convolutions and activations; parameters and images stay float32.
 
     Raises:
-      UserError: the image size is not a positive multiple of 4.
+      UserError: the image size is not a positive multiple of 4, or `conv_gradient` is not known.
     """
+    check_conv_gradient(conv_gradient)
     if image_size < 4 or image_size % 4:
-        raise UserError(
-            f"generator: image_size must be a positive multiple of 4, found {image_size}; choose another"
-        )
+        raise UserError(f"generator: image_size must be a positive multiple of 4, found {image_size}; choose another")
     module = CifarGenerator(image_size, channels, width, conv_gradient, dtype)
 
     def init(key: Array) -> Params:

@@ -1,4 +1,4 @@
-"""Layers that only compute: convolutions whose gradients suit the device, BatchNorm that shows its moments.
+"""Linen layers with PyTorch's conventions: convolution, linear layer, BatchNorm that shows its moments.
 
 Every array is NHWC, every kernel HWIO. Parameter names are linen's (`kernel`, `scale`, `bias`); module
 names are the PyTorch names of the architecture, dots included, so that `convert.naming` needs one rule.
@@ -6,7 +6,6 @@ names are the PyTorch names of the architecture, dots included, so that `convert
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,105 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
+
 Array = jax.Array
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 CONV_GRADIENTS = ("canonical", "native")
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [padding, padding], dimension_numbers=_DIMENSIONS
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def canonical_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Square-stride 2-D convolution with gradients written in forms that XLA compiles well on CPU.
-
-    XLA's own gradient convolutions run 20 times slower inside a `while` body on CPU, because they are
-    canonicalised in the entry computation only. Here the input gradient is an ordinary
-    convolution with the flipped kernel, and the kernel gradient a few long matrix products. Forward mode
-    (`jvp`) is refused by `custom_vjp`: use the native form for that and for second derivatives.
-
-    Args:
-      x: f32[B, H, W, I].
-      kernel: f32[h, w, I, O].
-      stride: the stride of both axes.
-      padding: zeros added on each side of both axes.
-
-    Returns:
-      f32[B, H', W', O].
-    """
-    return _convolve(x, kernel, stride, (padding, padding))
-
-
-def _conv_forward(x, kernel, stride, padding):
-    return canonical_conv(x, kernel, stride, padding), (x, kernel)
-
-
-def _conv_backward(stride, padding, residuals, dy):
-    x, kernel = residuals
-    return (
-        _input_gradient(dy, kernel, x.shape, stride, padding),
-        _kernel_gradient(x, dy, kernel.shape, stride, padding),
-    )
-
-
-canonical_conv.defvjp(_conv_forward, _conv_backward)
-
-
-def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int) -> Array:
-    """The transposed convolution, as a plain one over the zero-interleaved output gradient."""
-    size = kernel.shape[0]
-    config = [(0, 0, 0)]
-    for axis in (1, 2):
-        # Interleaving makes stride*(n-1)+1 rows; the rest of the full-correlation padding goes behind.
-        low = size - 1 - padding
-        spread = stride * (dy.shape[axis] - 1) + 1
-        config.append((low, x_shape[axis] + size - 1 - low - spread, stride - 1))
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [*config, (0, 0, 0)])
-    return _convolve(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, (0, 0))
-
-
-def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
-    """Column shifts of the input times row shifts of the output gradient, one product a row phase.
-
-    d kernel[i, j] = sum over (b, r, c) of x[b, stride r + i, stride c + j] dy[b, r, c]. With i = stride q + p
-    the shift by q is put on dy, so that a 3x3 kernel costs one product of [3 I] by [3 O] channels instead
-    of nine thin ones or a nine-fold patch matrix (measured 2 to 7 times faster on CPU).
-    """
-    height, width, inputs, outputs = kernel_shape
-    rows, cols = dy.shape[1:3]
-    span = rows + (height - 1) // stride  # rows of one phase that any shift can touch
-    x = lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        [
-            (0, 0, 0),
-            (padding, max(0, stride * span - x.shape[1] - padding), 0),
-            (padding, padding, 0),
-            (0, 0, 0),
-        ],
-    )
-    taps: list[Array | None] = [None] * height
-    for phase in range(min(stride, height)):
-        x_phase = x[:, phase : stride * span : stride]
-        shifted_x = jnp.concatenate(
-            [x_phase[:, :, j : j + stride * (cols - 1) + 1 : stride] for j in range(width)], axis=-1
-        )
-        shifts = range(math.ceil((height - phase) / stride))
-        shifted_dy = jnp.concatenate(
-            [jnp.pad(dy, ((0, 0), (q, span - rows - q), (0, 0), (0, 0))) for q in shifts], axis=-1
-        )
-        product = lax.dot_general(
-            shifted_x.reshape(-1, width * inputs),
-            shifted_dy.reshape(-1, len(shifts) * outputs),
-            (((0,), (0,)), ((), ())),
-        ).reshape(width, inputs, len(shifts), outputs)
-        for q in shifts:
-            taps[stride * q + phase] = product[:, :, q]
-    return jnp.stack([tap for tap in taps if tap is not None])
+def check_conv_gradient(name: str) -> None:
+    """Raises a UserError unless `name` is one of `CONV_GRADIENTS`."""
+    if name not in CONV_GRADIENTS:
+        raise UserError(f"conv_gradient: expected one of {', '.join(CONV_GRADIENTS)}, found {name!r}")
 
 
 def torch_uniform(key, shape, dtype=jnp.float32) -> Array:
@@ -172,11 +84,28 @@ class Conv(nn.Module):
         if self.gradient == "canonical":
             y: Array = canonical_conv(x, kernel, self.stride, padding)
         else:
-            y = _convolve(x, kernel, self.stride, (padding, padding))
+            y = convolve(x, kernel, self.stride, (padding, padding))
         if self.use_bias:
             init = self.bias_init or torch_bias(math.prod(shape[:-1]))
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
         return y
+
+
+class DoubledConv(nn.Module):
+    """3x3 convolution without bias of the input doubled by nearest neighbour; `gradient` as for `Conv`."""
+
+    features: int
+    gradient: str = "canonical"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps f32[B, H, W, I] to f32[B, 2H, 2W, features]."""
+        kernel = self.param("kernel", torch_uniform, (3, 3, x.shape[-1], self.features))
+        x = x.astype(self.dtype)
+        if self.gradient == "canonical":
+            return doubled_conv(x, kernel)
+        return convolve(double(x), kernel.astype(self.dtype), 1, (1, 1))
 
 
 class Dense(nn.Module):
@@ -221,7 +150,7 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        wants_moments = self.is_mutable_collection("moments")
+        wants_moments = self.is_mutable_collection("moments") and not self.is_initializing()
         batch = input_moments(x) if self.train or wants_moments else None
         if batch is not None and wants_moments:
             self.put_variable("moments", "mean", batch[0])
@@ -252,9 +181,25 @@ def input_moments(x: Array) -> tuple[Array, Array]:
     x = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    return mean, jnp.square(x - mean).mean(axes)
+    # Var[x] = E[(x - c)^2] - (E[x] - c)^2 for any c. With c a copy of the mean the second term is 0 but keeps
+    # all derivatives exact, while the first one's gradient no longer needs a sum over the batch.
+    centre = lax.stop_gradient(mean)
+    return mean, jnp.square(x - centre).mean(axes) - jnp.square(mean - centre)
 
 
 def global_average_pool(x: Array) -> Array:
     """Mean over H and W: [B, H, W, C] to f32[B, C]."""
     return x.astype(jnp.float32).mean((1, 2))
+
+
+def halve(x: Array) -> Array:
+    """2x2 maximum pooling of stride 2: [B, H, W, C] to [B, H // 2, W // 2, C], an odd last row dropped.
+
+    Pairwise maxima, because the gradient of XLA's windowed maximum is 17 times slower on CPU. At a tie the
+    gradient is shared where PyTorch gives it to the first; after a ReLU ties are of zeros, which pass none.
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    x = x.reshape(batch, height // 2, 2, -1, channels)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1]).reshape(batch, height // 2, width // 2, 2, channels)
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])

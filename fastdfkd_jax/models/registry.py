@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
-from fastdfkd_jax.models.layers import CONV_GRADIENTS
+from fastdfkd_jax.models.layers import check_conv_gradient
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
 
@@ -98,10 +98,7 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
             f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth "
             "or width of these families"
         )
-    if conv_gradient not in CONV_GRADIENTS:
-        raise UserError(
-            f"conv_gradient: expected one of {', '.join(CONV_GRADIENTS)}, found {conv_gradient!r}"
-        )
+    check_conv_gradient(conv_gradient)
 
     def make(train: bool):
         return module(num_classes=spec.num_classes, train=train, dtype=dtype, conv_gradient=conv_gradient)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, he_normal_fan_out
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, halve, he_normal_fan_out
 
 # Convolutions of each of the five blocks.
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
@@ -48,7 +48,7 @@ class VGG(nn.Module):
         blocks = []
         for block, (count, width, pool) in enumerate(zip(DEPTHS[self.depth], _WIDTHS, pools, strict=True)):
             if pool:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = halve(x)
             for i in range(count):
                 # In the port a convolution, its BatchNorm and its ReLU take three places of a sequence.
                 x = conv(width, name=f"block{block}.{3 * i}")(x)

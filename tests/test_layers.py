@@ -1,0 +1,209 @@
+"""Convolution gradients against XLA's own, BatchNorm and pooling against PyTorch and NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from fastdfkd_jax.models import layers
+from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
+
+# Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
+SUMMATION = 1e-5
+
+
+def draw(seed: int, *shape: int):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def apply(module: nn.Module, *args, **kwargs) -> Any:
+    """`Module.apply`, whose declared type does not depend on `mutable`."""
+    return module.apply(*args, **kwargs)
+
+
+def assert_close(actual, expected, tolerance: float):
+    """Largest difference relative to the largest reference value, leaf by leaf."""
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(float(np.abs(e).max()), 1e-30)),
+        actual,
+        expected,
+    )
+
+
+def value_and_gradients(conv, in_scan: bool):
+    """Output and both gradients of a nonlinear loss; in a scan the input takes two gradient steps."""
+
+    def loss(x, kernel):
+        y = conv(x, kernel)
+        return jnp.sum(jnp.sin(y)), y
+
+    def once(x, kernel):
+        (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
+        return y, *gradients
+
+    def scanned(x, kernel):
+        def step(x, _):
+            y, dx, dkernel = once(x, kernel)
+            return x - 0.1 * dx, (y, dx, dkernel)
+
+        return lax.scan(step, x, length=2)[1]
+
+    return jax.jit(scanned if in_scan else once)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_canonical_convolution_equals_native(size, stride, in_scan):
+    x, kernel, padding = draw(0, 2, 9, 8, 3), draw(1, size, size, 3, 4) / size, size // 2
+    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), in_scan)(x, kernel)
+    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), in_scan)(x, kernel)
+    assert_close(canonical, native, SUMMATION)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (8, 5)])
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (1, 2, 0), (3, 1, 2)])
+def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, stride, padding):
+    if min(height, width) + 2 * padding < size:
+        height, width = size, size
+    x, kernel = draw(0, 2, height, width, 2), draw(1, size, size, 2, 3)
+    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), False)(x, kernel)
+    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), False)(x, kernel)
+    assert_close(canonical, native, SUMMATION)
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_convolution_of_the_doubled_input_equals_doubling_first(in_scan):
+    x, kernel = draw(0, 2, 5, 4, 3), draw(1, 3, 3, 3, 6)
+    fused = value_and_gradients(doubled_conv, in_scan)(x, kernel)
+    plain = value_and_gradients(lambda x, k: convolve(double(x), k, 1, (1, 1)), in_scan)(x, kernel)
+    assert_close(fused, plain, SUMMATION)
+
+
+def test_doubling_repeats_every_pixel():
+    x = draw(0, 2, 3, 4, 2)
+    np.testing.assert_array_equal(double(x), np.repeat(np.repeat(x, 2, 1), 2, 2))
+
+
+@pytest.mark.parametrize("make", [layers.Conv, layers.DoubledConv])
+def test_forward_mode_works_natively_and_is_refused_canonically(make):
+    x, tangent = draw(0, 1, 4, 4, 2), draw(1, 1, 4, 4, 2)
+
+    def directional(gradient):
+        conv = make(3, gradient=gradient)
+        variables = conv.init(jax.random.key(0), x)
+        return lambda x: apply(conv, variables, x), tangent
+
+    function, direction = directional("native")
+    # A convolution is linear: its derivative along a direction is its value there.
+    assert_close(jax.jvp(function, (x,), (direction,))[1], function(direction), SUMMATION)
+    function, direction = directional("canonical")
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(function, (x,), (direction,))
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_halving_equals_window_maxima_and_their_gradient(size):
+    x, weights = draw(0, 2, size, size, 3), draw(1, 2, size // 2, size // 2, 3)
+    reference = nn.max_pool(x, (2, 2), (2, 2))
+    np.testing.assert_array_equal(layers.halve(x), reference)
+    gradients = [
+        jax.grad(lambda x, pool=pool: jnp.sum(weights * pool(x)))(x)
+        for pool in (layers.halve, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    ]
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_moments_equal_numpy_far_from_zero():
+    # A mean of a hundred deviations: where E[x^2] - E[x]^2 would lose four digits.
+    x = draw(0, 4, 6, 5, 3) + 100
+    mean, var = layers.input_moments(x)
+    exact = np.asarray(x, np.float64)
+    # float32 rounding of the inputs' differences from the mean (100 * 2^-24 of a deviation of 1).
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_moments_have_exact_first_and_second_derivatives():
+    """d var / dx = 2 (x - mean) / n; d2 var / dx dx = 2 (I - 1/n) / n; the centre is not to be differentiated."""
+    x = draw(0, 6, 1)
+    n = x.shape[0]
+
+    def var(x):
+        return layers.input_moments(x[:, None])[1][0]
+
+    np.testing.assert_allclose(jax.grad(var)(x[:, 0]), 2 * (x - x.mean())[:, 0] / n, atol=1e-6)
+    np.testing.assert_allclose(jax.hessian(var)(x[:, 0]), 2 * (np.eye(n) - 1 / n) / n, atol=1e-6)
+
+
+def test_batch_norm_in_training_equals_torch():
+    torch = pytest.importorskip("torch")
+    images = np.asarray(draw(0, 5, 4, 3, 6)) * 3 + 1
+    scale, bias = np.asarray(draw(1, 6)), np.asarray(draw(2, 6))
+    mean, var = np.asarray(draw(3, 6)), np.asarray(draw(4, 6)) ** 2 + 0.1
+
+    reference = torch.nn.BatchNorm2d(6)
+    state = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
+    reference.load_state_dict({k: torch.tensor(v) for k, v in state.items()}, strict=False)
+    expected = reference(torch.tensor(images.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+    module = layers.BatchNorm(train=True)
+    out, new = apply(module, variables, images, mutable=["batch_stats", "moments"])
+    # The same float32 arithmetic; only the order of summation differs.
+    assert_close(out, expected, 1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], reference.running_mean, rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["var"], reference.running_var, rtol=1e-6)
+    # The moments are those of the input, with the biased variance.
+    np.testing.assert_allclose(new["moments"]["mean"], images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(new["moments"]["var"], images.var((0, 1, 2)), rtol=1e-6)
+
+
+def test_batch_norm_in_evaluation_equals_torch_and_leaves_statistics():
+    torch = pytest.importorskip("torch")
+    images = np.asarray(draw(0, 2, 4, 3, 6))
+    variables = {
+        "params": {"scale": draw(1, 6), "bias": draw(2, 6)},
+        "batch_stats": {"mean": draw(3, 6), "var": jnp.square(draw(4, 6)) + 0.1},
+    }
+    flat = {**variables["params"], **variables["batch_stats"]}
+    as_torch = {name: torch.tensor(np.asarray(value)) for name, value in flat.items()}
+    expected = torch.nn.functional.batch_norm(
+        torch.tensor(images.transpose(0, 3, 1, 2)),
+        as_torch["mean"],
+        as_torch["var"],
+        as_torch["scale"],
+        as_torch["bias"],
+    )
+    out, new = apply(layers.BatchNorm(train=False), variables, images, mutable=["moments"])
+    assert_close(out, expected.numpy().transpose(0, 2, 3, 1), 1e-6)
+    assert set(new) == {"moments"}
+
+
+def test_batch_norm_without_statistics_has_no_state_and_needs_training():
+    x = draw(0, 4, 3, 3, 2) * 2 + 5
+    variables = layers.BatchNorm(train=True, tracked=False).init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    out = apply(layers.BatchNorm(train=True, tracked=False), variables, x)
+    # epsilon 1e-5 over a variance of about 4 and float32 rounding.
+    np.testing.assert_allclose(np.mean(out, (0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.var(out, (0, 1, 2)), 1, atol=1e-5)
+    with pytest.raises(ValueError, match="set train"):
+        layers.BatchNorm(train=False, tracked=False).apply(variables, x)
+
+
+def test_default_initialisations_have_torch_bounds_and_published_deviations():
+    key, shape = jax.random.key(0), (3, 3, 64, 128)
+    bound = 1 / np.sqrt(9 * 64)
+    uniform = layers.torch_uniform(key, shape)
+    # 73,728 draws: the extreme is within a thousandth of the bound, a deviation within one per cent.
+    assert float(jnp.abs(uniform).max()) == pytest.approx(bound, rel=1e-3)
+    assert float(uniform.std()) == pytest.approx(bound / np.sqrt(3), rel=0.01)
+    assert float(layers.he_normal_fan_in(key, shape).std()) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.01)
+    assert float(layers.he_normal_fan_out(key, shape).std()) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.01)
+    bias = layers.torch_bias(16)(key, (50_000,))
+    assert float(jnp.abs(bias).max()) == pytest.approx(1 / 4, rel=1e-3)
