@@ -94,8 +94,32 @@ def record(module, images):
 
     Returns:
       NumPy arrays: 'images', 'labels', 'logits', 'moments/NAME/mean' and '/var' of every BatchNorm,
-      'gradient/cross_entropy' and 'gradient/batch_norm' (of `losses`), 'state/NAME'.
+      'state/NAME', and 'gradient/cross_entropy' and 'gradient/batch_norm' of `losses` in double
+      precision, because in single precision rounding decides the ReLUs nearest to their kink.
     """
+    import torch
+
+    module = module.eval().float()
+    result = {"images": images}
+    result |= {f"state/{name}": _to_numpy(value) for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        logits, moments, _ = _run(module, torch.from_numpy(np.array(images)))
+    labels = torch.arange(len(logits)) % logits.shape[1]
+    result |= {"labels": labels.numpy(), "logits": _to_numpy(logits)}
+    for name, (mean, var) in moments.items():
+        result |= {f"moments/{name}/mean": _to_numpy(mean), f"moments/{name}/var": _to_numpy(var)}
+
+    x = torch.from_numpy(np.array(images)).double().requires_grad_()
+    logits, moments, statistics = _run(module.double(), x)
+    for name, loss in losses(logits, labels, moments, statistics).items():
+        gradient = torch.autograd.grad(loss, x, retain_graph=True)[0] if loss.requires_grad else 0 * x
+        result[f"gradient/{name}"] = gradient.detach().numpy()
+    module.float()
+    return result
+
+
+def _run(module, x):
+    """Logits, and by BatchNorm the moments of its input and its running statistics."""
     import torch
 
     moments, statistics, handles = {}, {}, []
@@ -108,50 +132,37 @@ def record(module, images):
 
         return hook
 
-    module = module.eval().float()
     for name, layer in module.named_modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
             handles.append(layer.register_forward_pre_hook(watch(name, layer)))
-    x = torch.from_numpy(np.array(images)).requires_grad_()
     try:
         logits = module(x)
     except Exception as error:
-        shape = "x".join(map(str, images.shape))
-        raise RecordError(f"the PyTorch module fails on images of {shape}: {_one_line(error)}") from error
+        shape = "x".join(map(str, x.shape))
+        raise RecordError(f"the module fails on {x.dtype} images of {shape}: {_one_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
     logits = logits[0] if isinstance(logits, tuple | list) else logits
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise RecordError("the PyTorch module does not give logits of shape [batch, classes]")
-    labels = torch.arange(len(x)) % logits.shape[1]
-    named = dict(zip(("cross_entropy", "batch_norm"), losses(logits, labels, moments, statistics), strict=True))
-    result = {"images": images, "labels": labels, "logits": logits}
-    for name, (mean, var) in moments.items():
-        result |= {f"moments/{name}/mean": mean, f"moments/{name}/var": var}
-    for name, loss in named.items():
-        if loss.requires_grad:
-            (result[f"gradient/{name}"],) = torch.autograd.grad(loss, x, retain_graph=True)
-    result |= {f"state/{name}": value for name, value in module.state_dict().items()}
-    return {name: _to_numpy(value) for name, value in result.items()}
+        raise RecordError("the module does not give logits of shape [batch, classes]")
+    return logits, moments, statistics
 
 
 def losses(logits, labels, moments, statistics):
     """Mean cross-entropy, and the sum over BatchNorms of ||mean - running|| + ||var - running||."""
     import torch
 
-    distance = torch.zeros(())
+    distance = torch.zeros((), dtype=logits.dtype)
     for name, pair in moments.items():
         for batch, running in zip(pair, statistics[name], strict=True):
             distance = distance + torch.linalg.vector_norm(batch - running)
-    return torch.nn.functional.cross_entropy(logits, labels), distance
+    return {"cross_entropy": torch.nn.functional.cross_entropy(logits, labels), "batch_norm": distance}
 
 
 def _to_numpy(value):
-    if isinstance(value, np.ndarray):
-        return value
     value = value.detach().cpu()
-    return (value.float() if value.is_floating_point() else value).numpy()
+    return (value.float() if value.is_floating_point() else value).numpy().copy()
 
 
 def _one_line(error):
@@ -170,7 +181,7 @@ def _parse(arguments):
     parser.add_argument("--out", required=True, help="the .npz to write")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     return parser.parse_args(arguments)
 
 

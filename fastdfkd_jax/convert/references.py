@@ -16,7 +16,8 @@ from fastdfkd_jax.models import Network, NetworkSpec
 
 Arrays = dict[str, np.ndarray]
 
-_BATCH = 4
+_BATCH = 2
+_NEEDED = ("images", "labels", "logits", "gradient/cross_entropy", "gradient/batch_norm")
 
 
 def from_twin(ours: Mapping[str, np.ndarray], spec: NetworkSpec) -> Arrays:
@@ -64,7 +65,7 @@ def from_file(path: str) -> Arrays:
         raise UserError(f"there is no reference {path}: record one with convert/record.py") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not an .npz that convert/record.py wrote, or is damaged") from error
-    missing = [name for name in ("images", "labels", "logits", "gradient/cross_entropy") if name not in arrays]
+    missing = [name for name in _NEEDED if name not in arrays]
     if missing:
         raise UserError(f"{path} is not an .npz that convert/record.py wrote: it has no {', '.join(missing)}")
     return arrays
