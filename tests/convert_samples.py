@@ -1,9 +1,20 @@
 """Seeded PyTorch networks for the tests of the conversion; import after `pytest.importorskip("torch")`."""
 
+from typing import Any
+
+import jax
+import numpy as np
 import torch
 
 from fastdfkd_jax.convert.twins import twin
-from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.models import Network, NetworkSpec
+
+
+def random_variables(network: Network, seed: int = 0) -> dict[str, Any]:
+    """Positive noise in every leaf: sound weights without compiling the initialisation."""
+    generator = np.random.default_rng(seed)
+    shapes = dict(jax.eval_shape(network.init, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: generator.uniform(0.01, 0.1, leaf.shape).astype(np.float32), shapes)
 
 
 def seeded_twin(spec: NetworkSpec, seed: int = 0) -> torch.nn.Module:
@@ -13,6 +24,9 @@ def seeded_twin(spec: NetworkSpec, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
+                assert layer.num_batches_tracked is not None
                 layer.weight.uniform_(0.5, 1.5)
                 layer.bias.normal_(0, 0.2)
                 layer.running_mean.normal_(0, 0.3)
