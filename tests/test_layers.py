@@ -207,3 +207,8 @@ def test_default_initialisations_have_torch_bounds_and_published_deviations():
     assert float(layers.he_normal_fan_out(key, shape).std()) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.01)
     bias = layers.torch_bias(16)(key, (50_000,))
     assert float(jnp.abs(bias).max()) == pytest.approx(1 / 4, rel=1e-3)
+
+
+def test_flat_draw_is_the_draw_of_the_shape():
+    key, shape = jax.random.key(3), (3, 2, 5)
+    np.testing.assert_array_equal(layers.flat_normal(key, shape), jax.random.normal(key, shape))

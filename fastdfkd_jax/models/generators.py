@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, DoubledConv, check_conv_gradient
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, DoubledConv, check_conv_gradient, flat_normal
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -132,6 +132,6 @@ def _redraw(key: Array, params: Params, scale_mean: float) -> Params:
         if (name := path[-1].key) == "bias":
             drawn.append(jnp.zeros_like(leaf))
         else:
-            noise = jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
+            noise = flat_normal(leaf_key, leaf.shape, leaf.dtype)
             drawn.append(means[name] + _RESET_DEVIATION * noise)
     return jax.tree.unflatten(treedef, drawn)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, halve, he_normal_fan_out
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, halve, he_normal_fan_out, normal
 
 # Convolutions of each of the five blocks.
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
@@ -58,7 +58,7 @@ class VGG(nn.Module):
         features = global_average_pool(x)
         classifier = Dense(
             self.num_classes,
-            kernel_init=nn.initializers.normal(0.01),
+            kernel_init=normal(0.01),
             bias_init=nn.initializers.zeros,
             name="classifier",
         )
