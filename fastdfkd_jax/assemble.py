@@ -72,7 +72,7 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "
             "(.safetensors, .pth, .pt or .th), or 'digits' for the one that ships with the package"
         )
-    path = data.digits.TEACHER if given.checkpoint == "digits" else Path(given.checkpoint).expanduser()
+    path = data.digits.TEACHER_PATH if given.checkpoint == "digits" else Path(given.checkpoint).expanduser()
     teacher, variables = convert.load_network(
         path,
         arch=given.arch or None,

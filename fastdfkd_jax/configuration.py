@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,11 +30,16 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     _make_importable(argv, default_config)
     values = flags.FlagValues()
     try:
-        config = config_flags.DEFINE_config_file("config", default_config, flag_values=values)
+        config = config_flags.DEFINE_config_file(
+            "config", default_config, flag_values=values, sys_argv=list(argv)
+        )
         workdir = flags.DEFINE_string(
             "workdir", "", "where the run's files go; by default runs/<config>", flag_values=values
         )
-        rest = values(list(argv))
+        with warnings.catch_warnings():
+            # ml_collections loads config files by a function that Python 3.15 will drop.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            rest = values(list(argv))
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:

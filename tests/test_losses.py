@@ -1,0 +1,133 @@
+"""Every loss against a few lines of NumPy, and the properties that mathematics promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastdfkd_jax import losses, moments
+
+# float32 against float64: a few units of rounding in sums of about a hundred terms.
+CLOSE = 2e-6
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 2
+
+
+def softmax(x):
+    e = np.exp(np.float64(x) - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+TEACHER, STUDENT = draw(0, 6, 5), draw(1, 6, 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_divergence_is_its_definition(temperature):
+    p, q = softmax(TEACHER / temperature), softmax(STUDENT / temperature)
+    np.testing.assert_allclose(
+        losses.kl_divergence(TEACHER, STUDENT, temperature), (p * np.log(p / q)).sum(-1), rtol=1e-5, atol=CLOSE
+    )
+
+
+def test_gradient_of_distillation_is_the_tempered_difference_of_probabilities():
+    temperature = 4.0
+    gradient = jax.grad(lambda s: losses.distillation(TEACHER, s, temperature))(jnp.array(STUDENT))
+    # d/ds T^2 KL(p_t || p_s(s/T)) = T (p_s - p_t), then the mean over the batch of 6.
+    expected = temperature * (softmax(STUDENT / temperature) - softmax(TEACHER / temperature)) / 6
+    np.testing.assert_allclose(gradient, expected, atol=CLOSE)
+
+
+def test_cross_entropy_is_its_definition():
+    labels = np.array([0, 4, 2, 1, 3, 3])
+    expected = -np.log(softmax(TEACHER)[np.arange(6), labels]).mean()
+    np.testing.assert_allclose(losses.cross_entropy(TEACHER, labels), expected, rtol=1e-6)
+
+
+def test_adversarial_kl_counts_agreeing_samples_over_the_whole_batch():
+    teacher = np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]], np.float32)
+    student = np.array([[1.0, 0.0], [2.0, 0.0], [0.5, 0.0]], np.float32)  # the second one disagrees
+    p, q = softmax(teacher), softmax(student)
+    kl = (p * np.log(p / q)).sum(-1)
+    np.testing.assert_allclose(losses.adversarial_kl(teacher, student), -(kl[0] + kl[2]) / 3, rtol=1e-5)
+    gradient = jax.grad(losses.adversarial_kl)(jnp.array(teacher), jnp.array(student))
+    assert np.all(gradient[1] == 0)
+    assert np.all(np.abs(gradient[0]) > 0)
+
+
+def test_jensen_shannon_is_symmetric_bounded_and_its_definition():
+    far_p, far_q = np.array([[80.0, 0.0]], np.float32), np.array([[0.0, 80.0]], np.float32)
+    p, q = softmax(TEACHER / 3), softmax(STUDENT / 3)
+    m = (p + q) / 2
+    expected = ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1)) / 2
+    found = losses.jensen_shannon(TEACHER, STUDENT, 3.0)
+    np.testing.assert_allclose(found, expected, atol=CLOSE)
+    np.testing.assert_allclose(found, losses.jensen_shannon(STUDENT, TEACHER, 3.0), atol=CLOSE)
+    assert np.all((found >= 0) & (found <= np.log(2)))
+    np.testing.assert_allclose(losses.jensen_shannon(far_p, far_q), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(losses.adversarial_jsd(TEACHER, STUDENT, 3.0), -expected.mean(), atol=CLOSE)
+
+
+def statistics(seed):
+    """Means and positive variances of two layers with 3 and 4 channels."""
+    return {
+        name: {"mean": draw(seed, size), "var": np.abs(draw(seed + 1, size)) + 0.1}
+        for name, size in (("bn1", 3), ("bn2", 4))
+    }
+
+
+def test_feature_loss_is_a_sum_of_norms_and_zero_at_the_statistics():
+    got, stats = statistics(2), statistics(4)
+    expected = sum(np.linalg.norm(got[n][s] - stats[n][s]) for n in got for s in ("mean", "var"))
+    np.testing.assert_allclose(losses.feature(got, stats), expected, rtol=1e-6)
+    expected = sum(
+        np.linalg.norm(got[n]["mean"] - stats[n]["mean"])
+        + np.linalg.norm(np.sqrt(got[n]["var"]) - np.sqrt(stats[n]["var"]))
+        for n in got
+    )
+    np.testing.assert_allclose(losses.feature(got, stats, "deviation"), expected, rtol=1e-6)
+
+    value, gradient = jax.value_and_grad(losses.feature)(jax.tree.map(jnp.array, stats), stats)
+    assert value == 0
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("statistic", losses.STATISTICS)
+def test_momentum_feature_loss_is_plain_at_first_then_mixes(statistic):
+    got, stats, old = statistics(2), statistics(4), statistics(6)
+    empty = moments.init(stats)
+    np.testing.assert_allclose(
+        losses.momentum_feature(got, stats, empty, 0.9, statistic), losses.feature(got, stats, statistic), rtol=1e-6
+    )
+    filled = moments.Accumulators(old, jnp.array(3))
+    spread = np.sqrt if statistic == "deviation" else np.asarray
+    expected = sum(
+        np.linalg.norm(stats[n]["mean"] - 0.1 * got[n]["mean"] - 0.9 * old[n]["mean"])
+        + np.linalg.norm(spread(stats[n]["var"]) - 0.1 * spread(got[n]["var"]) - 0.9 * spread(old[n]["var"]))
+        for n in got
+    )
+    np.testing.assert_allclose(losses.momentum_feature(got, stats, filled, 0.9, statistic), expected, rtol=1e-5)
+
+
+def test_accumulators_follow_equation_14():
+    first, second = statistics(2), statistics(4)
+    state = moments.update(moments.init(first), first, 0.9)
+    jax.tree.map(np.testing.assert_array_equal, state.moments, first)
+    state = moments.update(state, second, 0.9)
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first, second)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.moments, expected)
+    assert state.count == 2
+
+
+def test_image_priors_are_their_definitions():
+    x = draw(8, 2, 4, 5, 3)
+    differences = (
+        x[:, :, 1:] - x[:, :, :-1],
+        x[:, 1:] - x[:, :-1],
+        x[:, 1:, 1:] - x[:, :-1, :-1],
+        x[:, 1:, :-1] - x[:, :-1, 1:],
+    )
+    expected = sum(np.linalg.norm(d.ravel()) for d in differences)
+    np.testing.assert_allclose(losses.total_variation(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_l2(x), np.linalg.norm(x.reshape(2, -1), axis=1).mean(), rtol=1e-6)
