@@ -102,16 +102,24 @@ class Synthesizer:
             feature = feature + (layer.running_var - keep * old_var - (1 - keep) * var).norm()
         total = options.class_weight * functional.cross_entropy(teacher_logits, labels)
         total = total + options.feature_weight * feature
+        self.observed = {"loss/class": (total - options.feature_weight * feature).item() / options.class_weight}
+        self.observed["loss/feature"] = feature.item()
         if adversarial:
             student_logits = self.student((view - self.mean) / self.std)
             p, log_p = teacher_logits.softmax(1), teacher_logits.log_softmax(1)
             divergence = (p * (log_p - student_logits.log_softmax(1))).sum(1)
             agree = teacher_logits.argmax(1) == student_logits.argmax(1)
             total = total - options.adversarial_weight * (divergence * agree).mean()
+            self.observed["agreement"] = agree.float().mean().item()
         return total
 
-    def synthesize(self, latents: Tensor, labels: Tensor, steps: int, adversarial: bool, augment: Any) -> Tensor:
-        """One call with the FOMAML sum of gradients; gives the images of lowest loss, [B, C, H, W] in [0, 1]."""
+    def synthesize(
+        self, latents: Tensor, labels: Tensor, steps: int, adversarial: bool, augment: Any
+    ) -> tuple[Tensor, dict[str, float]]:
+        """One call with the FOMAML sum of gradients.
+
+        Gives the images of lowest loss, [B, C, H, W] in [0, 1], and the unweighted terms of the last step.
+        """
         self.teacher.eval(), self.student.eval()
         fast, latents = copy.deepcopy(self.meta), latents.clone().requires_grad_()
         inner = torch.optim.Adam(
@@ -136,7 +144,7 @@ class Synthesizer:
             inner.step()
         self.outer.step()
         self._accumulate()
-        return best
+        return best, self.observed
 
     def _accumulate(self) -> None:
         """Eq. 14, with the moments of the last iterate (METHOD T3)."""

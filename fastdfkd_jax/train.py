@@ -100,12 +100,7 @@ class Training:
         self.stop_requested = False
         self.evaluate = make_evaluator(parts.student, config.data.batch)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
-        method_key, student_key = jax.random.split(init_key)
-        if parts.student_vars is None:
-            student = jax.jit(lambda key: distill.init(key, parts.student, parts.optimizer))(student_key)
-        else:
-            student = distill.from_variables(parallel.copy(parts.student_vars), parts.optimizer)
-        self.state = {"method": jax.jit(parts.method.init)(method_key, parts.teacher_vars), "student": student}
+        self.state = initial_state(init_key, parts)
         self.synthesizes = config.mode != "distill"
         self.shards = pool.Shards(workdir / "pool")
         self.checkpoints = Checkpoints(workdir / "checkpoints")
@@ -270,6 +265,16 @@ class Training:
             "compile_seconds": done.compile_seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+
+def initial_state(key: jax.Array, parts: Parts) -> dict[str, Any]:
+    """What a run starts from: the method's state and the student's."""
+    method_key, student_key = jax.random.split(key)
+    if parts.student_vars is None:
+        student = jax.jit(lambda key: distill.init(key, parts.student, parts.optimizer))(student_key)
+    else:
+        student = distill.from_variables(parallel.copy(parts.student_vars), parts.optimizer)
+    return {"method": jax.jit(parts.method.init)(method_key, parts.teacher_vars), "student": student}
 
 
 def save_student(workdir: Path, student: Network, variables: Any) -> None:
