@@ -1,4 +1,4 @@
-"""FastDFKD in PyTorch, written from the formulas (Algorithm 1; METHOD 1.1, 1.2 and 1.8): the same mathematics to compare with.
+"""FastDFKD in PyTorch, written from the formulas (Algorithm 1; METHOD 1.1, 1.2 and 1.8): something to compare with.
 
 Random numbers are arguments, so that both sides can be given the same ones. Images are NCHW, as PyTorch has them.
 """

@@ -2,8 +2,9 @@
 
     python -m benchmarks.torch_protocol --teacher resnet20.th --data-dir DIR --seed 0 --workdir DIR
 
-The generator and the student begin with the weights that `fastdfkd_jax.main` draws for the seed; views, labels and latents are
-torch's own. As in the released code, images are truncated to uint8 and the pool is read shuffled, without replacement.
+The generator and the student begin with the weights that `fastdfkd_jax.main` draws for the seed; views, labels and
+latents are torch's own. As in the released code, images are truncated to uint8 and the pool is read shuffled, without
+replacement.
 """
 
 from __future__ import annotations

@@ -1,15 +1,30 @@
-"""What a run leaves for people: PNG grids, summary.json, tables from recorded runs."""
+"""What a run leaves for people: PNG grids and summary.json; and tables made from the summaries.
+
+`python -m fastdfkd_jax.report results` prints a Markdown table of recorded runs; with `--into README.md` it
+replaces what stands there between the lines `<!-- results -->` and `<!-- /results -->`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax.configuration import run_command
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import write_atomically
+
+_MARKS = ("<!-- results -->\n", "<!-- /results -->")
+_COLUMNS = (
+    "run", "teacher → student", "seeds", "teacher %", "student %, last", "best on test %", "noise control %",
+    "images", "synthesis s", "KD s",
+)  # fmt: skip
 
 
 def write_grid(path: Path, images: np.ndarray, columns: int = 16, scale: int = 2) -> None:
@@ -38,3 +53,76 @@ def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON atomically."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def table(directory: Path) -> str:
+    """A Markdown table of the runs below a folder: a row for each folder of seeds, `NAME/SEED/summary.json`.
+
+    Several seeds give mean ± standard error. What no summary holds is 'not measured'.
+
+    Raises:
+      UserError: no summaries, or one that cannot be read.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(directory.glob("*/*/summary.json")):
+        try:
+            groups.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"{path} is not the summary of a run: {error}") from None
+    if not groups:
+        raise UserError(f"{directory} holds no records: expected NAME/SEED/summary.json")
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
+    rows += [_row(name, summaries) for name, summaries in groups.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
+    first = summaries[0]
+
+    def mean(key: str, digits: int) -> str:
+        values = [summary[key] for summary in summaries if summary.get(key) is not None]
+        if not values:
+            return "not measured"
+        text = f"{np.mean(values):,.{digits}f}"
+        return f"{text} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else text
+
+    return (
+        name,
+        f"{first['teacher']} → {first['student']}",
+        ", ".join(str(summary["seed"]) for summary in summaries),
+        f"{first['teacher_accuracy']:.2f}",
+        mean("student_accuracy_last", 2),
+        mean("student_accuracy_best_on_test", 2),
+        mean("noise_student_accuracy_last", 2),
+        f"{first['images']:,}",
+        mean("synthesis_seconds", 0),
+        mean("distill_seconds", 0),
+    )
+
+
+def insert(text: str, block: str) -> str:
+    """Replaces what stands between the marks of a document; UserError where it has none."""
+    before, start, rest = text.partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    if not (start and end):
+        marks = " and ".join(mark.strip() for mark in _MARKS)
+        raise UserError(f"the document has no place for the table: expected the lines {marks}")
+    return before + start + block + end + after
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m fastdfkd_jax.report", description="A table of recorded runs.")
+    parser.add_argument("results", type=Path, help="folder of records, NAME/SEED/summary.json")
+    parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
+    args = parser.parse_args(argv[1:])
+    block = table(args.results)
+    if args.into is None:
+        print(block, end="")
+        return
+    document = insert(args.into.read_text(encoding="utf-8"), block)
+    write_atomically(args.into, lambda file: file.write(document.encode()))
+
+
+if __name__ == "__main__":
+    run_command(main)

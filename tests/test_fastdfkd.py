@@ -21,6 +21,7 @@ SPEC = NetworkSpec("wrn10_1", 10, 8, 1, (0.3,), (0.3,))
 # The same program compiled with other options rounds differently; k steps of Adam on float32 amplify it.
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 TINY = FastDFKDOptions(num_adapt_steps=2, synthesis_batch=4, reset_first_layer_at=0)
+TERMS = inversion.InversionOptions(crop_padding=1)
 
 
 @functools.cache
@@ -33,7 +34,7 @@ def networks(conv_gradient="canonical"):
 
 
 @functools.cache
-def run(options=TINY, terms=inversion.InversionOptions(crop_padding=1), outer=None, pixels=False, calls=2):
+def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
     """Compiles one method and runs some calls; returns states (the initial one first), batches and infos."""
     gradient = "native" if options.meta_rule == "maml" else "canonical"
     teacher, teacher_vars, student_vars = networks(gradient)
@@ -167,8 +168,8 @@ def test_the_first_layer_is_reset_at_its_call_only():
 
 def test_the_adversarial_term_waits_for_its_call():
     heavy = inversion.InversionOptions(crop_padding=1, adversarial_weight=50.0)
-    on, _, infos = run(options(adversarial_start=1), heavy, calls=1)
-    off, _, quiet = run(options(adversarial_start=2), heavy, calls=1)
+    on, _, _ = run(options(adversarial_start=1), heavy, calls=1)
+    off, _, _ = run(options(adversarial_start=2), heavy, calls=1)
     assert not equal(on[1].generator, off[1].generator)
     without = inversion.InversionOptions(crop_padding=1, adversarial_weight=0.0)
     none, _, _ = run(options(), without, calls=1)

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, DoubledConv, check_conv_gradient, flat_normal
+from fastdfkd_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    DoubledConv,
+    at_least_float32,
+    check_conv_gradient,
+    flat_normal,
+)
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -70,7 +78,7 @@ class CifarGenerator(nn.Module):
         x = DoubledConv(self.width, **forms, name="conv_blocks.6")(x)
         x = nn.leaky_relu(norm("conv_blocks.7")(x), 0.2)
         x = Conv(self.channels, use_bias=True, **forms, name="conv_blocks.9")(x)
-        return nn.sigmoid(x.astype(jnp.float32))
+        return nn.sigmoid(at_least_float32(x))
 
 
 def build_generator(

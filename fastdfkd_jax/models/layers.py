@@ -125,7 +125,7 @@ class DoubledConv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear layer with PyTorch's default initialisation; computes in float32."""
+    """Linear layer with PyTorch's default initialisation; computes in the precision of its weights."""
 
     features: int
     kernel_init: Callable[..., Array] = torch_uniform
@@ -192,9 +192,14 @@ class BatchNorm(nn.Module):
         return before
 
 
+def at_least_float32(x: Array) -> Array:
+    """Widens bf16, whose sums lose digits; double precision, in which implementations are compared, stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def input_moments(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of [..., C] over all axes but the last, f32[C] each (METHOD 1.1)."""
-    x = x.astype(jnp.float32)
+    x = at_least_float32(x)
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     # Var[x] = E[(x - c)^2] - (E[x] - c)^2 for any c. With c a copy of the mean the second term is 0 but keeps
@@ -205,7 +210,7 @@ def input_moments(x: Array) -> tuple[Array, Array]:
 
 def global_average_pool(x: Array) -> Array:
     """Mean over H and W: [B, H, W, C] to f32[B, C]."""
-    return x.astype(jnp.float32).mean((1, 2))
+    return at_least_float32(x).mean((1, 2))
 
 
 def halve(x: Array) -> Array:

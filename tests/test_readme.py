@@ -1,0 +1,98 @@
+"""What the README shows is true: commands and Python run, the table is the records', links lead somewhere."""
+
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from fastdfkd_jax import report
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    return [body for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S) if kind == language]
+
+
+def commands():
+    """Every `python -m` command, continuation lines joined, split into arguments."""
+    text = "\n".join(blocks("")).replace("\\\n", " ")
+    lines = [part for line in text.splitlines() for part in line.split("&&")]
+    return [shlex.split(line)[1:] for line in lines if line.strip().startswith("python -m")]
+
+
+def python(arguments, cwd):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_python_examples_run():
+    examples = blocks("python")
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+def test_the_table_is_made_from_the_records():
+    assert report.insert(README, report.table(ROOT / "results")) == README, (
+        "run: python -m fastdfkd_jax.report results --into README.md"
+    )
+
+
+def test_every_command_is_known_here():
+    """A command that is added to the README must be added to a test below."""
+    modules = [arguments[1] for arguments in commands()]
+    assert sorted(set(modules)) == [
+        "fastdfkd_jax.convert", "fastdfkd_jax.evaluate", "fastdfkd_jax.main"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    (quickstart,) = (arguments for arguments in commands() if "configs/quickstart.py" in arguments)
+    done = python([*quickstart, "--workdir", str(tmp_path / "run")], ROOT)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["student_accuracy_last"] > summary["teacher_accuracy"] - 5
+    assert summary["student_accuracy_last"] > summary["noise_student_accuracy_last"] + 30
+    assert list((tmp_path / "run" / "images").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_cifar_commands(shared_data, tmp_path):
+    """The commands for CIFAR and for a teacher from elsewhere, with a real teacher and the smoke protocol."""
+    teacher = shared_data / "teachers" / "resnet20-12fca82f.th"
+    (tmp_path / "network.py").write_text(
+        "from fastdfkd_jax.convert.twins import twin\nfrom fastdfkd_jax.models import NetworkSpec\n"
+        "make = lambda: twin(NetworkSpec('resnet20', 10, 32, 3, (0.5,) * 3, (0.5,) * 3))\n"
+    )
+    places = {
+        "cifar10_wrn40_2.pth": str(teacher),
+        "~/tensorflow_datasets": str(shared_data / "tfds"),
+        "configs/cifar10.py:wrn40_2-wrn16_1-fast5": f"{ROOT}/configs/cifar10.py:resnet20-wrn16_1-fast5-smoke",
+        "0.4914,0.4822,0.4465": "0.485,0.456,0.406",
+        "0.2023,0.1994,0.2010": "0.229,0.224,0.225",
+    }
+    for arguments in commands():
+        if "configs/quickstart.py" in arguments:
+            continue
+        for old, new in places.items():
+            arguments = [argument.replace(old, new) for argument in arguments]
+        arguments = [str(teacher) if argument == "teacher.pth" else argument for argument in arguments]
+        if arguments[1] == "fastdfkd_jax.evaluate":
+            arguments += ["--data-dir", str(shared_data / "tfds"), "--split", "test[:200]"]
+        done = python(arguments, tmp_path)
+        assert done.returncode == 0, (arguments, done.stderr)
+    assert (tmp_path / "runs" / "first" / "student.safetensors").exists()

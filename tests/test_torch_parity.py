@@ -1,0 +1,137 @@
+"""Two synthesis calls and three KD steps against PyTorch in double precision: nothing that matters differs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import tiny_config
+
+from fastdfkd_jax import assemble, augment, convert, data, distill
+from fastdfkd_jax.models import Network
+
+torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
+
+from benchmarks import torch_fastdfkd  # noqa: E402 - imports torch
+from fastdfkd_jax.convert.twins import twin  # noqa: E402
+
+# Double precision leaves 1e-16; Adam, which divides gradients by their own size, and the learning rate, which is
+# float32 here, raise that.
+CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
+
+
+@pytest.fixture
+def parts():
+    """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
+    with jax.enable_x64(True):
+        config = tiny_config(fastdfkd__num_adapt_steps=STEPS, fastdfkd__synthesis_batch=BATCH, data__source="")
+        config.warmup_calls, config.precision = 2, "float64"
+        config.inversion.flip = True
+        yield assemble.assemble(config)
+
+
+def double(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def to_torch(module, variables):
+    state = {name: torch.from_numpy(np.array(value)) for name, value in convert.to_state_dict(variables).items()}
+    missing, unexpected = module.double().load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all("running" in name or "num_batches" in name for name in missing), missing
+    return module
+
+
+def views_of(key, spec):
+    """Where every pixel of each step's view comes from: 0 for black, else 1 + its place in the image."""
+    _, lanes_key = jax.random.split(key)
+    _, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
+    height, width, _ = spec.input_shape
+    places = jnp.broadcast_to(
+        jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1), (BATCH, height, width, 1)
+    )
+    return [
+        torch.from_numpy(np.array(augment.random_crop_flip(view, places, 2), np.int64).reshape(BATCH, -1))
+        for view in jax.random.split(view_key, STEPS + 1)[:-1]
+    ]
+
+
+def viewer(places):
+    """Gives the views one after another, as `Synthesizer.synthesize` asks for them."""
+    remaining = iter(places)
+
+    def view(images):
+        flat = torch.cat([torch.zeros_like(images[..., :1, :1]).flatten(1), images.flatten(1)], 1)
+        return flat.gather(1, next(remaining)).reshape(images.shape)
+
+    return view
+
+
+def normalization(network: Network):
+    spec = network.spec
+    return [torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (spec.mean, spec.std)]
+
+
+def assert_same_weights(ours, module):
+    theirs = module.state_dict()
+    for name, value in convert.to_state_dict(ours).items():
+        if not name.endswith("num_batches_tracked"):  # a counter that PyTorch does not use here, and we do not keep
+            np.testing.assert_allclose(value, theirs[name].numpy(), err_msg=name, **CLOSE)
+
+
+def test_two_calls_of_synthesis_are_pytorchs(parts):
+    """The first call has the plain feature loss and no adversarial term, the second the momentum loss and all terms."""
+    teacher_vars = double(parts.teacher_vars)
+    student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
+    state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))
+    meta = torch_fastdfkd.generator(16, 8, 16, 1)
+    to_torch(meta, {"params": state.generator, "batch_stats": {}})
+    synthesizer = torch_fastdfkd.Synthesizer(
+        to_torch(twin(parts.teacher.spec), teacher_vars),
+        to_torch(twin(parts.student.spec), student_vars),
+        meta,
+        torch.optim.Adam(meta.parameters(), lr=0.015, betas=(0.5, 0.999)),
+        *normalization(parts.teacher),
+    )
+    step = jax.jit(parts.method.synthesize)
+    for call in range(2):
+        key = jax.random.fold_in(jax.random.key(3), call)
+        places = views_of(key, parts.teacher.spec)
+        state, batch, info = step(state, teacher_vars, student_vars, key)
+        latents = torch.from_numpy(np.array(state.latents[0]))
+        labels = torch.from_numpy(np.array(batch.labels, np.int64))
+        images, observed = synthesizer.synthesize(latents, labels, STEPS, call == 1, viewer(places))
+        np.testing.assert_allclose(batch.images, images.permute(0, 2, 3, 1).numpy(), **CLOSE)
+        np.testing.assert_allclose(info["loss/class"], observed["loss/class"], **CLOSE)
+        np.testing.assert_allclose(info["loss/feature"], observed["loss/feature"], **CLOSE)
+        assert_same_weights({"params": state.generator, "batch_stats": {}}, meta)
+        for name, (mean, var) in zip(
+            [name for name, layer in synthesizer.teacher.named_modules() if isinstance(layer, torch.nn.BatchNorm2d)],
+            synthesizer.accumulated,
+            strict=True,
+        ):
+            ours = state.accumulators.moments[name]
+            np.testing.assert_allclose(ours["mean"], mean.numpy(), **CLOSE)
+            np.testing.assert_allclose(ours["var"], var.numpy(), **CLOSE)
+
+
+def test_kd_steps_are_pytorchs(parts):
+    """Three steps: momentum, weight decay, BatchNorm's running statistics and the rate's schedule take part."""
+    teacher_vars, start = double(parts.teacher_vars), double(jax.jit(parts.student.init)(jax.random.key(1)))
+    step = jax.jit(
+        distill.make_step(
+            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), crop_padding=0, flip=False
+        )
+    )
+    state = distill.from_variables(start, parts.optimizer)
+    teacher, student = to_torch(twin(parts.teacher.spec), teacher_vars), to_torch(twin(parts.student.spec), start)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    mean, std = normalization(parts.teacher)
+    digits = data.load("digits", "train").images[: 3 * BATCH].astype(np.float64) / 255
+    for images in np.split(digits, 3):
+        state, info = step(state, teacher_vars, jnp.asarray(images), jax.random.key(0))
+        inputs = (torch.from_numpy(images.copy()).permute(0, 3, 1, 2) - mean) / std
+        loss = torch_fastdfkd.kd_step(teacher, student, optimizer, inputs, TEMPERATURE)
+        np.testing.assert_allclose(info["loss"], loss, **CLOSE)
+    assert_same_weights(state.variables, student)
+    assert not np.allclose(start["params"]["fc"]["kernel"], state.params["fc"]["kernel"], **CLOSE)
