@@ -30,9 +30,7 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     _make_importable(argv, default_config)
     values = flags.FlagValues()
     try:
-        config = config_flags.DEFINE_config_file(
-            "config", default_config, flag_values=values, sys_argv=list(argv)
-        )
+        config = config_flags.DEFINE_config_file("config", default_config, flag_values=values, sys_argv=list(argv))
         workdir = flags.DEFINE_string(
             "workdir", "", "where the run's files go; by default runs/<config>", flag_values=values
         )
