@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import write_atomically
@@ -92,7 +93,8 @@ class Shards:
 def read_shard(path: Path) -> dict[str, np.ndarray]:
     """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because numpy does not close a file that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("images", "labels")}
     except FileNotFoundError:
         raise UserError(f"pool shard {path} is missing: restore it, or start in a new workdir") from None
@@ -110,8 +112,6 @@ def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarr
     Raises:
       UserError: nothing there, or images of another size.
     """
-    from PIL import Image
-
     if not directory.is_dir():
         raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
     source = directory / "pool" if (directory / "pool").is_dir() else directory
@@ -122,11 +122,20 @@ def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarr
         suffixes = {".png", ".jpg", ".jpeg"}
         pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
         mode = "L" if image_shape[-1] == 1 else "RGB"
-        parts = [np.asarray(Image.open(path).convert(mode))[None] for path in pictures]
-        parts = [part[..., None] if mode == "L" else part for part in parts]
+        parts = [_read_picture(path, mode) for path in pictures]
     if not parts:
         raise UserError(f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images")
     wrong = {part.shape[1:] for part in parts} - {image_shape}
     if wrong:
         raise UserError(f"images in {directory} are {sorted(wrong)[0]}, the teacher takes {image_shape}")
     return np.concatenate(parts)
+
+
+def _read_picture(path: Path, mode: str) -> np.ndarray:
+    """uint8[1, H, W, C] in the colours of a Pillow mode."""
+    try:
+        with Image.open(path) as file:
+            pixels = np.asarray(file.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"the picture {path} cannot be read ({error}): restore or remove it") from error
+    return pixels.reshape(1, *pixels.shape[:2], -1)

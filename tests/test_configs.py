@@ -1,0 +1,87 @@
+"""Every config builds, its rates are the published ones, and what it does not know it refuses."""
+
+import pytest
+import runs  # noqa: F401 - makes configs importable
+
+from configs import cifar, cifar10, cifar100, default, quickstart
+from fastdfkd_jax import models
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.validate import validate
+
+VARIANTS = [f"{pair}-fast{k}" for pair in cifar.PAIRS for k in cifar.STEPS]
+
+
+@pytest.mark.parametrize("variant", [None, "smoke", *VARIANTS])
+@pytest.mark.parametrize(("module", "classes"), [(cifar10, 10), (cifar100, 100)])
+def test_every_pair_and_step_count_builds(module, classes, variant):
+    config = module.get_config(variant)
+    validate(config)
+    assert config.teacher.num_classes == classes
+    assert models.is_known(config.teacher.arch)
+    assert config.data.source == f"tfds:cifar{classes}"
+
+
+@pytest.mark.parametrize("protocol", cifar.PROTOCOLS)
+def test_every_protocol_builds_and_changes_something(protocol):
+    plain = cifar10.get_config("wrn40_2-wrn16_1-fast5")
+    config = cifar10.get_config(f"wrn40_2-wrn16_1-fast5-{protocol}")
+    validate(config)
+    assert config != plain
+
+
+def test_every_config_is_overrides_of_the_default():
+    """No config adds a key that `default.py` does not explain."""
+    known = set(flat(default.get_config()))
+    for config in (quickstart.get_config(), *(cifar10.get_config(f"{VARIANTS[0]}-{name}") for name in cifar.PROTOCOLS)):
+        # The outer optimizer's own arguments are free.
+        assert {key for key in flat(config) if not key.startswith("meta.kwargs.")} <= known
+
+
+def flat(config):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from (f"{key}.{name}" for name in flat(value))
+        else:
+            yield key
+
+
+@pytest.mark.parametrize(
+    ("variant", "inner", "latents", "meta"),
+    [("fast2", 5e-3, 0.015, 0.010), ("fast5", 3e-3, 0.010, 0.015), ("fast10", 2e-3, 0.010, 0.020)],
+)
+def test_rates_depend_on_k_as_published(variant, inner, latents, meta):
+    """METHOD section 2; the meta rate is lr_g * k (METHOD T1)."""
+    config = cifar10.get_config(f"resnet34-resnet18-{variant}")
+    assert (config.inner.generator_lr, config.inner.latents_lr) == (inner, latents)
+    assert config.meta.lr == pytest.approx(meta)
+    assert (config.inversion.adversarial_weight, config.inversion.class_weight) == (1.33, 0.5)
+    assert (config.calls, config.warmup_calls, config.fastdfkd.reset_first_layer_at) == (220, 20, 140)
+
+
+def test_the_short_protocol_is_the_one_that_is_compared():
+    config = cifar10.get_config("resnet20-wrn16_1-fast5-short")
+    assert (config.calls, config.warmup_calls, config.kd.steps_per_call) == (60, 5, 60)
+    assert (config.fastdfkd.synthesis_batch, config.kd.batch, config.eval_every) == (128, 128, 5)
+    assert (config.kd.lr, config.kd.final_lr, config.kd.temperature) == (0.1, 2e-4, 20)
+    assert (config.kd.momentum, config.kd.weight_decay) == (0.9, 1e-4)
+    assert (config.inversion.adversarial_weight, config.inversion.class_weight) == (1.1, 0.4)
+    assert (config.inversion.feature_weight, config.inversion.accumulator_weight) == (10, 0.9)
+    assert (config.inner.generator_lr, config.inner.latents_lr) == (3e-3, 1e-2)
+    assert config.fastdfkd.meta_rule == "fomaml_sum"
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "wrn40_2-vgg8-fast5",
+        "wrn40_2-wrn16_1-fast3",
+        "wrn40_2-wrn16_1",
+        "wrn40_2",
+        "wrn40_2-wrn16_1-fast5-long",
+        "x-y-z",
+    ],
+)
+def test_an_unknown_variant_lists_the_known_ones(variant):
+    with pytest.raises(UserError, match=r"unknown variant .*wrn40_2-wrn16_1.*short") as caught:
+        cifar10.get_config(variant)
+    assert "\n" not in str(caught.value)

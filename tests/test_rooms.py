@@ -1,0 +1,82 @@
+"""The structure that the design promises: which room may import which, and what an algorithm may not touch."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "fastdfkd_jax"
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
+ALGORITHMS = {"methods", "meta", "losses", "moments", "augment", "distill", "models"}
+# What computing needs; anything else in an algorithm room would be input, output or a device.
+PURE = {"__future__", "collections", "dataclasses", "functools", "math", "re", "typing", "jax", "flax", "optax"}
+# May be imported by the rooms on the left; rooms that are not listed import nothing of ours.
+ALLOWED = {
+    "methods": {"methods", "meta", "losses", "moments", "augment", "models"},
+    "distill": {"losses", "augment", "models"},
+    "losses": {"moments"},
+    "models": {"models"},
+    "supervised": {"augment", "models", "data"},
+    "data": {"data", "models"},
+    "convert": {"convert", "models"},
+    "pool": {"files"},
+    "checkpoint": {"files"},
+    "metrics": {"files"},
+    "report": {"files", "configuration"},
+    "evaluate": {"augment", "configuration", "convert", "data", "models"},
+}
+
+
+def imports(parts):
+    """Full names of the modules that a file imports, wherever in it."""
+    tree = ast.parse(PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms(parts):
+    """The rooms of ours that a file imports, `errors` aside, which anyone may."""
+    names = [name.split(".") for name in imports(parts) if name.startswith("fastdfkd_jax.")]
+    return {name[1] for name in names} - {"errors"}
+
+
+@pytest.mark.parametrize("parts", MODULES, ids="/".join)
+def test_a_room_imports_only_what_it_may(parts):
+    if parts[0] in ALLOWED or parts[0] in ALGORITHMS:
+        assert rooms(parts) <= ALLOWED.get(parts[0], set())
+
+
+@pytest.mark.parametrize("parts", [parts for parts in MODULES if parts[0] in ALGORITHMS], ids="/".join)
+def test_algorithms_do_no_input_or_output(parts):
+    outside = {name.split(".")[0] for name in imports(parts)} - {"fastdfkd_jax"}
+    assert outside <= PURE, outside - PURE
+    source = PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8")
+    called = {node.func.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+              and isinstance(node.func, ast.Name)}  # fmt: skip
+    assert not called & {"open", "print", "input"}
+    assert "@jax.jit" not in source, "compilation happens at the edge"
+
+
+def test_only_the_host_side_sees_a_config():
+    seen = {parts[0] for parts in MODULES if any("ml_collections" in name for name in imports(parts))}
+    assert seen == {"main", "train", "assemble", "configuration", "plan", "validate"}
+
+
+@pytest.mark.parametrize("parts", [parts for parts in MODULES if parts[0] != "convert"], ids="/".join)
+def test_torch_and_tensorflow_are_never_needed(parts):
+    """Torch is imported inside the converter only, TensorFlow nowhere: both are extras."""
+    assert not {name.split(".")[0] for name in imports(parts)} & {"torch", "tensorflow", "torchvision"}
+
+
+def test_everything_can_be_imported_without_either():
+    names = ["fastdfkd_jax." + ".".join(parts) for parts in MODULES if parts[-1] not in ("__init__", "__main__")]
+    names = [name for name in names if not name.endswith("make_digits")]  # needs scikit-learn, which made the digits
+    code = "import importlib, sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
+    code += f"for name in {names!r}: importlib.import_module(name)\n"
+    subprocess.run([sys.executable, "-c", code], check=True)
