@@ -1,7 +1,8 @@
 """What a run leaves for people: PNG grids and summary.json; and tables made from the summaries.
 
 `python -m fastdfkd_jax.report results` prints a Markdown table of recorded runs; with `--into README.md` it
-replaces what stands there between the lines `<!-- results -->` and `<!-- /results -->`.
+replaces what stands there between the lines `<!-- results -->` and `<!-- /results -->`; with `--add WORKDIR --as
+NAME/SEED` it first records a finished run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image
 
 from fastdfkd_jax.configuration import run_command
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import write_atomically
+from fastdfkd_jax.files import make_folder, write_atomically
 
 _MARKS = ("<!-- results -->\n", "<!-- /results -->")
 _COLUMNS = (
@@ -44,7 +45,7 @@ def write_grid(path: Path, images: np.ndarray, columns: int = 16, scale: int = 2
         top, left = i // columns * (height + 1), i % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
@@ -100,6 +101,35 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def add(workdir: Path, record: Path) -> None:
+    """Copies what is worth keeping of a finished run: config, metrics, summary and the last picture.
+
+    Of places on this machine only the last name is kept.
+
+    Raises:
+      UserError: the run is not finished.
+    """
+    try:
+        config, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir} holds no finished run: expected its config.json and summary.json") from error
+    record.mkdir(parents=True, exist_ok=True)
+    write_json(record / "config.json", _without_places(config["config"]))
+    write_json(record / "summary.json", summary)
+    pictures = sorted((workdir / "images").glob("*.png"))
+    copies = [("metrics.jsonl", workdir / "metrics.jsonl"), *(("images.png", path) for path in pictures[-1:])]
+    for name, source in copies:
+        content = source.read_bytes()
+        write_atomically(record / name, lambda file, content=content: file.write(content))
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    is_place = isinstance(value, str) and value.startswith(("/", "~", "."))
+    return Path(value).name if is_place else value
+
+
 def insert(text: str, block: str) -> str:
     """Replaces what stands between the marks of a document; UserError where it has none."""
     before, start, rest = text.partition(_MARKS[0])
@@ -115,7 +145,13 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastdfkd_jax.report", description="A table of recorded runs.")
     parser.add_argument("results", type=Path, help="folder of records, NAME/SEED/summary.json")
     parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
+    parser.add_argument("--add", type=Path, metavar="WORKDIR", help="a finished run to record first")
+    parser.add_argument("--as", dest="name", metavar="NAME/SEED", help="where in the folder it is recorded")
     args = parser.parse_args(argv[1:])
+    if args.add is not None:
+        if not args.name:
+            raise UserError("--add needs --as NAME/SEED, the place of the record")
+        add(args.add, args.results / args.name)
     block = table(args.results)
     if args.into is None:
         print(block, end="")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from fastdfkd_jax import report
@@ -39,11 +40,39 @@ def test_a_document_keeps_everything_but_the_table():
     assert report.insert(text, "new\n") == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
 
 
+def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    record(workdir)
+    config = {"teacher": {"checkpoint": "/home/me/teacher.th"}, "data": {"dir": "~/data", "source": "tfds:cifar10"}}
+    (workdir / "config.json").write_text(json.dumps({"config": config, "identity": {}}))
+    (workdir / "metrics.jsonl").write_text("{}\n")
+    report.write_grid(workdir / "images" / "000010.png", np.zeros((2, 4, 4, 1), np.uint8))
+    report.write_grid(workdir / "images" / "000020.png", np.ones((3, 4, 4, 1), np.uint8))
+    results = tmp_path / "results"
+    report.main(["report", str(results), "--add", str(workdir), "--as", "short/seed0"])
+    assert "| short |" in capsys.readouterr().out
+    kept = results / "short" / "seed0"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "config.json",
+        "images.png",
+        "metrics.jsonl",
+        "summary.json",
+    ]
+    assert json.loads((kept / "config.json").read_text()) == {
+        "teacher": {"checkpoint": "teacher.th"}, "data": {"dir": "data", "source": "tfds:cifar10"}
+    }  # fmt: skip
+    assert (kept / "images.png").read_bytes() == (workdir / "images" / "000020.png").read_bytes()
+
+
 def test_mistakes_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="holds no records"):
         report.table(tmp_path)
     with pytest.raises(UserError, match="no place for the table"):
         report.insert("nothing", "new\n")
+    with pytest.raises(UserError, match="holds no finished run"):
+        report.add(tmp_path, tmp_path / "record")
+    with pytest.raises(UserError, match="--add needs --as"):
+        report.main(["report", str(tmp_path), "--add", str(tmp_path)])
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "summary.json").write_text("{")
     with pytest.raises(UserError, match="not the summary"):
