@@ -98,8 +98,10 @@ class Synthesizer:
         feature = view.new_zeros(())
         for i, (layer, mean, var) in enumerate(self.seen):
             old_mean, old_var = self.accumulated[i] if self.accumulated else (0.0, 0.0)
-            feature = feature + (layer.running_mean - keep * old_mean - (1 - keep) * mean).norm()
-            feature = feature + (layer.running_var - keep * old_var - (1 - keep) * var).norm()
+            target_mean: Any = layer.running_mean
+            target_var: Any = layer.running_var
+            feature = feature + (target_mean - keep * old_mean - (1 - keep) * mean).norm()
+            feature = feature + (target_var - keep * old_var - (1 - keep) * var).norm()
         total = options.class_weight * functional.cross_entropy(teacher_logits, labels)
         total = total + options.feature_weight * feature
         self.observed = {"loss/class": (total - options.feature_weight * feature).item() / options.class_weight}
@@ -120,7 +122,8 @@ class Synthesizer:
 
         Gives the images of lowest loss, [B, C, H, W] in [0, 1], and the unweighted terms of the last step.
         """
-        self.teacher.eval(), self.student.eval()
+        self.teacher.eval()
+        self.student.eval()
         fast, latents = copy.deepcopy(self.meta), latents.clone().requires_grad_()
         inner = torch.optim.Adam(
             [
@@ -139,7 +142,7 @@ class Synthesizer:
             inner.zero_grad()
             loss.backward()
             for meta, adapted in zip(self.meta.parameters(), fast.parameters(), strict=True):
-                gradient = adapted.grad
+                gradient: Any = adapted.grad
                 meta.grad = gradient.clone() if meta.grad is None else meta.grad + gradient
             inner.step()
         self.outer.step()
@@ -161,7 +164,8 @@ def kd_step(
     teacher: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, temperature: float
 ) -> float:
     """One step of Algorithm 1 lines 18 to 20 on normalised images; gives the loss before it."""
-    teacher.eval(), student.train()
+    teacher.eval()
+    student.train()
     with torch.no_grad():
         target = (teacher(inputs) / temperature).softmax(1)
     log_student = (student(inputs) / temperature).log_softmax(1)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, models, parallel
+from fastdfkd_jax import convert, data, distill, models, parallel, pool
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, noise, representation
 from fastdfkd_jax.methods.base import Method
@@ -34,6 +35,7 @@ class Parts(NamedTuple):
       method: the data-free method.
       split: lays a batch over devices inside a compiled program.
       test: evaluation data, or None.
+      initial: uint8[N, H, W, C] images to begin with, or None.
     """
 
     teacher: Network
@@ -44,6 +46,7 @@ class Parts(NamedTuple):
     method: Method
     split: Callable[[jax.Array], jax.Array]
     test: data.Dataset | None
+    initial: np.ndarray | None
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -61,7 +64,10 @@ def assemble(config: ConfigDict) -> Parts:
     optimizer = distill.sgd(schedule, config.kd.momentum, config.kd.weight_decay)
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices))
     method = METHODS[config.method.name](config, teacher, student, options, split)
-    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, test)
+    initial = None
+    if config.pool.initial:
+        initial = pool.read_initial(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
+    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, test, initial)
 
 
 def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
@@ -149,7 +155,10 @@ def _inner_optimizer(inner: ConfigDict) -> optax.GradientTransformation:
         # eps_root stays 0, as in PyTorch; exact MAML meets no zero second moment in practice.
         return optax.adam(learning_rate, inner.b1, inner.b2)
 
-    groups = {"latents": group(inner.latents_lr), "generator": group(inner.generator_lr)}
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "latents": group(inner.latents_lr),
+        "generator": group(inner.generator_lr),
+    }
     return optax.partition(groups, {"latents": "latents", "generator": "generator"})
 
 

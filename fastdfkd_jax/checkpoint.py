@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
+import importlib.metadata
 import json
 import logging
+import os
 import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import disk_error
+from fastdfkd_jax.files import disk_error, make_folder
 
 Tree = Any
 FORMAT = 1
@@ -43,6 +51,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory = directory.absolute()
+        make_folder(self.directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
@@ -65,10 +74,22 @@ class Checkpoints:
             "progress": progress,
         }
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        with _quiet_tasks():
+            failure = self._try_to_save(number, args)
+        if failure is not None:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+            raise failure
+
+    def _try_to_save(self, number: int, args: ocp.args.Composite) -> UserError | None:
         try:
             self._manager.save(number, args=args, force=True)
-        except OSError as error:
-            raise disk_error(self.directory, error) from error
+        except (OSError, ValueError) as error:  # the latter is how TensorStore reports a full disk
+            code = _os_error_code(error)
+            if code is None:
+                raise
+            return disk_error(self.directory, OSError(code, os.strerror(code)))
+        return None
 
     def restore(self, like: Tree) -> Restored | None:
         """The newest checkpoint that is whole, or None where there is none at all.
@@ -81,7 +102,8 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            restored = self._read(step, like)
+            with _quiet_tasks():
+                restored = self._read(step, like)
             if restored is not None:
                 self._forget_after(step, steps)
                 return restored
@@ -94,6 +116,8 @@ class Checkpoints:
     def _read(self, step: int, like: Tree) -> Restored | None:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            if not isinstance(meta, dict):
+                raise ValueError("its description is not a JSON object")
         except Exception as error:  # whatever a damaged file makes Orbax raise
             log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
             return None
@@ -130,6 +154,47 @@ class Checkpoints:
         self._manager.close()
 
 
+@contextlib.contextmanager
+def _quiet_tasks() -> Iterator[None]:
+    """Keeps Orbax and asyncio from printing a traceback for each reader or writer that failed with the first."""
+    _ignore_late_reports()
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    disabled = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        yield
+    finally:
+        # Now, because the failed tasks complain when they are collected.
+        gc.collect()
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
+
+
+def _ignore_late_reports() -> None:
+    """Lets TensorStore report, at any later time, to an event loop that a failure has closed, without a traceback."""
+    before = sys.unraisablehook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(late: sys.UnraisableHookArgs) -> None:
+        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(late.exc_value)
+        # Orbax wraps what Python throws into a reader that it drops unfinished.
+        dropped = late.exc_value is not None and isinstance(late.exc_value.__cause__, GeneratorExit)
+        if not (closed or dropped):
+            before(late)
+
+    sys.unraisablehook = hook
+
+
+def _os_error_code(error: OSError | ValueError) -> int | None:
+    """The errno of a failed write, or None where that is not what failed."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
+
+
 def digest(tree: Tree) -> str:
     """SHA-256 over all leaves of a tree, their paths and shapes."""
     sha = hashlib.sha256()
@@ -142,10 +207,6 @@ def digest(tree: Tree) -> str:
 
 def fingerprint() -> dict[str, Any]:
     """What decides whether two runs agree to the bit: processor, devices, software and compiler flags."""
-    import os
-
-    import jaxlib
-
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -154,7 +215,7 @@ def fingerprint() -> dict[str, Any]:
         "processor": model.split(":")[-1].strip(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "devices": [str(device.device_kind) for device in jax.devices()],
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

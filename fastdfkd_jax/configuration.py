@@ -30,7 +30,7 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     _make_importable(argv, default_config)
     values = flags.FlagValues()
     try:
-        config = config_flags.DEFINE_config_file("config", default_config, flag_values=values, sys_argv=list(argv))
+        config_flags.DEFINE_config_file("config", default_config, flag_values=values, sys_argv=list(argv))
         workdir = flags.DEFINE_string(
             "workdir", "", "where the run's files go; by default runs/<config>", flag_values=values
         )
@@ -38,15 +38,20 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
             # ml_collections loads config files by a function that Python 3.15 will drop.
             warnings.simplefilter("ignore", DeprecationWarning)
             rest = values(list(argv))
+        loaded = values["config"].value
     except UserError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    except SyntaxError as error:
+        raise UserError(f"config file {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever a config file raises
         raise UserError(f"command line: {_first_line(error)}") from error
+    if not isinstance(loaded, ConfigDict):
+        raise UserError("the config file's get_config() must return a ConfigDict, as those in configs/ do")
     if len(rest) > 1:
         raise UserError(f"command line: expected only --flags, found {rest[1]!r}: write --config.key=value")
     name = next((arg for arg in _config_arguments(argv)), default_config)
     folder = Path(workdir.value or Path("runs") / Path(name).name.replace(":", "-").replace(".py", ""))
-    return config.value, folder.expanduser()
+    return loaded, folder.expanduser()
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> None:

@@ -44,7 +44,7 @@ def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -
     is reached only after the last one.
     """
 
-    def schedule(step: Array) -> Array:
+    def schedule(step: Any) -> Array:
         progress = jnp.minimum(step // steps_per_call, calls) / calls
         return final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 

@@ -29,6 +29,57 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise disk_error(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+class AppendFile:
+    """A file that grows by whole records: what a full disk has cut off is taken back.
+
+    Args:
+      path: the file; its folder is made where it is missing.
+      length: bytes to keep of what it holds; the rest is cut off.
+    """
+
+    def __init__(self, path: Path, length: int = 0):
+        self._path = path
+        make_folder(path.parent)
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file.truncate(min(length, self._size()))
+        except OSError as error:
+            raise disk_error(path, error) from error
+
+    def append(self, record: bytes) -> None:
+        """Writes a record; UserError, and nothing of it, where the disk is full."""
+        start = self._size()
+        try:
+            while record:
+                record = record[self._file.write(record) :]
+        except OSError as error:
+            self._file.truncate(start)
+            raise disk_error(self._path, error) from error
+
+    def sync(self) -> int:
+        """Makes all records durable; returns the file's length."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(self._path, error) from error
+        return self._size()
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Closes the file; nothing is pending."""
+        self._file.close()
+
+
 def disk_error(path: Path, error: OSError) -> UserError:
     """What a failed write means to the user, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

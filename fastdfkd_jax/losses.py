@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Ar
       statistic: 'variance' compares variances (released code), 'deviation' standard deviations (Eq. 13).
     """
     spread = _spread(statistic)
-    return sum(
+    return _sum(
         _norm(stats["mean"] - got["mean"]) + _norm(spread(stats["var"]) - spread(got["var"]))
         for got, stats in _layers(moments, batch_stats)
     )
@@ -96,7 +96,7 @@ def momentum_feature(
     def distance(old: Array, new: Array, target: Array) -> Array:
         return _norm(target - (1 - keep) * new - keep * old)
 
-    return sum(
+    return _sum(
         distance(old["mean"], got["mean"], stats["mean"])
         + distance(spread(old["var"]), spread(got["var"]), spread(stats["var"]))
         for got, stats, old in _layers(moments, batch_stats, accumulators.moments)
@@ -133,6 +133,10 @@ def _norm(x: Array) -> Array:
     square = jnp.sum(jnp.square(x))
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return sum(terms, start=jnp.zeros(()))
 
 
 def _spread(statistic: str):

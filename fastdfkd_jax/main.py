@@ -16,7 +16,7 @@ from fastdfkd_jax import __version__, configuration, plan, report
 from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.checkpoint import check_same_run, digest
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import disk_error
+from fastdfkd_jax.files import disk_error, make_folder
 from fastdfkd_jax.train import Training
 from fastdfkd_jax.validate import validate
 
@@ -81,8 +81,8 @@ def set_up_jax(config: ConfigDict) -> None:
 
 def open_workdir(workdir: Path):
     """Creates the folder and locks it against a second run; the lock lives as long as the returned file."""
+    make_folder(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "w")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise disk_error(workdir, error) from error

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import resource
+import socket
+import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from fastdfkd_jax.files import disk_error
+from fastdfkd_jax.files import AppendFile
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +28,19 @@ class Metrics:
     """Writes each record to all places; `offset` lets a resumed run cut off what it will write again."""
 
     def __init__(self, workdir: Path, total_calls: int, call: int = 0, offset: int = 0):
-        self._path = workdir / "metrics.jsonl"
-        self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
-        self._file.truncate(offset)
-        self._file.seek(offset)
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=call + 1 if call else None)
+        self._lines = AppendFile(workdir / "metrics.jsonl", offset)
+        self._events = Events(workdir / "events", first_step=call + 1)
         self._bar = tqdm(total=total_calls, initial=call, unit="call") if sys.stderr.isatty() else None
 
     @property
     def offset(self) -> int:
         """Bytes of metrics.jsonl written so far, all of them on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._lines.sync()
 
     def write(self, call: int, values: dict[str, Any]) -> None:
         """Records values at a synthesis call; lists go to metrics.jsonl only."""
-        try:
-            self._file.write((json.dumps({"call": call, **values}) + "\n").encode())
-            self._file.flush()
-        except OSError as error:
-            raise disk_error(self._path, error) from error
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, call)
+        self._lines.append((json.dumps({"call": call, **values}) + "\n").encode())
+        self._events.write(call, {name: value for name, value in values.items() if isinstance(value, int | float)})
 
     def say(self, line: str) -> None:
         """Shows a line without breaking the progress bar."""
@@ -65,11 +58,45 @@ class Metrics:
             self._bar.update(call - self._bar.n)
 
     def close(self) -> None:
-        """Flushes and closes everything."""
-        self._file.close()
+        """Closes everything."""
+        self._lines.close()
         self._events.close()
         if self._bar is not None:
             self._bar.close()
+
+
+class Events:
+    """TensorBoard's file of scalars, written at once.
+
+    tensorboardX's own writer has a thread, which dies of a full disk and then lets the run wait for it forever.
+    """
+
+    def __init__(self, directory: Path, first_step: int):
+        self._file = AppendFile(directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if first_step > 1:
+            # Hides what a run that this one goes on for has written beyond its last checkpoint.
+            session = SessionLog(status=SessionLog.START)
+            self._append(Event(wall_time=time.time(), step=first_step, session_log=session))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Records numbers at a step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _append(self, event: Event) -> None:
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = (length, _checksum(length), data, _checksum(data))
+        self._file.append(b"".join(parts))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 def peak_memory_bytes() -> int:

@@ -18,9 +18,10 @@ from fastdfkd_jax.errors import UserError
 
 Array = jax.Array
 Tree = Any
+Device = Any  # a jax.Device, which is no type to a type checker
 
 
-def devices(count: int) -> list[jax.Device]:
+def devices(count: int) -> list[Device]:
     """The first `count` devices; UserError if there are fewer."""
     available = jax.devices()
     if count > len(available):
@@ -31,7 +32,7 @@ def devices(count: int) -> list[jax.Device]:
     return available[:count]
 
 
-def lane_map(num_tasks: int, task_devices: Sequence[jax.Device]) -> Callable[..., Tree]:
+def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tree]:
     """How `f(lane, shared)` is mapped over `num_tasks` lanes: `lane_map(f, stacked, shared) -> stacked results`.
 
     Lanes of one device run by `vmap` on accelerators. On CPU they run one after another: vmapped
@@ -69,7 +70,7 @@ def _vectorised(f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
     return jax.vmap(f, in_axes=(0, None))(stacked, shared)
 
 
-def batch_splitter(batch_devices: Sequence[jax.Device]) -> Callable[[Array], Array]:
+def batch_splitter(batch_devices: Sequence[Device]) -> Callable[[Array], Array]:
     """A function that lays the leading axis of an array over devices inside a compiled program.
 
     Applied to latents and images; XLA propagates it, so that every mean over the batch, BatchNorm's included,

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import write_atomically
+from fastdfkd_jax.files import make_folder, write_atomically
 
 Array = jax.Array
 
@@ -66,7 +66,7 @@ class Shards:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
 
     def path(self, index: int) -> Path:
         """File of the shard with this index, counted from 0."""

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from fastdfkd_jax import convert, distill, parallel, pool, report
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
@@ -122,8 +123,7 @@ class Training:
 
     def _fill_pool(self) -> pool.Pool:
         shape = self.parts.teacher.spec.input_shape
-        initial = self.config.pool.initial
-        parts = [pool.read_initial(Path(initial).expanduser(), shape)] if initial else []
+        parts = [] if self.parts.initial is None else [self.parts.initial]
         per_call = self.config.fastdfkd.synthesis_batch * self.config.fastdfkd.num_tasks
         capacity = sum(map(len, parts)) + (per_call * self.config.calls if self.synthesizes else 0)
         if self.synthesizes:
@@ -200,7 +200,7 @@ class Training:
         trained = done.call > self.config.warmup_calls
         due = last or done.call % self.config.eval_every == 0
         if self.parts.test is not None and due and trained and self.config.mode != "synthesize":
-            self._evaluate()
+            self._evaluate(self.parts.test)
         if last or done.call % self.config.checkpoint_every == 0:
             self._save()
         accuracy = "" if done.accuracy_last is None else f", test accuracy {done.accuracy_last:.2f} %"
@@ -233,9 +233,9 @@ class Training:
             self.progress.teacher_accuracy = result["accuracy"]
             self.metrics.say(f"teacher accuracy {result['accuracy']:.2f} %")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
-        result = self.evaluate(self.state["student"].variables, self.parts.test)
+        result = self.evaluate(self.state["student"].variables, test)
         done.evaluate_seconds += time.perf_counter() - start
         done.accuracy_last = result["accuracy"]
         done.accuracy_best = max(done.accuracy_last, done.accuracy_best or 0.0)

@@ -87,6 +87,8 @@ def validate(config: ConfigDict) -> None:
 def _get(config: ConfigDict, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            raise UserError(f"config.{key} is missing: expected a config made from configs/default.py")
         value = value[part]
     return value
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from fastdfkd_jax.parallel import lane_map
 
 SPEC = NetworkSpec("wrn10_1", 10, 8, 1, (0.3,), (0.3,))
 # The same program compiled with other options rounds differently; k steps of Adam on float32 amplify it.
-CLOSE = {"rtol": 2e-3, "atol": 2e-4}
+CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-4}
 TINY = FastDFKDOptions(num_adapt_steps=2, synthesis_batch=4, reset_first_layer_at=0)
 TERMS = inversion.InversionOptions(crop_padding=1)
 
@@ -48,7 +49,7 @@ def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
         options, terms, teacher, teacher, drawn, inner, outer or optax.adam(0.01, 0.5),
         lane_map(options.num_tasks, jax.devices()[:1]),
     )  # fmt: skip
-    step = jax.jit(method.synthesize)
+    step: Any = jax.jit(method.synthesize)
     states, batches, infos = [jax.jit(method.init)(jax.random.key(2), teacher_vars)], [], []
     for call in range(calls):
         state, batch, info = step(states[-1], teacher_vars, student_vars, jax.random.fold_in(jax.random.key(3), call))

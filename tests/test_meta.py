@@ -1,5 +1,7 @@
 """Adaptation and meta-gradients against closed forms on a quadratic: L(p; c) = (p - c) A (p - c) / 2."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ START = np.array([1.0, -2.0])
 TARGETS = np.array([[0.0, 0.0], [1.0, -1.5], [-1.0, 2.0]])
 FINAL = np.array([0.5, 0.5])
 # Everything here is a handful of float32 products.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def loss_fn(params, target):

@@ -1,5 +1,7 @@
 """Two synthesis calls and three KD steps against PyTorch in double precision: nothing that matters differs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from fastdfkd_jax.convert.twins import twin  # noqa: E402
 
 # Double precision leaves 1e-16; Adam, which divides gradients by their own size, and the learning rate, which is
 # float32 here, raise that.
-CLOSE = {"rtol": 1e-6, "atol": 1e-9}
+CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 
 

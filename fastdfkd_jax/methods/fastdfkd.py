@@ -236,7 +236,7 @@ def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOpt
     if "latents" in params:
         gradient["latents"] = lanes.gradient["latents"]  # each lane owns its latents
     updates, opt_state = outer.update(gradient, state.opt_state, params)
-    params = optax.apply_updates(params, updates)
+    params: Tree = optax.apply_updates(params, updates)
     return state._replace(
         generator=params["generator"], latents=params.get("latents", state.latents), opt_state=opt_state
     )

@@ -1,0 +1,58 @@
+"""Runs two synthesis calls in several layouts of four CPU devices, with KD steps where a batch is split; saves all.
+
+A program of its own, because devices are fixed at their first use: `python tests/layouts.py OUT.npz`.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from runs import tiny_config
+from toy_network import toy_parts
+
+from fastdfkd_jax import pool
+from fastdfkd_jax.train import Programs, initial_state
+
+LAYOUTS = {
+    "1 device, 4 lanes": {"fastdfkd__num_tasks": 4},
+    "2 devices, 2 lanes": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 2},
+    "4 devices, 1 lane": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 4},
+    "1 device": {},
+    "4 devices": {"parallel__batch_devices": 4},
+}
+
+
+def results(changes: dict[str, int]) -> dict[str, Any]:
+    """Everything that the two compiled programs of a run return in one layout."""
+    config: Any = tiny_config(data__source="", **changes)
+    # SGD in place of Adam, which would divide rounding errors by gradients as small as they.
+    config.inner.optimizer, config.inner.latents_lr, config.inner.generator_lr = "sgd", 0.1, 0.1
+    config.meta.optimizer, config.meta.kwargs = "sgd", {}
+    parts = toy_parts(config)
+    programs, state = Programs(parts, config), initial_state(jax.random.key(1), parts)
+    filled, found, devices = None, {}, 0
+    for call in range(2):
+        key = jax.random.fold_in(jax.random.key(2), call)
+        state["method"], rows, labels, info = programs.synthesize(
+            state["method"], parts.teacher_vars, state["student"].variables, key
+        )
+        devices = len(rows.sharding.device_set)
+        returned = {"rows": rows, "labels": labels, "info": info}
+        if config.fastdfkd.num_tasks == 1:  # lanes have no part in KD
+            filled = pool.empty(2 * len(rows), parts.teacher.spec.input_shape) if filled is None else filled
+            filled = programs.append(filled, rows)
+            state["student"], returned["kd"] = programs.distill(
+                state["student"], parts.teacher_vars, filled, jax.random.key(3)
+            )
+        found[f"call {call}"] = jax.tree.map(np.array, {**returned, "state": state})
+    return {**found, "devices": np.array(devices)}
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 4)
+    arrays = {}
+    for layout, changes in LAYOUTS.items():
+        for path, leaf in jax.tree.leaves_with_path(results(changes)):
+            arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
+    np.savez(sys.argv[1], **arrays)

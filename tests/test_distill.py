@@ -1,0 +1,136 @@
+"""The student's optimizer and rate are PyTorch's, and a KD step changes the student and nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_network import SPEC, toy_network
+
+from fastdfkd_jax import augment, distill, losses
+
+PEAK, FINAL, CALLS, STEPS = 0.2, 2e-4, 5, 3
+TEMPERATURE = 4.0
+
+
+@functools.cache
+def network():
+    """One network, and weights for a teacher and a student."""
+    built = toy_network()
+    init = jax.jit(built.init)
+    return built, init(jax.random.key(0)), init(jax.random.key(1))
+
+
+@functools.cache
+def images(batch=6):
+    return jax.random.uniform(jax.random.key(2), (batch, *SPEC.input_shape))
+
+
+def rates(schedule, steps):
+    return [float(np.asarray(schedule(jnp.int32(step)))) for step in steps]
+
+
+def test_the_rate_is_constant_within_a_call_and_ends_after_the_last():
+    schedule = distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS)
+    second = FINAL + (PEAK - FINAL) * (1 + np.cos(np.pi / CALLS)) / 2
+    # Float32 cosines, here and below.
+    np.testing.assert_allclose(rates(schedule, range(6)), [PEAK] * 3 + [second] * 3, rtol=1e-6)
+    np.testing.assert_allclose(rates(schedule, [15, 16, 1000]), [FINAL] * 3, rtol=1e-6)
+    assert rates(schedule, [14])[0] > 10 * FINAL, "the last call still learns"
+
+
+def test_the_rate_is_pytorchs_cosine_stepped_once_a_call():
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CALLS, eta_min=FINAL)
+    expected = []
+    for _ in range(CALLS):
+        for _ in range(STEPS):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+        scheduler.step()
+    schedule = distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS)
+    np.testing.assert_allclose(rates(schedule, range(CALLS * STEPS)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_the_optimizer_is_pytorchs(momentum):
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
+    start, schedule = np.array([1.0, -2.0, 0.5], np.float32), distill.cosine_by_call(PEAK, FINAL, 4, 2)
+    theirs = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.SGD([theirs], lr=PEAK, momentum=momentum, weight_decay=0.1)
+    ours, transform = jnp.array(start), distill.sgd(schedule, momentum, 0.1)
+    state = transform.init(ours)
+    for step in range(6):
+        (optimizer.param_groups[0]["lr"],) = rates(schedule, [step])
+        theirs.grad = torch.cos(theirs.detach())
+        optimizer.step()
+        updates, state = transform.update(jnp.cos(ours), state, ours)
+        ours = ours + jnp.asarray(updates)
+    # Six steps of float32, whose cosine is not the same to the last bit.
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5)
+    assert np.abs(ours - start).min() > 0.05
+
+
+@functools.cache
+def stepped(steps=2):
+    """The first state, the one after some steps on one batch, and the last info; nothing is augmented."""
+    built, teacher_vars, student_vars = network()
+    optimizer = distill.sgd(lambda _: 0.05, 0.9, 1e-4)
+    loss = distill.kd_loss(TEMPERATURE)
+    step = jax.jit(distill.make_step(built, built, optimizer, loss, crop_padding=0, flip=False))
+    states, infos = [distill.from_variables(student_vars, optimizer)], []
+    for index in range(steps):
+        state, info = step(states[-1], teacher_vars, images(), jax.random.key(index))
+        states.append(state)
+        infos.append(info)
+    return states, infos
+
+
+def test_a_step_counts_and_updates_weights_and_statistics():
+    states, infos = stepped()
+    assert [int(state.step) for state in states] == [0, 1, 2]
+    for part in ("params", "batch_stats"):
+        trees = [jax.tree.leaves(getattr(state, part)) for state in states]
+        assert all(np.any(a != b) for a, b in zip(trees[0], trees[1], strict=True)), part
+    assert states[1].variables == {"params": states[1].params, "batch_stats": states[1].batch_stats}
+    assert [set(info) for info in infos] == [{"loss", "agreement"}] * 2
+    assert infos[1]["loss"] < infos[0]["loss"], "two steps on one batch come nearer to the teacher"
+
+
+def test_a_step_leaves_the_teacher_and_the_given_student_alone():
+    before = jax.tree.map(np.array, network()[1:])
+    stepped.cache_clear()
+    stepped()
+    jax.tree.map(np.testing.assert_array_equal, before, network()[1:])
+
+
+def test_without_augmentation_the_loss_is_that_of_the_images_themselves():
+    built, teacher_vars, student_vars = network()
+    inputs = augment.normalize(images(), SPEC.mean, SPEC.std)
+    teacher = jax.jit(built.apply)(teacher_vars, inputs).logits
+    student = jax.jit(functools.partial(built.apply, train=True))(student_vars, inputs).logits
+    expected = losses.distillation(teacher, student, TEMPERATURE)
+    info = stepped()[1][0]
+    # The same program compiled with and without its gradient rounds differently.
+    np.testing.assert_allclose(info["loss"], expected, rtol=1e-4)
+    assert info["agreement"] == (teacher.argmax(-1) == student.argmax(-1)).mean()
+
+
+def test_views_are_drawn_by_the_key():
+    built, teacher_vars, student_vars = network()
+    optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
+    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), crop_padding=2))
+    state = distill.from_variables(student_vars, optimizer)
+    values = [float(seen(state, teacher_vars, images(), jax.random.key(key))[1]["loss"]) for key in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_new_student_is_drawn_from_its_key_and_a_given_one_is_kept():
+    built, _, student_vars = network()
+    optimizer = distill.sgd(lambda _: 0.05, 0.9, 1e-4)
+    drawn = jax.jit(lambda key: distill.init(key, built, optimizer))(jax.random.key(1))
+    given = distill.from_variables(student_vars, optimizer)
+    assert drawn.step == given.step == 0
+    jax.tree.map(np.testing.assert_array_equal, drawn.variables, given.variables)

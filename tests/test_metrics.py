@@ -1,0 +1,82 @@
+"""Each record reaches metrics.jsonl and TensorBoard, a resumed run repeats no line, and the summary's numbers."""
+
+import json
+import resource
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
+
+from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
+
+
+def scalars(workdir):
+    """(tag, step, value) of all event files: each record is its length, a checksum, an Event and a checksum."""
+    found = []
+    for path in sorted((workdir / "events").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_record_is_a_line(tmp_path):
+    metrics = Metrics(tmp_path, total_calls=2)
+    metrics.write(1, {"kd/loss": 0.5, "synthesis/predicted": [1, 2]})
+    assert metrics.offset == (tmp_path / "metrics.jsonl").stat().st_size, "lines are on disk as they come"
+    metrics.write(2, {"kd/loss": 0.25})
+    metrics.close()
+    assert lines(tmp_path) == [
+        {"call": 1, "kd/loss": 0.5, "synthesis/predicted": [1, 2]},
+        {"call": 2, "kd/loss": 0.25},
+    ]
+
+
+def test_tensorboard_holds_the_scalars_and_not_the_lists(tmp_path):
+    metrics = Metrics(tmp_path, total_calls=2)
+    metrics.write(1, {"kd/loss": 0.5, "synthesis/predicted": [1, 2]})
+    metrics.write(2, {"kd/loss": 0.25, "eval/count": 3})
+    metrics.close()
+    assert scalars(tmp_path) == [("kd/loss", 1, 0.5), ("kd/loss", 2, 0.25), ("eval/count", 2, 3.0)]
+
+
+def test_a_resumed_run_cuts_off_what_it_will_write_again(tmp_path):
+    first = Metrics(tmp_path, total_calls=3)
+    first.write(1, {"loss": 1.0})
+    offset = first.offset
+    first.write(2, {"loss": 2.0})
+    first.close()
+    resumed = Metrics(tmp_path, total_calls=3, call=1, offset=offset)
+    assert resumed.offset == offset
+    assert lines(tmp_path) == [{"call": 1, "loss": 1.0}]
+    resumed.write(2, {"loss": 2.5})
+    resumed.close()
+    assert lines(tmp_path) == [{"call": 1, "loss": 1.0}, {"call": 2, "loss": 2.5}]
+
+
+def test_a_run_from_the_start_leaves_nothing_of_an_earlier_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"call": 1}\n')
+    Metrics(tmp_path, total_calls=1).close()
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("predicted", "balance"),
+    # Half of four classes: log 2 / log 4. Three to one of two: -(3/4 log2 3/4 + 1/4 log2 1/4).
+    [([5, 5, 5, 5], 1), ([0, 7, 0, 0], 0), ([3, 0, 0, 3], 0.5), ([3, 1], 0.8112781)],
+)
+def test_class_balance_by_hand(predicted, balance):
+    assert class_balance(predicted) == pytest.approx(balance, abs=1e-7)
+
+
+def test_peak_memory_is_that_of_a_process_with_jax():
+    peak = peak_memory_bytes()
+    # More than an interpreter and less than the whole machine; on CPU it is the kernel's figure for this process.
+    assert 50e6 < peak < 1e12
+    assert peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

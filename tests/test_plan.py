@@ -1,0 +1,93 @@
+"""A dry run tells what a run would do and cost, and leaves no trace."""
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from runs import tiny_config
+from toy_network import toy_parts
+
+from fastdfkd_jax import models, plan
+from fastdfkd_jax.main import main
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
+
+
+def tiny_plan(**changes):
+    """Lines of the plan, and the parts; pixels in place of the generator compile in a moment."""
+    config = tiny_config(fastdfkd__representation="pixels", **changes)
+    parts = toy_parts(config)
+    return plan.describe(config, parts).splitlines(), parts
+
+
+@functools.cache
+def described(mode="all"):
+    return tiny_plan(mode=mode)
+
+
+def test_both_networks_are_described():
+    lines, parts = described()
+    student = jax.eval_shape(parts.student.init, jax.random.key(0))
+    for line, role, network, variables in (
+        (lines[0], "teacher", parts.teacher, parts.teacher_vars),
+        (lines[1], "student", parts.student, student),
+    ):
+        assert line.startswith(f"{role} {network.spec.arch}: {models.count_parameters(variables):,} parameters, ")
+        assert f" {models.count_batch_norms(variables)} BatchNorm layers, 10 classes, images 8x8x1, " in line
+
+
+def test_parameters_and_batch_norms_by_hand():
+    # 64 pixels to 16 units, scale and bias of one BatchNorm, 16 units to 10 classes.
+    assert f": {64 * 16 + 2 * 16 + 16 * 10:,} parameters, 1 BatchNorm layers, " in described()[0][1]
+
+
+def test_work_and_cost_are_counted():
+    lines, _ = described()
+    # Three calls of eight images; the first only warms up, so that two of them have four KD steps.
+    assert lines[2] == "3 synthesis calls of 2 steps: 24 images"
+    assert lines[3] == "8 KD steps of 8 images"
+    assert lines[4] == "disk: 0 MB of pool, beside checkpoints"
+    assert lines[5].startswith("synthesis call: ")
+    assert lines[6].startswith("2 KD steps: ")
+    for line in lines[5:7]:
+        assert " MB held, compiled in " in line
+        assert " hours for all" in line
+    assert lines[7].startswith("about ")
+    assert " hours in all on this machine" in lines[7]
+    assert len(lines) == 8
+
+
+def test_disk_is_that_of_all_images():
+    lines, _ = tiny_plan(calls=100_000, mode="synthesize")
+    # 100 000 calls of 8 images of 64 bytes.
+    assert lines[4] == "disk: 51 MB of pool, beside checkpoints"
+
+
+def test_what_does_not_run_is_not_measured():
+    synthesis, _ = described("synthesize")
+    assert synthesis[2:4] == ["3 synthesis calls of 2 steps: 24 images", "0 KD steps of 8 images"]
+    assert [line.split(":")[0] for line in synthesis[5:-1]] == ["synthesis call"]
+    distillation, _ = described("distill")
+    assert distillation[2:4] == ["0 synthesis calls of 2 steps: 0 images", "8 KD steps of 8 images"]
+    assert [line.split(":")[0] for line in distillation[5:-1]] == ["2 KD steps"]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastdfkd_jax.main.assemble", toy_parts)
+    argv = [
+        "main",
+        f"--config={QUICKSTART}",
+        "--workdir=new",
+        "--config.dry_run=true",
+        "--config.fastdfkd.representation=pixels",
+    ]
+    monkeypatch.setattr(sys, "argv", argv)
+    main(argv)
+    printed = capsys.readouterr().out
+    assert printed.startswith("teacher toy: ")
+    assert "30 synthesis calls of 5 steps: 1920 images\n1040 KD steps of 64 images\n" in printed
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,382 @@
+"""The host loop on a real run in small: what it leaves behind, how it stops, and that it goes on to the bit."""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import ROOT, tiny_config
+from safetensors.numpy import load_file
+
+from fastdfkd_jax import data, main, parallel, train
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.metrics import class_balance
+from fastdfkd_jax.pool import read_shard
+from fastdfkd_jax.train import Training
+
+# What does not change the compiled programs.
+NOT_COMPILED = ("seed", "mode", "noise_control", "eval_every", "checkpoint_every", "images_every")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs():
+    """Runs of this file share what they compile, which is nearly all that a tiny run costs."""
+    assemble, programs, initial_state = main.assemble, train.Programs, train.initial_state
+    built, compiled, states = {}, {}, {}
+
+    def key(config, *others):
+        return json.dumps({k: v for k, v in config.to_dict().items() if k not in (*NOT_COMPILED, *others)})
+
+    def assemble_once(config):
+        if key(config) not in built:
+            built[key(config)] = assemble(config)
+        return built[key(config)]
+
+    def compile_once(parts, config):
+        name = key(config, "teacher", "pool")
+        if name not in compiled:
+            compiled[name] = programs(parts, config)
+        return compiled[name]
+
+    def initialise_once(seed, parts):
+        method = parts.method.synthesize.__module__
+        name = (jax.random.key_data(seed).tobytes(), parts.teacher.spec, parts.student.spec, method)
+        if name not in states:
+            states[name] = initial_state(seed, parts)
+        return parallel.copy(states[name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "assemble", assemble_once)
+        patch.setattr(train, "Programs", compile_once)
+        patch.setattr(train, "initial_state", initialise_once)
+        patch.setattr(train, "make_evaluator", functools.cache(train.make_evaluator))
+        yield
+
+
+class Finished(NamedTuple):
+    """A run that nothing disturbed; `compilations` counts those of each call."""
+
+    workdir: Path
+    summary: dict[str, Any]
+    compilations: list[int]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shared_programs) -> Finished:
+    workdir, end_call, events, counts = tmp_path_factory.mktemp("run"), Training._end_call, [], [0]
+
+    def listen(event, duration_secs, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def count(training):
+        end_call(training)
+        counts.append(sum("backend_compile" in name for name in events))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_end_call", count)
+        summary = main.run(tiny_config(), workdir)
+    return Finished(workdir, summary, np.diff(counts).tolist())
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    return Path(shutil.copytree(finished.workdir, tmp_path / "copy"))
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+def interrupt(monkeypatch, method: str, call: int, action) -> None:
+    """Does `action(training)` once, as `method` is entered while `call` calls are begun."""
+    original, done = getattr(Training, method), []
+
+    def hooked(training, *args):
+        if training.progress.call == call and not done:
+            done.append(True)
+            action(training)
+        return original(training, *args)
+
+    monkeypatch.setattr(Training, method, hooked)
+
+
+def crash(training):
+    raise Stop
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def shards(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
+    return {path.name: read_shard(path) for path in (workdir / "pool").iterdir()}
+
+
+def same_student(a: Path, b: Path) -> bool:
+    one, other = load_file(a / "student.safetensors"), load_file(b / "student.safetensors")
+    assert one.keys() == other.keys()
+    return all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def timeless(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if not key.endswith(("_seconds", "_bytes"))}
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    assert same_student(a, b)
+    assert records(a) == records(b)
+    jax.tree.map(np.testing.assert_array_equal, shards(a), shards(b))
+    one, other = (json.loads((workdir / "summary.json").read_text()) for workdir in (a, b))
+    assert timeless(one) == timeless(other)
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_its_artefacts(finished):
+    workdir, summary, _ = finished
+    names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+    expected = {"metrics.jsonl", "events", "images", "config.json", "student.safetensors", "summary.json"}
+    expected |= {"pool", "checkpoints"} | ({"student.pth"} if importlib.util.find_spec("torch") else set())
+    assert names == expected
+    assert list((workdir / "events").iterdir())
+    assert {path.name for path in (workdir / "images").iterdir()} == {f"00000{call}.png" for call in (1, 2, 3)}
+    assert json.loads((workdir / "config.json").read_text())["config"]["calls"] == 3
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    for shard in shards(workdir).values():
+        assert (shard["images"].shape, shard["labels"].shape) == ((8, 16, 16, 1), (8,))
+
+
+def test_the_summary_says_what_was_reached_and_what_it_cost(finished):
+    summary = finished.summary
+    assert (summary["seed"], summary["images"], summary["method"]) == (0, 24, "fastdfkd")
+    # The teacher that ships with the package has at most one error among these 32 digits.
+    assert summary["teacher_accuracy"] > 95
+    best = max(record["eval/accuracy"] for record in records(finished.workdir) if "eval/accuracy" in record)
+    assert summary["student_accuracy_best_on_test"] == best
+    assert 0 <= summary["student_accuracy_last"] <= best <= 100
+    times = [summary[f"{part}_seconds"] for part in ("synthesis", "distill", "compile", "evaluate")]
+    assert all(seconds > 0 for seconds in times)
+    assert summary["peak_memory_bytes"] > 1e7
+
+
+def test_nothing_is_compiled_after_the_first_call_with_kd(finished):
+    first, second, third = finished.compilations
+    assert first > 0
+    assert second > 0
+    assert third == 0
+
+
+def test_health_signals_are_recorded(finished):
+    synthesis = [record for record in records(finished.workdir) if "synthesis/predicted" in record]
+    assert [record["call"] for record in synthesis] == [1, 2, 3]
+    for record in synthesis:
+        assert 0 <= record["synthesis/agreement"] <= 1
+        assert record["synthesis/moment_gap"] > 0
+        assert 0 < record["synthesis/diversity"] < 0.5
+        assert len(record["synthesis/predicted"]) == 10
+        assert sum(record["synthesis/predicted"]) == 8
+    distillation = [record for record in records(finished.workdir) if "kd/loss" in record]
+    assert [record["call"] for record in distillation] == [2, 3], "the first call is a warm-up"
+    assert all(0 <= record["kd/agreement"] <= 1 for record in distillation)
+
+
+def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monkeypatch):
+    for name in ("_synthesize", "_distill", "_evaluate", "_save"):
+        monkeypatch.setattr(Training, name, crash)
+    again = main.run(tiny_config(), copied)
+    memory = "peak_memory_bytes"
+    assert again | {memory: 0} == finished.summary | {memory: 0}
+    assert_same_end(copied, finished.workdir)
+
+
+def test_a_run_is_a_function_of_its_seed(finished, tmp_path):
+    main.run(tiny_config(), tmp_path / "same")
+    assert_same_end(tmp_path / "same", finished.workdir)
+    main.run(tiny_config(seed=1), tmp_path / "other")
+    assert not same_student(tmp_path / "other", finished.workdir)
+
+
+def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
+    first = main.run(tiny_config(mode="synthesize"), tmp_path / "images")
+    assert first["images"] == 24
+    assert first["distill_seconds"] == 0
+    assert first["student_accuracy_last"] is None
+    assert len(shards(tmp_path / "images")) == 3
+    config = tiny_config(mode="distill", pool__initial=str(tmp_path / "images"))
+    second = main.run(config, tmp_path / "student")
+    assert second["images"] == second["synthesis_seconds"] == 0
+    assert second["student_accuracy_last"] is not None
+    assert [record["call"] for record in records(tmp_path / "student") if "kd/loss" in record] == [2, 3]
+    assert not same_student(tmp_path / "images", tmp_path / "student"), "the first student is untrained"
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("_synthesize", 0), ("_end_call", 1), ("_synthesize", 2), ("_distill", 2), ("_end_call", 3)]
+)
+def test_a_run_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
+    interrupt(monkeypatch, method, call, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(), tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    main.run(tiny_config(), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+@pytest.mark.parametrize(("method", "call"), [("_synthesize", 0), ("_distill", 2), ("_end_call", 2)])
+def test_sigterm_saves_and_the_run_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt(monkeypatch, method, call, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    # So that what is saved is saved because of the signal.
+    config = functools.partial(tiny_config, checkpoint_every=3)
+    assert main.run(config(), tmp_path) == {}
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / "summary.json").exists()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    main.run(config(), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, caplog):
+    interrupt(monkeypatch, "_end_call", 3, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(), tmp_path)
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in (newest / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:50])
+    main.run(tiny_config(), tmp_path)
+    assert f"checkpoint {newest.name} is damaged" in caplog.text
+    assert_same_end(tmp_path, finished.workdir)
+
+
+def test_another_config_is_refused_and_nothing_changes(copied):
+    before = contents(copied)
+    with pytest.raises(UserError) as caught:
+        main.run(tiny_config(seed=1, kd__lr=0.1), copied)
+    assert "(kd.lr: 0.05 there, 0.1 now, seed: 0 there, 1 now)" in str(caught.value)
+    assert contents(copied) == before
+
+
+def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_path):
+    moved = tmp_path / "teacher.safetensors"
+    shutil.copy(data.digits.TEACHER_PATH, moved)
+    again = main.run(tiny_config(teacher__checkpoint=str(moved)), copied)
+    assert timeless(again) == timeless(finished.summary)
+    parts = main.assemble(tiny_config())
+    other = parts._replace(teacher_vars=jax.tree.map(lambda x: x + 1, parts.teacher_vars))
+    with pytest.raises(UserError, match="teacher weights: "):
+        main.record_identity(tiny_config(), other, copied)
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    lock = main.open_workdir(tmp_path)
+    with lock, pytest.raises(UserError, match="is in use by another run"):
+        main.run(tiny_config(), tmp_path)
+    main.open_workdir(tmp_path).close()
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        main.run(tiny_config(), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "part", "expected"),
+    [
+        ("_distill", 2, "student", "kd/loss is not finite at call 2, KD step 2; last checkpoint: 5: lower"),
+        ("_synthesize", 2, "method", r"synthesis/\S+ is not finite at call 3, KD step 0; last checkpoint: 14: lower"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(method, call, part, expected, tmp_path, monkeypatch):
+    def poison(training):
+        spoil = lambda x: x * jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+        training.state[part] = jax.tree.map(spoil, training.state[part])
+
+    interrupt(monkeypatch, method, call, poison)
+    with pytest.raises(UserError, match=expected) as caught:
+        main.run(tiny_config(), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_noise_control_stands_in_the_summary(finished, copied, monkeypatch, capsys):
+    monkeypatch.setattr(main.configuration, "parse", lambda *_: (tiny_config(noise_control=True), copied))
+    main.main(["main"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert timeless(printed) == timeless(finished.summary) | {
+        "noise_student_accuracy_last": printed["noise_student_accuracy_last"]
+    }
+    assert 0 <= printed["noise_student_accuracy_last"] <= 100
+    assert json.loads((copied / "summary.json").read_text()) == printed
+    assert json.loads((copied / "noise_control" / "summary.json").read_text())["method"] == "noise"
+
+
+def test_balance_is_entropy_over_its_maximum():
+    assert class_balance([5, 5]) == pytest.approx(1)
+    assert class_balance([8, 0, 0]) == 0
+    # Two of four classes, one bit of two.
+    assert class_balance([4, 0, 4, 0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "diversity", "warned"),
+    [([4, 4, 4, 4], 0.2, False), ([16, 0, 0, 0], 0.2, True), ([4, 4, 4, 4], 0.01, True)],
+)
+def test_a_collapse_is_said(predicted, diversity, warned):
+    written, said = [], []
+    metrics = SimpleNamespace(write=lambda *record: written.append(record), say=said.append)
+    stub: Any = SimpleNamespace(progress=SimpleNamespace(call=7), metrics=metrics)
+    Training._record(stub, "synthesis", {"predicted": jnp.array(predicted), "diversity": jnp.float32(diversity)})
+    assert [call for call, _ in written] == [7]
+    assert len(said) == warned
+    assert all("collapsed at call 7: class balance" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_as_one_left_alone(tmp_path):
+    config = tmp_path / "configs" / "small.py"
+    config.parent.mkdir()
+    config.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom runs import tiny_config\n\n\n"
+        f"def get_config():\n    return tiny_config(calls=40, compilation_cache={str(tmp_path / 'cache')!r})\n"
+    )
+    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "fastdfkd_jax.main", f"--config={config}", f"--workdir={tmp_path / name}"]
+
+    settings: dict[str, Any] = {"cwd": ROOT, "env": environment, "text": True}
+    subprocess.run(command("alone"), check=True, capture_output=True, **settings)
+    generator = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command("killed"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **settings)
+        with process:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            assert any(" call " in line for line in lines), "it must come as far as a call"
+            time.sleep(generator.uniform(0, 1.5))
+            assert process.poll() is None, "it must be killed while it runs"
+            process.send_signal(signal.SIGKILL)
+    done = subprocess.run(command("killed"), check=True, capture_output=True, **settings)
+    assert "resumed at call" in done.stderr
+    assert_same_end(tmp_path / "killed", tmp_path / "alone")
+    assert json.loads(done.stdout)["images"] == 320

@@ -1,0 +1,58 @@
+"""A network that compiles in no time (one dense layer, one BatchNorm, one dense layer), and a run's parts of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax import distill, parallel
+from fastdfkd_jax.assemble import METHODS, Parts
+from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+
+SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
+_WIDTH, _KEPT = 16, 0.9
+
+
+def toy_network() -> Network:
+    """Takes 8x8x1 images; BatchNorm works as in the real networks, statistics and moments included."""
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        hidden = 0.2 * jax.random.normal(keys[0], (64, _WIDTH))
+        readout = jax.random.normal(keys[1], (_WIDTH, 10))
+        mean = 0.1 * jax.random.normal(keys[2], (_WIDTH,))
+        params = {"hidden": hidden, "bn": {"scale": jnp.ones(_WIDTH), "bias": jnp.zeros(_WIDTH)}, "readout": readout}
+        return {"params": params, "batch_stats": {"bn": {"mean": mean, "var": jnp.ones(_WIDTH)}}}
+
+    def apply(variables, images, train=False, moments=False):
+        params, stats = variables["params"], variables["batch_stats"]
+        hidden = images.reshape(len(images), -1) @ params["hidden"]
+        seen = {"bn": {"mean": hidden.mean(0), "var": hidden.var(0)}}
+        used = seen["bn"] if train else stats["bn"]
+        hidden = (hidden - used["mean"]) / jnp.sqrt(used["var"] + 1e-5) * params["bn"]["scale"] + params["bn"]["bias"]
+        hidden = jax.nn.relu(hidden)
+        if train:
+            stats = jax.tree.map(lambda old, new: _KEPT * old + (1 - _KEPT) * new, stats, seen)
+        return Outputs(hidden @ params["readout"], hidden, (), seen if moments else {}, stats)
+
+    return Network(SPEC, init, apply)
+
+
+def toy_parts(config: Any) -> Parts:
+    """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
+    network = toy_network()
+    split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices))
+    options = {"dtype": jnp.float32, "conv_gradient": "native"}
+    method = METHODS[config.method.name](config, network, network, options, split)
+    optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
+    return Parts(
+        teacher=network,
+        teacher_vars=network.init(jax.random.key(0)),
+        student=network,
+        student_vars=None,
+        optimizer=optimizer,
+        method=method,
+        split=split,
+        test=None,
+        initial=None,
+    )
