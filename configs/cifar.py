@@ -63,7 +63,7 @@ def _short(config: ConfigDict) -> None:
 def _paper(config: ConfigDict) -> None:
     """The paper's letter: Eq. 6 gradient descent, Eq. 10-11 Reptile on z and theta, Eq. 13 JSD and deviations.
 
-    The paper gives neither alpha nor eta nor the period of line 5: these were chosen on training images.
+    The paper gives neither alpha nor eta nor the period of line 5; these values are ours.
     """
     config.inner.optimizer = "sgd"
     config.inner.generator_lr = config.inner.latents_lr = 1e-3

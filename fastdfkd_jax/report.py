@@ -101,10 +101,15 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def add(workdir: Path, record: Path) -> None:
+def add(workdir: Path, record: Path, timed: bool = True) -> None:
     """Copies what is worth keeping of a finished run: config, metrics, summary and the last picture.
 
     Of places on this machine only the last name is kept.
+
+    Args:
+      workdir: of the run.
+      record: the folder to write.
+      timed: whether the machine did nothing else; otherwise the summary's seconds are left out.
 
     Raises:
       UserError: the run is not finished.
@@ -115,6 +120,8 @@ def add(workdir: Path, record: Path) -> None:
         raise UserError(f"{workdir} holds no finished run: expected its config.json and summary.json") from error
     record.mkdir(parents=True, exist_ok=True)
     write_json(record / "config.json", _without_places(config["config"]))
+    if not timed:
+        summary = {name: value for name, value in summary.items() if not name.endswith("_seconds")}
     write_json(record / "summary.json", summary)
     pictures = sorted((workdir / "images").glob("*.png"))
     copies = [("metrics.jsonl", workdir / "metrics.jsonl"), *(("images.png", path) for path in pictures[-1:])]
@@ -147,11 +154,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
     parser.add_argument("--add", type=Path, metavar="WORKDIR", help="a finished run to record first")
     parser.add_argument("--as", dest="name", metavar="NAME/SEED", help="where in the folder it is recorded")
+    parser.add_argument("--untimed", action="store_true", help="the machine was busy: leave out the run's seconds")
     args = parser.parse_args(argv[1:])
     if args.add is not None:
         if not args.name:
             raise UserError("--add needs --as NAME/SEED, the place of the record")
-        add(args.add, args.results / args.name)
+        add(args.add, args.results / args.name, timed=not args.untimed)
     block = table(args.results)
     if args.into is None:
         print(block, end="")

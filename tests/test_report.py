@@ -61,6 +61,9 @@ def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, ca
     assert json.loads((kept / "config.json").read_text()) == {
         "teacher": {"checkpoint": "teacher.th"}, "data": {"dir": "data", "source": "tfds:cifar10"}
     }  # fmt: skip
+    assert json.loads((kept / "summary.json").read_text()) == SUMMARY
+    report.main(["report", str(results), "--add", str(workdir), "--as", "short/seed0", "--untimed"])
+    assert "synthesis_seconds" not in json.loads((kept / "summary.json").read_text())
     assert (kept / "images.png").read_bytes() == (workdir / "images" / "000020.png").read_bytes()
 
 
