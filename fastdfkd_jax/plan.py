@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import distill, models, pool
+from fastdfkd_jax import models, pool
 from fastdfkd_jax.assemble import Parts
-from fastdfkd_jax.train import Programs
+from fastdfkd_jax.train import Programs, initial_state
 
 
 def describe(config: ConfigDict, parts: Parts) -> str:
@@ -44,18 +44,17 @@ def _network(role: str, network: models.Network, variables) -> str:
 def _costs(config: ConfigDict, parts: Parts, images: int, kd_steps: int, per_call: int) -> list[str]:
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
-    student = distill.init(key, parts.student, parts.optimizer)
+    state = initial_state(key, parts)
     lines, seconds = [], 0.0
     if images:
-        state = parts.method.init(key, parts.teacher_vars)
-        programs.synthesize(state, parts.teacher_vars, student.variables, key)
+        programs.synthesize(state["method"], parts.teacher_vars, state["student"].variables, key)
         total = programs.synthesize.run_seconds * images / per_call
         lines.append(_cost("synthesis call", programs.synthesize, total))
         seconds += total
     if kd_steps:
         shape = parts.teacher.spec.input_shape
         filled = pool.append(pool.empty(per_call, shape), pool.to_uint8(jax.numpy.ones((per_call, *shape))))
-        programs.distill(student, parts.teacher_vars, filled, key)
+        programs.distill(state["student"], parts.teacher_vars, filled, key)
         total = programs.distill.run_seconds * kd_steps / programs.steps
         lines.append(_cost(f"{programs.steps} KD steps", programs.distill, total))
         seconds += total
