@@ -68,24 +68,23 @@ class Metrics:
 class Events:
     """TensorBoard's file of scalars, written at once.
 
-    tensorboardX's own writer has a thread, which dies of a full disk and then lets the run wait for it forever.
+    tensorboardX's own writer has a thread, whose failure on a full disk hides the error that the run ends with.
     """
 
     def __init__(self, directory: Path, first_step: int):
         self._file = AppendFile(directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
-        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._append(file_version="brain.Event:2")
         if first_step > 1:
             # Hides what a run that this one goes on for has written beyond its last checkpoint.
-            session = SessionLog(status=SessionLog.START)
-            self._append(Event(wall_time=time.time(), step=first_step, session_log=session))
+            self._append(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Records numbers at a step."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._append(step=step, summary=Summary(value=values))
 
-    def _append(self, event: Event) -> None:
-        data = event.SerializeToString()
+    def _append(self, **fields: Any) -> None:
+        data = Event(wall_time=time.time(), **fields).SerializeToString()
         length = struct.pack("<Q", len(data))
         parts = (length, _checksum(length), data, _checksum(data))
         self._file.append(b"".join(parts))

@@ -20,7 +20,7 @@ from fastdfkd_jax import configuration, convert, data, models
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
-from fastdfkd_jax.files import disk_error, write_atomically
+from fastdfkd_jax.files import make_folder, write_atomically
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.network import Variables
 from fastdfkd_jax.supervised import Recipe, steps_per_epoch, train_teacher
@@ -82,10 +82,7 @@ def _spec(config: Mapping[str, Any], dataset: Dataset) -> NetworkSpec:
 
 
 def _prepare(workdir: Path, config: Mapping[str, Any]) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(workdir, error) from error
+    make_folder(workdir)
     text = json.dumps(config, indent=2) + "\n"
     write_atomically(workdir / "config.json", lambda file: file.write(text.encode()))
 

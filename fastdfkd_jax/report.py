@@ -118,7 +118,7 @@ def add(workdir: Path, record: Path, timed: bool = True) -> None:
         config, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no finished run: expected its config.json and summary.json") from error
-    record.mkdir(parents=True, exist_ok=True)
+    make_folder(record)
     write_json(record / "config.json", _without_places(config["config"]))
     if not timed:
         summary = {name: value for name, value in summary.items() if not name.endswith("_seconds")}

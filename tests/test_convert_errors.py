@@ -3,7 +3,6 @@
 import argparse
 import io
 import os
-import pathlib
 import pickle
 import re
 import subprocess
@@ -12,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from malicious import Runs
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import record
@@ -23,16 +23,6 @@ torch = pytest.importorskip("torch")
 from convert_samples import USER_NETWORK, random_variables  # noqa: E402
 
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
-
-
-class Runs:
-    """What a malicious file would do: make a file where it is unpickled."""
-
-    def __init__(self, marker: pathlib.Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from malicious import Runs
 from PIL import Image
 from runs import ROOT
 from safetensors.numpy import load_file, save_file
@@ -195,16 +196,6 @@ def test_config_files_that_are_not_there(refused, tmp_path):
 
 
 # --- Networks
-
-
-class Runs:
-    """What a malicious file would do: make a file where it is unpickled."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
 
 
 def changed_teacher(path: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
@@ -509,7 +500,7 @@ def test_metrics_on_a_full_disk(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         expect_no_space(lambda: metrics.offset)
-    # /dev/full takes the place of the file: whatever is written there finds no space.
+    # Part of the line is written before the space is used up.
     metrics._lines._file = HalfFull(metrics._lines._file)  # type: ignore[assignment]
     expect_no_space(lambda: metrics.write(2, {"loss": 2.0}))
     metrics.close()

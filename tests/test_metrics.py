@@ -69,10 +69,22 @@ def test_a_run_from_the_start_leaves_nothing_of_an_earlier_one(tmp_path):
 @pytest.mark.parametrize(
     ("predicted", "balance"),
     # Half of four classes: log 2 / log 4. Three to one of two: -(3/4 log2 3/4 + 1/4 log2 1/4).
-    [([5, 5, 5, 5], 1), ([0, 7, 0, 0], 0), ([3, 0, 0, 3], 0.5), ([3, 1], 0.8112781)],
+    [
+        ([5, 5], 1),
+        ([5, 5, 5, 5], 1),
+        ([8, 0, 0], 0),
+        ([0, 7, 0, 0], 0),
+        ([3, 0, 0, 3], 0.5),
+        ([4, 0, 4, 0], 0.5),
+        ([3, 1], 0.8112781),
+    ],
 )
 def test_class_balance_by_hand(predicted, balance):
     assert class_balance(predicted) == pytest.approx(balance, abs=1e-7)
+
+
+def test_a_single_class_has_no_balance_at_all():
+    assert class_balance([8, 0, 0]) == 0
 
 
 def test_peak_memory_is_that_of_a_process_with_jax():

@@ -23,7 +23,6 @@ from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, main, parallel, train
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.metrics import class_balance
 from fastdfkd_jax.pool import read_shard
 from fastdfkd_jax.train import Training
 
@@ -328,13 +327,6 @@ def test_the_noise_control_stands_in_the_summary(finished, copied, monkeypatch, 
     assert 0 <= printed["noise_student_accuracy_last"] <= 100
     assert json.loads((copied / "summary.json").read_text()) == printed
     assert json.loads((copied / "noise_control" / "summary.json").read_text())["method"] == "noise"
-
-
-def test_balance_is_entropy_over_its_maximum():
-    assert class_balance([5, 5]) == pytest.approx(1)
-    assert class_balance([8, 0, 0]) == 0
-    # Two of four classes, one bit of two.
-    assert class_balance([4, 0, 4, 0]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
