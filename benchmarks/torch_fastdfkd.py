@@ -1,6 +1,10 @@
 """FastDFKD in PyTorch, written from the formulas (Algorithm 1; METHOD 1.1, 1.2 and 1.8): something to compare with.
 
 Random numbers are arguments, so that both sides can be given the same ones. Images are NCHW, as PyTorch has them.
+
+It has two forms. *Plain* is what a straightforward program does: eager, contiguous, and with the gradients of the
+networks' weights computed and dropped. *Tuned* freezes the networks during synthesis, keeps everything in
+channels_last, takes both moments in one pass and runs the teacher of a KD step in inference mode.
 """
 
 from __future__ import annotations
@@ -41,17 +45,39 @@ def generator(latent_dim: int = 256, width: int = 64, image_size: int = 32, chan
     return whole
 
 
-def record_moments(network: nn.Module) -> list[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
-    """Makes the network's BatchNorms append (layer, mean, biased variance) of their inputs to the returned list."""
+def record_moments(network: nn.Module, tuned: bool = False) -> list[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
+    """Makes the network's BatchNorms append (layer, mean, biased variance) of their inputs to the returned list.
+
+    Only where gradients are recorded, so not in a teacher that gives targets.
+    """
     seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
 
     def hook(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        seen.append((layer, inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)))
+        (x,) = inputs
+        if not torch.is_grad_enabled():
+            return
+        if tuned:
+            var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        else:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        seen.append((layer, mean, var))
 
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.register_forward_hook(hook)
     return seen
+
+
+def random_view(images: Tensor, padding: int = 4) -> Tensor:
+    """Each image shifted by up to `padding` pixels, black coming in, and mirrored with probability one half."""
+    batch, _, height, width = images.shape
+    padded = functional.pad(images, (padding,) * 4)
+    device = images.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), device=device)
+    rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)
+    columns = torch.where(torch.rand(batch, 1, device=device) < 0.5, columns.flip(1), columns)
+    item = torch.arange(batch, device=device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -75,7 +101,10 @@ class Synthesizer:
       teacher, student: in evaluation mode during a call.
       meta, outer: the meta-generator and its optimizer.
       mean, std: normalisation, shaped to broadcast over NCHW.
+      tuned: the form.
       accumulated: moments so far, layer by layer; empty before the first call.
+      losses: of each step of the last call.
+      adapted: generator and latents after the last call's steps.
     """
 
     teacher: nn.Module
@@ -85,10 +114,16 @@ class Synthesizer:
     mean: Tensor
     std: Tensor
     options: Options = field(default_factory=Options)
+    tuned: bool = False
     accumulated: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    adapted: tuple[nn.Module, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.seen = record_moments(self.teacher)
+        self.seen = record_moments(self.teacher, self.tuned)
+        if self.tuned:
+            for network in (self.teacher, self.student, self.meta):
+                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
 
     def loss(self, view: Tensor, labels: Tensor, adversarial: bool) -> Tensor:
         """Eq. 13 with the momentum feature term of Eq. 15, as the released code weighs them."""
@@ -124,6 +159,9 @@ class Synthesizer:
         """
         self.teacher.eval()
         self.student.eval()
+        if self.tuned:
+            self.teacher.requires_grad_(False)
+            self.student.requires_grad_(False)
         fast, latents = copy.deepcopy(self.meta), latents.clone().requires_grad_()
         inner = torch.optim.Adam(
             [
@@ -133,12 +171,14 @@ class Synthesizer:
             betas=self.options.betas,
         )
         best, lowest = torch.empty(0), float("inf")
+        self.losses = []
         self.outer.zero_grad()
         for _ in range(steps):
             images = fast(latents)
             loss = self.loss(augment(images), labels, adversarial)
-            if loss.item() < lowest:
-                best, lowest = images.detach(), loss.item()
+            self.losses.append(loss.item())
+            if self.losses[-1] < lowest:
+                best, lowest = images.detach(), self.losses[-1]
             inner.zero_grad()
             loss.backward()
             for meta, adapted in zip(self.meta.parameters(), fast.parameters(), strict=True):
@@ -146,7 +186,9 @@ class Synthesizer:
                 meta.grad = gradient.clone() if meta.grad is None else meta.grad + gradient
             inner.step()
         self.outer.step()
+        self.adapted = fast, latents.detach()
         self._accumulate()
+        self.student.requires_grad_()
         return best, self.observed
 
     def _accumulate(self) -> None:
@@ -161,13 +203,20 @@ class Synthesizer:
 
 
 def kd_step(
-    teacher: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, temperature: float
+    teacher: nn.Module,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    temperature: float,
+    tuned: bool = False,
 ) -> float:
     """One step of Algorithm 1 lines 18 to 20 on normalised images; gives the loss before it."""
     teacher.eval()
     student.train()
-    with torch.no_grad():
+    with torch.inference_mode() if tuned else torch.no_grad():
         target = (teacher(inputs) / temperature).softmax(1)
+    if tuned:
+        target = target.clone()  # autograd may save it, which it refuses of tensors made in inference mode
     log_student = (student(inputs) / temperature).log_softmax(1)
     loss = functional.kl_div(log_student, target, reduction="batchmean") * temperature**2
     optimizer.zero_grad()

@@ -31,17 +31,6 @@ from fastdfkd_jax.train import initial_state
 VARIANT = "resnet20-wrn16_1-fast5-short"
 
 
-def random_view(images: Tensor, padding: int = 4) -> Tensor:
-    """Each image shifted by up to `padding` pixels, black coming in, and mirrored with probability one half."""
-    batch, _, height, width = images.shape
-    padded = nn.functional.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1))
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
-    item = torch.arange(batch)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 def to_torch(module: nn.Module, variables: Any) -> nn.Module:
     """The module with our weights; entries that we do not keep (a generator's running statistics) stay."""
     state = {name: torch.from_numpy(np.array(value)) for name, value in convert.to_state_dict(variables).items()}
@@ -101,7 +90,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
             wanted = torch.randint(0, spec.num_classes, (batch,))
             adversarial = call >= config.warmup_calls
             steps = config.fastdfkd.num_adapt_steps
-            made, observed = synthesizer.synthesize(latents, wanted, steps, adversarial, random_view)
+            made, observed = synthesizer.synthesize(latents, wanted, steps, adversarial, torch_fastdfkd.random_view)
             seconds["synthesis_seconds"] += time.perf_counter() - start
             pool = torch.cat([pool, (made * 255).to(torch.uint8)])
             record(call, **{f"synthesis/{name}": value for name, value in observed.items()})
@@ -109,7 +98,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
                 continue
             start, batches, losses = time.perf_counter(), read_forever(pool, kd.batch), []
             for _ in range(kd.steps_per_call):
-                inputs = (random_view(next(batches).float() / 255) - mean) / std
+                inputs = (torch_fastdfkd.random_view(next(batches).float() / 255) - mean) / std
                 losses.append(torch_fastdfkd.kd_step(teacher, student, optimizer, inputs, kd.temperature))
             schedule.step()
             seconds["distill_seconds"] += time.perf_counter() - start

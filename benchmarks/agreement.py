@@ -1,0 +1,62 @@
+"""Whether both sides of a case compute the same, in double precision and from the same random numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks.case import CALL_KEY, Case, numbers_of
+from benchmarks.torch_side import TorchSide
+from fastdfkd_jax import convert
+from fastdfkd_jax.assemble import assemble
+from fastdfkd_jax.train import initial_state
+
+TOLERANCE = 1e-6  # Adam divides a gradient by its own size, which raises rounding errors of 1e-16
+_BATCH, _STEPS = 4, 5  # more of Adam's steps only raise the rounding errors
+
+
+class Agreement:
+    """Compares one synthesis call of a small batch, with the case's pair."""
+
+    def __init__(self, case: Case, folder: Path):
+        # Sequential reuse and adapted latents show what the k steps ended with.
+        shown = (("fastdfkd.reuse", "sequential"), ("fastdfkd.latents_update", "adapted"))
+        steps = min(case.steps, _STEPS)
+        self.case = case._replace(batch=_BATCH, steps=steps, precision="float64", overrides=(*case.overrides, *shown))
+        self.folder = folder
+
+    def differences(self, form: str) -> dict[str, float]:
+        """max|ours - torch's| / max|torch's| of first and last loss, adapted latents and adapted generator."""
+        with jax.enable_x64(True):
+            parts = assemble(self.case.config(self.folder))
+            state = _double(initial_state(jax.random.key(0), parts))
+            key = jax.random.key(CALL_KEY)
+            method, _, info = jax.jit(parts.method.synthesize)(
+                state["method"], _double(parts.teacher_vars), state["student"].variables, key
+            )
+            numbers = numbers_of(key, parts, self.case)
+        side = TorchSide(self.case, self.folder, form, torch.float64)
+        losses = side.call(numbers)
+        adapted, latents = side.synthesizer.adapted or (torch.nn.Identity(), torch.empty(0))
+        theirs = adapted.state_dict()
+        ours = convert.to_state_dict({"params": method.generator, "batch_stats": {}}, num_batches_tracked=None)
+        return {
+            "first loss": _difference(info["loss/first"], losses[0]),
+            "last loss": _difference(info["loss/last"], losses[-1]),
+            "adapted latents": _difference(method.latents[0], latents),
+            "adapted generator": max(_difference(value, theirs[name]) for name, value in ours.items()),
+        }
+
+
+def _double(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _difference(ours: Any, theirs: Any) -> float:
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

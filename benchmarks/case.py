@@ -1,0 +1,135 @@
+"""What is timed: a pair, a batch, k; and the weights and random numbers that every implementation gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import flops
+from configs import cifar10
+from fastdfkd_jax import augment, convert
+from fastdfkd_jax.assemble import Parts, assemble
+from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
+from fastdfkd_jax.train import initial_state
+
+CALL_KEY = 3  # seed of the first timed call
+
+
+class Case(NamedTuple):
+    """One thing to time.
+
+    Attributes:
+      pair: teacher-student, as `configs/cifar10.py` names it.
+      batch: images of a synthesis call and of a KD step.
+      steps: k.
+      kd_steps: KD steps timed together.
+      precision: 'float32' or 'bfloat16'.
+      teacher: a checkpoint, or '' for random weights, which cost the same.
+      overrides: further values for our config, by dotted name.
+    """
+
+    pair: str
+    batch: int
+    steps: int
+    kd_steps: int = 2
+    precision: str = "float32"
+    teacher: str = ""
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    def config(self, folder: Path) -> ConfigDict:
+        """The Fast-5 config of the pair, with this batch and k; `folder` is where `Preparation` has written."""
+        config = cifar10.get_config(f"{self.pair}-fast5")
+        config.teacher.checkpoint = self.teacher or str(folder / "teacher.safetensors")
+        config.student.checkpoint = str(folder / "student.safetensors")
+        config.data.source, config.precision = "", self.precision
+        config.fastdfkd.num_adapt_steps = self.steps
+        config.fastdfkd.synthesis_batch = config.kd.batch = self.batch
+        config.fastdfkd.reset_first_layer_at = 0
+        config.kd.steps_per_call = config.kd.steps_per_dispatch = self.kd_steps
+        config.calls, config.warmup_calls = 2, 1  # the adversarial term is on from the first call
+        for name, value in self.overrides:
+            config.update_from_flattened_dict({name: value})
+        return config
+
+
+class Numbers(NamedTuple):
+    """The random numbers of one synthesis call.
+
+    Attributes:
+      latents: f32[B, D].
+      labels: i64[B].
+      places: i64[k, B, H W]: where each pixel of each step's view comes from, 0 for black, else 1 + its place.
+    """
+
+    latents: np.ndarray
+    labels: np.ndarray
+    places: np.ndarray
+
+
+class Preparation:
+    """Writes the networks' weights and the first call's random numbers, and counts what a case costs.
+
+    Args:
+      case: what is timed.
+      folder: where to write; it exists.
+    """
+
+    def __init__(self, case: Case, folder: Path):
+        self.case = case
+        teacher, student = case.pair.split("-")
+        if not case.teacher:
+            _save_fresh(teacher, 0, folder / "teacher.safetensors")
+        _save_fresh(student, 1, folder / "student.safetensors")
+        self.config = case.config(folder)
+        self.parts = assemble(self.config)
+        generator = initial_state(jax.random.key(0), self.parts)["method"].generator
+        weights = convert.to_state_dict({"params": generator, "batch_stats": {}}, num_batches_tracked=None)
+        np.savez(folder / "generator.npz", **weights)  # pyright: ignore[reportArgumentType] - names are keywords
+        numbers = numbers_of(jax.random.key(CALL_KEY), self.parts, case)
+        np.savez(folder / "numbers.npz", **numbers._asdict())
+
+    def costs(self) -> flops.Costs:
+        """Floating-point operations of one batch's forward passes."""
+        sizes = self.config.generator.latent_dim, self.config.generator.width
+        spec = self.parts.teacher.spec
+        generator = build_generator(spec.image_size, spec.channels, *sizes, conv_gradient="native")
+        return flops.count(
+            self._native(self.parts.teacher), self._native(self.parts.student), generator, self.case.batch
+        )
+
+    def convolutions(self) -> dict[flops.Convolution, int]:
+        """The teacher's convolutions and how often each comes in a forward pass."""
+        return flops.convolutions(self._native(self.parts.teacher), self.parts.teacher_vars, self.case.batch)
+
+    @staticmethod
+    def _native(network: Network) -> Network:
+        return build(network.spec, conv_gradient="native")
+
+
+def _save_fresh(arch: str, seed: int, path: Path) -> None:
+    network = build(NetworkSpec(arch, num_classes=10))
+    convert.save_network(path, network, jax.jit(network.init)(jax.random.key(seed)))
+
+
+def numbers_of(key: jax.Array, parts: Parts, case: Case) -> Numbers:
+    """What `method.synthesize` draws from this key: latents, labels and the views of every step."""
+    start_key, lanes_key = jax.random.split(key)
+    latents_key, _ = jax.random.split(start_key)
+    latents = jax.random.normal(jax.random.split(latents_key, 1)[0], (case.batch, 256))
+    label_key, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
+    labels = jax.random.randint(label_key, (case.batch,), 0, parts.teacher.spec.num_classes)
+    return Numbers(np.asarray(latents), np.asarray(labels, np.int64), places_of(view_key, parts, case))
+
+
+def places_of(view_key: jax.Array, parts: Parts, case: Case) -> np.ndarray:
+    """The views that augmentation makes of an image whose pixels are their own places."""
+    height, width, _ = parts.teacher.spec.input_shape
+    places = jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1)
+    places = jnp.broadcast_to(places, (case.batch, height, width, 1))
+    views = [augment.random_crop_flip(key, places, 4) for key in jax.random.split(view_key, case.steps + 1)[:-1]]
+    return np.stack([np.asarray(view, np.int64).reshape(case.batch, -1) for view in views])

@@ -1,0 +1,96 @@
+"""Our side of a timed case: the two programs of a run, compiled as `fastdfkd_jax.main` compiles them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.case import CALL_KEY, Case, Numbers
+from benchmarks.flops import Convolution
+from benchmarks.timing import median_seconds
+from fastdfkd_jax import pool
+from fastdfkd_jax.assemble import assemble, conv_gradient
+from fastdfkd_jax.main import set_up_jax
+from fastdfkd_jax.models.convolution import canonical_conv, convolve
+from fastdfkd_jax.train import Programs, initial_state
+
+
+class OurSide:
+    """Parts, state and compiled programs of a case.
+
+    Args:
+      case: what is timed.
+      folder: where `case.Preparation` has written.
+    """
+
+    def __init__(self, case: Case, folder: Path):
+        self.case, self.config = case, case.config(folder)
+        set_up_jax(self.config)
+        self.parts = assemble(self.config)
+        self.programs = Programs(self.parts, self.config)
+        self.state = initial_state(jax.random.key(0), self.parts)
+        shape = self.parts.teacher.spec.input_shape
+        images = jax.random.uniform(jax.random.key(4), (case.batch, *shape))
+        self.pool = pool.append(pool.empty(case.batch, shape), pool.to_uint8(images))
+        self.calls = 0
+
+    def compile(self) -> float:
+        """Compiles the synthesis call; gives the seconds."""
+        student = self.state["student"].variables
+        key = jax.random.key(CALL_KEY)
+        self.programs.synthesize.compile(self.state["method"], self.parts.teacher_vars, student, key)
+        return self.programs.synthesize.compile_seconds
+
+    def call(self, numbers: Numbers) -> list[float]:
+        """One synthesis call; gives the first and the last step's loss. The first call draws these very numbers."""
+        del numbers
+        key = jax.random.key(CALL_KEY + self.calls)
+        self.calls += 1
+        self.state["method"], *_, info = self.programs.synthesize(
+            self.state["method"], self.parts.teacher_vars, self.state["student"].variables, key
+        )
+        return [float(info["loss/first"]), float(info["loss/last"])]
+
+    def kd(self) -> float:
+        """The case's KD steps in one dispatch; gives the mean loss."""
+        self.state["student"], info = self.programs.distill(
+            self.state["student"], self.parts.teacher_vars, self.pool, jax.random.key(5)
+        )
+        return float(info["loss"])
+
+    def matrix_product(self, size: int) -> float:
+        """Seconds of a square product."""
+        x = jax.random.uniform(jax.random.key(0), (size, size), self.case.precision)
+        product = jax.jit(jnp.matmul)
+        return median_seconds(lambda: product(x, x).block_until_ready())
+
+    def convolution(self, conv: Convolution) -> tuple[float, float, float]:
+        """Seconds of the convolution, of its input's gradient and of its kernel's."""
+        canonical = conv_gradient(self.config) == "canonical"
+
+        def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            if canonical:
+                return canonical_conv(x, kernel, conv.stride, conv.padding)
+            return convolve(x, kernel, conv.stride, (conv.padding, conv.padding))
+
+        def random(*shape: int) -> jax.Array:
+            return jax.random.uniform(jax.random.key(0), shape, self.case.precision)
+
+        x = random(conv.batch, conv.height, conv.width, conv.inputs)
+        kernel = random(conv.size, conv.size, conv.inputs, conv.outputs)
+        dy = random(*conv.output_shape)
+        forward = jax.jit(apply)
+        of_input = jax.jit(lambda x, kernel, dy: jax.vjp(lambda x: apply(x, kernel), x)[1](dy))
+        of_kernel = jax.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: apply(x, kernel), kernel)[1](dy))
+        return (
+            median_seconds(lambda: jax.block_until_ready(forward(x, kernel))),
+            median_seconds(lambda: jax.block_until_ready(of_input(x, kernel, dy))),
+            median_seconds(lambda: jax.block_until_ready(of_kernel(x, kernel, dy))),
+        )
+
+    def peak_memory_bytes(self) -> int | None:
+        """Of the device; None on a CPU, where the process tells."""
+        stats = jax.devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats and "peak_bytes_in_use" in stats else None

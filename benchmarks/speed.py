@@ -1,0 +1,176 @@
+"""Times a synthesis call and a KD step, ours against PyTorch doing the same, turn by turn.
+
+    python -m benchmarks.speed --pair wrn40_2-wrn16_1 --batch 256 --k 5 --out DIR
+
+Checks first, in double precision, that both sides compute the same losses and adapted parameters. Then every side
+runs in a process of its own; in each round every side has its turn. Writes speed.json, speed.md and speed.png to
+DIR. On a GPU both sides use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed_report import draw, write_markdown
+from benchmarks.timing import Worker
+
+TORCH_SIDES = ("plain", "tuned", "compiled")
+_MATRIX = 2048  # side of the product that stands for the machine's peak
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was measured of one side.
+
+    Attributes:
+      start_seconds: from the start of its process until the first call could start.
+      call_seconds, kd_seconds: of each round; a KD step's share of those run together.
+      matrix_seconds: of a square product, each round.
+      resident_bytes: before the first call, and the peak.
+      device_peak_bytes: the device's own figure, where it has one.
+      losses: first and last of the first call.
+      convolutions: seconds of forward pass, input gradient and kernel gradient, in the order of the list.
+    """
+
+    start_seconds: float
+    call_seconds: list[float] = dataclasses.field(default_factory=list)
+    kd_seconds: list[float] = dataclasses.field(default_factory=list)
+    matrix_seconds: list[float] = dataclasses.field(default_factory=list)
+    resident_bytes: tuple[int, int] = (0, 0)
+    device_peak_bytes: int | None = None
+    losses: tuple[float, float] = (0.0, 0.0)
+    convolutions: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything, as a tree that JSON can hold."""
+    from benchmarks.case import Case, Numbers  # imports jax, which reads the environment that main sets
+
+    overrides = tuple((name, json.loads(value)) for name, value in (pair.split("=", 1) for pair in args.set))
+    teacher = str(args.teacher.resolve()) if args.teacher else ""
+    case = Case(args.pair, args.batch, args.k, args.kd_steps, args.precision, teacher, overrides)
+    preparation = Worker("benchmarks.case:Preparation", case, folder)
+    costs, convolutions = preparation("costs")[0], preparation("convolutions")[0]
+    preparation.close()
+    numbers = Numbers(**np.load(folder / "numbers.npz"))
+    torch_sides = [side for side in args.sides if side != "ours"]
+
+    agreement = {}
+    if torch_sides:
+        checker = Worker("benchmarks.agreement:Agreement", case, folder)
+        for form in torch_sides:
+            agreement[form] = checker("differences", form)[0]
+            _say(f"{form}: " + ", ".join(f"{name} {value:.1e}" for name, value in agreement[form].items()))
+            if max(agreement[form].values()) > args.tolerance:
+                raise SystemExit(f"error: {form} and ours differ by more than {args.tolerance}: nothing was timed")
+        checker.close()
+
+    cached = case._replace(overrides=(*overrides, ("compilation_cache", str(folder / "cache"))))
+    cold = _start_ours(cached, folder)
+    cold[0].close()
+    workers = {"ours": _start_ours(cached, folder)}
+    for form in torch_sides:
+        worker = Worker("benchmarks.torch_side:TorchSide", case, folder, form)
+        workers[form] = worker, worker.start_seconds
+    measured = {name: Measured(seconds) for name, (_, seconds) in workers.items()}
+    for number in range(-1, args.rounds):  # the first round is the warm-up
+        for name, (worker, _) in workers.items():
+            side = measured[name]
+            if number < 0:
+                side.resident_bytes = worker.resident_bytes()
+                losses, seconds = worker("call", numbers)
+                side.losses = losses[0], losses[-1]
+                worker("kd")
+                _say(f"{name}: warm-up call {seconds:.2f} s")
+                continue
+            side.call_seconds.append(worker("call", numbers)[1])
+            side.kd_seconds.append(worker("kd")[1] / case.kd_steps)
+            side.matrix_seconds.append(worker("matrix_product", _MATRIX)[0])
+            _say(f"round {number + 1} {name}: call {side.call_seconds[-1]:.3f} s, KD step {side.kd_seconds[-1]:.3f} s")
+    for name, (worker, _) in workers.items():
+        side = measured[name]
+        side.resident_bytes = side.resident_bytes[0], worker.resident_bytes()[1]
+        side.device_peak_bytes = worker("peak_memory_bytes")[0]
+        if args.convolutions:
+            side.convolutions = [worker("convolution", conv)[0] for conv in convolutions]
+        worker.close()
+
+    peak = 2 * _MATRIX**3 / min(min(side.matrix_seconds) for side in measured.values())
+    return {
+        "case": case._asdict() | {"overrides": dict(overrides), "teacher": Path(teacher).name},
+        "rounds": args.rounds,
+        "machine": _machine(),
+        "agreement": agreement,
+        "call_flops": costs.synthesis_call(case.steps),
+        "kd_flops": costs.kd_step(),
+        "matrix_product_flops_per_second": peak,
+        "start_seconds": {"cold": cold[1], "warm cache": workers["ours"][1]},
+        "convolutions": [conv._asdict() | {"count": n, "flops": conv.flops} for conv, n in convolutions.items()],
+        "sides": {name: dataclasses.asdict(side) for name, side in measured.items()},
+    }
+
+
+def _start_ours(case: Any, folder: Path) -> tuple[Worker, float]:
+    """The worker and the seconds until its first call could start, compilation included."""
+    worker = Worker("benchmarks.our_side:OurSide", case, folder)
+    _, seconds = worker("compile")
+    return worker, worker.start_seconds + seconds
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        **{name: version(name) for name in ("jax", "jaxlib", "torch")},
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pair", default="wrn40_2-wrn16_1", help="teacher-student, of configs/cifar10.py")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--k", type=int, default=5, help="inner steps of a call")
+    parser.add_argument("--kd-steps", type=int, default=2, help="KD steps of one turn; ours runs them in one dispatch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sides", nargs="*", default=["plain", "tuned"], choices=TORCH_SIDES, help="of PyTorch")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--teacher", type=Path, help="a checkpoint; random weights cost the same")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="more of our config, by dotted name")
+    parser.add_argument("--no-convolutions", dest="convolutions", action="store_false")
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest relative difference between the sides")
+    parser.add_argument("--out", type=Path, required=True, help="folder for speed.json, speed.md and speed.png")
+    args = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(args, Path(folder))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = write_markdown(result)
+    (args.out / "speed.md").write_text(text)
+    draw(result, args.out / "speed.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
