@@ -118,10 +118,11 @@ class DoubledConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps f32[B, H, W, I] to f32[B, 2H, 2W, features]."""
         kernel = self.param("kernel", torch_uniform, (3, 3, x.shape[-1], self.features))
-        x = x.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.gradient == "canonical":
-            return doubled_conv(x, kernel)
-        return convolve(double(x), kernel.astype(self.dtype), 1, (1, 1))
+            y: Array = doubled_conv(x, kernel)
+            return y
+        return convolve(double(x), kernel, 1, (1, 1))
 
 
 class Dense(nn.Module):
