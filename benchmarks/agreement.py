@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.case import CALL_KEY, Case, numbers_of
+from benchmarks.case import Case, first_key, numbers_of
 from benchmarks.torch_side import TorchSide
 from fastdfkd_jax import convert
 from fastdfkd_jax.assemble import assemble
@@ -35,7 +35,7 @@ class Agreement:
         with jax.enable_x64(True):
             parts = assemble(self.case.config(self.folder))
             state = _double(initial_state(jax.random.key(0), parts))
-            key = jax.random.key(CALL_KEY)
+            key = first_key()
             method, _, info = jax.jit(parts.method.synthesize)(
                 state["method"], _double(parts.teacher_vars), state["student"].variables, key
             )

@@ -17,7 +17,7 @@ from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
 from fastdfkd_jax.train import initial_state
 
-CALL_KEY = 3  # seed of the first timed call
+CALL_KEY = 3  # seed of the timed calls
 
 
 class Case(NamedTuple):
@@ -90,7 +90,7 @@ class Preparation:
         generator = initial_state(jax.random.key(0), self.parts)["method"].generator
         weights = convert.to_state_dict({"params": generator, "batch_stats": {}}, num_batches_tracked=None)
         np.savez(folder / "generator.npz", **weights)  # pyright: ignore[reportArgumentType] - names are keywords
-        numbers = numbers_of(jax.random.key(CALL_KEY), self.parts, case)
+        numbers = numbers_of(first_key(), self.parts, case)
         np.savez(folder / "numbers.npz", **numbers._asdict())
 
     def costs(self) -> flops.Costs:
@@ -109,6 +109,11 @@ class Preparation:
     @staticmethod
     def _native(network: Network) -> Network:
         return build(network.spec, conv_gradient="native")
+
+
+def first_key() -> jax.Array:
+    """The key of the first timed call, as a run derives it."""
+    return jax.random.fold_in(jax.random.key(CALL_KEY), 0)
 
 
 def _save_fresh(arch: str, seed: int, path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.case import CALL_KEY, Case, Numbers
 from benchmarks.flops import Convolution
@@ -34,24 +35,24 @@ class OurSide:
         shape = self.parts.teacher.spec.input_shape
         images = jax.random.uniform(jax.random.key(4), (case.batch, *shape))
         self.pool = pool.append(pool.empty(case.batch, shape), pool.to_uint8(images))
-        self.calls = 0
+        self.made = pool.empty(case.batch, shape)
+        self.key, self.calls = jax.random.key(CALL_KEY), 0
 
     def compile(self) -> float:
         """Compiles the synthesis call; gives the seconds."""
-        student = self.state["student"].variables
-        key = jax.random.key(CALL_KEY)
-        self.programs.synthesize.compile(self.state["method"], self.parts.teacher_vars, student, key)
+        self.programs.synthesize.compile(*self._call_arguments())
         return self.programs.synthesize.compile_seconds
 
     def call(self, numbers: Numbers) -> list[float]:
         """One synthesis call; gives the first and the last step's loss. The first call draws these very numbers."""
         del numbers
-        key = jax.random.key(CALL_KEY + self.calls)
+        self.state["method"], self.made, *_, info = self.programs.synthesize(*self._call_arguments())
         self.calls += 1
-        self.state["method"], *_, info = self.programs.synthesize(
-            self.state["method"], self.parts.teacher_vars, self.state["student"].variables, key
-        )
         return [float(info["loss/first"]), float(info["loss/last"])]
+
+    def _call_arguments(self) -> tuple:
+        student = self.state["student"].variables
+        return (self.state["method"], self.made, self.parts.teacher_vars, student, self.key, np.int32(self.calls))
 
     def kd(self) -> float:
         """The case's KD steps in one dispatch; gives the mean loss."""

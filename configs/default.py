@@ -100,10 +100,11 @@ def get_config() -> ConfigDict:
 
     config.precision = "float32"  # or 'bfloat16', of convolutions and activations
     config.conv_gradient = "auto"  # 'canonical' (CPU), 'native' (accelerators, exact MAML), 'auto' chooses
+    config.profile = False  # trace the second call of this start, into workdir/profile
     config.compilation_cache = ""  # folder of compiled programs; never carry it to another machine
 
     config.parallel = ConfigDict()
     config.parallel.task_devices = 1  # devices that share the lanes (pmap)
-    config.parallel.batch_devices = 1  # devices that share each batch (sharding)
-    config.parallel.cpu_devices = 0  # split the CPU into so many devices; 0 leaves it whole
+    config.parallel.batch_devices = 0  # devices that share each batch (sharding); 0 for every core of a CPU, else 1
+    config.parallel.cpu_devices = 0  # split the CPU into so many devices; 0 for one a core
     return config

@@ -62,7 +62,11 @@ def assemble(config: ConfigDict) -> Parts:
         config.kd.lr, config.kd.final_lr, max(1, config.calls - config.warmup_calls), config.kd.steps_per_call
     )
     optimizer = distill.sgd(schedule, config.kd.momentum, config.kd.weight_decay)
-    split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices))
+    batches = (config.fastdfkd.synthesis_batch, config.kd.batch)
+    shared = config.parallel.task_devices > 1  # the lanes have them
+    split = parallel.batch_splitter(
+        parallel.devices(1 if shared else parallel.batch_devices(config.parallel.batch_devices, batches))
+    )
     method = METHODS[config.method.name](config, teacher, student, options, split)
     initial = None
     if config.pool.initial:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import __version__, configuration, plan, report
+from fastdfkd_jax import __version__, configuration, parallel, plan, report
 from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.checkpoint import check_same_run, digest
 from fastdfkd_jax.errors import UserError
@@ -25,7 +25,16 @@ log = logging.getLogger(__name__)
 DEFAULT_CONFIG = "configs/quickstart.py"
 # What may differ between a run and its resumption: where things lie (weights are compared by digest) and
 # how often it looks at itself.
-_FREE_KEYS = ("dry_run", "compilation_cache", "teacher.checkpoint", "data.dir", "noise_control")
+_FREE_KEYS = (
+    "dry_run",
+    "profile",
+    "compilation_cache",
+    "teacher.checkpoint",
+    "data.dir",
+    "noise_control",
+    "parallel.cpu_devices",
+    "parallel.batch_devices",  # rounding apart, a batch is the same however it is laid out
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,8 +82,7 @@ def run_noise_control(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def set_up_jax(config: ConfigDict) -> None:
     """Settings that must precede the first use of a device."""
-    if config.parallel.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", config.parallel.cpu_devices)
+    parallel.split_cpu(config.parallel.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
 

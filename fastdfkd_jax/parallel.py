@@ -6,6 +6,9 @@ Two axes (they exclude each other in one run): `tasks`, lanes of the meta-learni
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +33,36 @@ def devices(count: int) -> list[Device]:
             "config.parallel.task_devices and batch_devices, or on CPU set config.parallel.cpu_devices"
         )
     return available[:count]
+
+
+def split_cpu(count: int) -> None:
+    """Makes the CPU so many devices, or one for each core where `count` is 0.
+
+    One device runs most of a program on one core, so a batch over several is faster. Must precede the first use of a
+    device. Where the environment or the process has chosen already, 0 leaves that.
+    """
+    if count:
+        jax.config.update("jax_num_cpu_devices", count)
+    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # devices are in use
+            jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batch_devices(count: int, batches: Sequence[int]) -> int:
+    """How many devices share every batch: `count`, or where that is 0 as many of a CPU's as each gets 32 images of."""
+    if count:
+        return count
+    if jax.default_backend() != "cpu":
+        return 1
+    images = math.gcd(*batches)
+    return max(n for n in range(1, jax.device_count() + 1) if n == 1 or images % (32 * n) == 0)
 
 
 def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tree]:
@@ -90,12 +123,14 @@ class CompiledStep:
     """A function compiled once, for the first arguments that it is called with, and timed.
 
     Attributes:
+      jitted: the function as `jax.jit` takes it, to be traced or lowered.
+      compiled: the program, once there is one.
       compile_seconds: what lowering and compiling took in the last call; 0 in all but the first.
       run_seconds: what the last call took until its results were ready.
     """
 
     def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()):
-        self._jitted = jax.jit(function, donate_argnums=donate)
+        self.jitted = jax.jit(function, donate_argnums=donate)
         self.compiled: jax.stages.Compiled | None = None
         self.compile_seconds = 0.0
         self.run_seconds = 0.0
@@ -105,7 +140,7 @@ class CompiledStep:
         self.compile_seconds = 0.0
         if self.compiled is None:
             start = time.perf_counter()
-            self.compiled = self._jitted.lower(*args).compile()
+            self.compiled = self.jitted.lower(*args).compile()
             self.compile_seconds = time.perf_counter() - start
 
     def __call__(self, *args: Any) -> Any:

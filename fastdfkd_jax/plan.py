@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import models, pool
@@ -47,7 +48,9 @@ def _costs(config: ConfigDict, parts: Parts, images: int, kd_steps: int, per_cal
     state = initial_state(key, parts)
     lines, seconds = [], 0.0
     if images:
-        programs.synthesize(state["method"], parts.teacher_vars, state["student"].variables, key)
+        filled = pool.empty(images, parts.teacher.spec.input_shape)
+        student = state["student"].variables
+        programs.synthesize(state["method"], filled, parts.teacher_vars, student, key, np.int32(1))
         total = programs.synthesize.run_seconds * images / per_call
         lines.append(_cost("synthesis call", programs.synthesize, total))
         seconds += total

@@ -24,6 +24,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.profile import Trace
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,13 @@ class Programs:
             flip=config.kd.flip,
         )
 
-        def synthesize(state, teacher_vars, student_vars, key):
+        def synthesize(state, filled, teacher_vars, student_vars, key, call):
+            """One call and all that follows from it on the device: (state, pool, new rows, labels, info)."""
+            key = jax.random.fold_in(key, call)
             state, batch, info = parts.method.synthesize(state, teacher_vars, student_vars, key)
             info = {**info, "diversity": batch.images.std(0).mean()}
-            return state, pool.to_uint8(batch.images), batch.labels, info
+            rows = pool.to_uint8(batch.images)
+            return state, pool.append(filled, rows), rows, batch.labels, info
 
         def distill_steps(state, teacher_vars, images, key):
             def one(state, _):
@@ -86,9 +90,8 @@ class Programs:
             state, info = jax.lax.scan(one, state, None, length=self.steps)
             return state, jax.tree.map(jnp.mean, info)
 
-        self.synthesize = parallel.CompiledStep(synthesize, donate=(0,))
+        self.synthesize = parallel.CompiledStep(synthesize, donate=(0, 1))
         self.distill = parallel.CompiledStep(distill_steps, donate=(0,))
-        self.append = jax.jit(pool.append, donate_argnums=0)
 
 
 class Training:
@@ -107,6 +110,7 @@ class Training:
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self._restore()
         self.pool = self._fill_pool()
+        self.trace = Trace(workdir / "profile", self._call_to_trace()) if config.profile else None
         self.metrics = Metrics(workdir, config.calls, self.progress.call, self.progress.metrics_offset)
 
     def _restore(self) -> None:
@@ -131,6 +135,11 @@ class Training:
         filled = pool.empty(capacity, shape)
         return pool.append(filled, jnp.asarray(np.concatenate(parts))) if parts else filled
 
+    def _call_to_trace(self) -> int:
+        """The second call of this start that does all that calls do: the first one compiles."""
+        warmup = 0 if self.config.mode == "synthesize" else self.config.warmup_calls
+        return min(self.config.calls, max(self.progress.call, warmup) + 2)
+
     def run(self) -> dict[str, Any]:
         """Runs to the end, or to a SIGTERM, and returns the summary (empty where stopped)."""
         previous = signal.signal(signal.SIGTERM, self._request_stop)
@@ -140,8 +149,11 @@ class Training:
                 if self._kd_left():
                     self._distill()
                 else:
+                    if self.trace is not None:
+                        self.trace.begin(self.progress.call + 1)
                     self._synthesize()
                 if not self._kd_left():
+                    self._end_trace()
                     self._end_call()
                 if self.stop_requested:
                     self._save()
@@ -150,11 +162,19 @@ class Training:
             return self._finish()
         finally:
             signal.signal(signal.SIGTERM, previous)
+            self._end_trace()
             self.metrics.close()
             self.checkpoints.close()
 
     def _request_stop(self, *_) -> None:
         self.stop_requested = True
+
+    def _end_trace(self) -> None:
+        if self.trace is not None and (folder := self.trace.end()) is not None:
+            self.metrics.say(
+                f"traced call {self.progress.call} into {folder}: for TensorBoard's profile plugin, or "
+                "perfetto_trace.json.gz within it for ui.perfetto.dev"
+            )
 
     def _kd_left(self) -> bool:
         config, done = self.config, self.progress
@@ -167,13 +187,16 @@ class Training:
         self.progress.kd_steps = 0
         if not self.synthesizes:
             return
-        key = jax.random.fold_in(self.synthesis_key, self.progress.call)
-        self.state["method"], rows, labels, info = self.programs.synthesize(
-            self.state["method"], self.parts.teacher_vars, self.state["student"].variables, key
+        self.state["method"], self.pool, rows, labels, info = self.programs.synthesize(
+            self.state["method"],
+            self.pool,
+            self.parts.teacher_vars,
+            self.state["student"].variables,
+            self.synthesis_key,
+            np.int32(self.progress.call),
         )
         self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
         self.progress.compile_seconds += self.programs.synthesize.compile_seconds
-        self.pool = self.programs.append(self.pool, rows)
         rows = np.asarray(rows)
         self.shards.write(self.progress.call - 1, rows, np.asarray(labels))
         self.progress.images += len(rows)

@@ -34,14 +34,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
         "seed", "warmup_calls", "teacher.num_classes", "teacher.image_size", "fastdfkd.reset_first_layer_at",
-        "inversion.crop_padding", "kd.crop_padding", "parallel.cpu_devices", "inversion.class_weight",
+        "inversion.crop_padding", "kd.crop_padding", "parallel.cpu_devices", "parallel.batch_devices",
+        "inversion.class_weight",
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "fastdfkd.synthesis_batch", "fastdfkd.num_tasks",
         "fastdfkd.latents_period", "fastdfkd.unroll", "generator.latent_dim", "generator.width",
         "kd.steps_per_call", "kd.batch", "kd.steps_per_dispatch", "eval_every", "checkpoint_every", "images_every",
-        "parallel.task_devices", "parallel.batch_devices",
+        "parallel.task_devices",
     ),
 }  # fmt: skip
 _POSITIVE = (
@@ -78,7 +79,7 @@ def validate(config: ConfigDict) -> None:
         (config.kd.batch, "kd.batch"),
     ):
         devices = config.parallel.batch_devices
-        _require(count % devices == 0, config, key, f"a multiple of parallel.batch_devices={devices}")
+        _require(not devices or count % devices == 0, config, key, f"a multiple of parallel.batch_devices={devices}")
     if config.parallel.batch_devices > 1:
         key = "parallel.task_devices"
         _require(config.parallel.task_devices == 1, config, key, "1 where batch_devices is more than 1")

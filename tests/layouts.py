@@ -31,17 +31,21 @@ def results(changes: dict[str, int]) -> dict[str, Any]:
     config.meta.optimizer, config.meta.kwargs = "sgd", {}
     parts = toy_parts(config)
     programs, state = Programs(parts, config), initial_state(jax.random.key(1), parts)
-    filled, found, devices = None, {}, 0
+    found, devices = {}, 0
+    images = 2 * config.fastdfkd.synthesis_batch * config.fastdfkd.num_tasks
+    filled = pool.empty(images, parts.teacher.spec.input_shape)
     for call in range(2):
-        key = jax.random.fold_in(jax.random.key(2), call)
-        state["method"], rows, labels, info = programs.synthesize(
-            state["method"], parts.teacher_vars, state["student"].variables, key
+        state["method"], filled, rows, labels, info = programs.synthesize(
+            state["method"],
+            filled,
+            parts.teacher_vars,
+            state["student"].variables,
+            jax.random.key(2),
+            np.int32(call),
         )
         devices = len(rows.sharding.device_set)
         returned = {"rows": rows, "labels": labels, "info": info}
         if config.fastdfkd.num_tasks == 1:  # lanes have no part in KD
-            filled = pool.empty(2 * len(rows), parts.teacher.spec.input_shape) if filled is None else filled
-            filled = programs.append(filled, rows)
             state["student"], returned["kd"] = programs.distill(
                 state["student"], parts.teacher_vars, filled, jax.random.key(3)
             )

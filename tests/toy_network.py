@@ -41,7 +41,7 @@ def toy_network() -> Network:
 def toy_parts(config: Any) -> Parts:
     """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
     network = toy_network()
-    split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices))
+    split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
     options = {"dtype": jnp.float32, "conv_gradient": "native"}
     method = METHODS[config.method.name](config, network, network, options, split)
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)

@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -117,7 +116,9 @@ def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: in
 
     total = jnp.zeros((groups, width * inputs, height * outputs), x.dtype)
     total = lax.fori_loop(0, images // block, add_block, total).sum(0)
-    return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3)[_tap_order(height, stride)]
+    taps = total.reshape(width, inputs, height, outputs)
+    by_phase = [row for phase in range(stride) for row in range(phase, height, stride)]
+    return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)])
 
 
 def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
@@ -161,12 +162,6 @@ def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) 
             )
         )
     return jnp.concatenate(products, axis=-1)
-
-
-def _tap_order(height: int, stride: int) -> np.ndarray:
-    """Where each row of the kernel lies among rows that come phase by phase."""
-    by_phase = [row for phase in range(min(stride, height)) for row in range(phase, height, stride)]
-    return np.argsort(by_phase)
 
 
 def double(x: Array) -> Array:

@@ -1,0 +1,33 @@
+"""A trace of one call, for TensorBoard and Perfetto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+
+class Trace:
+    """Records what the host and the devices do during one call.
+
+    Args:
+      folder: where TensorBoard looks; the trace goes into a folder of its own within it.
+      call: the call to trace, counted from 1.
+    """
+
+    def __init__(self, folder: Path, call: int):
+        self._folder, self._call, self._recording = folder, call, False
+
+    def begin(self, call: int) -> None:
+        """Starts recording if this is the call."""
+        if call == self._call and not self._recording:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._recording = True
+
+    def end(self) -> Path | None:
+        """Writes what was recorded; the folder, or None where nothing was."""
+        if not self._recording:
+            return None
+        self._recording = False
+        jax.profiler.stop_trace()
+        return self._folder

@@ -1,0 +1,68 @@
+"""What the compiled programs of a run are made of: one dispatch a call, no way back to the host, bf16 for a GPU."""
+
+import gzip
+import json
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from runs import tiny_config
+
+from benchmarks.flops import equations
+from fastdfkd_jax import main, pool
+from fastdfkd_jax.assemble import assemble
+from fastdfkd_jax.train import Programs, initial_state
+
+
+def programs_and_arguments(config):
+    parts = assemble(config)
+    programs, state = Programs(parts, config), initial_state(jax.random.key(0), parts)
+    filled = pool.empty(config.fastdfkd.synthesis_batch, parts.teacher.spec.input_shape)
+    key, student = jax.random.key(1), state["student"].variables
+    return {
+        "synthesize": (
+            programs.synthesize,
+            (state["method"], filled, parts.teacher_vars, student, key, np.int32(1)),
+        ),
+        "distill": (programs.distill, (state["student"], parts.teacher_vars, filled, key)),
+    }
+
+
+@pytest.fixture(scope="module")
+def gpu_programs():
+    """The programs as a GPU gets them, at bf16."""
+    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native"))
+
+
+@pytest.mark.parametrize("name", ["synthesize", "distill"])
+def test_nothing_calls_back_to_the_host(gpu_programs, name):
+    step, arguments = gpu_programs[name]
+    primitives = {equation.primitive.name for equation in equations(jax.make_jaxpr(step.jitted)(*arguments).jaxpr)}
+    assert "conv_general_dilated" in primitives, "the walk went past the networks"
+    assert not {primitive for primitive in primitives if "callback" in primitive or "feed" in primitive}
+
+
+@pytest.mark.parametrize("name", ["synthesize", "distill"])
+def test_lowered_for_cuda_every_convolution_takes_bf16(gpu_programs, name):
+    step, arguments = gpu_programs[name]
+    text = step.jitted.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    operands = re.findall(r"stablehlo\.convolution.*: \(tensor<([\dx]+)x(\w+)>, tensor<([\dx]+)x(\w+)>\)", text)
+    assert len(operands) == text.count("stablehlo.convolution(") > 10
+    assert {dtype for _, left, _, right in operands for dtype in (left, right)} == {"bf16"}
+    assert "callback" not in text
+
+
+def test_a_call_is_one_dispatch_and_kd_one_for_several_steps(tmp_path):
+    """Counted in the trace that the program itself writes of its second full call."""
+    config = tiny_config(profile=True)
+    main.run(config, tmp_path)
+    (path,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    with gzip.open(path) as file:
+        names = Counter(event.get("name", "") for event in json.load(file)["traceEvents"])
+    assert names["CommonPjRtLoadedExecutable::ExecuteHelperOnSingleDevice"] == (
+        1 + config.kd.steps_per_call // config.kd.steps_per_dispatch
+    )
+    programs = {name for name in names if name.startswith("PjitFunction")}
+    assert programs == {"PjitFunction(jit(synthesize))", "PjitFunction(jit(distill_steps))"}
