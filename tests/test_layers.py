@@ -1,5 +1,6 @@
 """Convolution gradients against XLA's own, BatchNorm and pooling against PyTorch and NumPy."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.models import layers
+from fastdfkd_jax.models import convolution, layers
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
@@ -72,6 +73,32 @@ def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, st
     x, kernel = draw(0, 2, height, width, 2), draw(1, size, size, 2, 3)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), False)(x, kernel)
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), False)(x, kernel)
+    assert_close(canonical, native, SUMMATION)
+
+
+@pytest.mark.parametrize("channels", [16, 17])
+@pytest.mark.parametrize("width", [7, 8])
+def test_thin_and_thick_convolutions_are_the_same(channels, width):
+    """Up to 16 channels an even number of columns is computed in pairs."""
+    x, kernel = draw(0, 2, 6, width, 5), draw(1, 3, 3, 5, channels) / 3
+    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, 1, 1), False)(x, kernel)
+    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (1, 1)), False)(x, kernel)
+    assert_close(canonical, native, SUMMATION)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("images_a_block", [1, 2, 5])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_kernel_gradients_add_up_over_blocks_and_groups(monkeypatch, devices, images_a_block, size, stride):
+    x, kernel, padding = draw(0, 12, 7, 6, 3), draw(1, size, size, 3, 4), size // 2
+    rows, columns = convolve(x, kernel, stride, (padding, padding)).shape[1:3]
+    copies_of_an_image = 4 * rows * columns * size * (3 + 4)
+    groups = math.gcd(12, devices)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", images_a_block * groups * copies_of_an_image)
+    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
+    monkeypatch.undo()
+    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
     assert_close(canonical, native, SUMMATION)
 
 

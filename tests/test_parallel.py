@@ -89,6 +89,23 @@ def test_more_devices_than_there_are_is_a_user_error():
     assert parallel.devices(1) == jax.devices()[:1]
 
 
+@pytest.mark.parametrize(
+    ("asked", "batches", "backend", "expected"),
+    [
+        (0, (256, 256), "cpu", 4),
+        (0, (64, 128), "cpu", 2),
+        (0, (96, 96), "cpu", 3),
+        (0, (8, 8), "cpu", 1),
+        (0, (256, 256), "gpu", 1),
+        (8, (8, 8), "cpu", 8),
+    ],
+)
+def test_a_cpus_devices_share_a_batch_while_each_gets_enough_of_it(monkeypatch, asked, batches, backend, expected):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert parallel.batch_devices(asked, batches) == expected
+
+
 def test_lanes_that_cannot_be_shared_equally_are_refused():
     with pytest.raises(UserError, match=r"num_tasks=3 lanes cannot be shared equally by 2 task_devices"):
         parallel.lane_map(3, jax.devices()[:1] * 2)
