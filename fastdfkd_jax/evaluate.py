@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fastdfkd_jax import augment, configuration, convert, data
+from fastdfkd_jax import augment, configuration, convert, data, parallel
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -63,10 +63,12 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
       network (`data.require`).
     """
 
+    split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch_size,))))
+
     # Defined here, so that the compiled function is this evaluator's own and its traces can be counted.
     @jax.jit
     def step(variables, images, labels, count):
-        return batch_sums(network, variables, images, labels, count)
+        return batch_sums(network, variables, split(images), labels, count)
 
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, float]:
         data.require(dataset, network.spec)
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Parses, measures and prints; `argv` begins with the program's name."""
     arguments = _parser().parse_args(argv[1:])
+    parallel.split_cpu(0)
     result = evaluate_checkpoint(arguments)
     if arguments.json:
         print(json.dumps(result))

@@ -56,7 +56,12 @@ def _cores() -> int:
 
 
 def batch_devices(count: int, batches: Sequence[int]) -> int:
-    """How many devices share every batch: `count`, or where that is 0 as many of a CPU's as each gets 32 images of."""
+    """How many devices share every batch.
+
+    Args:
+      count: so many; 0 leaves it to the machine: on a CPU as many as get at least 32 images each, elsewhere one.
+      batches: sizes that must divide.
+    """
     if count:
         return count
     if jax.default_backend() != "cpu":

@@ -25,7 +25,7 @@ ALLOWED = {
     "checkpoint": {"files"},
     "metrics": {"files"},
     "report": {"files", "configuration"},
-    "evaluate": {"augment", "configuration", "convert", "data", "models"},
+    "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel"},
 }
 
 

@@ -1,0 +1,115 @@
+"""What a synthesis call needs of an accelerator, computed from shapes: work, live memory, and bounds for an H100.
+
+    python -m benchmarks.scale
+
+Nothing is run or compiled. Live memory is what the backward pass of one inner step keeps; the time cannot be less than
+the work at the card's bf16 peak, nor than writing and reading the kept arrays once each at the memory's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import flops
+from configs import cifar10
+from fastdfkd_jax import moments
+from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, make_inversion_loss
+from fastdfkd_jax.models import NetworkSpec, build, build_generator
+
+# NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
+_PEAK_FLOPS, _PEAK_BYTES = 989e12, 3.35e12
+
+
+class Needs(NamedTuple):
+    """Of one device in one inner step.
+
+    Attributes:
+      flops: floating-point operations.
+      kept_bytes: arrays that the forward pass leaves to the backward pass.
+      state_bytes: weights, and generator and latents with their gradients and optimizer moments.
+    """
+
+    flops: float
+    kept_bytes: int
+    state_bytes: int
+
+
+def needs(pair: str, batch: int, devices: int, dtype: str) -> Needs:
+    """What the inner step of a pair of `configs/cifar10.py` needs where `devices` share the batch."""
+    teacher_arch, student_arch = pair.split("-")
+    options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "native"}
+    teacher, student = (build(NetworkSpec(arch, 10), **options) for arch in (teacher_arch, student_arch))
+    generator = build_generator(**options)
+    inversion = InversionOptions(**cifar10.get_config(f"{pair}-fast5").inversion.to_dict())
+    inversion_loss = make_inversion_loss(teacher, student, inversion)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    teacher_vars, student_vars = jax.eval_shape(teacher.init, key), jax.eval_shape(student.init, key)
+    accumulators = jax.eval_shape(moments.init, teacher_vars["batch_stats"])
+    images = batch // devices
+    params = {
+        "generator": jax.eval_shape(generator.init, key),
+        "latents": jax.ShapeDtypeStruct((images, *generator.latent_shape), jnp.float32),
+    }
+
+    def backward(params, teacher_vars, student_vars, accumulators, key):
+        frozen = Frozen(teacher_vars, student_vars, accumulators, jnp.ones(()))
+        labels = jnp.zeros((images,), jnp.int32)
+
+        def loss(params):
+            made = generator.apply(params["generator"], params["latents"])
+            return inversion_loss(made, labels, key, frozen)[0]
+
+        return jax.vjp(loss, params)[1]
+
+    kept = _bytes(jax.eval_shape(backward, params, teacher_vars, student_vars, accumulators, key))
+    # The vjp keeps weights too; they are counted with the state.
+    kept -= _bytes(teacher_vars["params"]) + _bytes(student_vars["params"]) + _bytes(params["generator"])
+    state = _bytes(teacher_vars) + _bytes(student_vars) + 6 * _bytes(params)
+    costs = flops.count(teacher, student, generator, images)
+    return Needs(costs.synthesis_call(1), max(kept, 0), state)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "shape") and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pairs", nargs="*", default=["wrn40_2-wrn16_1", "resnet34-resnet18"])
+    parser.add_argument("--batch", type=int, default=256)
+    args = parser.parse_args()
+    print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.")
+    print()
+    print("| pair | batch | devices | GFLOP a device | kept GB | state GB | ≥ ms by work | ≥ ms by memory | limit |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for pair in args.pairs:
+        for devices in (1, 8):
+            need = needs(pair, args.batch, devices, "bfloat16")
+            work = 1e3 * need.flops / _PEAK_FLOPS
+            memory = 1e3 * 2 * need.kept_bytes / _PEAK_BYTES
+            cells = (
+                pair,
+                args.batch,
+                devices,
+                f"{need.flops / 1e9:,.0f}",
+                f"{need.kept_bytes / 1e9:.2f}",
+                f"{need.state_bytes / 1e9:.2f}",
+                f"{work:.2f}",
+                f"{memory:.2f}",
+                "memory" if memory > work else "work",
+            )
+            print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
