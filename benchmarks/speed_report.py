@@ -67,6 +67,20 @@ def _convolution_table(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def compare(results: dict[str, dict[str, Any]]) -> str:
+    """One line for each result: our medians, and each over that of the line before."""
+    lines = [_row(["", "call s", "of the line before", "KD step s", "of the line before"]), _row(["---"] * 5)]
+    before: dict[str, Any] | None = None
+    for name, result in results.items():
+        ours, cells = result["sides"]["ours"], [name]
+        for key, _, _ in KINDS:
+            ratio = "" if before is None else f"{median(ours[key]) / median(before[key]):.2f}"
+            cells += [_spread(ours[key]), ratio]
+        before = ours
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """A bar for each side, one panel for calls and one for KD steps, with every round as a point."""
     from matplotlib.figure import Figure
@@ -91,10 +105,12 @@ def _row(cells: list[str]) -> str:
 
 
 def main() -> None:
-    """Prints the Markdown of a recorded case."""
+    """Prints the Markdown of a recorded case, or of several a table that compares our side."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("json", type=Path, help="speed.json of a run")
-    print(write_markdown(json.loads(parser.parse_args().json.read_text())))
+    parser.add_argument("folders", nargs="+", type=Path, help="what --out of benchmarks.speed was")
+    folders = parser.parse_args().folders
+    results = {folder.name: json.loads((folder / "speed.json").read_text()) for folder in folders}
+    print(compare(results) if len(results) > 1 else write_markdown(*results.values()))
 
 
 if __name__ == "__main__":
