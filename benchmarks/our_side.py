@@ -72,6 +72,7 @@ class OurSide:
         canonical = conv_gradient(self.config) == "canonical"
 
         def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            x = self.parts.split(x)  # over the devices, as in a run
             if canonical:
                 return canonical_conv(x, kernel, conv.stride, conv.padding)
             return convolve(x, kernel, conv.stride, (conv.padding, conv.padding))
@@ -81,7 +82,8 @@ class OurSide:
 
         x = random(conv.batch, conv.height, conv.width, conv.inputs)
         kernel = random(conv.size, conv.size, conv.inputs, conv.outputs)
-        dy = random(*conv.output_shape)
+        lay_out = jax.jit(self.parts.split)
+        x, dy = lay_out(x), lay_out(random(*conv.output_shape))
         forward = jax.jit(apply)
         of_input = jax.jit(lambda x, kernel, dy: jax.vjp(lambda x: apply(x, kernel), x)[1](dy))
         of_kernel = jax.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: apply(x, kernel), kernel)[1](dy))
