@@ -96,14 +96,14 @@ def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int
 def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
     """Sums of products over blocks of a few images, so that the shifted copies stay in the cache.
 
-    A block's copies are six times its images; made of the whole batch they go through memory twice (measured: the
-    blocks halve the time). Each device's share of a batch is a group of its own, whose sum is
-    kept apart until the end: the loop then runs over no axis that is laid over devices.
+    Made of the whole batch, three copies of both arrays go through memory twice; blocks halve the time. Each
+    device's share of a batch is a group of its own, whose sum is kept apart until the end: the loop then runs
+    over no axis that is laid over devices.
     """
     height, width, inputs, outputs = kernel_shape
     groups = math.gcd(x.shape[0], jax.device_count())
     images = x.shape[0] // groups
-    bytes_of_copies = dy[0, :, :, 0].size * (width * inputs + height * outputs) * x.dtype.itemsize
+    bytes_of_copies = math.prod(dy.shape[1:3]) * (width * inputs + height * outputs) * x.dtype.itemsize
     block = max(1, min(images, _BLOCK_BYTES // bytes_of_copies // groups))
     while images % block:
         block -= 1
@@ -114,11 +114,12 @@ def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: in
         x_block, dy_block = (lax.dynamic_index_in_dim(blocks, i, 1, keepdims=False) for blocks in (x, dy))
         return total + _tap_products(x_block, dy_block, kernel_shape, stride, padding)
 
-    total = jnp.zeros((groups, width * inputs, height * outputs), x.dtype)
+    # Sums of bf16 would lose digits from block to block.
+    total = jnp.zeros((groups, width * inputs, height * outputs), jnp.promote_types(x.dtype, jnp.float32))
     total = lax.fori_loop(0, images // block, add_block, total).sum(0)
     taps = total.reshape(width, inputs, height, outputs)
     by_phase = [row for phase in range(stride) for row in range(phase, height, stride)]
-    return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)])
+    return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)]).astype(x.dtype)
 
 
 def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
@@ -159,6 +160,7 @@ def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) 
                 shifted_x.reshape(groups, -1, width * inputs),
                 shifted_dy.reshape(groups, -1, len(shifts) * outputs),
                 (((1,), (1,)), ((0,), (0,))),
+                preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
             )
         )
     return jnp.concatenate(products, axis=-1)
