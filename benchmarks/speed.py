@@ -57,6 +57,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything, as a tree that JSON can hold."""
     from benchmarks.case import Case, Numbers  # imports jax, which reads the environment that main sets
 
+    machine = _machine()
     overrides = tuple((name, json.loads(value)) for name, value in (pair.split("=", 1) for pair in args.set))
     teacher = str(args.teacher.resolve()) if args.teacher else ""
     case = Case(args.pair, args.batch, args.k, args.kd_steps, args.precision, teacher, overrides)
@@ -110,7 +111,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "case": case._asdict() | {"overrides": dict(overrides), "teacher": Path(teacher).name},
         "rounds": args.rounds,
-        "machine": _machine(),
+        "machine": machine,
         "agreement": agreement,
         "call_flops": costs.synthesis_call(case.steps),
         "kd_flops": costs.kd_step(),

@@ -68,6 +68,6 @@ def _cost(name: str, step, total_seconds: float) -> str:
     memory = step.compiled.memory_analysis()
     held = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e6 if memory else float("nan")
     return (
-        f"{name}: {step.run_seconds:.2f} s measured once, {held:.0f} MB held, "
+        f"{name}: {step.run_seconds:.2f} s measured once, {held:.0f} MB held on each device, "
         f"compiled in {step.compile_seconds:.0f} s; {total_seconds / 3600:.2f} hours for all"
     )

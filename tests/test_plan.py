@@ -52,7 +52,7 @@ def test_work_and_cost_are_counted():
     assert lines[5].startswith("synthesis call: ")
     assert lines[6].startswith("2 KD steps: ")
     for line in lines[5:7]:
-        assert " MB held, compiled in " in line
+        assert " MB held on each device, compiled in " in line
         assert " hours for all" in line
     assert lines[7].startswith("about ")
     assert " hours in all on this machine" in lines[7]
