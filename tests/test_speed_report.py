@@ -1,16 +1,15 @@
 """What is shown of measured speeds is made from their records; measuring is done by hand, on an idle machine."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
+from runs import ROOT
 
 from benchmarks import flops, speed_report
 from fastdfkd_jax import models, report
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "results" / "speed").glob("*/speed.json"))
 LEVERS = sorted((ROOT / "results" / "levers").glob("*/speed.json"))
 
