@@ -16,7 +16,6 @@ from fastdfkd_jax import convert
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.train import initial_state
 
-TOLERANCE = 1e-6  # Adam divides a gradient by its own size, which raises rounding errors of 1e-16
 _BATCH, _STEPS = 4, 5  # more of Adam's steps only raise the rounding errors
 
 
@@ -33,15 +32,16 @@ class Agreement:
     def differences(self, form: str) -> dict[str, float]:
         """max|ours - torch's| / max|torch's| of first and last loss, adapted latents and adapted generator."""
         with jax.enable_x64(True):
-            parts = assemble(self.case.config(self.folder))
-            state = _double(initial_state(jax.random.key(0), parts))
+            config = self.case.config(self.folder)
+            parts = assemble(config)
+            state = double(initial_state(jax.random.key(0), parts))
             key = first_key()
             method, _, info = jax.jit(parts.method.synthesize)(
-                state["method"], _double(parts.teacher_vars), state["student"].variables, key
+                state["method"], double(parts.teacher_vars), state["student"].variables, key
             )
-            numbers = numbers_of(key, parts, self.case)
+            numbers = numbers_of(key, config, parts.teacher.spec)
         side = TorchSide(self.case, self.folder, form, torch.float64)
-        losses = side.call(numbers)
+        losses = side.synthesize(numbers)
         adapted, latents = side.synthesizer.adapted or (torch.nn.Identity(), torch.empty(0))
         theirs = adapted.state_dict()
         ours = convert.to_state_dict({"params": method.generator, "batch_stats": {}}, num_batches_tracked=None)
@@ -53,7 +53,8 @@ class Agreement:
         }
 
 
-def _double(tree: Any) -> Any:
+def double(tree: Any) -> Any:
+    """The tree with its floating-point leaves in double precision."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 

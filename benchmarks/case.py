@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from benchmarks import flops
 from configs import cifar10
 from fastdfkd_jax import augment, convert
-from fastdfkd_jax.assemble import Parts, assemble
+from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
 from fastdfkd_jax.train import initial_state
 
@@ -52,8 +52,7 @@ class Case(NamedTuple):
         config.fastdfkd.reset_first_layer_at = 0
         config.kd.steps_per_call = config.kd.steps_per_dispatch = self.kd_steps
         config.calls, config.warmup_calls = 2, 1  # the adversarial term is on from the first call
-        for name, value in self.overrides:
-            config.update_from_flattened_dict({name: value})
+        config.update_from_flattened_dict(dict(self.overrides))
         return config
 
 
@@ -90,7 +89,7 @@ class Preparation:
         generator = initial_state(jax.random.key(0), self.parts)["method"].generator
         weights = convert.to_state_dict({"params": generator, "batch_stats": {}}, num_batches_tracked=None)
         np.savez(folder / "generator.npz", **weights)  # pyright: ignore[reportArgumentType] - names are keywords
-        numbers = numbers_of(first_key(), self.parts, case)
+        numbers = numbers_of(first_key(), self.config, self.parts.teacher.spec)
         np.savez(folder / "numbers.npz", **numbers._asdict())
 
     def costs(self) -> flops.Costs:
@@ -121,20 +120,25 @@ def _save_fresh(arch: str, seed: int, path: Path) -> None:
     convert.save_network(path, network, jax.jit(network.init)(jax.random.key(seed)))
 
 
-def numbers_of(key: jax.Array, parts: Parts, case: Case) -> Numbers:
+def numbers_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> Numbers:
     """What `method.synthesize` draws from this key: latents, labels and the views of every step."""
+    batch = config.fastdfkd.synthesis_batch
     start_key, lanes_key = jax.random.split(key)
     latents_key, _ = jax.random.split(start_key)
-    latents = jax.random.normal(jax.random.split(latents_key, 1)[0], (case.batch, 256))
-    label_key, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
-    labels = jax.random.randint(label_key, (case.batch,), 0, parts.teacher.spec.num_classes)
-    return Numbers(np.asarray(latents), np.asarray(labels, np.int64), places_of(view_key, parts, case))
+    latents = jax.random.normal(jax.random.split(latents_key, 1)[0], (batch, config.generator.latent_dim))
+    label_key, _ = jax.random.split(jax.random.split(lanes_key, 1)[0])
+    labels = jax.random.randint(label_key, (batch,), 0, spec.num_classes)
+    return Numbers(np.asarray(latents), np.asarray(labels, np.int64), places_of(key, config, spec))
 
 
-def places_of(view_key: jax.Array, parts: Parts, case: Case) -> np.ndarray:
-    """The views that augmentation makes of an image whose pixels are their own places."""
-    height, width, _ = parts.teacher.spec.input_shape
+def places_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> np.ndarray:
+    """The views that a call with this key makes of an image whose pixels are their own places."""
+    _, lanes_key = jax.random.split(key)
+    _, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
+    height, width, _ = spec.input_shape
+    batch, padding = config.fastdfkd.synthesis_batch, config.inversion.crop_padding
     places = jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1)
-    places = jnp.broadcast_to(places, (case.batch, height, width, 1))
-    views = [augment.random_crop_flip(key, places, 4) for key in jax.random.split(view_key, case.steps + 1)[:-1]]
-    return np.stack([np.asarray(view, np.int64).reshape(case.batch, -1) for view in views])
+    places = jnp.broadcast_to(places, (batch, height, width, 1))
+    views = jax.random.split(view_key, config.fastdfkd.num_adapt_steps + 1)[:-1]
+    made = [augment.random_crop_flip(view, places, padding, config.inversion.flip) for view in views]
+    return np.stack([np.asarray(view, np.int64).reshape(batch, -1) for view in made])

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.case import CALL_KEY, Case, Numbers
+from benchmarks.case import CALL_KEY, Case
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
-from fastdfkd_jax import pool
+from fastdfkd_jax import metrics, pool
 from fastdfkd_jax.assemble import assemble, conv_gradient
 from fastdfkd_jax.main import set_up_jax
 from fastdfkd_jax.models.convolution import canonical_conv, convolve
@@ -43,9 +43,8 @@ class OurSide:
         self.programs.synthesize.compile(*self._call_arguments())
         return self.programs.synthesize.compile_seconds
 
-    def call(self, numbers: Numbers) -> list[float]:
-        """One synthesis call; gives the first and the last step's loss. The first call draws these very numbers."""
-        del numbers
+    def call(self) -> list[float]:
+        """One synthesis call; gives the first and the last step's loss. The first draws the case's very numbers."""
         self.state["method"], self.made, *_, info = self.programs.synthesize(*self._call_arguments())
         self.calls += 1
         return [float(info["loss/first"]), float(info["loss/last"])]
@@ -95,5 +94,4 @@ class OurSide:
 
     def peak_memory_bytes(self) -> int | None:
         """Of the device; None on a CPU, where the process tells."""
-        stats = jax.devices()[0].memory_stats()
-        return stats["peak_bytes_in_use"] if stats and "peak_bytes_in_use" in stats else None
+        return metrics.device_peak_bytes()

@@ -10,9 +10,11 @@ channels_last, takes both moments in one pass and runs the teacher of a KD step 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,6 +68,25 @@ def record_moments(network: nn.Module, tuned: bool = False) -> list[tuple[nn.Bat
         if isinstance(layer, nn.BatchNorm2d):
             layer.register_forward_hook(hook)
     return seen
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    """The module with these weights; entries that they lack (a generator's running statistics) stay."""
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=False)
+    return module
+
+
+def viewer(places: Tensor) -> Callable[[Tensor], Tensor]:
+    """Gives the views one after another, as `Synthesizer.synthesize` asks for them; places: i64[k, B, H W]."""
+    remaining = iter(places)
+
+    def view(images: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        flat = torch.cat([images.new_zeros(batch, channels, 1), images.flatten(2)], 2)
+        rows = next(remaining)[:, None].expand(-1, channels, -1)
+        return flat.gather(2, rows).reshape(batch, channels, height, width)
+
+    return view
 
 
 def random_view(images: Tensor, padding: int = 4) -> Tensor:

@@ -31,13 +31,6 @@ from fastdfkd_jax.train import initial_state
 VARIANT = "resnet20-wrn16_1-fast5-short"
 
 
-def to_torch(module: nn.Module, variables: Any) -> nn.Module:
-    """The module with our weights; entries that we do not keep (a generator's running statistics) stay."""
-    state = {name: torch.from_numpy(np.array(value)) for name, value in convert.to_state_dict(variables).items()}
-    module.load_state_dict(state, strict=False)
-    return module
-
-
 def read_forever(pool: Tensor, batch: int):
     """Batches of the pool, shuffled anew at each pass, the last of a pass as small as it comes."""
     while True:
@@ -59,10 +52,16 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
     init_key, *_ = jax.random.split(jax.random.key(config.seed), 3)
     initial = initial_state(init_key, parts)
     spec = parts.teacher.spec
-    teacher = to_torch(twin(spec), parts.teacher_vars).requires_grad_(False)
-    student = to_torch(twin(parts.student.spec), initial["student"].variables)
     generator_vars = {"params": initial["method"].generator, "batch_stats": {}}
-    meta = to_torch(torch_fastdfkd.generator(config.generator.latent_dim, config.generator.width), generator_vars)
+    teacher, student, meta = (
+        torch_fastdfkd.load_weights(module, convert.to_state_dict(variables))
+        for module, variables in (
+            (twin(spec), parts.teacher_vars),
+            (twin(parts.student.spec), initial["student"].variables),
+            (torch_fastdfkd.generator(config.generator.latent_dim, config.generator.width), generator_vars),
+        )
+    )
+    teacher.requires_grad_(False)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     outer = torch.optim.Adam(meta.parameters(), config.meta.lr, betas=(0.5, 0.999))
     synthesizer = torch_fastdfkd.Synthesizer(teacher, student, meta, outer, mean, std)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import torch_fastdfkd
 from benchmarks.case import Case, Numbers
@@ -19,27 +19,6 @@ from fastdfkd_jax import convert
 from fastdfkd_jax.assemble import load_teacher
 from fastdfkd_jax.convert.twins import twin
 from fastdfkd_jax.models import NetworkSpec
-
-FORMS = ("plain", "tuned", "compiled")
-
-
-def load_weights(module: nn.Module, weights: dict[str, np.ndarray]) -> nn.Module:
-    """The module with these weights; entries that they lack (a generator's running statistics) stay."""
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=False)
-    return module
-
-
-def viewer(places: Tensor) -> Callable[[Tensor], Tensor]:
-    """Gives the views one after another, as `Synthesizer.synthesize` asks for them; places: i64[k, B, H W]."""
-    remaining = iter(places)
-
-    def view(images: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
-        flat = torch.cat([images.new_zeros(batch, channels, 1), images.flatten(2)], 2)
-        rows = next(remaining)[:, None].expand(-1, channels, -1)
-        return flat.gather(2, rows).reshape(batch, channels, height, width)
-
-    return view
 
 
 def _wait() -> None:
@@ -60,14 +39,15 @@ class TorchSide:
     def __init__(self, case: Case, folder: Path, form: str, dtype: torch.dtype = torch.float32):
         self.case, self.form, self.dtype = case, form, dtype
         self.tuned = form != "plain"
+        self.operand_dtype = torch.bfloat16 if case.precision == "bfloat16" else dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = case.config(folder)
         network, variables = load_teacher(config, {})
         spec = network.spec
-        teacher = load_weights(twin(spec), convert.to_state_dict(variables))
+        teacher = torch_fastdfkd.load_weights(twin(spec), convert.to_state_dict(variables))
         student = twin(NetworkSpec(config.student.arch, spec.num_classes))
         student.load_state_dict(load_file(folder / "student.safetensors"))
-        meta = load_weights(
+        meta = torch_fastdfkd.load_weights(
             torch_fastdfkd.generator(config.generator.latent_dim, config.generator.width),
             dict(np.load(folder / "generator.npz")),
         )
@@ -101,17 +81,22 @@ class TorchSide:
             self.student.parameters(), kd.lr, momentum=kd.momentum, weight_decay=kd.weight_decay
         )
         self.temperature = kd.temperature
+        self.numbers = Numbers(**np.load(folder / "numbers.npz"))
         self.pool = torch.rand(case.batch, 3, *spec.input_shape[:2], device=self.device, dtype=dtype)
 
     def _precision(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bfloat16")
 
-    def call(self, numbers: Numbers) -> list[float]:
-        """One synthesis call; gives the loss of each step."""
+    def call(self) -> list[float]:
+        """One synthesis call with the case's numbers; gives the loss of each step."""
+        return self.synthesize(self.numbers)
+
+    def synthesize(self, numbers: Numbers) -> list[float]:
+        """One synthesis call with given numbers; gives the loss of each step."""
         latents, labels, places = (torch.tensor(x, device=self.device) for x in numbers)
         latents = latents.to(self.dtype)
         with self._precision():
-            self.synthesizer.synthesize(latents, labels, self.case.steps, True, viewer(places))
+            self.synthesizer.synthesize(latents, labels, self.case.steps, True, torch_fastdfkd.viewer(places))
         _wait()
         return self.synthesizer.losses
 
@@ -139,17 +124,15 @@ class TorchSide:
 
     def matrix_product(self, size: int) -> float:
         """Seconds of a square product."""
-        dtype = torch.bfloat16 if self.case.precision == "bfloat16" else self.dtype
-        x = torch.rand(size, size, device=self.device, dtype=dtype)
+        x = torch.rand(size, size, device=self.device, dtype=self.operand_dtype)
         return self._median(lambda: x @ x)
 
     def convolution(self, conv: Convolution) -> tuple[float, float, float]:
         """Seconds of the convolution, of its input's gradient and of its kernel's."""
-        dtype = torch.bfloat16 if self.case.precision == "bfloat16" else self.dtype
         layout = torch.channels_last if self.tuned else torch.contiguous_format
 
         def random(*shape: int) -> Tensor:
-            return torch.rand(*shape, device=self.device, dtype=dtype).contiguous(memory_format=layout)
+            return torch.rand(*shape, device=self.device, dtype=self.operand_dtype).contiguous(memory_format=layout)
 
         x = random(conv.batch, conv.inputs, conv.height, conv.width)
         kernel = random(conv.outputs, conv.inputs, conv.size, conv.size)

@@ -98,12 +98,15 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", masked_crc32c(data))
 
 
+def device_peak_bytes() -> int | None:
+    """Peak of the first device's memory, or None where the device does not tell, as a CPU does not."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def peak_memory_bytes() -> int:
     """Peak of the device's memory where the device tells, else the peak of this process's resident memory."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_device = device_peak_bytes()
+    return on_device if on_device is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def class_balance(predicted: list[int]) -> float:

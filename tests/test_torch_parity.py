@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, augment, convert, data, distill
+from fastdfkd_jax import assemble, convert, data, distill
 from fastdfkd_jax.models import Network
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
 
 from benchmarks import torch_fastdfkd  # noqa: E402 - imports torch
+from benchmarks.agreement import double  # noqa: E402 - imports torch
+from benchmarks.case import places_of  # noqa: E402
 from fastdfkd_jax.convert.twins import twin  # noqa: E402
 
 # Double precision leaves 1e-16; Adam, which divides gradients by their own size, and the learning rate, which is
@@ -23,17 +25,18 @@ STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 
 
 @pytest.fixture
-def parts():
+def config():
     """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
+    config = tiny_config(fastdfkd__num_adapt_steps=STEPS, fastdfkd__synthesis_batch=BATCH, data__source="")
+    config.warmup_calls, config.precision = 2, "float64"
+    config.inversion.flip = True
+    return config
+
+
+@pytest.fixture
+def parts(config):
     with jax.enable_x64(True):
-        config = tiny_config(fastdfkd__num_adapt_steps=STEPS, fastdfkd__synthesis_batch=BATCH, data__source="")
-        config.warmup_calls, config.precision = 2, "float64"
-        config.inversion.flip = True
         yield assemble.assemble(config)
-
-
-def double(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def to_torch(module, variables):
@@ -42,31 +45,6 @@ def to_torch(module, variables):
     assert not unexpected
     assert all("running" in name or "num_batches" in name for name in missing), missing
     return module
-
-
-def views_of(key, spec):
-    """Where every pixel of each step's view comes from: 0 for black, else 1 + its place in the image."""
-    _, lanes_key = jax.random.split(key)
-    _, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
-    height, width, _ = spec.input_shape
-    places = jnp.broadcast_to(
-        jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1), (BATCH, height, width, 1)
-    )
-    return [
-        torch.from_numpy(np.array(augment.random_crop_flip(view, places, 2), np.int64).reshape(BATCH, -1))
-        for view in jax.random.split(view_key, STEPS + 1)[:-1]
-    ]
-
-
-def viewer(places):
-    """Gives the views one after another, as `Synthesizer.synthesize` asks for them."""
-    remaining = iter(places)
-
-    def view(images):
-        flat = torch.cat([torch.zeros_like(images[..., :1, :1]).flatten(1), images.flatten(1)], 1)
-        return flat.gather(1, next(remaining)).reshape(images.shape)
-
-    return view
 
 
 def normalization(network: Network):
@@ -81,7 +59,7 @@ def assert_same_weights(ours, module):
             np.testing.assert_allclose(value, theirs[name].numpy(), err_msg=name, **CLOSE)
 
 
-def test_two_calls_of_synthesis_are_pytorchs(parts):
+def test_two_calls_of_synthesis_are_pytorchs(config, parts):
     """The first call has the plain feature loss and no adversarial term, the second the momentum loss and all terms."""
     teacher_vars = double(parts.teacher_vars)
     student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
@@ -98,11 +76,11 @@ def test_two_calls_of_synthesis_are_pytorchs(parts):
     step = jax.jit(parts.method.synthesize)
     for call in range(2):
         key = jax.random.fold_in(jax.random.key(3), call)
-        places = views_of(key, parts.teacher.spec)
+        view = torch_fastdfkd.viewer(torch.from_numpy(places_of(key, config, parts.teacher.spec)))
         state, batch, info = step(state, teacher_vars, student_vars, key)
         latents = torch.from_numpy(np.array(state.latents[0]))
         labels = torch.from_numpy(np.array(batch.labels, np.int64))
-        images, observed = synthesizer.synthesize(latents, labels, STEPS, call == 1, viewer(places))
+        images, observed = synthesizer.synthesize(latents, labels, STEPS, call == 1, view)
         np.testing.assert_allclose(batch.images, images.permute(0, 2, 3, 1).numpy(), **CLOSE)
         np.testing.assert_allclose(info["loss/class"], observed["loss/class"], **CLOSE)
         np.testing.assert_allclose(info["loss/feature"], observed["loss/feature"], **CLOSE)
