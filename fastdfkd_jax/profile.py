@@ -12,10 +12,10 @@ class Trace:
 
     Args:
       folder: where TensorBoard looks; the trace goes into a folder of its own within it.
-      call: the call to trace, counted from 1.
+      call: the call to trace, counted from 1; None for no call at all.
     """
 
-    def __init__(self, folder: Path, call: int):
+    def __init__(self, folder: Path, call: int | None):
         self._folder, self._call, self._recording = folder, call, False
 
     def begin(self, call: int) -> None:

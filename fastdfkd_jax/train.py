@@ -110,7 +110,7 @@ class Training:
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self._restore()
         self.pool = self._fill_pool()
-        self.trace = Trace(workdir / "profile", self._call_to_trace()) if config.profile else None
+        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
         self.metrics = Metrics(workdir, config.calls, self.progress.call, self.progress.metrics_offset)
 
     def _restore(self) -> None:
@@ -149,8 +149,6 @@ class Training:
                 if self._kd_left():
                     self._distill()
                 else:
-                    if self.trace is not None:
-                        self.trace.begin(self.progress.call + 1)
                     self._synthesize()
                 if not self._kd_left():
                     self._end_trace()
@@ -170,7 +168,7 @@ class Training:
         self.stop_requested = True
 
     def _end_trace(self) -> None:
-        if self.trace is not None and (folder := self.trace.end()) is not None:
+        if (folder := self.trace.end()) is not None:
             self.metrics.say(
                 f"traced call {self.progress.call} into {folder}: for TensorBoard's profile plugin, or "
                 "perfetto_trace.json.gz within it for ui.perfetto.dev"
@@ -185,6 +183,7 @@ class Training:
         """Algorithm 1 lines 5 to 14, once."""
         self.progress.call += 1
         self.progress.kd_steps = 0
+        self.trace.begin(self.progress.call)
         if not self.synthesizes:
             return
         self.state["method"], self.pool, rows, labels, info = self.programs.synthesize(
