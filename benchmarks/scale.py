@@ -19,10 +19,13 @@ from benchmarks import flops
 from configs import cifar10
 from fastdfkd_jax import moments
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, make_inversion_loss
-from fastdfkd_jax.models import NetworkSpec, build, build_generator
+from fastdfkd_jax.models import NetworkSpec, build, build_generator, rematerialised
+from fastdfkd_jax.models.network import REMATERIALISATIONS
 
 # NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
 _PEAK_FLOPS, _PEAK_BYTES = 989e12, 3.35e12
+
+KINDS = tuple(kind for kind in REMATERIALISATIONS if kind != "none")
 
 
 class Needs(NamedTuple):
@@ -39,11 +42,15 @@ class Needs(NamedTuple):
     state_bytes: int
 
 
-def needs(pair: str, batch: int, devices: int, dtype: str) -> Needs:
-    """What the inner step of a pair of `configs/cifar10.py` needs where `devices` share the batch."""
+def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") -> Needs:
+    """What the inner step of a pair of `configs/cifar10.py` needs where `devices` share the batch.
+
+    `flops` does not count what rematerialisation computes again.
+    """
     teacher_arch, student_arch = pair.split("-")
     options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "native"}
     teacher, student = (build(NetworkSpec(arch, 10), **options) for arch in (teacher_arch, student_arch))
+    teacher, student = (rematerialised(network, remat) for network in (teacher, student))
     generator = build_generator(**options)
     inversion = InversionOptions(**cifar10.get_config(f"{pair}-fast5").inversion.to_dict())
     inversion_loss = make_inversion_loss(teacher, student, inversion)
@@ -90,8 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.")
     print()
-    print("| pair | batch | devices | GFLOP a device | kept GB | state GB | ≥ ms by work | ≥ ms by memory | limit |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("pair", "batch", "devices", "GFLOP a device", "kept GB", *(f"… remat {kind}" for kind in KINDS))
+    columns += ("state GB", "≥ ms by work", "≥ ms by memory", "limit")
+    print(f"| {' | '.join(columns)} |")
+    print(f"| {' | '.join('---' for _ in columns)} |")
     for pair in args.pairs:
         for devices in (1, 8):
             need = needs(pair, args.batch, devices, "bfloat16")
@@ -103,6 +112,7 @@ def main() -> None:
                 devices,
                 f"{need.flops / 1e9:,.0f}",
                 f"{need.kept_bytes / 1e9:.2f}",
+                *(f"{needs(pair, args.batch, devices, 'bfloat16', kind).kept_bytes / 1e9:.2f}" for kind in KINDS),
                 f"{need.state_bytes / 1e9:.2f}",
                 f"{work:.2f}",
                 f"{memory:.2f}",

@@ -54,6 +54,7 @@ def assemble(config: ConfigDict) -> Parts:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
     teacher, teacher_vars = load_teacher(config, options)
     student, student_vars = _student(config, teacher, options)
+    teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
     test = None
     if config.data.source:
         test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None)

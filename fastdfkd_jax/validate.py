@@ -11,6 +11,7 @@ from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
+from fastdfkd_jax.models.network import REMATERIALISATIONS
 
 MODES = ("all", "synthesize", "distill")
 
@@ -30,6 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "inner.optimizer": ("adam", "sgd"),
     "precision": ("float32", "bfloat16"),
     "conv_gradient": ("auto", *CONV_GRADIENTS),
+    "remat": REMATERIALISATIONS,
 }
 _AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (

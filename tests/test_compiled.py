@@ -54,6 +54,13 @@ def test_lowered_for_cuda_every_convolution_takes_bf16(gpu_programs, name):
     assert "callback" not in text
 
 
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_rematerialisation_reaches_both_programs(remat):
+    for step, arguments in programs_and_arguments(tiny_config(remat=remat)).values():
+        found = Counter(e.primitive.name for e in equations(jax.make_jaxpr(step.jitted)(*arguments).jaxpr))
+        assert ("remat2" in found or "checkpoint" in found) == (remat != "none"), found
+
+
 def test_a_call_is_one_dispatch_and_kd_one_for_several_steps(tmp_path):
     """Counted in the trace that the program itself writes of its second full call."""
     config = tiny_config(profile=True)

@@ -10,6 +10,7 @@ from fastdfkd_jax.models.network import (
     Outputs,
     count_batch_norms,
     count_parameters,
+    rematerialised,
 )
 from fastdfkd_jax.models.registry import arch_names, build, is_known
 
@@ -24,4 +25,5 @@ __all__ = [
     "count_batch_norms",
     "count_parameters",
     "is_known",
+    "rematerialised",
 ]

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, he_normal_fan_in
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool, he_normal_fan_in
 
 SHORTCUTS = ("a", "b")
 
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
                 else:
                     shortcut = conv(features, 1, stride, name=f"{name}.shortcut.0")(x)
                     shortcut = norm(name=f"{name}.shortcut.1")(shortcut)
-                x = nn.relu(out + shortcut)
+                x = end_of_block(nn.relu(out + shortcut))
             blocks.append(x)
         features = global_average_pool(x)
         logits = Dense(self.num_classes, kernel_init=he_normal_fan_in, name="linear")(features)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
@@ -21,6 +22,9 @@ from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, do
 Array = jax.Array
 
 CONV_GRADIENTS = ("canonical", "native")
+
+# Names of what rematerialisation may keep (`network.rematerialised`).
+CONVOLUTION, BLOCK = "convolution", "block"
 
 
 def check_conv_gradient(name: str) -> None:
@@ -101,6 +105,7 @@ class Conv(nn.Module):
             y: Array = canonical_conv(x, kernel, self.stride, padding)
         else:
             y = convolve(x, kernel, self.stride, (padding, padding))
+        y = checkpoint_name(y, CONVOLUTION)
         if self.use_bias:
             init = self.bias_init or torch_bias(math.prod(shape[:-1]))
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -191,6 +196,11 @@ class BatchNorm(nn.Module):
             mean.value = self.decay * before[0] + (1 - self.decay) * batch[0]
             var.value = self.decay * before[1] + (1 - self.decay) * unbiased
         return before
+
+
+def end_of_block(x: Array) -> Array:
+    """The array as it is, named as what a block leaves to the next one."""
+    return checkpoint_name(x, BLOCK)
 
 
 def at_least_float32(x: Array) -> Array:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
+
 Array = jax.Array
 Variables = Mapping[str, Any]
+
+REMATERIALISATIONS = ("none", "activations", "blocks")
+_KEPT = {"activations": CONVOLUTION, "blocks": BLOCK}
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,26 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
         return Outputs(logits, features, blocks, new.get("moments", {}), batch_stats)
 
     return Network(spec, init, apply)
+
+
+def rematerialised(network: Network, kind: str) -> Network:
+    """The same network, which keeps less for its backward pass and computes the rest again there.
+
+    Args:
+      network: one of ours.
+      kind: 'none'; 'activations' keeps the convolutions' outputs (BatchNorms and ReLUs are computed again);
+        'blocks' keeps what each block leaves to the next (one more forward pass). On the CPU little is
+        saved: XLA merges most of what is computed again with the first time.
+    """
+    if kind == "none":
+        return network
+    policy = jax.checkpoint_policies.save_only_these_names(_KEPT[kind])
+
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+        plain = partial(network.apply, train=train, moments=moments)
+        return jax.checkpoint(plain, policy=policy)(variables, images)
+
+    return network._replace(apply=apply)
 
 
 def count_parameters(variables: Variables) -> int:

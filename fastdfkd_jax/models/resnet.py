@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool
 
 # Blocks of each stage, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
                 if x.shape != out.shape:
                     x = conv(out.shape[-1], 1, stride, name=f"{name}.shortcut.0")(x)
                     x = norm(name=f"{name}.shortcut.1")(x)
-                x = nn.relu(out + x)
+                x = end_of_block(nn.relu(out + x))
             blocks.append(x)
         features = global_average_pool(x)
         return Dense(self.num_classes, name="linear")(features), features, tuple(blocks)

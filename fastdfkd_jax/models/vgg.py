@@ -9,7 +9,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, halve, he_normal_fan_out, normal
+from fastdfkd_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    end_of_block,
+    global_average_pool,
+    halve,
+    he_normal_fan_out,
+    normal,
+)
 
 # Convolutions of each of the five blocks.
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
@@ -54,6 +63,7 @@ class VGG(nn.Module):
                 x = conv(width, name=f"block{block}.{3 * i}")(x)
                 x = BatchNorm(self.train, dtype=self.dtype, name=f"block{block}.{3 * i + 1}")(x)
                 x = nn.relu(x)
+            x = end_of_block(x)
             blocks.append(x)
         features = global_average_pool(x)
         classifier = Dense(

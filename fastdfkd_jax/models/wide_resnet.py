@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, global_average_pool, he_normal_fan_out
+from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool, he_normal_fan_out
 
 
 class WideResNet(nn.Module):
@@ -47,7 +47,7 @@ class WideResNet(nn.Module):
                     x = conv(features, 1, stride, name=f"{name}.convShortcut")(out)
                 out = conv(features, 3, stride, name=f"{name}.conv1")(out)
                 out = nn.relu(norm(name=f"{name}.bn2")(out))
-                x = x + conv(features, name=f"{name}.conv2")(out)
+                x = end_of_block(x + conv(features, name=f"{name}.conv2")(out))
             blocks.append(x)
         features = global_average_pool(nn.relu(norm(name="bn1")(x)))
         logits = Dense(self.num_classes, bias_init=nn.initializers.zeros, name="fc")(features)
