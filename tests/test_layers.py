@@ -1,6 +1,5 @@
 """Convolution gradients against XLA's own, BatchNorm and pooling against PyTorch and NumPy."""
 
-import math
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.models import convolution, layers
+from fastdfkd_jax.models import convolution, layers, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
@@ -93,13 +92,74 @@ def test_kernel_gradients_add_up_over_blocks_and_groups(monkeypatch, devices, im
     x, kernel, padding = draw(0, 12, 7, 6, 3), draw(1, size, size, 3, 4), size // 2
     rows, columns = convolve(x, kernel, stride, (padding, padding)).shape[1:3]
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
-    groups = math.gcd(12, devices)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(convolution, "_BLOCK_BYTES", images_a_block * groups * copies_of_an_image)
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", images_a_block * copies_of_an_image)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
     assert_close(canonical, native, SUMMATION)
+
+
+def in_double_precision(conv, *arguments):
+    """Values and gradients of `conv` in float64, where another algorithm for the same numbers must show as such."""
+    with jax.enable_x64(True):
+        return value_and_gradients(conv, False)(*(jnp.asarray(np.asarray(a), jnp.float64) for a in arguments))
+
+
+def single(conv, *arguments):
+    return value_and_gradients(conv, False)(*arguments)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("images_a_block", [1, 2, 12])
+@pytest.mark.parametrize(("height", "width", "inputs", "outputs"), [(8, 4, 16, 32), (4, 12, 32, 16)])
+def test_minimal_filtering_equals_native(monkeypatch, devices, images_a_block, height, width, inputs, outputs):
+    x, kernel = draw(0, 12, height, width, inputs), draw(1, 3, 3, inputs, outputs) / 12
+    assert winograd.fits(x.shape, kernel.shape, x.dtype)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    tiles_of_an_image = 36 * (height // 4) * (width // 4) * max(inputs, outputs)
+    for name in ("_TILE_BYTES", "_TILE_BYTES_OF_GRADIENT"):
+        monkeypatch.setattr(winograd, name, 8 * images_a_block * tiles_of_an_image)
+    filtered = [run(lambda x, k: canonical_conv(x, k, 1, 1), x, kernel) for run in (single, in_double_precision)]
+    monkeypatch.undo()
+    native = [run(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel) for run in (single, in_double_precision)]
+    assert_close(filtered[0], native[0], SUMMATION)
+    assert_close(filtered[1], native[1], 1e-13)
+
+
+def test_minimal_filtering_of_the_doubled_input_equals_doubling_first():
+    x, kernel = draw(0, 3, 6, 4, 32), draw(1, 3, 3, 32, 16) / 12
+    assert winograd.fits(x.shape, kernel.shape, x.dtype, doubled=True)
+    fused = in_double_precision(doubled_conv, x, kernel)
+    assert_close(fused, in_double_precision(lambda x, k: convolve(double(x), k, 1, (1, 1)), x, kernel), 1e-13)
+
+
+def test_minimal_filtering_is_about_as_accurate_as_the_plain_sum():
+    """Largest error in float32 against float64, of a thick layer: at most some four times a plain convolution's."""
+    x, kernel = draw(0, 8, 8, 8, 128), draw(1, 3, 3, 128, 128) / 34
+    exact = np.asarray(in_double_precision(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel)[0])
+    errors = [
+        np.abs(np.asarray(jax.jit(conv)(x, kernel)) - exact).max()
+        for conv in (winograd.convolve, lambda x, k: convolve(x, k, 1, (1, 1)))
+    ]
+    assert errors[0] < 10 * errors[1], errors
+    assert errors[0] < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "dtype"),
+    [
+        ((2, 8, 8, 32), (3, 3, 32, 32), "bfloat16"),
+        ((2, 8, 6, 32), (3, 3, 32, 32), "float32"),
+        ((2, 8, 8, 3), (3, 3, 3, 32), "float32"),
+        ((2, 8, 8, 8), (3, 3, 8, 32), "float32"),
+        ((2, 8, 8, 32), (1, 1, 32, 32), "float32"),
+        ((2, 8, 8, 32), (5, 5, 32, 32), "float32"),
+    ],
+)
+def test_minimal_filtering_is_not_for(x_shape, kernel_shape, dtype):
+    assert winograd.fits((2, 8, 8, 32), (3, 3, 32, 32), jnp.float32)
+    assert not winograd.fits(x_shape, kernel_shape, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("in_scan", [False, True])

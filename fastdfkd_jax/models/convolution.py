@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fastdfkd_jax.models import blocks, winograd
+
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK_BYTES = 4_000_000  # of shifted copies in a kernel gradient; 2 to 4 MB were best on a core with 1 MB of L2
+_BLOCK_BYTES = 2_000_000  # of shifted copies in a kernel gradient; 2 to 4 MB were best on a core with 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -59,11 +61,13 @@ canonical_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same numbers as `convolve`; thin layers as convolutions of twice the outputs and half the columns.
+    """The same numbers as `convolve`, by minimal filtering; thin layers with twice the outputs and half the columns.
 
     XLA leaves convolutions of up to 16 channels to a slower library than the others, so two neighbouring columns
     of the output become channels: a third more products for a 3x3 kernel, each in half the time.
     """
+    if stride == padding == 1 and winograd.fits(x.shape, kernel.shape, x.dtype):
+        return winograd.convolve(x, kernel)
     width, inputs, outputs = kernel.shape[1:]
     columns = x.shape[2] + 2 * padding - width + 1
     if stride > 1 or width == 1 or columns % 2 or max(inputs, outputs) > 16:
@@ -96,27 +100,23 @@ def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int
 def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
     """Sums of products over blocks of a few images, so that the shifted copies stay in the cache.
 
-    Made of the whole batch, three copies of both arrays go through memory twice; blocks halve the time. Each
-    device's share of a batch is a group of its own, whose sum is kept apart until the end: the loop then runs
-    over no axis that is laid over devices.
+    Made of the whole batch, three copies of both arrays go through memory twice; blocks halve the time. The sum of
+    each device's share is kept apart until the end.
     """
+    if stride == padding == 1 and winograd.fits(x.shape, kernel_shape, x.dtype):
+        return winograd.kernel_gradient(x, dy)
     height, width, inputs, outputs = kernel_shape
-    groups = math.gcd(x.shape[0], jax.device_count())
-    images = x.shape[0] // groups
     bytes_of_copies = math.prod(dy.shape[1:3]) * (width * inputs + height * outputs) * x.dtype.itemsize
-    block = max(1, min(images, _BLOCK_BYTES // bytes_of_copies // groups))
-    while images % block:
-        block -= 1
-    x = x.reshape(groups, images // block, block, *x.shape[1:])
-    dy = dy.reshape(groups, images // block, block, *dy.shape[1:])
+    block = blocks.images_a_block(x.shape[0], bytes_of_copies, _BLOCK_BYTES)
+    x_blocks, dy_blocks = blocks.split(x, block), blocks.split(dy, block)
 
-    def add_block(i: Array, total: Array) -> Array:
-        x_block, dy_block = (lax.dynamic_index_in_dim(blocks, i, 1, keepdims=False) for blocks in (x, dy))
-        return total + _tap_products(x_block, dy_block, kernel_shape, stride, padding)
+    def add_block(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + _tap_products(*pair, kernel_shape, stride, padding), None
 
     # Sums of bf16 would lose digits from block to block.
-    total = jnp.zeros((groups, width * inputs, height * outputs), jnp.promote_types(x.dtype, jnp.float32))
-    total = lax.fori_loop(0, images // block, add_block, total).sum(0)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((x_blocks.shape[1], width * inputs, height * outputs), dtype)
+    total = lax.scan(add_block, total, (x_blocks, dy_blocks))[0].sum(0)
     taps = total.reshape(width, inputs, height, outputs)
     by_phase = [row for phase in range(stride) for row in range(phase, height, stride)]
     return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)]).astype(x.dtype)
@@ -189,6 +189,8 @@ def doubled_conv(x: Array, kernel: Array) -> Array:
     Returns:
       f32[B, 2H, 2W, O].
     """
+    if winograd.fits(x.shape, kernel.shape, x.dtype, doubled=True):
+        return winograd.convolve_doubled(x, kernel)
     batch, height, width, _ = x.shape
     phases = [both for rows in _halves(kernel, 0) for both in _halves(rows, 1)]
     small = jnp.concatenate(phases, axis=-1)
@@ -204,6 +206,8 @@ def _doubled_forward(x, kernel):
 def _doubled_backward(residuals, dy):
     x, kernel = residuals
     transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    if winograd.fits(x.shape, kernel.shape, x.dtype, doubled=True):
+        return winograd.convolve_halved(dy, transposed), winograd.kernel_gradient(x, dy, doubled=True)
     strided = _blur(_blur(transposed, 0), 1)
     dx = convolve(dy, strided, 2, (1, 1))
     d_strided = _kernel_gradient(dy, x, strided.shape, 2, 1)
