@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, distill, parallel, pool, report
+from fastdfkd_jax import convert, distill, models, parallel, pool, report
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
@@ -64,8 +64,10 @@ class Programs:
     def __init__(self, parts: Parts, config: ConfigDict):
         self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
         loss = distill.kd_loss(config.kd.temperature)
+        # Nothing but predictions is asked of the teacher there.
+        teacher = models.in_chunks(parts.teacher, 4) if jax.default_backend() == "cpu" else parts.teacher
         kd_step = distill.make_step(
-            parts.teacher,
+            teacher,
             parts.student,
             parts.optimizer,
             loss,

@@ -86,14 +86,14 @@ def test_thin_and_thick_convolutions_are_the_same(channels, width):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("images_a_block", [1, 2, 5])
+@pytest.mark.parametrize("images_a_chunk", [1, 2, 5])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
-def test_kernel_gradients_add_up_over_blocks_and_groups(monkeypatch, devices, images_a_block, size, stride):
+def test_kernel_gradients_add_up_over_chunks_and_groups(monkeypatch, devices, images_a_chunk, size, stride):
     x, kernel, padding = draw(0, 12, 7, 6, 3), draw(1, size, size, 3, 4), size // 2
     rows, columns = convolve(x, kernel, stride, (padding, padding)).shape[1:3]
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(convolution, "_BLOCK_BYTES", images_a_block * copies_of_an_image)
+    monkeypatch.setattr(convolution, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
@@ -111,15 +111,15 @@ def single(conv, *arguments):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("images_a_block", [1, 2, 12])
+@pytest.mark.parametrize("images_a_chunk", [1, 2, 12])
 @pytest.mark.parametrize(("height", "width", "inputs", "outputs"), [(8, 4, 16, 32), (4, 12, 32, 16)])
-def test_minimal_filtering_equals_native(monkeypatch, devices, images_a_block, height, width, inputs, outputs):
+def test_minimal_filtering_equals_native(monkeypatch, devices, images_a_chunk, height, width, inputs, outputs):
     x, kernel = draw(0, 12, height, width, inputs), draw(1, 3, 3, inputs, outputs) / 12
     assert winograd.fits(x.shape, kernel.shape, x.dtype)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     tiles_of_an_image = 36 * (height // 4) * (width // 4) * max(inputs, outputs)
     for name in ("_TILE_BYTES", "_TILE_BYTES_OF_GRADIENT"):
-        monkeypatch.setattr(winograd, name, 8 * images_a_block * tiles_of_an_image)
+        monkeypatch.setattr(winograd, name, 8 * images_a_chunk * tiles_of_an_image)
     filtered = [run(lambda x, k: canonical_conv(x, k, 1, 1), x, kernel) for run in (single, in_double_precision)]
     monkeypatch.undo()
     native = [run(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel) for run in (single, in_double_precision)]

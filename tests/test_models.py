@@ -416,3 +416,23 @@ def test_rematerialisation_changes_no_gradient(arch, kind):
     # The same operations; compiled apart, sums may be taken in another order.
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(less), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+@pytest.mark.parametrize(("batch", "most"), [(6, 4), (5, 4), (2, 8)])
+def test_predictions_in_chunks_are_those_of_the_whole_batch(batch, most):
+    variables, x = variables_of("resnet8"), images(batch)
+    whole = compiled("resnet8")(variables, x)
+    chunked = jax.jit(models.in_chunks(network("resnet8"), most).apply)(variables, x)
+    for name in ("logits", "features", "blocks", "batch_stats", "moments"):
+        for a, b in zip(jax.tree.leaves(getattr(chunked, name)), jax.tree.leaves(getattr(whole, name)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_needs_the_whole_batch_is_not_done_in_chunks():
+    variables, x = variables_of("resnet8"), images(6)
+    chunked = models.in_chunks(network("resnet8"), 2).apply
+    for train, moments in ((True, False), (False, True), (True, True)):
+        out = jax.jit(functools.partial(chunked, train=train, moments=moments))(variables, x)
+        expected = compiled("resnet8", train, moments)(variables, x)
+        for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

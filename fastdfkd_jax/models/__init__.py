@@ -10,6 +10,7 @@ from fastdfkd_jax.models.network import (
     Outputs,
     count_batch_norms,
     count_parameters,
+    in_chunks,
     rematerialised,
 )
 from fastdfkd_jax.models.registry import arch_names, build, is_known
@@ -24,6 +25,7 @@ __all__ = [
     "build_generator",
     "count_batch_norms",
     "count_parameters",
+    "in_chunks",
     "is_known",
     "rematerialised",
 ]

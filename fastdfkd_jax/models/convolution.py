@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdfkd_jax.models import blocks, winograd
+from fastdfkd_jax.models import chunks, winograd
 
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK_BYTES = 2_000_000  # of shifted copies in a kernel gradient; 2 to 4 MB were best on a core with 1 MB of L2
+_CHUNK_BYTES = 2_000_000  # of shifted copies in a kernel gradient; 2 to 4 MB were best on a core with 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -98,25 +98,25 @@ def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int
 
 
 def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
-    """Sums of products over blocks of a few images, so that the shifted copies stay in the cache.
+    """Sums of products over chunks of a few images, so that the shifted copies stay in the cache.
 
-    Made of the whole batch, three copies of both arrays go through memory twice; blocks halve the time. The sum of
+    Made of the whole batch, three copies of both arrays go through memory twice; chunks halve the time. The sum of
     each device's share is kept apart until the end.
     """
     if stride == padding == 1 and winograd.fits(x.shape, kernel_shape, x.dtype):
         return winograd.kernel_gradient(x, dy)
     height, width, inputs, outputs = kernel_shape
     bytes_of_copies = math.prod(dy.shape[1:3]) * (width * inputs + height * outputs) * x.dtype.itemsize
-    block = blocks.images_a_block(x.shape[0], bytes_of_copies, _BLOCK_BYTES)
-    x_blocks, dy_blocks = blocks.split(x, block), blocks.split(dy, block)
+    chunk = chunks.images_a_chunk(x.shape[0], bytes_of_copies, _CHUNK_BYTES)
+    x_chunks, dy_chunks = chunks.split(x, chunk), chunks.split(dy, chunk)
 
-    def add_block(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+    def add_chunk(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         return total + _tap_products(*pair, kernel_shape, stride, padding), None
 
-    # Sums of bf16 would lose digits from block to block.
+    # Sums of bf16 would lose digits from chunk to chunk.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((x_blocks.shape[1], width * inputs, height * outputs), dtype)
-    total = lax.scan(add_block, total, (x_blocks, dy_blocks))[0].sum(0)
+    total = jnp.zeros((x_chunks.shape[1], width * inputs, height * outputs), dtype)
+    total = lax.scan(add_chunk, total, (x_chunks, dy_chunks))[0].sum(0)
     taps = total.reshape(width, inputs, height, outputs)
     by_phase = [row for phase in range(stride) for row in range(phase, height, stride)]
     return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)]).astype(x.dtype)

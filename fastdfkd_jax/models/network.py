@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdfkd_jax.models import chunks
 from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
 
 Array = jax.Array
@@ -119,6 +120,28 @@ def rematerialised(network: Network, kind: str) -> Network:
     def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
         plain = partial(network.apply, train=train, moments=moments)
         return jax.checkpoint(plain, policy=policy)(variables, images)
+
+    return network._replace(apply=apply)
+
+
+def in_chunks(network: Network, most: int) -> Network:
+    """The same network for predicting on a CPU, `most` images of a device at a time: activations stay in its cache.
+
+    Only evaluation without moments goes by chunks; what else is asked for needs the whole batch.
+    """
+
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+        if train or moments:
+            return network.apply(variables, images, train=train, moments=moments)
+
+        def predict(chunk: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+            out = network.apply(variables, chunk.reshape(-1, *chunk.shape[2:]))
+            whole = (out.logits, out.features, out.blocks)
+            return jax.tree.map(lambda y: y.reshape(*chunk.shape[:2], *y.shape[1:]), whole)
+
+        size = chunks.images_a_chunk(images.shape[0], 1, most)
+        whole = jax.tree.map(chunks.join, jax.lax.map(predict, chunks.split(images, size)))
+        return Outputs(*whole, moments={}, batch_stats=variables["batch_stats"])
 
     return network._replace(apply=apply)
 

@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fastdfkd_jax.models import blocks
+from fastdfkd_jax.models import chunks
 
 Array = jax.Array
 
 _OUTPUTS, _TAPS = 4, 3
 _POINTS = 6
-# Bytes of the tiles of the input in one block; best on a core with 1 MB of L2. A kernel gradient goes through its sum
-# once a block, and wants larger ones.
+# Bytes of the tiles of the input in one chunk; best on a core with 1 MB of L2. A kernel gradient goes through its sum
+# once a chunk, and wants larger ones.
 _TILE_BYTES, _TILE_BYTES_OF_GRADIENT = 300_000, 1_200_000
 
 
@@ -95,42 +95,42 @@ def convolve_halved(x: Array, kernel: Array) -> Array:
 def kernel_gradient(x: Array, dy: Array, *, doubled: bool = False) -> Array:
     """The adjoint of `convolve`, or of `convolve_doubled`, in the kernel: [3, 3, I, O]."""
     b = _B_DOUBLED if doubled else _B
-    block = _images_a_block(x, b, _TILE_BYTES_OF_GRADIENT)
-    x_blocks, dy_blocks = blocks.split(x, block), blocks.split(dy, block)
-    groups, inputs, outputs = x_blocks.shape[1], x.shape[-1], dy.shape[-1]
+    chunk = _images_a_chunk(x, b, _TILE_BYTES_OF_GRADIENT)
+    x_chunks, dy_chunks = chunks.split(x, chunk), chunks.split(dy, chunk)
+    groups, inputs, outputs = x_chunks.shape[1], x.shape[-1], dy.shape[-1]
 
-    def add_block(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+    def add_chunk(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         (x, dy), points = pair, _POINTS**2
         tiles = _tiles(_merged(x), b, overlap=2).reshape(points, groups, -1, inputs)
         d_tiles = _tiles(_merged(dy), _A.T, overlap=0).reshape(points, groups, -1, outputs)
         return total + lax.dot_general(tiles, d_tiles, (((2,), (2,)), ((0, 1), (0, 1)))), None
 
     total = jnp.zeros((_POINTS**2, groups, inputs, outputs), x.dtype)
-    total = lax.scan(add_block, total, (x_blocks, dy_blocks))[0].sum(1)
+    total = lax.scan(add_chunk, total, (x_chunks, dy_chunks))[0].sum(1)
     kernel = jnp.asarray(np.kron(_G, _G).T, x.dtype) @ total.reshape(_POINTS**2, -1)
     return kernel.reshape(_TAPS, _TAPS, inputs, outputs)
 
 
 def _filter(x: Array, kernel: Array, b: np.ndarray, a: np.ndarray) -> Array:
-    """Tiles of the input by `b`, products, tiles of the output by `a`, block by block."""
+    """Tiles of the input by `b`, products, tiles of the output by `a`, chunk by chunk."""
     inputs, outputs = kernel.shape[2:]
     points = jnp.asarray(np.kron(_G, _G), x.dtype) @ kernel.reshape(_TAPS**2, -1)
     points = points.reshape(_POINTS**2, inputs, outputs)
 
-    def of_block(x: Array) -> Array:
+    def of_chunk(x: Array) -> Array:
         images = _merged(x)
         products = lax.dot_general(_tiles(images, b, overlap=2), points, (((2,), (1,)), ((0,), (0,))))
         rows, cols = (side // _stride(b) for side in images.shape[1:3])
         y = _untiled(products, a, images.shape[0], rows, cols)
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
-    return blocks.join(lax.map(of_block, blocks.split(x, _images_a_block(x, b, _TILE_BYTES))))
+    return chunks.join(lax.map(of_chunk, chunks.split(x, _images_a_chunk(x, b, _TILE_BYTES))))
 
 
-def _images_a_block(x: Array, b: np.ndarray, budget: int) -> int:
+def _images_a_chunk(x: Array, b: np.ndarray, budget: int) -> int:
     batch, height, width, channels = x.shape
     tiles = (height // _stride(b)) * (width // _stride(b))
-    return blocks.images_a_block(batch, _POINTS**2 * tiles * channels * x.dtype.itemsize, budget)
+    return chunks.images_a_chunk(batch, _POINTS**2 * tiles * channels * x.dtype.itemsize, budget)
 
 
 def _stride(b: np.ndarray) -> int:
@@ -166,7 +166,8 @@ def _untiled(tiles: Array, matrix: np.ndarray, images: int, rows: int, cols: int
     size, channels = matrix.shape[0], tiles.shape[-1]
     transform = jnp.asarray(matrix, tiles.dtype)
     # Images stay the first part of the axis that they share, or a batch laid over devices would be gathered here.
-    y = _from_left(transform, jnp.tensordot(transform, tiles.reshape(_POINTS, _POINTS, -1), 1)).reshape(size, size, images, rows, cols, channels)
+    y = jnp.tensordot(transform, tiles.reshape(_POINTS, _POINTS, -1), 1)
+    y = _from_left(transform, y).reshape(size, size, images, rows, cols, channels)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(images, rows * size, cols * size, channels)
 
 
