@@ -75,11 +75,11 @@ def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, st
     assert_close(canonical, native, SUMMATION)
 
 
-@pytest.mark.parametrize("channels", [16, 17])
-@pytest.mark.parametrize("width", [7, 8])
-def test_thin_and_thick_convolutions_are_the_same(channels, width):
-    """Up to 16 channels an even number of columns is computed in pairs."""
-    x, kernel = draw(0, 2, 6, width, 5), draw(1, 3, 3, 5, channels) / 3
+@pytest.mark.parametrize("width", [6, 7, 8, 12])
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (5, 16), (5, 32), (5, 65), (17, 3)])
+def test_thin_and_thick_convolutions_are_the_same(inputs, outputs, width):
+    """Few channels are computed for eight, four or two columns at a time."""
+    x, kernel = draw(0, 2, 6, width, inputs), draw(1, 3, 3, inputs, outputs) / 3
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, 1, 1), False)(x, kernel)
     native = value_and_gradients(lambda x, k: convolve(x, k, 1, (1, 1)), False)(x, kernel)
     assert_close(canonical, native, SUMMATION)

@@ -134,13 +134,12 @@ def in_chunks(network: Network, most: int) -> Network:
         if train or moments:
             return network.apply(variables, images, train=train, moments=moments)
 
-        def predict(chunk: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-            out = network.apply(variables, chunk.reshape(-1, *chunk.shape[2:]))
-            whole = (out.logits, out.features, out.blocks)
-            return jax.tree.map(lambda y: y.reshape(*chunk.shape[:2], *y.shape[1:]), whole)
+        def predict(images: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+            out = network.apply(variables, images)
+            return out.logits, out.features, out.blocks
 
         size = chunks.images_a_chunk(images.shape[0], 1, most)
-        whole = jax.tree.map(chunks.join, jax.lax.map(predict, chunks.split(images, size)))
+        whole = chunks.concatenated(predict, images, size)
         return Outputs(*whole, moments={}, batch_stats=variables["batch_stats"])
 
     return network._replace(apply=apply)

@@ -96,18 +96,15 @@ def kernel_gradient(x: Array, dy: Array, *, doubled: bool = False) -> Array:
     """The adjoint of `convolve`, or of `convolve_doubled`, in the kernel: [3, 3, I, O]."""
     b = _B_DOUBLED if doubled else _B
     chunk = _images_a_chunk(x, b, _TILE_BYTES_OF_GRADIENT)
-    x_chunks, dy_chunks = chunks.split(x, chunk), chunks.split(dy, chunk)
-    groups, inputs, outputs = x_chunks.shape[1], x.shape[-1], dy.shape[-1]
+    points, inputs, outputs = _POINTS**2, x.shape[-1], dy.shape[-1]
 
-    def add_chunk(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        (x, dy), points = pair, _POINTS**2
-        tiles = _tiles(_merged(x), b, overlap=2).reshape(points, groups, -1, inputs)
-        d_tiles = _tiles(_merged(dy), _A.T, overlap=0).reshape(points, groups, -1, outputs)
-        return total + lax.dot_general(tiles, d_tiles, (((2,), (2,)), ((0, 1), (0, 1)))), None
+    def of_chunk(x: Array, dy: Array, groups: int) -> Array:
+        tiles = _tiles(x, b, overlap=2).reshape(points, groups, -1, inputs)
+        d_tiles = _tiles(dy, _A.T, overlap=0).reshape(points, groups, -1, outputs)
+        return lax.dot_general(tiles, d_tiles, (((2,), (2,)), ((1, 0), (1, 0))))
 
-    total = jnp.zeros((_POINTS**2, groups, inputs, outputs), x.dtype)
-    total = lax.scan(add_chunk, total, (x_chunks, dy_chunks))[0].sum(1)
-    kernel = jnp.asarray(np.kron(_G, _G).T, x.dtype) @ total.reshape(_POINTS**2, -1)
+    total = chunks.summed(of_chunk, x, dy, chunk)
+    kernel = jnp.asarray(np.kron(_G, _G).T, x.dtype) @ total.reshape(points, -1)
     return kernel.reshape(_TAPS, _TAPS, inputs, outputs)
 
 
@@ -118,13 +115,10 @@ def _filter(x: Array, kernel: Array, b: np.ndarray, a: np.ndarray) -> Array:
     points = points.reshape(_POINTS**2, inputs, outputs)
 
     def of_chunk(x: Array) -> Array:
-        images = _merged(x)
-        products = lax.dot_general(_tiles(images, b, overlap=2), points, (((2,), (1,)), ((0,), (0,))))
-        rows, cols = (side // _stride(b) for side in images.shape[1:3])
-        y = _untiled(products, a, images.shape[0], rows, cols)
-        return y.reshape(*x.shape[:2], *y.shape[1:])
+        products = lax.dot_general(_tiles(x, b, overlap=2), points, (((2,), (1,)), ((0,), (0,))))
+        return _untiled(products, a, x.shape[0], x.shape[1] // _stride(b), x.shape[2] // _stride(b))
 
-    return chunks.join(lax.map(of_chunk, chunks.split(x, _images_a_chunk(x, b, _TILE_BYTES))))
+    return chunks.concatenated(of_chunk, x, _images_a_chunk(x, b, _TILE_BYTES))
 
 
 def _images_a_chunk(x: Array, b: np.ndarray, budget: int) -> int:
@@ -136,11 +130,6 @@ def _images_a_chunk(x: Array, b: np.ndarray, budget: int) -> int:
 def _stride(b: np.ndarray) -> int:
     """From a tile of the input to the next: neighbours share two rows."""
     return b.shape[1] - 2
-
-
-def _merged(x: Array) -> Array:
-    """[groups, images, ...] to [groups * images, ...]."""
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _tiles(x: Array, matrix: np.ndarray, overlap: int) -> Array:
