@@ -18,7 +18,7 @@ def write_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{case['pair']}, batch {case['batch']}, k = {case['steps']}, {case['precision']}; {machine['cpu']}, "
         f"{machine['cores']} cores; jax {machine['jax']}, torch {machine['torch']}; medians of "
-        f"{result['rounds']} interleaved rounds (least to most).",
+        f"{result['rounds']} interleaved rounds (least to most) of a call and {case['kd_steps']} KD steps.",
         "",
         f"A call is {result['call_flops'] / 1e9:,.0f} GFLOP, a KD step {result['kd_flops'] / 1e9:,.0f}; the best "
         f"matrix product of the run made {peak / 1e9:,.0f} GFLOP/s.",

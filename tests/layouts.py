@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runs import tiny_config
 from toy_network import toy_parts
 
 from fastdfkd_jax import pool
+from fastdfkd_jax.models import winograd
+from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
 from fastdfkd_jax.train import Programs, initial_state
 
 LAYOUTS = {
@@ -53,10 +56,30 @@ def results(changes: dict[str, int]) -> dict[str, Any]:
     return {**found, "devices": np.array(devices)}
 
 
+def convolutions(devices: int) -> dict[str, Any]:
+    """Values and gradients of convolutions in chunks, the batch on so many devices, and how often it is gathered."""
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    x = jax.random.normal(jax.random.key(0), (8, 8, 8, 16))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 16))
+    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    found: dict[str, Any] = {}
+    for name, conv in (("plain", lambda x, k: canonical_conv(x, k, 1, 1)), ("doubled", doubled_conv)):
+        step = jax.jit(jax.value_and_grad(lambda x, k, conv=conv: jax.numpy.sin(conv(x, k)).sum(), argnums=(0, 1)))
+        text = str(step.lower(x, kernel).compile().as_text())
+        assert " while(" in text, "one chunk only"
+        found[name] = {"value": step(x, kernel), "all-gathers": text.count(" all-gather(")}
+    return jax.tree.map(np.array, found)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)
     arrays = {}
     for layout, changes in LAYOUTS.items():
         for path, leaf in jax.tree.leaves_with_path(results(changes)):
             arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
+    winograd._TILE_BYTES = winograd._TILE_BYTES_OF_GRADIENT = 1
+    for devices in (1, 4):
+        for path, leaf in jax.tree.leaves_with_path(convolutions(devices)):
+            arrays[f"convolutions on {devices}|{jax.tree_util.keystr(path)}"] = leaf
     np.savez(sys.argv[1], **arrays)
