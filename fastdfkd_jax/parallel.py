@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastdfkd_jax.errors import UserError
@@ -159,5 +160,9 @@ class CompiledStep:
 
 
 def copy(tree: Tree) -> Tree:
-    """A tree of the same values in buffers of its own, which may be donated."""
-    return jax.tree.map(jnp.copy, tree)
+    """A tree of the same values in buffers of its own, which may be donated, and laid where the program wants them.
+
+    By way of the host: a copy on a device would stay bound to that one, and a program that lays a batch over several
+    devices refuse it.
+    """
+    return jax.tree.map(lambda x: jnp.array(np.asarray(x)), tree)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runs import tiny_config
 from toy_network import toy_parts
 
-from fastdfkd_jax import pool
+from fastdfkd_jax import parallel, pool
 from fastdfkd_jax.models import winograd
 from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
 from fastdfkd_jax.train import Programs, initial_state
@@ -38,6 +38,8 @@ def results(changes: dict[str, int]) -> dict[str, Any]:
     images = 2 * config.fastdfkd.synthesis_batch * config.fastdfkd.num_tasks
     filled = pool.empty(images, parts.teacher.spec.input_shape)
     for call in range(2):
+        # As a resumed run begins: with arrays that a checkpoint's reader has bound to one device.
+        state = parallel.copy(jax.device_put(jax.tree.map(np.asarray, state), jax.devices()[0]))
         state["method"], filled, rows, labels, info = programs.synthesize(
             state["method"],
             filled,

@@ -349,7 +349,8 @@ def test_a_run_killed_three_times_ends_as_one_left_alone(tmp_path):
     config.parent.mkdir()
     config.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom runs import tiny_config\n\n\n"
-        f"def get_config():\n    return tiny_config(calls=40, compilation_cache={str(tmp_path / 'cache')!r})\n"
+        "def get_config():\n    return tiny_config(calls=40, parallel__cpu_devices=2, parallel__batch_devices=2, "
+        f"compilation_cache={str(tmp_path / 'cache')!r})\n"
     )
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
