@@ -65,7 +65,7 @@ class Programs:
         self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
         loss = distill.kd_loss(config.kd.temperature)
         # Nothing but predictions is asked of the teacher there.
-        teacher = models.in_chunks(parts.teacher, 4) if jax.default_backend() == "cpu" else parts.teacher
+        teacher = models.in_chunks(parts.teacher, 8) if jax.default_backend() == "cpu" else parts.teacher
         kd_step = distill.make_step(
             teacher,
             parts.student,

@@ -32,6 +32,7 @@ _POINTS = 6
 # Bytes of the tiles of the input in one chunk; best on a core with 1 MB of L2. A kernel gradient goes through its sum
 # once a chunk, and wants larger ones.
 _TILE_BYTES, _TILE_BYTES_OF_GRADIENT = 300_000, 1_200_000
+_FEWEST_PRODUCTS = 25_000_000  # of a plain convolution: half a millisecond
 
 
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,12 +69,14 @@ _A_HALVED = np.repeat(np.eye(2), 2, axis=1) @ _A
 
 
 def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype, *, doubled: bool = False) -> bool:
-    """Whether a convolution of stride 1 and padding 1 is done here: whole tiles, enough channels, no short floats.
+    """Whether a convolution of stride 1 and padding 1 is done here: whole tiles, enough work, no short floats.
 
-    With few channels the transforms take longer than the products that they save; bf16 would lose digits in them.
+    With few channels the transforms take longer than the products that they save, a small convolution does not repay
+    the longer compilation, and bf16 would lose digits.
     """
     whole = all(side % (2 if doubled else _OUTPUTS) == 0 for side in x_shape[1:3])
-    enough = min(kernel_shape[2:]) >= 16
+    products = math.prod(x_shape[:3]) * (4 if doubled else 1) * math.prod(kernel_shape)
+    enough = min(kernel_shape[2:]) >= 16 and products >= _FEWEST_PRODUCTS
     return whole and kernel_shape[:2] == (_TAPS, _TAPS) and enough and jnp.finfo(dtype).bits >= 32
 
 
