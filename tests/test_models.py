@@ -379,9 +379,8 @@ def test_reset_of_the_first_layer_leaves_the_rest_and_centres_the_scale_at_zero(
     assert 0.01 < float(new["conv_blocks.0"]["scale"].std()) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["activations", "blocks"])
 @pytest.mark.parametrize("arch", ["wrn10_1", "resnet8", "resnet18", "vgg8"])
-def test_rematerialisation_keeps_less(arch, kind):
+def test_rematerialisation_keeps_less(arch):
     """Of one member of each family: what the backward pass is left, without the weights, in bytes."""
     plain = network(arch)
     batch = jax.ShapeDtypeStruct((64, *plain.spec.input_shape), jnp.float32)
@@ -394,14 +393,11 @@ def test_rematerialisation_keeps_less(arch, kind):
         weights = models.count_parameters(shapes_of(arch))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes) - 4 * weights
 
-    before, after = kept(plain), kept(models.rematerialised(plain, kind))
-    assert after < 0.7 * before
-    if kind == "blocks":
-        assert after < kept(models.rematerialised(plain, "activations"))
+    activations, blocks = (kept(models.rematerialised(plain, kind)) for kind in ("activations", "blocks"))
+    assert blocks < activations < 0.7 * kept(plain)
 
 
-@pytest.mark.parametrize("kind", ["activations", "blocks"])
-@pytest.mark.parametrize("arch", SMALL)
+@pytest.mark.parametrize(("arch", "kind"), [("wrn10_1", "activations"), ("resnet8", "blocks")])
 def test_rematerialisation_changes_no_gradient(arch, kind):
     def gradients(net: models.Network):
         def loss(images, params):
