@@ -19,10 +19,10 @@ Array = jax.Array
 Tree = Any
 
 
-def images_a_chunk(batch: int, bytes_of_an_image: int, budget: int) -> int:
-    """Images of one device in a chunk: as many as the budget (in bytes) holds, at least one, a divisor of its share."""
+def images_a_chunk(batch: int, most: int) -> int:
+    """Images of one device in a chunk: at most so many, at least one, a divisor of the device's share."""
     images = batch // _groups(batch)
-    chunk = max(1, min(images, budget // bytes_of_an_image))
+    chunk = max(1, min(images, most))
     while images % chunk:
         chunk -= 1
     return chunk

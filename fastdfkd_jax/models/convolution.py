@@ -109,7 +109,7 @@ def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: in
         return winograd.kernel_gradient(x, dy)
     height, width, inputs, outputs = kernel_shape
     bytes_of_copies = math.prod(dy.shape[1:3]) * (width * inputs + height * outputs) * x.dtype.itemsize
-    chunk = chunks.images_a_chunk(x.shape[0], bytes_of_copies, _CHUNK_BYTES)
+    chunk = chunks.images_a_chunk(x.shape[0], _CHUNK_BYTES // bytes_of_copies)
 
     def of_chunk(x: Array, dy: Array, groups: int) -> Array:
         x, dy = (a.reshape(groups, chunk, *a.shape[1:]) for a in (x, dy))

@@ -17,8 +17,8 @@ from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
 Array = jax.Array
 Variables = Mapping[str, Any]
 
-REMATERIALISATIONS = ("none", "activations", "blocks")
 _KEPT = {"activations": CONVOLUTION, "blocks": BLOCK}
+REMATERIALISATIONS = ("none", *_KEPT)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def in_chunks(network: Network, most: int) -> Network:
             out = network.apply(variables, images)
             return out.logits, out.features, out.blocks
 
-        size = chunks.images_a_chunk(images.shape[0], 1, most)
+        size = chunks.images_a_chunk(images.shape[0], most)
         whole = chunks.concatenated(predict, images, size)
         return Outputs(*whole, moments={}, batch_stats=variables["batch_stats"])
 

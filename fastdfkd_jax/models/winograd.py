@@ -38,7 +38,7 @@ _FEWEST_PRODUCTS = 25_000_000  # of a plain convolution: half a millisecond
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matrices B [6, 6], G [6, 3] and A [4, 6] of the points 0, ±3/4, ±3/2 and infinity (Cook and Toom).
 
-    With these the largest error in float32 is a fifth of that of the usual 0, ±1, ±2, and four times a plain
+    With these the largest error in float32 is a fifth of that of the usual 0, ±1, ±2, and five times a plain
     convolution's.
     """
     points = [Fraction(0), *(sign * Fraction(n, 4) for n in (3, 6) for sign in (1, -1))]
@@ -127,7 +127,7 @@ def _filter(x: Array, kernel: Array, b: np.ndarray, a: np.ndarray) -> Array:
 def _images_a_chunk(x: Array, b: np.ndarray, budget: int) -> int:
     batch, height, width, channels = x.shape
     tiles = (height // _stride(b)) * (width // _stride(b))
-    return chunks.images_a_chunk(batch, _POINTS**2 * tiles * channels * x.dtype.itemsize, budget)
+    return chunks.images_a_chunk(batch, budget // (_POINTS**2 * tiles * channels * x.dtype.itemsize))
 
 
 def _stride(b: np.ndarray) -> int:
