@@ -3,16 +3,11 @@
     python -m benchmarks.speed --pair wrn40_2-wrn16_1 --batch 256 --k 5 --out DIR
 
 Checks first, in double precision, that both sides compute the same losses and adapted parameters. Then every side
-runs in a process of its own, all in the same environment; in each round every side has its turn. Writes speed.json,
-speed.md and speed.png to DIR. On a GPU both sides use it.
+runs in a process of its own; in each round every side has its turn. Writes speed.json, speed.md and speed.png to
+DIR. On a GPU both sides use it.
 """
 
 from __future__ import annotations
-
-from fastdfkd_jax import huge_pages
-
-if __name__ == "__main__":
-    huge_pages.restart_with_huge_pages()  # before the imports, which take seconds
 
 import argparse
 import dataclasses
@@ -139,7 +134,6 @@ def _machine() -> dict[str, Any]:
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
-        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
         **{name: version(name) for name in ("jax", "jaxlib", "torch")},
     }
 

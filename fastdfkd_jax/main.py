@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from fastdfkd_jax import huge_pages
-
-if __name__ == "__main__":
-    huge_pages.restart_with_huge_pages()  # before the imports, which take seconds
-
 import fcntl
 import json
 import logging

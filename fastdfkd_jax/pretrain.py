@@ -8,11 +8,6 @@ read for reporting, never for selection: the teacher is the one of the last epoc
 
 from __future__ import annotations
 
-from fastdfkd_jax import huge_pages
-
-if __name__ == "__main__":
-    huge_pages.restart_with_huge_pages()  # before the imports, which take seconds
-
 import dataclasses
 import json
 import logging

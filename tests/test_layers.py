@@ -87,6 +87,15 @@ def test_thin_and_thick_convolutions_are_the_same(inputs, outputs, width):
     assert_close(canonical, native, SUMMATION)
 
 
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_few_outputs_of_many_inputs(padding):
+    """The kernel gradient shifts the output gradient only."""
+    x, kernel = draw(0, 4, 6, 5, 12), draw(1, 3, 3, 12, 2) / 3
+    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, 1, padding), False)(x, kernel)
+    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (padding, padding)), False)(x, kernel)
+    assert_close(canonical, native, SUMMATION)
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("images_a_chunk", [1, 2, 5])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])

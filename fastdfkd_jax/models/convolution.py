@@ -16,7 +16,7 @@ from fastdfkd_jax.models import chunks, winograd
 
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_CHUNK_BYTES = 2_000_000  # of shifted copies in a kernel gradient; 2 to 4 MB were best on a core with 1 MB of L2
+_CHUNK_BYTES = 2_000_000  # of shifted copies in a kernel gradient; best on a core with 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -142,17 +142,53 @@ def _kernel_gradient(x: Array, dy: Array, kernel_shape, stride: int, padding: in
     if stride == padding == 1 and winograd.fits(x.shape, kernel_shape, x.dtype):
         return winograd.kernel_gradient(x, dy)
     height, width, inputs, outputs = kernel_shape
-    bytes_of_copies = math.prod(dy.shape[1:3]) * (width * inputs + height * outputs) * x.dtype.itemsize
+    thin = stride == 1 and height * width * outputs < width * inputs  # what either way copies of a pixel
+    copied = height * width * outputs if thin else width * inputs + height * outputs
+    bytes_of_copies = math.prod(dy.shape[1:3]) * copied * x.dtype.itemsize
     chunk = chunks.images_a_chunk(x.shape[0], _CHUNK_BYTES // bytes_of_copies)
 
     def of_chunk(x: Array, dy: Array, groups: int) -> Array:
         x, dy = (a.reshape(groups, chunk, *a.shape[1:]) for a in (x, dy))
+        if thin:
+            return _products_with_shifted_gradient(x, dy, kernel_shape, padding)
         return _tap_products(x, dy, kernel_shape, stride, padding)
 
     total = chunks.summed(of_chunk, x, dy, chunk)
+    if thin:
+        return jnp.moveaxis(total.reshape(inputs, height, width, outputs), 0, 2).astype(x.dtype)
     taps = total.reshape(width, inputs, height, outputs)
     by_phase = [row for phase in range(stride) for row in range(phase, height, stride)]
     return jnp.stack([taps[:, :, by_phase.index(row)] for row in range(height)]).astype(x.dtype)
+
+
+def _products_with_shifted_gradient(x: Array, dy: Array, kernel_shape, padding: int) -> Array:
+    """The input times all shifts of the output gradient, for few outputs and stride 1.
+
+    d kernel[i, j] = sum over (b, r, c) of x[b, r, c] dy[b, r + padding - i, c + padding - j].
+
+    Args:
+      x: f32[G, B, H, W, I].
+      dy: f32[G, B, H', W', O].
+
+    Returns:
+      f32[G, I, h w O].
+    """
+    height, width, inputs, _ = kernel_shape
+    groups, _, rows, cols, _ = x.shape
+    edges = [
+        (size - 1 - padding, side + padding - dy_side, 0)
+        for size, side, dy_side in zip((height, width), (rows, cols), dy.shape[2:4], strict=True)
+    ]
+    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), (0, 0, 0), *edges, (0, 0, 0)])
+    shifted_dy = jnp.concatenate(
+        [dy[:, :, i : i + rows, j : j + cols] for i in reversed(range(height)) for j in reversed(range(width))], axis=-1
+    )
+    return lax.dot_general(
+        x.reshape(groups, -1, inputs),
+        shifted_dy.reshape(groups, -1, shifted_dy.shape[-1]),
+        (((1,), (1,)), ((0,), (0,))),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
 
 
 def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
