@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.models import convolution, layers, winograd
+from fastdfkd_jax.models import kernel_gradient, layers, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
@@ -104,7 +104,7 @@ def test_kernel_gradients_add_up_over_chunks_and_groups(monkeypatch, devices, im
     rows, columns = convolve(x, kernel, stride, (padding, padding)).shape[1:3]
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
+    monkeypatch.setattr(kernel_gradient, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
