@@ -1,7 +1,7 @@
 """Kernel gradients of convolutions as matrix products, for CPUs.
 
-XLA's own take four to seven times as long there, in a loop more. Every array is NHWC, every kernel HWIO, every stride and padding the
-same on both axes.
+XLA's own take four to seven times as long there, in a loop more. Every array is NHWC, every kernel HWIO, every stride
+and padding the same on both axes.
 """
 
 from __future__ import annotations
