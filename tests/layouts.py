@@ -3,6 +3,7 @@
 A program of its own, because devices are fixed at their first use: `python tests/layouts.py OUT.npz`.
 """
 
+import functools
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from runs import tiny_config
 from toy_network import toy_parts
 
 from fastdfkd_jax import parallel, pool
-from fastdfkd_jax.models import winograd
+from fastdfkd_jax.models import convolution, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
 from fastdfkd_jax.train import Programs, initial_state
 
@@ -66,7 +67,8 @@ def convolutions(devices: int) -> dict[str, Any]:
     x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
     found: dict[str, Any] = {}
-    for name, conv in (("plain", lambda x, k: canonical_conv(x, k, 1, 1)), ("doubled", doubled_conv)):
+    plain, strided = (functools.partial(canonical_conv, stride=stride, padding=1) for stride in (1, 2))
+    for name, conv in {"plain": plain, "strided": strided, "doubled": doubled_conv}.items():
         step = jax.jit(jax.value_and_grad(lambda x, k, conv=conv: jax.numpy.sin(conv(x, k)).sum(), argnums=(0, 1)))
         text = str(step.lower(x, kernel).compile().as_text())
         assert " while(" in text, "one chunk only"
@@ -80,7 +82,7 @@ if __name__ == "__main__":
     for layout, changes in LAYOUTS.items():
         for path, leaf in jax.tree.leaves_with_path(results(changes)):
             arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
-    winograd._TILE_BYTES = winograd._TILE_BYTES_OF_GRADIENT = winograd._FEWEST_PRODUCTS = 1
+    convolution._STRIDED_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
     for devices in (1, 4):
         for path, leaf in jax.tree.leaves_with_path(convolutions(devices)):
             arrays[f"convolutions on {devices}|{jax.tree_util.keystr(path)}"] = leaf

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.models import kernel_gradient, layers, winograd
+from fastdfkd_jax.models import convolution, kernel_gradient, layers, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
@@ -99,12 +99,13 @@ def test_few_outputs_of_many_inputs(padding):
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("images_a_chunk", [1, 2, 5])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
-def test_kernel_gradients_add_up_over_chunks_and_groups(monkeypatch, devices, images_a_chunk, size, stride):
+def test_convolutions_in_chunks_and_groups(monkeypatch, devices, images_a_chunk, size, stride):
     x, kernel, padding = draw(0, 12, 7, 6, 3), draw(1, size, size, 3, 4), size // 2
     rows, columns = convolve(x, kernel, stride, (padding, padding)).shape[1:3]
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(kernel_gradient, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
+    monkeypatch.setattr(convolution, "_STRIDED_BYTES", images_a_chunk * 4 * x[0].size)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
@@ -131,8 +132,7 @@ def test_minimal_filtering_equals_native(monkeypatch, devices, images_a_chunk, h
     assert winograd.fits(x.shape, kernel.shape, x.dtype)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     tiles_of_an_image = 36 * (height // 4) * (width // 4) * max(inputs, outputs)
-    for name in ("_TILE_BYTES", "_TILE_BYTES_OF_GRADIENT"):
-        monkeypatch.setattr(winograd, name, 8 * images_a_chunk * tiles_of_an_image)
+    monkeypatch.setattr(winograd, "_TILE_BYTES", 8 * images_a_chunk * tiles_of_an_image)
     filtered = [run(lambda x, k: canonical_conv(x, k, 1, 1), x, kernel) for run in (single, in_double_precision)]
     monkeypatch.undo()
     native = [run(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel) for run in (single, in_double_precision)]

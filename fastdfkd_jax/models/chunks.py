@@ -1,8 +1,8 @@
 """A batch in chunks of a few images, for work whose intermediate arrays should stay in a core's cache.
 
 Each device's share of the batch is a group of its own, so that a loop over chunks runs over no axis that is laid over
-devices: chunk i has the i-th part of every group. Chunks are cut from and put into the second axis, for a transposition
-would be a pass through memory.
+devices: chunk i has the i-th images of every group. Every loop takes its chunks from an array of the same shape,
+whatever their length: XLA then computes an input that two loops share, a layer's and its gradient's, once.
 """
 
 from __future__ import annotations
@@ -30,43 +30,44 @@ def images_a_chunk(batch: int, most: int) -> int:
 
 def concatenated(f: Callable[[Array], Tree], x: Array, images: int) -> Tree:
     """`f` of each chunk [groups * images, ...] of x [B, ...], and its results of the same length together again."""
-    parts = _split(x, images)
-    groups, count = parts.shape[:2]
+    parts = _split(x)
+    groups, length = parts.shape[:2]
 
     def of_chunk(i: Array) -> Tree:
-        y = f(_take(parts, i))
+        y = f(_take(parts, i, images))
         return jax.tree.map(lambda y: y.reshape(groups, images, *y.shape[1:]), y)
 
     def put(i: Array, out: Tree) -> Tree:
-        return jax.tree.map(lambda out, y: lax.dynamic_update_index_in_dim(out, y, i, 1), out, of_chunk(i))
+        start = i * images
+        return jax.tree.map(lambda out, y: lax.dynamic_update_slice_in_dim(out, y, start, 1), out, of_chunk(i))
 
     shapes = jax.eval_shape(of_chunk, jnp.zeros((), jnp.int32))
-    out = jax.tree.map(lambda y: jnp.zeros((groups, count, *y.shape[1:]), y.dtype), shapes)
-    out = lax.fori_loop(0, count, put, out)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[3:]), out)
+    out = jax.tree.map(lambda y: jnp.zeros((groups, length, *y.shape[2:]), y.dtype), shapes)
+    out = lax.fori_loop(0, length // images, put, out)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)
 
 
 def summed(f: Callable[[Array, Array, int], Array], x: Array, y: Array, images: int) -> Array:
     """The sum of `f(chunk of x, chunk of y, groups)` over chunks; f keeps groups apart on its first axis."""
-    x, y = _split(x, images), _split(y, images)
-    groups, count = x.shape[:2]
+    x, y = _split(x), _split(y)
+    groups, length = x.shape[:2]
 
     def of_chunk(i: Array) -> Array:
-        return f(_take(x, i), _take(y, i), groups)
+        return f(_take(x, i, images), _take(y, i, images), groups)
 
     shape = jax.eval_shape(of_chunk, jnp.zeros((), jnp.int32))
     total = jnp.zeros(shape.shape, shape.dtype)
-    return lax.fori_loop(0, count, lambda i, total: total + of_chunk(i), total).sum(0)
+    return lax.fori_loop(0, length // images, lambda i, total: total + of_chunk(i), total).sum(0)
 
 
-def _split(x: Array, images: int) -> Array:
-    """[B, ...] to [groups, chunks, images, ...]."""
-    return x.reshape(_groups(x.shape[0]), -1, images, *x.shape[1:])
+def _split(x: Array) -> Array:
+    """[B, ...] to [groups, images of a group, ...]."""
+    return x.reshape(_groups(x.shape[0]), -1, *x.shape[1:])
 
 
-def _take(parts: Array, i: Array) -> Array:
+def _take(parts: Array, i: Array, images: int) -> Array:
     """Chunk i as one batch, [groups * images, ...]."""
-    chunk = lax.dynamic_index_in_dim(parts, i, 1, keepdims=False)
+    chunk = lax.dynamic_slice_in_dim(parts, i * images, images, 1)
     return chunk.reshape(-1, *chunk.shape[2:])
 
 

@@ -29,9 +29,7 @@ Array = jax.Array
 
 _OUTPUTS, _TAPS = 4, 3
 _POINTS = 6
-# Bytes of the tiles of the input in one chunk; best on a core with 1 MB of L2. A kernel gradient goes through its sum
-# once a chunk, and wants larger ones.
-_TILE_BYTES, _TILE_BYTES_OF_GRADIENT = 300_000, 1_200_000
+_TILE_BYTES = 1_200_000  # of the input in one chunk; best on a core with 1 MB of L2
 _FEWEST_PRODUCTS = 25_000_000  # of a plain convolution: half a millisecond
 
 
@@ -98,7 +96,7 @@ def convolve_halved(x: Array, kernel: Array) -> Array:
 def kernel_gradient(x: Array, dy: Array, *, doubled: bool = False) -> Array:
     """The adjoint of `convolve`, or of `convolve_doubled`, in the kernel: [3, 3, I, O]."""
     b = _B_DOUBLED if doubled else _B
-    chunk = _images_a_chunk(x, b, _TILE_BYTES_OF_GRADIENT)
+    chunk = _images_a_chunk(x, b)
     points, inputs, outputs = _POINTS**2, x.shape[-1], dy.shape[-1]
 
     def of_chunk(x: Array, dy: Array, groups: int) -> Array:
@@ -121,13 +119,13 @@ def _filter(x: Array, kernel: Array, b: np.ndarray, a: np.ndarray) -> Array:
         products = lax.dot_general(_tiles(x, b, overlap=2), points, (((2,), (1,)), ((0,), (0,))))
         return _untiled(products, a, x.shape[0], x.shape[1] // _stride(b), x.shape[2] // _stride(b))
 
-    return chunks.concatenated(of_chunk, x, _images_a_chunk(x, b, _TILE_BYTES))
+    return chunks.concatenated(of_chunk, x, _images_a_chunk(x, b))
 
 
-def _images_a_chunk(x: Array, b: np.ndarray, budget: int) -> int:
+def _images_a_chunk(x: Array, b: np.ndarray) -> int:
     batch, height, width, channels = x.shape
     tiles = (height // _stride(b)) * (width // _stride(b))
-    return chunks.images_a_chunk(batch, budget // (_POINTS**2 * tiles * channels * x.dtype.itemsize))
+    return chunks.images_a_chunk(batch, _TILE_BYTES // (_POINTS**2 * tiles * channels * x.dtype.itemsize))
 
 
 def _stride(b: np.ndarray) -> int:
