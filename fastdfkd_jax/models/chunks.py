@@ -1,8 +1,9 @@
 """A batch in chunks of a few images, for work whose intermediate arrays should stay in a core's cache.
 
 Each device's share of the batch is a group of its own, so that a loop over chunks runs over no axis that is laid over
-devices: chunk i has the i-th images of every group. Every loop takes its chunks from an array of the same shape,
-whatever their length: XLA then computes an input that two loops share, a layer's and its gradient's, once.
+devices: chunk i has the i-th images of every group. Chunks are cut from and put into the second axis, for a
+transposition would be a pass through memory. Every loop takes its chunks from an array of the same shape, whatever
+their length: XLA then computes an input that two loops share, a layer's and its gradient's, once.
 """
 
 from __future__ import annotations

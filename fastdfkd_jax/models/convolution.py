@@ -17,7 +17,7 @@ from fastdfkd_jax.models.kernel_gradient import kernel_gradient
 
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_STRIDED_BYTES = 600_000  # of the input of a strided convolution in one chunk; best on a core with 1 MB of L2
+_STRIDED_BYTES = 600_000  # of the input of a strided convolution in one chunk; its copy then fits in 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -76,7 +76,7 @@ def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
         return chunks.concatenated(lambda x: convolve(x, kernel, stride, (padding, padding)), x, images)
     columns = x.shape[2] + 2 * padding - width + 1
     at_once = [n for n in (8, 4, 2) if n * outputs <= 64 and columns % n == 0]
-    if stride > 1 or width == 1 or inputs > 16 or not at_once:
+    if width == 1 or inputs > 16 or not at_once:
         return convolve(x, kernel, stride, (padding, padding))
     n = at_once[0]
     shifted = [jnp.pad(kernel, ((0, 0), (k, n - 1 - k), (0, 0), (0, 0))) for k in range(n)]
