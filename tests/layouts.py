@@ -82,7 +82,7 @@ if __name__ == "__main__":
     for layout, changes in LAYOUTS.items():
         for path, leaf in jax.tree.leaves_with_path(results(changes)):
             arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
-    convolution._STRIDED_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
+    convolution._CHUNK_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
     for devices in (1, 4):
         for path, leaf in jax.tree.leaves_with_path(convolutions(devices)):
             arrays[f"convolutions on {devices}|{jax.tree_util.keystr(path)}"] = leaf

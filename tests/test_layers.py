@@ -77,7 +77,18 @@ def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, st
 
 @pytest.mark.parametrize(
     ("width", "inputs", "outputs"),
-    [(6, 5, 3), (7, 5, 16), (8, 5, 16), (8, 5, 3), (12, 5, 3), (8, 5, 65), (8, 17, 3)],
+    [
+        (6, 5, 3),
+        (7, 5, 16),
+        (8, 5, 16),
+        (8, 5, 3),
+        (12, 5, 3),
+        (8, 5, 65),
+        (8, 17, 3),
+        (8, 16, 16),
+        (6, 16, 8),
+        (8, 8, 32),
+    ],
 )
 def test_thin_and_thick_convolutions_are_the_same(inputs, outputs, width):
     """Few channels are computed for eight, four or two columns at a time."""
@@ -105,7 +116,7 @@ def test_convolutions_in_chunks_and_groups(monkeypatch, devices, images_a_chunk,
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(kernel_gradient, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
-    monkeypatch.setattr(convolution, "_STRIDED_BYTES", images_a_chunk * 4 * x[0].size)
+    monkeypatch.setattr(convolution, "_CHUNK_BYTES", images_a_chunk * 4 * x[0, :, :, 0].size * 4)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
@@ -217,6 +228,22 @@ def test_halving_equals_window_maxima_and_their_gradient(size):
         for pool in (layers.halve, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     ]
     np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 7)])
+def test_pooling_of_three_equals_window_maxima_and_their_gradient(shape):
+    x = draw(0, 2, *shape, 3)
+    weights = draw(1, 2, *(-(-side // 2) for side in shape), 3)
+
+    def reference(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(layers.max_pool(x), reference(x))
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: jnp.sum(weights * pool(x)))(x) for pool in (layers.max_pool, reference)
+    )
+    # Up to four windows share a largest pixel, whose sums may be taken in another order.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_moments_equal_numpy_far_from_zero():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from fastdfkd_jax.models.kernel_gradient import kernel_gradient
 
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_STRIDED_BYTES = 600_000  # of the input of a strided convolution in one chunk; its copy then fits in 1 MB of L2
+_THIN = 16  # channels up to which minimal filtering takes longer than several columns at a time
+_CHUNK_BYTES = 600_000  # of the input in one chunk, or of the output if that has more channels; for 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -62,23 +64,38 @@ canonical_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same numbers as `convolve`, by minimal filtering or, in thin layers, several columns at a time.
+    """The same numbers as `convolve`: by minimal filtering, or otherwise a few images at a time.
+
+    A chunk of images and its result stay in the cache between the operations that need them; XLA pads a copy for a
+    strided convolution, and moves the columns of a thin one.
+    """
+    thin = max(kernel.shape[2:]) <= _THIN
+    if stride == padding == 1 and not thin and winograd.fits(x.shape, kernel.shape, x.dtype):
+        return winograd.convolve(x, kernel)
+    if kernel.shape[0] == stride == 1:
+        return convolve(x, kernel, 1, (padding, padding))
+    return _in_chunks(lambda x: _convolve_columns(x, kernel, stride, padding), x, kernel)
+
+
+def _in_chunks(f: Callable[[Array], Array], x: Array, kernel: Array) -> Array:
+    """`f`, a convolution by a kernel, of a few images of x at a time."""
+    bytes_of_image = math.prod(x.shape[1:3]) * max(kernel.shape[2:]) * x.dtype.itemsize
+    return chunks.concatenated(f, x, chunks.images_a_chunk(x.shape[0], _CHUNK_BYTES // bytes_of_image))
+
+
+def _convolve_columns(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The same numbers as `convolve`, in thin layers several columns at a time.
 
     XLA leaves convolutions of few channels to a slower library than the others, so neighbouring columns of the output
-    become channels, up to 64 of them: more products, each in a fraction of the time. A strided convolution is done a
-    few images at a time, because it pads a copy of its input first, which then stays in the cache.
+    become channels: more products, each in a fraction of the time.
     """
-    if stride == padding == 1 and winograd.fits(x.shape, kernel.shape, x.dtype):
-        return winograd.convolve(x, kernel)
     width, inputs, outputs = kernel.shape[1:]
-    if stride > 1 and width > 1:
-        images = chunks.images_a_chunk(x.shape[0], _STRIDED_BYTES // (math.prod(x.shape[1:]) * x.dtype.itemsize))
-        return chunks.concatenated(lambda x: convolve(x, kernel, stride, (padding, padding)), x, images)
     columns = x.shape[2] + 2 * padding - width + 1
-    at_once = [n for n in (8, 4, 2) if n * outputs <= 64 and columns % n == 0]
-    if width == 1 or inputs > 16 or not at_once:
+    enough = 64 if inputs < 8 else 32  # channels that the faster library wants
+    at_once = [n for n in (2, 4, 8) if columns % n == 0 and n * outputs < 2 * enough]
+    if stride > 1 or inputs > _THIN or outputs >= 32 or not at_once:
         return convolve(x, kernel, stride, (padding, padding))
-    n = at_once[0]
+    n = at_once[-1]
     shifted = [jnp.pad(kernel, ((0, 0), (k, n - 1 - k), (0, 0), (0, 0))) for k in range(n)]
     y = lax.conv_general_dilated(
         x, jnp.concatenate(shifted, axis=-1), (1, n), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
@@ -93,7 +110,7 @@ def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int
     if stride == 1:
         return _convolve_fast(dy, jnp.flip(transposed, (0, 1)), 1, size - 1 - padding)
     if size == 1:
-        dx = convolve(dy, transposed, 1, (0, 0))
+        dx = _in_chunks(lambda dy: convolve(dy, transposed, 1, (0, 0)), dy, kernel)
         between = [
             (-padding, side + padding - stride * (length - 1) - 1, stride - 1)
             for side, length in zip(x_shape[1:3], dx.shape[1:3], strict=True)
