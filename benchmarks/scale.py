@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import flops
-from configs import cifar10
 from fastdfkd_jax import moments
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, make_inversion_loss
-from fastdfkd_jax.models import NetworkSpec, build, build_generator, rematerialised
+from fastdfkd_jax.models import NetworkSpec, build, build_generator, rematerialised, usual_image_size
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 
 # NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
 _PEAK_FLOPS, _PEAK_BYTES = 989e12, 3.35e12
 
+_PUBLISHED = ("wrn40_2-wrn16_1:256", "resnet34-resnet18:256", "resnet50_imagenet-resnet50_imagenet:100")
 KINDS = REMATERIALISATIONS[1:]  # all but none
 
 
@@ -43,21 +43,23 @@ class Needs(NamedTuple):
 
 
 def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") -> Needs:
-    """What the inner step of a pair of `configs/cifar10.py` needs where `devices` share the batch.
+    """What the inner step of a teacher-student pair needs where `devices` share the batch.
 
+    Images have the teacher's usual size, and classes and generator are those of CIFAR-10 or of ImageNet accordingly.
     `flops` does not count what rematerialisation computes again.
     """
     teacher_arch, student_arch = pair.split("-")
+    size = usual_image_size(teacher_arch)
+    classes, kind = (10, "linear") if size == 32 else (1000, "spatial")
     options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "native"}
-    teacher, student = (build(NetworkSpec(arch, 10), **options) for arch in (teacher_arch, student_arch))
+    teacher, student = (build(NetworkSpec(arch, classes, size), **options) for arch in (teacher_arch, student_arch))
     teacher, student = (rematerialised(network, remat) for network in (teacher, student))
-    generator = build_generator(**options)
-    inversion = InversionOptions(**cifar10.get_config(f"{pair}-fast5").inversion.to_dict())
-    inversion_loss = make_inversion_loss(teacher, student, inversion)
+    generator = build_generator(size, kind=kind, **options)
+    inversion_loss = make_inversion_loss(teacher, student, InversionOptions())
     key = jax.eval_shape(lambda: jax.random.key(0))
     teacher_vars, student_vars = jax.eval_shape(teacher.init, key), jax.eval_shape(student.init, key)
     accumulators = jax.eval_shape(moments.init, teacher_vars["batch_stats"])
-    images = batch // devices
+    images = -(-batch // devices)
     params = {
         "generator": jax.eval_shape(generator.init, key),
         "latents": jax.ShapeDtypeStruct((images, *generator.latent_shape), jnp.float32),
@@ -92,8 +94,7 @@ def _bytes(tree: Any) -> int:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", nargs="*", default=["wrn40_2-wrn16_1", "resnet34-resnet18"])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--pairs", nargs="*", default=_PUBLISHED, metavar="TEACHER-STUDENT:BATCH")
     args = parser.parse_args()
     print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.")
     print()
@@ -101,18 +102,19 @@ def main() -> None:
     columns += ("state GB", "≥ ms by work", "≥ ms by memory", "limit")
     print(f"| {' | '.join(columns)} |")
     print(f"| {' | '.join('---' for _ in columns)} |")
-    for pair in args.pairs:
+    for pair, _, images in (case.partition(":") for case in args.pairs):
+        batch = int(images)
         for devices in (1, 8):
-            need = needs(pair, args.batch, devices, "bfloat16")
+            need = needs(pair, batch, devices, "bfloat16")
             work = 1e3 * need.flops / _PEAK_FLOPS
             memory = 1e3 * 2 * need.kept_bytes / _PEAK_BYTES
             cells = (
                 pair,
-                args.batch,
+                batch,
                 devices,
                 f"{need.flops / 1e9:,.0f}",
                 f"{need.kept_bytes / 1e9:.2f}",
-                *(f"{needs(pair, args.batch, devices, 'bfloat16', kind).kept_bytes / 1e9:.2f}" for kind in KINDS),
+                *(f"{needs(pair, batch, devices, 'bfloat16', kind).kept_bytes / 1e9:.2f}" for kind in KINDS),
                 f"{need.state_bytes / 1e9:.2f}",
                 f"{work:.2f}",
                 f"{memory:.2f}",

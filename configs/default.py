@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.teacher.checkpoint = ""  # .safetensors, .pth, .pt, .th, or 'digits' (shipped with the package)
     config.teacher.arch = ""  # name as in docs/models.md; '' where the checkpoint tells
     config.teacher.num_classes = 0  # 0 where the checkpoint tells
-    config.teacher.image_size = 0  # pixels; 0 where the checkpoint tells, else 32
+    config.teacher.image_size = 0  # pixels; 0 where the checkpoint tells, else the architecture's: 32, or 224
     config.teacher.mean = ()  # per channel, of images in [0, 1]; () where the checkpoint tells
     config.teacher.std = ()
 
@@ -52,7 +52,8 @@ def get_config() -> ConfigDict:
     config.fastdfkd.unroll = 1  # inner steps unrolled in the compiled loop
 
     config.generator = ConfigDict()
-    config.generator.latent_dim = 256  # numbers in z (METHOD 1.1)
+    config.generator.kind = "linear"  # of z a vector (METHOD 1.1), or 'spatial', of a map, for ImageNet (METHOD 1.4)
+    config.generator.latent_dim = 256  # numbers in z, or channels of the map
     config.generator.width = 64  # channels of the last hidden layer
 
     config.inversion = ConfigDict()  # Eq. 13 and 15; methods/inversion.py explains each

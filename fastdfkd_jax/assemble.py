@@ -127,9 +127,7 @@ def _fastdfkd(config: ConfigDict, teacher: Network, student: Network, options, s
     if kind == "pixels":
         rendered = representation.from_pixels(spec)
     else:
-        generator = build_generator(
-            spec.image_size, spec.channels, config.generator.latent_dim, config.generator.width, **options
-        )
+        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **options)
         rendered = representation.from_generator(generator)
     inversion = InversionOptions(**config.inversion.to_dict())
     # One call before the first with KD, as the released code counts (METHOD 1.1).

@@ -10,6 +10,7 @@ from fastdfkd_jax import losses, meta, models
 from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
+from fastdfkd_jax.models.generators import GENERATORS
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 
@@ -25,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "fastdfkd.latents_update": fastdfkd.LATENTS_UPDATES,
     "fastdfkd.images": fastdfkd.IMAGES,
     "fastdfkd.task_reduction": fastdfkd.REDUCTIONS,
+    "generator.kind": GENERATORS,
     "inversion.adversarial": inversion.ADVERSARIAL,
     "inversion.feature": inversion.FEATURE,
     "inversion.statistic": losses.STATISTICS,

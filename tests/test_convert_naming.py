@@ -49,7 +49,7 @@ def test_the_aliases_of_other_code_bases_do_not_hide_the_architecture():
 @pytest.mark.parametrize(
     "change",
     [
-        {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)},  # the ImageNet stem strides: another function
+        {"conv1.weight": np.zeros((64, 3, 5, 5), np.float32)},  # neither stem
         {"layer1.2.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)},  # 3, 2, 2, 2 blocks
     ],
 )

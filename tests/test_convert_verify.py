@@ -95,7 +95,7 @@ def test_other_inputs_verify(tmp_path, spec):
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
-@pytest.mark.parametrize("arch", ["wrn10_1", "resnet8", "resnet8x4", "vgg8", "resnet18"])
+@pytest.mark.parametrize("arch", ["wrn10_1", "resnet8", "resnet8x4", "vgg8", "resnet18", "resnet18_imagenet"])
 def test_a_student_of_ours_loads_strictly_in_torch_and_gives_the_same_logits(tmp_path, arch):
     network = build(NetworkSpec(arch, 6))
     variables = random_variables(network)

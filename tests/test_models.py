@@ -21,6 +21,9 @@ PUBLISHED = {
     "resnet18": (11_173_962, 20, 4, 512),
     "resnet34": (21_282_122, 36, 4, 512),
     "resnet50": (23_520_842, 53, 4, 2048),
+    "resnet18_imagenet": (11_181_642, 20, 4, 512),
+    "resnet34_imagenet": (21_289_802, 36, 4, 512),
+    "resnet50_imagenet": (23_528_522, 53, 4, 2048),
     "resnet8": (75_290, 7, 3, 64),
     "resnet20": (269_722, 19, 3, 64),
     "resnet20b": (272_474, 21, 3, 64),
@@ -92,7 +95,8 @@ def test_shapes(arch, size):
     if arch.startswith("vgg"):
         assert sides == ([32, 16, 8, 4, 4] if size == 32 else [64, 32, 16, 8, 4])
     else:
-        assert sides == [size // 2**stage for stage in range(blocks)]
+        stem = 4 if arch.endswith("_imagenet") else 1
+        assert sides == [size // stem // 2**stage for stage in range(blocks)]
     stats = shapes_of(arch)["batch_stats"]
     assert jax.tree.map(jnp.shape, out.moments) == jax.tree.map(jnp.shape, stats)
     assert jax.tree.structure(out.batch_stats) == jax.tree.structure(stats)
@@ -111,6 +115,8 @@ def test_names_are_those_of_the_published_ports():
     assert {"conv1", "block1.layer.0.convShortcut", "block3.layer.5.bn2", "bn1", "fc"} <= modules("wrn40_2")
     assert {"conv1", "bn1", "layer2.0.shortcut.0", "layer2.0.shortcut.1", "linear"} <= modules("resnet18")
     assert {"layer1.0.shortcut.0", "layer4.2.conv3", "layer4.2.bn3"} <= modules("resnet50")
+    assert {"conv1", "layer1.0.downsample.0", "layer4.0.downsample.1", "fc"} <= modules("resnet50_imagenet")
+    assert not any("shortcut" in name for name in modules("resnet50_imagenet"))
     assert modules("resnet20b") - modules("resnet20") == {f"layer{s}.0.shortcut.{i}" for s in (2, 3) for i in (0, 1)}
     assert "layer1.0.shortcut.0" in modules("resnet8x4")
     assert modules("vgg11") == {
@@ -268,6 +274,15 @@ def test_generator_has_the_published_size_and_names():
     assert generator.latent_shape == (256,)
 
 
+def test_the_generator_for_imagenet_has_the_published_size_and_names():
+    generator = models.build_generator(224, kind="spatial")
+    params = jax.eval_shape(generator.init, jax.random.key(0))
+    # Published: 1,398,403, of which a linear layer of 256 to 3,136 is never used.
+    assert models.count_parameters({"params": params}) == 1_398_403 - 256 * 3_136 - 3_136
+    assert set(params) == {f"conv_blocks.{i}" for i in (0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 19)}
+    assert generator.latent_shape == (14, 14, 256)
+
+
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (16, 3)])
 def test_generator_makes_images_between_zero_and_one(size, channels):
     generator = models.build_generator(size, channels, 6, 4)
@@ -278,10 +293,57 @@ def test_generator_makes_images_between_zero_and_one(size, channels):
     assert 0 <= float(out.min()) < float(out.max()) <= 1
 
 
-@pytest.mark.parametrize("size", [0, 30, -4])
-def test_generator_refuses_sizes_that_cannot_be_doubled_twice(size):
-    with pytest.raises(UserError, match=f"multiple of 4, found {size}"):
-        models.build_generator(size)
+@pytest.mark.parametrize(("kind", "factor", "size"), [("linear", 4, 0), ("linear", 4, 30), ("spatial", 16, 40)])
+def test_generator_refuses_sizes_that_cannot_be_doubled_so_often(kind, factor, size):
+    with pytest.raises(UserError, match=f"multiple of {factor}, found {size}"):
+        models.build_generator(size, kind=kind)
+
+
+def test_unknown_generator_is_refused():
+    with pytest.raises(UserError, match="linear, spatial, found 'deep'"):
+        models.build_generator(kind="deep")
+
+
+def load_generator(reference, params) -> None:
+    """Gives a torch module a generator's parameters; only running statistics may be missing."""
+    import torch
+
+    state = {}
+    for module, leaves in params.items():
+        for name, leaf in leaves.items():
+            value = np.asarray(leaf)
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+            state[f"{module}.{'bias' if name == 'bias' else 'weight'}"] = torch.tensor(value.copy())
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all("running" in name or "num_batches" in name for name in missing)
+
+
+def test_the_generator_for_imagenet_equals_torch():
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    def activated(inputs, outputs):
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+
+    layers = activated(6, 8)
+    for inputs, outputs in ((8, 8), (8, 4), (4, 4), (4, 4)):
+        layers += [nn.Upsample(scale_factor=2), *activated(inputs, outputs)]
+    layers += [nn.Conv2d(4, 3, 3, padding=1), nn.Sigmoid()]
+    reference = nn.ModuleDict({"conv_blocks": nn.Sequential(*layers)})
+
+    generator = models.build_generator(32, 3, 6, 4, kind="spatial")
+    params = jax.jit(generator.init)(jax.random.key(0))
+    load_generator(reference, params)
+    latents = np.asarray(jax.random.normal(jax.random.key(1), (5, 2, 2, 6)))
+    expected = reference["conv_blocks"](torch.tensor(latents.transpose(0, 3, 1, 2))).detach().numpy()
+    out = jax.jit(generator.apply)(params, jnp.asarray(latents))
+    # float32 sums in another order through five BatchNorms of the batch's own statistics.
+    np.testing.assert_allclose(out, expected.transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
+    new = jax.jit(generator.reset_first_layer)(jax.random.key(2), params)
+    changed = {name for name in params if np.any(new[name].get("kernel", 1) != params[name].get("kernel", 1))}
+    assert changed == {"conv_blocks.0"}
+    assert np.abs(new["conv_blocks.1"]["scale"]).max() < 0.1
 
 
 def test_generator_equals_torch():
@@ -308,15 +370,7 @@ def test_generator_equals_torch():
         }
     )
     params = jax.jit(small_generator().init)(jax.random.key(0))
-    state = {}
-    for module, leaves in params.items():
-        for name, leaf in leaves.items():
-            value = np.asarray(leaf)
-            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-            state[f"{module}.{'bias' if name == 'bias' else 'weight'}"] = torch.tensor(value.copy())
-    missing, unexpected = reference.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all("running" in name or "num_batches" in name for name in missing)
+    load_generator(reference, params)
 
     latents = np.asarray(jax.random.normal(jax.random.key(1), (5, 6)))
     hidden = reference["l1"](torch.tensor(latents)).reshape(5, wide, base, base)

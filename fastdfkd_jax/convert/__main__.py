@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     network = _Parser(add_help=False)
     network.add_argument("--arch", help="architecture, where the entries do not tell it")
     network.add_argument("--num-classes", type=int, help="refuse a checkpoint with another number of classes")
-    network.add_argument("--image-size", type=int, help="side of the input in pixels (default: stored, else 32)")
+    network.add_argument(
+        "--image-size", type=int, help="side of the input in pixels (default: stored, else the architecture's)"
+    )
 
     parser = _Parser(prog="python -m fastdfkd_jax.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -14,7 +14,7 @@ import numpy as np
 from fastdfkd_jax.convert import files, guess, naming
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms
+from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms, usual_image_size
 
 _USUAL = (
     "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
@@ -69,6 +69,7 @@ def find_spec(
     fields = stored | {key: value for key, value in given.items() if value is not None}
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
+    fields.setdefault("image_size", usual_image_size(fields["arch"]))
     fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}
     if not ("mean" in fields and "std" in fields):
         if needs_normalization:
@@ -110,7 +111,7 @@ def load_network(
       path: the checkpoint.
       arch: architecture; by default the stored one, else told from the entries.
       num_classes: refused where the checkpoint has another number.
-      image_size: side of the input in pixels; by default the stored one, else 32.
+      image_size: side of the input in pixels; by default the stored one, else the architecture's usual one.
       mean, std: normalisation; by default the stored one. A PyTorch file holds none: they must be given.
       dtype, conv_gradient: as `models.build`.
 

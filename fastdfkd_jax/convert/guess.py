@@ -83,13 +83,14 @@ def _wide_resnet(state: State) -> str | None:
 def _resnet(state: State) -> str | None:
     blocks = _indices(state, r"layer(\d+)\.(\d+)\.conv1\.weight")
     stem = state.get("conv1.weight")
-    # A larger stem is the ImageNet variant, which has other strides under the same names.
-    if stem is None or stem.ndim != 4 or stem.shape[-1] != 3:
+    if stem is None or stem.ndim != 4 or stem.shape[-1] not in (3, 7):
         return None
+    imagenet = stem.shape[-1] == 7
     convs = 3 if "layer1.0.conv3.weight" in state else 2
     if list(blocks) == [1, 2, 3, 4]:
-        return _FOUR_STAGES.get((tuple(blocks.values()), convs))
-    if list(blocks) != [1, 2, 3] or len(set(blocks.values())) != 1 or convs != 2:
+        arch = _FOUR_STAGES.get((tuple(blocks.values()), convs))
+        return f"{arch}_imagenet" if arch and imagenet else arch
+    if imagenet or list(blocks) != [1, 2, 3] or len(set(blocks.values())) != 1 or convs != 2:
         return None
     wide = "x4" if stem.shape[0] == 32 else ""
     kind = "b" if any(re.search(r"\.(shortcut|downsample)\.", name) for name in state) else "a"

@@ -94,7 +94,7 @@ def _wide_resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
     return _classifier(modules, forward)
 
 
-def _residual_block(inputs: int, width: int, stride: int, bottleneck: bool, shortcut: str) -> Any:
+def _residual_block(inputs: int, width: int, stride: int, bottleneck: bool, shortcut: str, name: str) -> Any:
     torch = import_torch()
     nn, relu = torch.nn, torch.relu
     outputs = 4 * width if bottleneck else width
@@ -107,7 +107,7 @@ def _residual_block(inputs: int, width: int, stride: int, bottleneck: bool, shor
         parts |= {f"conv{i}": conv, f"bn{i}": nn.BatchNorm2d(conv.out_channels)}
     changes = stride != 1 or inputs != outputs
     if changes and shortcut == "b":
-        parts["shortcut"] = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        parts[name] = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x):
         out = x
@@ -115,7 +115,7 @@ def _residual_block(inputs: int, width: int, stride: int, bottleneck: bool, shor
             out = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(out))
             out = relu(out) if i < len(convs) else out
         if changes and shortcut == "b":
-            x = self.shortcut(x)
+            x = getattr(self, name)(x)
         elif changes:
             missing = outputs - inputs
             x = nn.functional.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, missing // 2, missing - missing // 2))
@@ -131,31 +131,36 @@ def _residual_network(
     counts: tuple[int, ...],
     bottleneck: bool,
     shortcut: str,
+    imagenet: bool = False,
 ) -> Any:
     torch = import_torch()
     nn = torch.nn
-    modules = {"conv1": _conv(spec.channels, stem), "bn1": nn.BatchNorm2d(stem)}
+    stem_conv = _conv(spec.channels, stem, 7, 2) if imagenet else _conv(spec.channels, stem)
+    modules = {"conv1": stem_conv, "bn1": nn.BatchNorm2d(stem)}
+    name, head = ("downsample", "fc") if imagenet else ("shortcut", "linear")
     inputs = stem
     for s, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
         blocks = []
         for i in range(count):
-            blocks.append(_residual_block(inputs, width, 2 if i == 0 and s > 1 else 1, bottleneck, shortcut))
+            blocks.append(_residual_block(inputs, width, 2 if i == 0 and s > 1 else 1, bottleneck, shortcut, name))
             inputs = 4 * width if bottleneck else width
         modules[f"layer{s}"] = nn.Sequential(*blocks)
-    modules["linear"] = nn.Linear(inputs, spec.num_classes)
+    modules[head] = nn.Linear(inputs, spec.num_classes)
 
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
+        if imagenet:
+            x = nn.functional.max_pool2d(x, 3, 2, 1)
         for s in range(1, len(widths) + 1):
             x = getattr(self, f"layer{s}")(x)
-        return self.linear(x.mean((2, 3)))
+        return getattr(self, head)(x.mean((2, 3)))
 
     return _classifier(modules, forward)
 
 
 def _resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
     depth = int(match[1])
-    return _residual_network(spec, 64, (64, 128, 256, 512), _RESNET_STAGES[depth], depth >= 50, "b")
+    return _residual_network(spec, 64, (64, 128, 256, 512), _RESNET_STAGES[depth], depth >= 50, "b", bool(match[2]))
 
 
 def _cifar_resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
@@ -191,7 +196,7 @@ def _vgg(match: re.Match[str], spec: NetworkSpec) -> Any:
 
 _TWINS = (
     (r"wrn(\d+)_(\d+)", _wide_resnet),
-    (r"resnet(18|34|50)", _resnet),
+    (r"resnet(18|34|50)(_imagenet)?", _resnet),
     (r"resnet(\d+)(x4)?([ab])?", _cifar_resnet),
     (r"vgg(8|11|13)", _vgg),
 )

@@ -13,7 +13,7 @@ from fastdfkd_jax.models.network import (
     in_chunks,
     rematerialised,
 )
-from fastdfkd_jax.models.registry import arch_names, build, is_known
+from fastdfkd_jax.models.registry import arch_names, build, is_known, usual_image_size
 
 __all__ = [
     "Generator",
@@ -28,4 +28,5 @@ __all__ = [
     "in_chunks",
     "is_known",
     "rematerialised",
+    "usual_image_size",
 ]

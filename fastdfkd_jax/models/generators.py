@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -34,7 +35,7 @@ class Generator(NamedTuple):
       apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C] in [0, 1].
       latent_shape: shape of one latent.
       reset: `reset(key, params) -> params`, everything drawn anew (METHOD 1.5).
-      reset_first_layer: `reset_first_layer(key, params) -> params`, the first linear layer and the first
+      reset_first_layer: `reset_first_layer(key, params) -> params`, the first layer and the first
         BatchNorm drawn anew (METHOD T7).
     """
 
@@ -45,8 +46,8 @@ class Generator(NamedTuple):
     reset_first_layer: Callable[[Array, Params], Params]
 
 
-class CifarGenerator(nn.Module):
-    """Linear layer, then three convolutions with two doublings between (METHOD 1.1).
+class LinearGenerator(nn.Module):
+    """For CIFAR: a linear layer of a latent vector, then three convolutions with two doublings between (METHOD 1.1).
 
     Attributes:
       image_size: side of the images, a multiple of 4.
@@ -59,6 +60,9 @@ class CifarGenerator(nn.Module):
     width: int
     conv_gradient: str = "canonical"
     dtype: Any = jnp.float32
+
+    doublings = 2
+    first_layer = ("l1.0", "conv_blocks.0")
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
@@ -81,41 +85,90 @@ class CifarGenerator(nn.Module):
         return nn.sigmoid(at_least_float32(x))
 
 
+class SpatialGenerator(nn.Module):
+    """For ImageNet: a convolution of a latent map, four of doubled inputs, and one to the image (METHOD 1.4).
+
+    Attributes:
+      image_size: side of the images, a multiple of 16; that of the latents is a sixteenth.
+      channels: channels of the images.
+      width: channels of the last three hidden layers; the first two have twice as many.
+    """
+
+    image_size: int
+    channels: int
+    width: int
+    conv_gradient: str = "canonical"
+    dtype: Any = jnp.float32
+
+    doublings = 4
+    first_layer = ("conv_blocks.0", "conv_blocks.1")
+
+    @nn.compact
+    def __call__(self, latents: Array) -> Array:
+        """Maps f32[B, h, h, D] to images f32[B, 16h, 16h, channels] in [0, 1]."""
+        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
+
+        def activated(x: Array, name: str) -> Array:
+            norm = BatchNorm(train=True, tracked=False, dtype=self.dtype, name=name)
+            return nn.leaky_relu(norm(x), 0.2)
+
+        x = Conv(2 * self.width, **forms, name="conv_blocks.0")(latents)
+        x = activated(x, "conv_blocks.1")
+        for i, features in enumerate((2 * self.width, self.width, self.width, self.width), start=1):
+            x = DoubledConv(features, **forms, name=f"conv_blocks.{4 * i}")(x)
+            x = activated(x, f"conv_blocks.{4 * i + 1}")
+        x = Conv(self.channels, use_bias=True, **forms, name="conv_blocks.19")(x)
+        return nn.sigmoid(at_least_float32(x))
+
+
+_KINDS = {"linear": LinearGenerator, "spatial": SpatialGenerator}
+GENERATORS = tuple(_KINDS)
+
+
 def build_generator(
     image_size: int = 32,
     channels: int = 3,
     latent_dim: int = 256,
     width: int = 64,
     *,
+    kind: str = "linear",
     conv_gradient: str = "canonical",
     dtype: Any = jnp.float32,
 ) -> Generator:
-    """Builds the CIFAR generator; the defaults are the published one with 2,328,899 parameters.
+    """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
 
     Args:
-      image_size: side of the images in pixels, a multiple of 4.
+      image_size: side of the images in pixels, a multiple of 4 ('linear') or 16 ('spatial').
       channels: channels of the images.
-      latent_dim: length of a latent vector.
+      latent_dim: length of a latent vector, or channels of a latent map.
       width: channels of the last hidden layer.
+      kind: 'linear' or 'spatial'; with 224 pixels the latter is the published one for ImageNet.
       conv_gradient: 'canonical' or 'native' (`layers.Conv`).
       dtype: of the convolutions and activations; parameters and images stay float32.
 
     Raises:
-      UserError: the image size is not a positive multiple of 4, or `conv_gradient` is not known.
+      UserError: the image size is not a positive multiple, or `kind` or `conv_gradient` is not known.
     """
     check_conv_gradient(conv_gradient)
-    if image_size < 4 or image_size % 4:
-        raise UserError(f"generator: image_size must be a positive multiple of 4, found {image_size}; choose another")
-    module = CifarGenerator(image_size, channels, width, conv_gradient, dtype)
+    if kind not in _KINDS:
+        raise UserError(f"generator: expected one of {', '.join(GENERATORS)}, found {kind!r}")
+    module = _KINDS[kind](image_size, channels, width, conv_gradient, dtype)
+    factor = 2**module.doublings
+    if image_size < factor or image_size % factor:
+        raise UserError(
+            f"generator: image_size must be a positive multiple of {factor}, found {image_size}; choose another"
+        )
+    side = image_size // factor
+    latent_shape = (latent_dim,) if kind == "linear" else (side, side, latent_dim)
 
     def init(key: Array) -> Params:
-        return module.init(key, jnp.zeros((1, latent_dim)))["params"]
+        return module.init(key, jnp.zeros((1, *latent_shape)))["params"]
 
     def apply(params: Params, latents: Array) -> Array:
         images: Any = module.apply({"params": params}, latents)
         return images
 
-    return Generator(init, apply, (latent_dim,), reset, reset_first_layer)
+    return Generator(init, apply, latent_shape, reset, partial(_reset_layers, module.first_layer))
 
 
 def reset(key: Array, params: Params) -> Params:
@@ -123,12 +176,12 @@ def reset(key: Array, params: Params) -> Params:
     return _redraw(key, params, scale_mean=1.0)
 
 
-def reset_first_layer(key: Array, params: Params) -> Params:
-    """Draws the first linear layer and the first BatchNorm anew; the others stay (METHOD T7).
+def _reset_layers(names: Iterable[str], key: Array, params: Params) -> Params:
+    """Draws the first layer and the first BatchNorm, of these names, anew; the others stay (METHOD T7).
 
     Kernel and scale are N(0, 0.02), biases 0: the released code centres the scale at 0 too, unlike `reset`.
     """
-    first = {name: params[name] for name in ("l1.0", "conv_blocks.0")}
+    first = {name: params[name] for name in names}
     return {**params, **_redraw(key, first, scale_mean=0.0)}
 
 

@@ -224,6 +224,23 @@ def global_average_pool(x: Array) -> Array:
     return at_least_float32(x).mean((1, 2))
 
 
+def max_pool(x: Array) -> Array:
+    """3x3 maximum pooling of stride 2, padded by one: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C].
+
+    Maxima of three slices an axis, for the reason, and with the ties, of `halve`.
+    """
+    for axis in (1, 2):
+        outputs = -(-x.shape[axis] // 2)
+        edges = [(0, 0)] * x.ndim
+        edges[axis] = (1, 1)
+        padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+        first, middle, last = (
+            lax.slice_in_dim(padded, tap, tap + 2 * outputs - 1, stride=2, axis=axis) for tap in range(3)
+        )
+        x = jnp.maximum(jnp.maximum(first, middle), last)
+    return x
+
+
 def halve(x: Array) -> Array:
     """2x2 maximum pooling of stride 2: [B, H, W, C] to [B, H // 2, W // 2, C], an odd last row dropped.
 

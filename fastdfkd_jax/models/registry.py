@@ -26,11 +26,13 @@ class _Family(NamedTuple):
       pattern: what a name must match in full.
       usual: members to name in messages and to go through in tests.
       module: the matched name's module class with its sizes bound; None where no such member exists.
+      image_size: side of the images that the family was published for, in pixels.
     """
 
     pattern: str
     usual: tuple[str, ...]
     module: _ModuleOf
+    image_size: int = 32
 
 
 def _wide_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
@@ -57,17 +59,24 @@ _FAMILIES = (
     _Family(
         r"resnet(18|34|50)",
         ("resnet18", "resnet34", "resnet50"),
-        lambda match: partial(resnet.ResNet, int(match[1])),
+        lambda match: partial(resnet.ResNet, int(match[1]), False),
+    ),
+    _Family(
+        r"resnet(18|34|50)_imagenet",
+        ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"),
+        lambda match: partial(resnet.ResNet, int(match[1]), True),
+        image_size=224,
     ),
     _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
     _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
 )
 
 
-def _find(arch: str) -> Callable[..., Any] | None:
+def _find(arch: str) -> tuple[_Family, Callable[..., Any]] | None:
     for family in _FAMILIES:
         if match := re.fullmatch(family.pattern, arch):
-            return family.module(match)
+            module = family.module(match)
+            return None if module is None else (family, module)
     return None
 
 
@@ -81,6 +90,12 @@ def is_known(arch: str) -> bool:
     return _find(arch) is not None
 
 
+def usual_image_size(arch: str) -> int:
+    """Side, in pixels, of the images that an architecture was published for; 32 where the name is not known."""
+    found = _find(arch)
+    return 32 if found is None else found[0].image_size
+
+
 def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "canonical") -> Network:
     """Builds the network that a spec names.
 
@@ -92,13 +107,14 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
     Raises:
       UserError: the architecture or the form of the convolution's gradient is not known.
     """
-    module = _find(spec.arch)
-    if module is None:
+    found = _find(spec.arch)
+    if found is None:
         raise UserError(
             f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth "
             "or width of these families"
         )
     check_conv_gradient(conv_gradient)
+    _, module = found
 
     def make(train: bool):
         return module(num_classes=spec.num_classes, train=train, dtype=dtype, conv_gradient=conv_gradient)

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 in their CIFAR form: a 3x3 stem of stride 1, no pooling before the stages."""
+"""ResNet-18, 34 and 50, as published for ImageNet and in their CIFAR form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool
+from fastdfkd_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    end_of_block,
+    global_average_pool,
+    he_normal_fan_out,
+    max_pool,
+    torch_uniform,
+)
 
 # Blocks of each stage, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -19,14 +28,17 @@ _EXPANSION = 4
 
 
 class ResNet(nn.Module):
-    """Post-activation residual network; names are those of the common PyTorch port (METHOD section 3).
+    """Post-activation residual network; names are those of the common PyTorch ports (METHOD section 3).
 
     Attributes:
       depth: 18, 34 or 50; the last with bottlenecks that stride in their 3x3 convolution.
+      imagenet: a 7x7 stem of stride 2 and pooling before the stages, torchvision's names and initialisation; else a
+        3x3 stem of stride 1, no pooling, and the names of the CIFAR port.
       num_classes: outputs.
     """
 
     depth: int
+    imagenet: bool
     num_classes: int
     train: bool = False
     conv_gradient: str = "canonical"
@@ -35,12 +47,17 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 512 or 2048], the four stages' activations)."""
-        conv = partial(Conv, gradient=self.conv_gradient, dtype=self.dtype)
+        kernel_init = he_normal_fan_out if self.imagenet else torch_uniform
+        conv = partial(Conv, kernel_init=kernel_init, gradient=self.conv_gradient, dtype=self.dtype)
         norm = partial(BatchNorm, self.train, dtype=self.dtype)
         counts, bottleneck = DEPTHS[self.depth]
         branch = _bottleneck_branch if bottleneck else _basic_branch
 
-        x = nn.relu(norm(name="bn1")(conv(64, name="conv1")(x)))
+        stem = conv(64, 7, 2, name="conv1") if self.imagenet else conv(64, name="conv1")
+        shortcut, head = ("downsample", "fc") if self.imagenet else ("shortcut", "linear")
+
+        x = nn.relu(norm(name="bn1")(stem(x)))
+        x = max_pool(x) if self.imagenet else x
         blocks = []
         for stage, count in enumerate(counts, start=1):
             for i in range(count):
@@ -48,12 +65,12 @@ class ResNet(nn.Module):
                 name = f"layer{stage}.{i}"
                 out = branch(conv, norm, name, x, 32 * 2**stage, stride)
                 if x.shape != out.shape:
-                    x = conv(out.shape[-1], 1, stride, name=f"{name}.shortcut.0")(x)
-                    x = norm(name=f"{name}.shortcut.1")(x)
+                    x = conv(out.shape[-1], 1, stride, name=f"{name}.{shortcut}.0")(x)
+                    x = norm(name=f"{name}.{shortcut}.1")(x)
                 x = end_of_block(nn.relu(out + x))
             blocks.append(x)
         features = global_average_pool(x)
-        return Dense(self.num_classes, name="linear")(features), features, tuple(blocks)
+        return Dense(self.num_classes, name=head)(features), features, tuple(blocks)
 
 
 def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
