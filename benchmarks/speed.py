@@ -3,7 +3,8 @@
     python -m benchmarks.speed --pair wrn40_2-wrn16_1 --batch 256 --k 5 --out DIR
 
 Checks first, in double precision, that both sides compute the same losses and adapted parameters. Then every side
-runs in a process of its own; in each round every side has its turn. Writes speed.json, speed.md and speed.png to
+runs in a process of its own; in each round every side has its turn. One process can be a tenth faster than the next
+with the same program: `--starts` takes medians over several. Writes speed.json, speed.md and speed.png to
 DIR. On a GPU both sides use it.
 """
 
@@ -32,8 +33,8 @@ class Measured:
     """What was measured of one side.
 
     Attributes:
-      start_seconds: from the start of its process until the first call could start.
-      call_seconds, kd_seconds: of each round; a KD step's share of those run together.
+      start_seconds: from the start of each process until the first call could start.
+      call_seconds, kd_seconds: of each round of every start; a KD step's share of those run together.
       matrix_seconds: of a square product, each round.
       resident_bytes: before the first call, and the peak.
       device_peak_bytes: the device's own figure, where it has one.
@@ -41,7 +42,7 @@ class Measured:
       convolutions: seconds of forward pass, input gradient and kernel gradient, in the order of the list.
     """
 
-    start_seconds: float
+    start_seconds: list[float] = dataclasses.field(default_factory=list)
     call_seconds: list[float] = dataclasses.field(default_factory=list)
     kd_seconds: list[float] = dataclasses.field(default_factory=list)
     matrix_seconds: list[float] = dataclasses.field(default_factory=list)
@@ -74,51 +75,61 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         checker.close()
 
     cached = case._replace(overrides=(*overrides, ("compilation_cache", str(folder / "cache"))))
-    cold = _start_ours(cached, folder)
-    cold[0].close()
-    workers = {"ours": _start_ours(cached, folder)}
-    for form in args.sides:
-        worker = Worker("benchmarks.torch_side:TorchSide", case, folder, form)
-        workers[form] = worker, worker.start_seconds
-    measured = {name: Measured(seconds) for name, (_, seconds) in workers.items()}
-    for number in range(-1, args.rounds):  # the first round is the warm-up
+    cold, cold_seconds = _start_ours(cached, folder)
+    cold.close()
+    measured = {name: Measured() for name in ("ours", *args.sides)}
+    for start in range(args.starts):
+        workers = {"ours": _start_ours(cached, folder)}
+        for form in args.sides:
+            worker = Worker("benchmarks.torch_side:TorchSide", case, folder, form)
+            workers[form] = worker, worker.start_seconds
+        for name, (worker, seconds) in workers.items():
+            measured[name].start_seconds.append(seconds)
+            _warm_up(name, worker, measured[name])
+        for number in range(args.rounds):
+            for name, (worker, _) in workers.items():
+                _turn(f"start {start + 1}, round {number + 1}, {name}", worker, measured[name], case.kd_steps)
         for name, (worker, _) in workers.items():
             side = measured[name]
-            if number < 0:
-                side.resident_bytes = worker.resident_bytes()
-                losses, seconds = worker("call")
-                side.losses = losses[0], losses[-1]
-                worker("kd")
-                _say(f"{name}: warm-up call {seconds:.2f} s")
-                continue
-            # Memory that was given back while the others had their turn, which a run alone does not pay for.
-            worker("call")
-            worker("kd")
-            side.call_seconds.append(worker("call")[1])
-            side.kd_seconds.append(worker("kd")[1] / case.kd_steps)
-            side.matrix_seconds.append(worker("matrix_product", _MATRIX)[0])
-            _say(f"round {number + 1} {name}: call {side.call_seconds[-1]:.3f} s, KD step {side.kd_seconds[-1]:.3f} s")
-    for name, (worker, _) in workers.items():
-        side = measured[name]
-        side.resident_bytes = side.resident_bytes[0], worker.resident_bytes()[1]
-        side.device_peak_bytes = worker("peak_memory_bytes")[0]
-        if args.convolutions:
-            side.convolutions = [worker("convolution", conv)[0] for conv in convolutions]
-        worker.close()
+            side.resident_bytes = side.resident_bytes[0], max(side.resident_bytes[1], worker.resident_bytes()[1])
+            side.device_peak_bytes = worker("peak_memory_bytes")[0]
+            if args.convolutions and start + 1 == args.starts:
+                side.convolutions = [worker("convolution", conv)[0] for conv in convolutions]
+            worker.close()
 
     peak = 2 * _MATRIX**3 / min(min(side.matrix_seconds) for side in measured.values())
     return {
         "case": case._asdict() | {"overrides": dict(overrides), "teacher": Path(teacher).name},
+        "starts": args.starts,
         "rounds": args.rounds,
         "machine": machine,
         "agreement": agreement,
         "call_flops": costs.synthesis_call(case.steps),
         "kd_flops": costs.kd_step(),
         "matrix_product_flops_per_second": peak,
-        "start_seconds": {"cold": cold[1], "warm cache": workers["ours"][1]},
+        "start_seconds": {"cold": cold_seconds, "warm cache": measured["ours"].start_seconds[0]},
         "convolutions": [conv._asdict() | {"count": n, "flops": conv.flops} for conv, n in convolutions.items()],
         "sides": {name: dataclasses.asdict(side) for name, side in measured.items()},
     }
+
+
+def _warm_up(name: str, worker: Worker, side: Measured) -> None:
+    before, peak = worker.resident_bytes()
+    side.resident_bytes = before, max(side.resident_bytes[1], peak)
+    losses, seconds = worker("call")
+    side.losses = losses[0], losses[-1]
+    worker("kd")
+    _say(f"{name}: warm-up call {seconds:.2f} s")
+
+
+def _turn(title: str, worker: Worker, side: Measured, kd_steps: int) -> None:
+    # Memory that was given back while the others had their turn, which a run alone does not pay for.
+    worker("call")
+    worker("kd")
+    side.call_seconds.append(worker("call")[1])
+    side.kd_seconds.append(worker("kd")[1] / kd_steps)
+    side.matrix_seconds.append(worker("matrix_product", _MATRIX)[0])
+    _say(f"{title}: call {side.call_seconds[-1]:.3f} s, KD step {side.kd_seconds[-1]:.3f} s")
 
 
 def _start_ours(case: Any, folder: Path) -> tuple[Worker, float]:
@@ -152,7 +163,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--k", type=int, default=5, help="inner steps of a call")
     parser.add_argument("--kd-steps", type=int, default=2, help="KD steps of one turn; ours runs them in one dispatch")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=1, help="how often every side begins in a fresh process")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every side after each start")
     parser.add_argument("--sides", nargs="*", default=["plain", "tuned"], choices=TORCH_SIDES, help="of PyTorch")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--teacher", type=Path, help="a checkpoint; random weights cost the same")

@@ -15,10 +15,13 @@ def write_markdown(result: dict[str, Any]) -> str:
     """Tables of times, ratios, memory, start-up, agreement and single convolutions."""
     case, machine, sides = result["case"], result["machine"], result["sides"]
     peak = result["matrix_product_flops_per_second"]
+    rounds = f"{result['rounds']} interleaved rounds"
+    if (starts := result.get("starts", 1)) > 1:
+        rounds += f" of {starts} starts each"
     lines = [
         f"{case['pair']}, batch {case['batch']}, k = {case['steps']}, {case['precision']}; {machine['cpu']}, "
         f"{machine['cores']} cores; jax {machine['jax']}, torch {machine['torch']}; medians of "
-        f"{result['rounds']} interleaved rounds (least to most) of a call and {case['kd_steps']} KD steps.",
+        f"{rounds} (least to most) of a call and {case['kd_steps']} KD steps.",
         "",
         f"A call is {result['call_flops'] / 1e9:,.0f} GFLOP, a KD step {result['kd_flops'] / 1e9:,.0f}; the best "
         f"matrix product of the run made {peak / 1e9:,.0f} GFLOP/s.",
