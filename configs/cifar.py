@@ -55,7 +55,7 @@ def _short(config: ConfigDict) -> None:
     config.calls, config.warmup_calls = 60, 5
     config.fastdfkd.synthesis_batch = config.kd.batch = 128
     config.fastdfkd.reset_first_layer_at = 0
-    config.kd.steps_per_call = 60
+    config.kd.steps_per_call = config.kd.steps_per_dispatch = 60
     config.kd.lr = 0.1
     config.eval_every = config.checkpoint_every = 5
 
