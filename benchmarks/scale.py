@@ -91,10 +91,18 @@ def _bytes(tree: Any) -> int:
     )
 
 
+def _case(text: str) -> tuple[str, int]:
+    pair, _, batch = text.partition(":")
+    if pair.count("-") != 1 or not batch.isdigit() or batch == "0":
+        raise argparse.ArgumentTypeError(f"expected TEACHER-STUDENT:BATCH, such as {_PUBLISHED[0]}, found {text!r}")
+    return pair, int(batch)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", nargs="*", default=_PUBLISHED, metavar="TEACHER-STUDENT:BATCH")
+    published = [_case(text) for text in _PUBLISHED]
+    parser.add_argument("--pairs", nargs="*", type=_case, default=published, metavar="TEACHER-STUDENT:BATCH")
     args = parser.parse_args()
     print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.")
     print()
@@ -102,8 +110,7 @@ def main() -> None:
     columns += ("state GB", "≥ ms by work", "≥ ms by memory", "limit")
     print(f"| {' | '.join(columns)} |")
     print(f"| {' | '.join('---' for _ in columns)} |")
-    for pair, _, images in (case.partition(":") for case in args.pairs):
-        batch = int(images)
+    for pair, batch in args.pairs:
         for devices in (1, 8):
             need = needs(pair, batch, devices, "bfloat16")
             work = 1e3 * need.flops / _PEAK_FLOPS
