@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
 
     config.teacher = ConfigDict()
     config.teacher.checkpoint = ""  # .safetensors, .pth, .pt, .th, or 'digits' (shipped with the package)
+    config.teacher.graph = ""  # or a folder of convert.record --graph, of any PyTorch network
     config.teacher.arch = ""  # name as in docs/models.md; '' where the checkpoint tells
     config.teacher.num_classes = 0  # 0 where the checkpoint tells
     config.teacher.image_size = 0  # pixels; 0 where the checkpoint tells, else the architecture's: 32, or 224
@@ -23,6 +24,7 @@ def get_config() -> ConfigDict:
 
     config.student = ConfigDict()
     config.student.arch = "wrn16_1"
+    config.student.graph = ""  # in place of arch: a folder of convert.record --graph
     config.student.checkpoint = ""  # weights to start from; '' for a fresh student
 
     config.data = ConfigDict()  # for evaluation only: nothing of it reaches synthesis or distillation

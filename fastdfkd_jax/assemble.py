@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, models, parallel, pool
+from fastdfkd_jax import convert, data, distill, graph, models, parallel, pool
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, noise, representation
 from fastdfkd_jax.methods.base import Method
@@ -78,6 +78,10 @@ def assemble(config: ConfigDict) -> Parts:
 def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
     """Reads the teacher's checkpoint and requires BatchNorm of it."""
     given = config.teacher
+    if given.graph:
+        teacher, variables = _recorded_teacher(given, options)
+        convert.require_batch_norm(teacher, variables)
+        return teacher, variables
     if not given.checkpoint:
         raise UserError(
             f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "
@@ -97,6 +101,17 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
     return teacher, variables
 
 
+def _recorded_teacher(given: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
+    if given.checkpoint:
+        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
+    if not given.mean or not given.std:
+        raise UserError(
+            f"config.teacher.graph={given.graph} does not say how images are normalised: set config.teacher.mean and "
+            "config.teacher.std"
+        )
+    return graph.load(Path(given.graph).expanduser(), mean=given.mean, std=given.std, **options)
+
+
 def conv_gradient(config: ConfigDict) -> str:
     """Which form of the convolution gradients a run uses."""
     if config.conv_gradient != "auto":
@@ -106,6 +121,8 @@ def conv_gradient(config: ConfigDict) -> str:
 
 
 def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
+    if config.student.graph:
+        return _recorded_student(config, teacher, options), None
     spec = dataclasses.replace(teacher.spec, arch=config.student.arch)
     if not config.student.checkpoint:
         return models.build(spec, **options), None
@@ -118,6 +135,19 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
         std=spec.std,
         **options,
     )
+
+
+def _recorded_student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> Network:
+    """A fresh student; the recorded weights are not its own."""
+    spec, folder = teacher.spec, Path(config.student.graph).expanduser()
+    if config.student.checkpoint:
+        raise UserError("config.student.graph and config.student.checkpoint are both set: a graph starts fresh")
+    student, _ = graph.load(folder, mean=spec.mean, std=spec.std, **options)
+    for what in ("num_classes", "input_shape"):
+        found, expected = getattr(student.spec, what), getattr(spec, what)
+        if found != expected:
+            raise UserError(f"config.student.graph={folder} has {what} {found}, the teacher {expected}")
+    return student
 
 
 def _fastdfkd(config: ConfigDict, teacher: Network, student: Network, options, split) -> Method:

@@ -70,7 +70,7 @@ def validate(config: ConfigDict) -> None:
         _require(_get(config, key) > 0, config, key, "more than 0")
     _require(0 <= config.inversion.accumulator_weight < 1, config, "inversion.accumulator_weight", "in [0, 1)")
     _require(
-        models.is_known(config.student.arch),
+        bool(config.student.graph) or models.is_known(config.student.arch),
         config,
         "student.arch",
         f"one of {', '.join(models.arch_names())}",

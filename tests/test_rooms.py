@@ -22,6 +22,7 @@ ALLOWED = {
     "supervised": {"augment", "models", "data"},
     "data": {"data", "models"},
     "convert": {"convert", "models"},
+    "graph": {"graph", "convert", "models"},
     "pool": {"files"},
     "checkpoint": {"files"},
     "metrics": {"files"},

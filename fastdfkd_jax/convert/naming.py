@@ -94,7 +94,8 @@ def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    return ".".join([*path[1:-1], _LEAVES[path[0], path[-1]]])
+    # A parameter that is none of a usual layer keeps its own name.
+    return ".".join([*filter(None, path[1:-1]), _LEAVES.get((path[0], path[-1]), path[-1])])
 
 
 def _torch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Records what a PyTorch network computes, so that a conversion can be verified where torch is not.
 
     python record.py file.py:factory --checkpoint teacher.pth --out reference.npz
+    python record.py file.py:factory --checkpoint teacher.pth --graph folder
 
 This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in
 `file.py` that gives the module when called without arguments. Recorded in evaluation mode, on fixed noise as network
@@ -13,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import math
 import os
 import sys
 import traceback
+import warnings
 
 import numpy as np
 
@@ -160,6 +164,104 @@ def losses(logits, labels, moments, statistics):
     return {"cross_entropy": torch.nn.functional.cross_entropy(logits, labels), "batch_norm": distance}
 
 
+def export(module, image_size, channels):
+    """The module's graph of ATen operations for any number of images, as `torch.export` gives it in evaluation mode.
+
+    Returns:
+      What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
+      'entries', the name in the state dictionary of every parameter and buffer that a node uses; the names of the
+      'images' and of the 'output'; 'image_size', 'channels' and 'classes'.
+    """
+    import torch
+
+    example = torch.zeros(2, channels, image_size, image_size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about itself
+            program = torch.export.export(
+                module.eval().float(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
+            graph = _described(program.run_decompositions({}))
+    except RecordError:
+        raise
+    except Exception as error:
+        raise RecordError(f"torch.export cannot export the module: {_one_line(error)[:500]}") from error
+    with torch.no_grad():
+        logits = _run(module, example)[0]
+    return graph | {"image_size": image_size, "channels": channels, "classes": logits.shape[1]}
+
+
+def _described(program):
+
+    signature = program.graph_signature
+    entries = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
+    if signature.inputs_to_lifted_tensor_constants:
+        raise RecordError("the module makes tensors of its own while it runs: register them as buffers")
+    nodes, images, output = [], None, None
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name not in entries:
+                if images is not None:
+                    raise RecordError("the module takes more than one input: expected images alone")
+                images = node.name
+        elif node.op == "output":
+            output = _first_tensor(node.args[0])
+        elif node.op == "call_function":
+            nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
+        else:
+            raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
+    used = {name for node in nodes for name in _references(node["args"])}
+    return {
+        "format": 1,
+        "images": images,
+        "entries": {name: entry for name, entry in entries.items() if name in used},
+        "nodes": nodes,
+        "output": output,
+    }
+
+
+def _first_tensor(outputs):
+    """The name of what a module gives first: logits may come with features, in a tuple or a dictionary."""
+    import torch
+
+    for value in outputs.values() if isinstance(outputs, dict) else outputs:
+        if isinstance(value, torch.fx.Node):
+            return value.name
+    raise RecordError("the module gives no tensor")
+
+
+def _operation(target):
+    return f"operator.{target.__name__}" if not hasattr(target, "_schema") else str(target)
+
+
+def _arguments(node):
+    """Every argument by name, defaults included; of an operator of Python by position."""
+    if not hasattr(node.target, "_schema"):
+        return {str(i): _encoded(value) for i, value in enumerate(node.args)}
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: _encoded(given.get(a.name, a.default_value)) for a in node.target._schema.arguments}
+
+
+def _encoded(value):
+    import torch
+
+    if isinstance(value, torch.fx.Node):
+        return {"node": value.name}
+    if isinstance(value, list | tuple):
+        return [_encoded(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    return {"other": str(value)}  # a dtype, device or layout: nothing that a network's values depend on here
+
+
+def _references(value):
+    if isinstance(value, dict):
+        return {value["node"]} if "node" in value else {n for v in value.values() for n in _references(v)}
+    return {n for v in value for n in _references(v)} if isinstance(value, list) else set()
+
+
 def _to_numpy(value):
     value = value.detach().cpu()
     return (value.float() if value.is_floating_point() else value).numpy().copy()
@@ -178,7 +280,9 @@ def _parse(arguments):
     parser = _Parser(description="Record what a PyTorch network computes.")
     parser.add_argument("factory", metavar="FILE.py:FACTORY")
     parser.add_argument("--checkpoint", help="weights to load; by default those the factory gives")
-    parser.add_argument("--out", required=True, help="the .npz to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", help="the .npz to write")
+    what.add_argument("--graph", help="the folder to write: graph.json, weights.safetensors and reference.npz")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
@@ -196,6 +300,38 @@ def _write(path, arrays):
             os.remove(temporary)
 
 
+def _write_graph(folder, module, graph, result):
+    os.makedirs(folder, exist_ok=True)
+    _write(os.path.join(folder, "reference.npz"), result)
+    state = {name: _to_numpy(value) for name, value in module.state_dict().items()}
+    _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(state))
+    _write_bytes(os.path.join(folder, "graph.json"), json.dumps(graph, indent=1).encode())
+
+
+def _safetensors(state):
+    """The file format in a few lines, because this script may be where only torch and numpy are."""
+    header, offset = {}, 0
+    for name, array in state.items():
+        kind = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}[array.dtype.kind]
+        kind += "" if kind == "BOOL" else str(8 * array.itemsize)
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in state.values())
+
+
+def _write_bytes(path, content):
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
 def main(arguments=None):
     """Runs the command; returns its exit status, 2 for a mistake of the input."""
     try:
@@ -205,11 +341,14 @@ def main(arguments=None):
             load_weights(module, read_checkpoint(options.checkpoint))
         images = fixed_images((options.batch, options.channels, options.image_size, options.image_size))
         result = record(module, images)
-        _write(options.out, result)
+        if options.graph:
+            _write_graph(options.graph, module, export(module, options.image_size, options.channels), result)
+        else:
+            _write(options.out, result)
     except (RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {len(result)} arrays")
+    print(f"{options.graph or options.out}: {len(result)} arrays")
     return 0
 
 

@@ -1,0 +1,155 @@
+"""Exported graphs as networks: every BatchNorm's input moments as data, in evaluation and in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
+
+from fastdfkd_jax.graph.layout import CHANNELS_LAST, Laid, arranged, logical, plain
+from fastdfkd_jax.graph.operations import BATCH_NORM, CONVOLUTION, LINEAR, OPERATIONS
+from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, input_moments, torch_bias, torch_uniform
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+VariablePath = tuple[str, str, str]  # collection, module, leaf
+
+# What only moves numbers about is not what a stage gives.
+_MOVES = ("aten.slice.Tensor", "aten.pad.default", "aten.constant_pad_nd.default", "aten.cat.default")
+_DECAY = 0.9  # of running statistics, PyTorch's momentum 0.1
+
+
+class Graph(NamedTuple):
+    """A network as nodes.
+
+    Attributes:
+      images: name of the input.
+      output: name of the logits' node.
+      nodes: in order; each has 'name', 'op' and 'args', the arguments by PyTorch's name.
+      leaves: where in the variables that is, which a placeholder stands for.
+    """
+
+    images: str
+    output: str
+    nodes: tuple[Mapping[str, Any], ...]
+    leaves: Mapping[str, VariablePath]
+
+
+def network(graph: Graph, spec: NetworkSpec, recorded: Variables, dtype: Any, conv_gradient: str) -> Network:
+    """The graph as a network under the contract of all networks.
+
+    Args:
+      graph: nodes of known operations.
+      spec: its input and classes.
+      recorded: variables of the right shapes; parameters that `init` does not know how to draw keep these values.
+      dtype, conv_gradient: as `models.build`.
+    """
+    check_conv_gradient(conv_gradient)
+    features_of = _penultimate(graph)
+
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+        leaves = _flat(variables)
+        values: dict[str, Any] = {graph.images: Laid(images.astype(dtype), CHANNELS_LAST)}
+        found: dict[str, Any] = {}
+        batch_stats = dict(variables["batch_stats"])
+        blocks: dict[tuple[int, ...], Laid] = {}
+
+        def resolved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [resolved(item) for item in value]
+            if not isinstance(value, dict):
+                return value
+            if "float" in value:
+                return float(value["float"])
+            name = value.get("node", "")  # of others, data types and the like, no value depends
+            return plain(leaves[graph.leaves[name]].astype(dtype)) if name in graph.leaves else values.get(name)
+
+        for node in graph.nodes:
+            name, op, arguments = node["name"], node["op"], node["args"]
+            if op == BATCH_NORM:
+                x = resolved(arguments["input"])
+                y, batch, running = _batch_norm(x, _parts(node, graph, leaves), arguments["eps"], train, moments)
+                module = graph.leaves[arguments["running_mean"]["node"]][1]
+                if moments:
+                    found[module] = batch
+                if train:
+                    batch_stats[module] = running
+                values[name] = (y,)
+                continue
+            if op == CONVOLUTION:
+                arguments = arguments | {"gradient": conv_gradient}
+            value = OPERATIONS[op](**{key: resolved(argument) for key, argument in arguments.items()})
+            values[name] = value
+            if isinstance(value, Laid) and len(value.order) == 4 and op not in _MOVES:
+                blocks[value.shape[2:]] = value
+        logits = at_least_float32(logical(values[graph.output]))
+        features = at_least_float32(logical(values[features_of])) if features_of else logits
+        stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
+        return Outputs(logits, features, stages, found, batch_stats)
+
+    return Network(spec, lambda key: _fresh(key, recorded), apply)
+
+
+def _flat(variables: Variables) -> dict[Any, Array]:
+    flat: Any = flatten_dict(dict(variables))
+    return flat
+
+
+def tree(flat: Mapping[VariablePath, Array]) -> dict[str, Any]:
+    """Variables of these leaves, with both collections even where one is empty."""
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(flat))
+
+
+def _parts(node: Mapping[str, Any], graph: Graph, leaves: Mapping[Any, Array]) -> tuple[Any, ...]:
+    """Scale, shift, running mean and variance of a BatchNorm; None where it has no scale or shift."""
+    given = [node["args"][name] for name in ("weight", "bias", "running_mean", "running_var")]
+    return tuple(argument and leaves[graph.leaves[argument["node"]]] for argument in given)
+
+
+def _batch_norm(value: Laid, parts: tuple[Any, ...], epsilon: float, train: bool, wants_moments: bool):
+    """The normalised value, the moments of the input, and the running statistics after it (`layers.BatchNorm`)."""
+    scale, bias, mean, var = parts
+    last = (*(axis for axis in value.order if axis != 1), 1)
+    x = arranged(value, last)
+    batch, running = {}, {"mean": mean, "var": var}
+    if train or wants_moments:
+        batch = dict(zip(("mean", "var"), input_moments(x), strict=True))
+    if train:
+        count = x.size // x.shape[-1]
+        unbiased = batch | {"var": batch["var"] * (count / max(count - 1, 1))}
+        running = {name: _DECAY * running[name] + (1 - _DECAY) * unbiased[name] for name in running}
+        mean, var = batch["mean"], batch["var"]
+    multiplier = lax.rsqrt(var + epsilon)
+    multiplier = multiplier if scale is None else multiplier * scale
+    shift = -mean * multiplier if bias is None else bias - mean * multiplier
+    return Laid(x * multiplier.astype(x.dtype) + shift.astype(x.dtype), last), batch, running
+
+
+def _penultimate(graph: Graph) -> str | None:
+    """What the last linear layer is applied to."""
+    layers = [node["args"]["input"]["node"] for node in graph.nodes if node["op"] == LINEAR]
+    return layers[-1] if layers else None
+
+
+def _fresh(key: Array, recorded: Variables) -> dict[str, Any]:
+    """PyTorch's initial values of convolutions, linear layers and BatchNorms; other parameters as recorded."""
+    flat = _flat(recorded)
+    draws: dict[str, Callable[[Array, Any, Array | None], Array]] = {
+        "kernel": lambda key, leaf, _: torch_uniform(key, leaf.shape),
+        "bias": lambda key, leaf, kernel: (
+            jnp.zeros_like(leaf) if kernel is None else torch_bias(kernel.size // kernel.shape[-1])(key, leaf.shape)
+        ),
+        "scale": lambda key, leaf, _: jnp.ones_like(leaf),
+        "mean": lambda key, leaf, _: jnp.zeros_like(leaf),
+        "var": lambda key, leaf, _: jnp.ones_like(leaf),
+    }
+    new = {}
+    for own, (path, leaf) in zip(jax.random.split(key, len(flat)), flat.items(), strict=True):
+        draw = draws.get(path[-1])
+        new[path] = draw(own, leaf, flat.get((*path[:-1], "kernel"))) if draw else leaf
+    return tree(new)
