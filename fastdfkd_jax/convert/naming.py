@@ -109,7 +109,7 @@ def _to_torch_axes(rank: int) -> tuple[int, ...]:
     return (rank - 1, rank - 2, *range(rank - 2))
 
 
-def _from_torch_axes(rank: int) -> tuple[int, ...]:
+def from_torch_axes(rank: int) -> tuple[int, ...]:
     """Axes that take [O, I, ...] to [..., I, O]."""
     return (*range(2, rank), 1, 0)
 
@@ -184,7 +184,7 @@ def to_variables(ours: State, network: Network) -> dict[str, Any]:
     for name, entry in expected_entries(network).items():
         array = np.asarray(ours[name], np.float32)
         if entry.path[-1] == "kernel":
-            array = array.transpose(_from_torch_axes(array.ndim))
+            array = array.transpose(from_torch_axes(array.ndim))
         leaves[entry.path] = jnp.asarray(array)
     return {"params": {}, "batch_stats": {}} | unflatten_dict(leaves)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import math
 import os
@@ -170,7 +171,7 @@ def export(module, image_size, channels):
     Returns:
       What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
       'entries', the name in the state dictionary of every parameter and buffer that a node uses; the names of the
-      'images' and of the 'output'; 'image_size', 'channels' and 'classes'.
+      'images' and of the 'output'; 'image_size' and 'channels'.
     """
     import torch
 
@@ -186,13 +187,11 @@ def export(module, image_size, channels):
         raise
     except Exception as error:
         raise RecordError(f"torch.export cannot export the module: {_one_line(error)[:500]}") from error
-    with torch.no_grad():
-        logits = _run(module, example)[0]
-    return graph | {"image_size": image_size, "channels": channels, "classes": logits.shape[1]}
+    return graph | {"image_size": image_size, "channels": channels}
 
 
 def _described(program):
-
+    """An exported program as plain data."""
     signature = program.graph_signature
     entries = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     if signature.inputs_to_lifted_tensor_constants:
@@ -290,14 +289,9 @@ def _parse(arguments):
 
 
 def _write(path, arrays):
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    _write_bytes(path, content.getvalue())
 
 
 def _write_graph(folder, module, graph, result):
@@ -305,6 +299,7 @@ def _write_graph(folder, module, graph, result):
     _write(os.path.join(folder, "reference.npz"), result)
     state = {name: _to_numpy(value) for name, value in module.state_dict().items()}
     _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(state))
+    graph = graph | {"classes": result["logits"].shape[1]}
     _write_bytes(os.path.join(folder, "graph.json"), json.dumps(graph, indent=1).encode())
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.convert.files import read_state_dict
+from fastdfkd_jax.convert.naming import from_torch_axes
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.graph.network import Graph, VariablePath, network, tree
 from fastdfkd_jax.graph.operations import BATCH_NORM, CONVOLUTION, LINEAR, OPERATIONS
@@ -84,7 +85,7 @@ def _check_operations(folder: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
 def _ours(path: VariablePath, array: np.ndarray) -> jax.Array:
     """Our layout: HWIO for OIHW, [I, O] for [O, I]."""
     if path[-1] == "kernel":
-        array = array.transpose((*range(2, array.ndim), 1, 0))
+        array = array.transpose(from_torch_axes(array.ndim))
     return jnp.asarray(array, jnp.float32)
 
 
