@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, graph, models, parallel, pool
+from fastdfkd_jax import convert, data, distill, models, parallel, pool
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, noise, representation
 from fastdfkd_jax.methods.base import Method
@@ -76,40 +76,29 @@ def assemble(config: ConfigDict) -> Parts:
 
 
 def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
-    """Reads the teacher's checkpoint and requires BatchNorm of it."""
+    """Reads the teacher, a checkpoint or a recorded graph, and requires BatchNorm of it."""
     given = config.teacher
-    if given.graph:
-        teacher, variables = _recorded_teacher(given, options)
-        convert.require_batch_norm(teacher, variables)
-        return teacher, variables
-    if not given.checkpoint:
+    if given.graph and given.checkpoint:
+        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
+    path = given.graph or given.checkpoint
+    if not path:
         raise UserError(
             f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "
-            "(.safetensors, .pth, .pt or .th), or 'digits' for the one that ships with the package"
+            "(.safetensors, .pth, .pt or .th), 'digits' for the one that ships with the package, or a recorded graph "
+            "as config.teacher.graph"
         )
-    path = data.digits.TEACHER_PATH if given.checkpoint == "digits" else Path(given.checkpoint).expanduser()
     teacher, variables = convert.load_network(
-        path,
-        arch=given.arch or None,
+        data.digits.TEACHER_PATH if path == "digits" else Path(path).expanduser(),
+        arch=None if given.graph else given.arch or None,
         num_classes=given.num_classes or None,
         image_size=given.image_size or None,
         mean=given.mean or None,
         std=given.std or None,
         **options,
     )
+    convert.require_classifier(teacher)
     convert.require_batch_norm(teacher, variables)
     return teacher, variables
-
-
-def _recorded_teacher(given: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
-    if given.checkpoint:
-        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
-    if not given.mean or not given.std:
-        raise UserError(
-            f"config.teacher.graph={given.graph} does not say how images are normalised: set config.teacher.mean and "
-            "config.teacher.std"
-        )
-    return graph.load(Path(given.graph).expanduser(), mean=given.mean, std=given.std, **options)
 
 
 def conv_gradient(config: ConfigDict) -> str:
@@ -121,33 +110,22 @@ def conv_gradient(config: ConfigDict) -> str:
 
 
 def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
-    if config.student.graph:
-        return _recorded_student(config, teacher, options), None
-    spec = dataclasses.replace(teacher.spec, arch=config.student.arch)
-    if not config.student.checkpoint:
-        return models.build(spec, **options), None
-    return convert.load_network(
-        Path(config.student.checkpoint).expanduser(),
-        arch=spec.arch,
+    given, spec = config.student, teacher.spec
+    if not given.checkpoint and not given.graph:
+        return models.build(dataclasses.replace(spec, arch=given.arch), **options), None
+    path = Path(given.checkpoint or given.graph).expanduser()
+    student, variables = convert.load_network(
+        path,
+        arch=str(Path(given.graph).expanduser()) if given.graph else given.arch,
         num_classes=spec.num_classes,
         image_size=spec.image_size,
         mean=spec.mean,
         std=spec.std,
         **options,
     )
-
-
-def _recorded_student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> Network:
-    """A fresh student; the recorded weights are not its own."""
-    spec, folder = teacher.spec, Path(config.student.graph).expanduser()
-    if config.student.checkpoint:
-        raise UserError("config.student.graph and config.student.checkpoint are both set: a graph starts fresh")
-    student, _ = graph.load(folder, mean=spec.mean, std=spec.std, **options)
-    for what in ("num_classes", "input_shape"):
-        found, expected = getattr(student.spec, what), getattr(spec, what)
-        if found != expected:
-            raise UserError(f"config.student.graph={folder} has {what} {found}, the teacher {expected}")
-    return student
+    convert.require_classifier(student)
+    # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.
+    return student, variables if given.checkpoint else None
 
 
 def _fastdfkd(config: ConfigDict, teacher: Network, student: Network, options, split) -> Method:

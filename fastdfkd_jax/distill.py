@@ -102,7 +102,8 @@ def make_step(
 
         def objective(params: Tree):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            outputs = student.apply(variables, images, train=True)
+            # Of the views' key, so that a student without dropout meets the same views as ever.
+            outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
             return loss(outputs, target), outputs
 
         (value, outputs), grads = jax.value_and_grad(objective, has_aux=True)(state.params)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import warnings
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import convert, graph, main
-from fastdfkd_jax.convert import record
+from fastdfkd_jax import convert, main
+from fastdfkd_jax.convert import checkpoints, naming, record
+from fastdfkd_jax.convert.__main__ import main as convert_main
+from fastdfkd_jax.convert.graph import network as graph_network
+from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
 from fastdfkd_jax.models import NetworkSpec
 
 torch = pytest.importorskip("torch")
@@ -35,7 +39,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("old", "new"), SHAPES)
 def test_a_reshape_is_the_logical_one_however_the_array_lies(old, new):
-    x = jnp.arange(math.prod(old)).reshape(old)
+    x = np.arange(math.prod(old)).reshape(old)
     for order in itertools.permutations(range(len(old))):
         value = reshaped(Laid(arranged(plain(x), order), order), new)
         np.testing.assert_array_equal(logical(value), x.reshape(new))
@@ -82,6 +86,38 @@ def shuffle(x):
     return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
 
 
+class ChannelAttention(nn.Module):
+    """A convolution along the channels, and a softmax over two of them stacked."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        mean = x.mean((2, 3))
+        weight = torch.sigmoid(self.conv(mean[:, None])).transpose(1, 2)[..., None]
+        both = torch.softmax(torch.stack([x, x * weight], 1), 1)
+        return (both * both).sum(1)
+
+
+class Blur(nn.Module):
+    """A kernel that is a buffer and does not train, in the state dictionary or not."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        kernel = torch.tensor([1.0, 2, 1])[:, None] * torch.tensor([1.0, 2, 1]) / 16
+        self.register_buffer("kernel", kernel.expand(8, 1, 3, 3).clone(), persistent=persistent)
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.kernel, stride=2, groups=x.shape[1])
+
+
+def assigned(x):
+    x = x.clone()
+    x[:, 2:4] = x[:, 4:6] * 2
+    return x
+
+
 F = nn.functional
 FUNCTIONS = {
     "relu and residual": lambda: lambda x: torch.relu(x) + x,
@@ -101,6 +137,15 @@ FUNCTIONS = {
     "oblong": lambda: nn.Conv2d(8, 8, (1, 5), (1, 2), (0, 2)),
     "squeeze-excite": SqueezeExcite,
     "channel shuffle": lambda: shuffle,
+    "channel attention": ChannelAttention,
+    "blur": lambda: Blur(True),
+    "blur, not in the state": lambda: Blur(False),
+    "tensor made on the way": lambda: lambda x: x * torch.tensor([0.5, 2.0]).repeat(4)[:, None, None],
+    "assignment": lambda: assigned,
+    "padding by name": lambda: nn.Conv2d(8, 8, (3, 5), padding="same"),
+    "edges repeated": lambda: lambda x: F.pad(x, (2, 1, 0, 1), mode="replicate"),
+    "edges reflected": lambda: lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"),
+    "selection": lambda: lambda x: x[:, 1][:, None] * x,
     "maximum": lambda: nn.MaxPool2d(3, 2, 1),
     "maximum, rounded up": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
     "maximum, dilated": lambda: nn.MaxPool2d(2, 1, dilation=2),
@@ -126,13 +171,21 @@ def recorded(module, folder, size=8, channels=3):
     with torch.no_grad():
         module.eval()(torch.zeros(2, channels, size, size))  # lazy layers take their shapes
     result = record.record(module, record.fixed_images((3, channels, size, size)))
-    record._write_graph(folder, module, record.export(module, size, channels), result)
+    record.write_graph(folder, record.export(module, size, channels), result, {})
     return result
+
+
+def load(folder, dtype=jnp.float32):
+    """The network of a folder and its variables, in any precision."""
+    opened = checkpoints.open_checkpoint(folder, **STATISTICS)
+    network = opened.build(dtype=dtype)
+    variables = naming.to_variables(opened.state, network)
+    return network, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), variables)
 
 
 def assert_equal(folder, reference):
     """Logits, moments and the gradient of the cross-entropy, in double precision where `record` has it so."""
-    network, variables = graph.load(folder, **STATISTICS)
+    network, variables = load(folder)
     images, labels = reference["images"].transpose(0, 2, 3, 1), reference["labels"]
     out = jax.jit(lambda v, x: network.apply(v, x, moments=True))(variables, images)
     np.testing.assert_allclose(out.logits, reference["logits"], rtol=1e-4, atol=1e-5)
@@ -142,8 +195,7 @@ def assert_equal(folder, reference):
         for part in ("mean", "var"):
             np.testing.assert_allclose(out.moments[name][part], reference[f"moments/{name}/{part}"], 1e-4, 1e-5)
     with jax.enable_x64(True):
-        network, variables = graph.load(folder, **STATISTICS, dtype=jnp.float64)
-        variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), variables)
+        network, variables = load(folder, jnp.float64)
 
         def loss(x):
             log_p = jax.nn.log_softmax(network.apply(variables, x).logits)
@@ -169,7 +221,7 @@ def test_a_network_equals_torch(tmp_path, arch, size):
 def test_a_student_trains_as_in_torch_and_goes_back_to_it(tmp_path):
     module = seeded_twin(NetworkSpec("wrn10_1", 7))
     recorded(module, tmp_path, 32)
-    network, variables = graph.load(tmp_path, **STATISTICS)
+    network, variables = load(tmp_path)
     fresh = network.init(jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, variables)
     images = record.fixed_images((8, 3, 32, 32))
@@ -197,7 +249,7 @@ def test_the_command_writes_a_folder_that_torch_is_not_needed_for(tmp_path, caps
     folder = tmp_path / "graph"
     arguments = [f"{tmp_path / 'net.py'}:make", "--channels", "1", "--image-size", "12", "--graph", str(folder)]
     assert record.main(arguments) == 0, capsys.readouterr().err
-    network, variables = graph.load(folder, mean=(0.5,), std=(0.5,))
+    network, variables = convert.load_network(folder, mean=(0.5,), std=(0.5,))
     assert network.spec == NetworkSpec("graph", 6, 12, 1, (0.5,), (0.5,))
     assert {name: set(leaves) for name, leaves in variables["params"].items()} == {
         "0": {"kernel", "bias"}, "1": {"scale", "bias"}, "4": {"kernel", "bias"},
@@ -206,6 +258,167 @@ def test_the_command_writes_a_folder_that_torch_is_not_needed_for(tmp_path, caps
     out = network.apply(variables, reference["images"].transpose(0, 2, 3, 1))
     np.testing.assert_allclose(out.logits, reference["logits"], rtol=1e-5, atol=1e-6)
     assert out.features.shape == (2, 4)
+
+
+class Dropped(nn.Module):
+    """Dropouts of both kinds, one in place, a layer that evaluation does not use, and tied layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.again = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.again.weight = self.second.weight
+        self.norm = nn.BatchNorm2d(8, momentum=0.3)
+        self.fc, self.auxiliary = nn.Linear(8, 5), nn.Linear(8, 5)
+        self.register_buffer("unused", torch.arange(3))
+        self.drop, self.drop_channels = nn.Dropout(0.25, inplace=True), nn.Dropout2d(0.5)
+
+    def forward(self, x):
+        x = self.drop_channels(self.again(self.second(self.first(x))))
+        x = self.drop(torch.relu(self.norm(x)))
+        x = x.mean((2, 3))
+        return (self.fc(x), self.auxiliary(x)) if self.training else self.fc(x)
+
+
+def test_dropout_drops_in_training_where_it_has_a_key(tmp_path):
+    torch.manual_seed(0)
+    recorded(Dropped(), tmp_path)
+    network, variables = load(tmp_path)
+    images = jnp.ones((64, 8, 8, 3))
+
+    def logits(**how):
+        return network.apply(variables, images, **how).logits
+
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(logits(key=key), logits())
+    np.testing.assert_array_equal(logits(train=True, key=key), logits(train=True, key=key))
+    assert not np.allclose(logits(train=True, key=key), logits(train=True))
+    assert not np.allclose(logits(train=True, key=key), logits(train=True, key=jax.random.key(1)))
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(False, 0.25), (True, 0.5), (False, 1.0), (True, 0.0)])
+def test_dropout_keeps_its_share_and_the_mean(channels, rate):
+    x = Laid(jnp.ones((200, 4, 4, 50)), (0, 2, 3, 1))
+    y = np.asarray(graph_network._dropout(jax.random.key(0), x, rate, channels).array)
+    assert set(np.unique(y)) <= {0.0, np.float32(1 / (1 - rate)) if rate < 1 else 0.0}
+    assert abs((y == 0).mean() - rate) < 0.02
+    whole = (y == y[:, :1, :1]).all((1, 2)).mean()
+    assert whole == 1 if channels or rate == 1 else whole < 0.1
+
+
+def test_ties_unused_layers_and_momentum_go_with_a_student(tmp_path):
+    module = Dropped()
+    recorded(module, tmp_path)
+    network, variables = load(tmp_path)
+    assert set(variables["params"]) - {"second", "again"} == {"first", "norm", "fc"}
+    assert len(set(variables["params"]) & {"second", "again"}) == 1
+    fresh = network.init(jax.random.key(0))
+    out = network.apply(fresh, jnp.ones((4, 8, 8, 3)), train=True, moments=True)
+    moved = out.batch_stats["norm"]["mean"]
+    np.testing.assert_allclose(moved, 0.3 * out.moments["norm"]["mean"], rtol=1e-5)
+    convert.save_network(tmp_path / "student.pth", network, fresh)
+    module.load_state_dict(torch.load(tmp_path / "student.pth", weights_only=True), strict=True)
+    torch.testing.assert_close(module.second.weight, module.again.weight, rtol=0, atol=0)
+    x = record.fixed_images((2, 3, 8, 8))
+    expected = network.apply(fresh, x.transpose(0, 2, 3, 1)).logits
+    np.testing.assert_allclose(module.eval()(torch.tensor(x)).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def programs(module):
+    """The module as `torch.export` gives it, and with everything decomposed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(module.eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes)
+        return {"training": program, "decomposed": program.run_decompositions()}
+
+
+def save(program, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path)
+
+
+@pytest.mark.parametrize("dialect", ["training", "decomposed"])
+def test_a_saved_program_is_recorded_as_its_module_is(tmp_path, dialect, capsys):
+    torch.manual_seed(0)
+    module = Function(
+        nn.Sequential(nn.Hardswish(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.MaxPool2d(2), nn.SiLU())
+    )
+    expected = recorded(module, tmp_path / "module")
+    save(programs(module)[dialect], tmp_path / "net.pt2")
+    arguments = ["--graph", str(tmp_path / "program"), "--batch", "3"]
+    assert record.main([str(tmp_path / "net.pt2"), *arguments]) == 0, capsys.readouterr().err
+    with np.load(tmp_path / "program" / "reference.npz") as found:
+        for name in ("logits", "moments/norm/mean", "gradient/cross_entropy", "gradient/batch_norm"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    assert_equal(tmp_path / "program", expected)
+    opened = checkpoints.open_checkpoint(tmp_path / "program", **STATISTICS)
+    fresh = opened.build().init(jax.random.key(0))
+    assert {"kernel", "bias"} == set(fresh["params"]["fc"]), "a linear layer stays one"
+    module.load_state_dict({n: torch.tensor(a) for n, a in naming.state_of(opened.build(), fresh).items()}, strict=True)
+
+
+def fixed_batch(module):
+    return torch.export.export(module.eval(), (torch.zeros(2, 3, 8, 8),))
+
+
+def in_training(module):
+    shapes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(module.train(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes)
+
+
+@pytest.mark.parametrize(
+    ("export", "more", "words"),
+    [
+        (fixed_batch, (), "takes batches of 2 only"),
+        (in_training, (), "exported in training mode"),
+        (lambda module: programs(module)["training"], ("--image-size", "16"), "takes images of 3x8x8"),
+        (lambda module: programs(module)["training"], ("--checkpoint", "x.pth"), "has its weights"),
+        (lambda module: programs(module)["training"], ("--mean", "0.5"), "--mean has 1 numbers, expected 3"),
+        (None, (), "is not a program that torch.export.save wrote"),
+    ],
+)
+def test_programs_that_cannot_be_recorded_are_refused(tmp_path, export, more, words, capsys):
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"no archive")
+    if export is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = Function(nn.ReLU())
+            module.eval()(torch.zeros(2, 3, 8, 8))
+            save(export(module), path)
+    assert record.main([str(path), "--graph", str(tmp_path / "graph"), *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "graph").exists()
+
+
+class Segmenter(nn.Module):
+    """Dilated, resized to the image, in a dictionary, as torchvision's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.wide, self.head = nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.head(torch.relu(self.wide(torch.relu(self.norm(self.down(x))))))
+        y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return OrderedDict(out=y, aux=y * 2)
+
+
+def test_a_segmentation_network_gives_a_map_and_is_verified(tmp_path, capsys):
+    torch.manual_seed(0)
+    reference = recorded(Segmenter(), tmp_path)
+    network, variables = load(tmp_path)
+    assert network.spec.task == "segmentation"
+    logits = network.apply(variables, reference["images"].transpose(0, 2, 3, 1)).logits
+    np.testing.assert_allclose(logits.transpose(0, 3, 1, 2), reference["logits"], rtol=1e-4, atol=1e-5)
+    assert convert_main(["verify", str(tmp_path)]) == 0, capsys.readouterr()
+    config = tiny_config(teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,) * 3)
+    config.teacher.std = (0.5,) * 3
+    with pytest.raises(UserError, match="is for segmentation: expected a classifier"):
+        main.run(config, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +446,9 @@ def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"teacher__mean": ()}, "does not say how images are normalised"),
+        ({"teacher__mean": ()}, "does not say how its images are normalised"),
         ({"teacher__checkpoint": "digits"}, "are both set"),
-        ({"student__checkpoint": "x.pth"}, "are both set"),
+        ({"student__checkpoint": "x.pth"}, r"no checkpoint x\.pth"),
     ],
 )
 def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path, changes, words):
@@ -251,19 +464,19 @@ def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path,
 def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path):
     recorded(Function(lambda x: torch.special.erf(torch.cumsum(torch.cumsum(x, 1), 2))), tmp_path)
     with pytest.raises(UserError, match=r"not known: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"):
-        graph.load(tmp_path, **STATISTICS)
+        load(tmp_path)
 
 
 def test_what_is_not_a_recorded_graph_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a recorded graph"):
-        graph.load(tmp_path, **STATISTICS)
+        load(tmp_path)
     recorded(Function(nn.ReLU()), tmp_path)
-    with pytest.raises(UserError, match="need 3 numbers each, found 1 and 3"):
-        graph.load(tmp_path, mean=(0.5,), std=(0.5, 0.5, 0.5))
+    with pytest.raises(UserError, match="mean has 1 numbers, expected 3"):
+        convert.load_network(tmp_path, mean=(0.5,), std=(0.5, 0.5, 0.5))
     text = json.loads((tmp_path / "graph.json").read_text())
     (tmp_path / "graph.json").write_text(json.dumps(text | {"format": 9}))
-    with pytest.raises(UserError, match="format 9, expected 1"):
-        graph.load(tmp_path, **STATISTICS)
+    with pytest.raises(UserError, match="format 9, expected 2"):
+        load(tmp_path)
     (tmp_path / "graph.json").write_text(json.dumps(text | {"entries": text["entries"] | {"p_x": "x.weight"}}))
     with pytest.raises(UserError, match=r"lacks x\.weight"):
-        graph.load(tmp_path, **STATISTICS)
+        load(tmp_path)

@@ -11,6 +11,7 @@ from jax import lax
 
 from fastdfkd_jax.models import convolution, kernel_gradient, layers, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
+from fastdfkd_jax.models.general_convolution import general_conv, merged_groups
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
 SUMMATION = 1e-5
@@ -340,3 +341,45 @@ def test_default_initialisations_have_torch_bounds_and_published_deviations():
 def test_flat_draw_is_the_draw_of_the_shape():
     key, shape = jax.random.key(3), (3, 2, 5)
     np.testing.assert_array_equal(layers.flat_normal(key, shape), jax.random.normal(key, shape))
+
+
+GENERAL = {
+    "depthwise": (6, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 6),
+    "depthwise, strided": (6, 6, (5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1), 6),
+    "depthwise, rows that no window sees": (6, 6, (3, 3), (3, 2), ((0, 1), (1, 0)), (1, 1), 6),
+    "depthwise, dilated": (6, 6, (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 6),
+    "narrow groups": (48, 96, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 24),
+    "three groups": (6, 9, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 3),
+    "two filters a channel": (6, 12, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 6),
+    "dilated": (6, 5, (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 1),
+    "one row": (6, 5, (1, 7), (1, 2), ((0, 0), (3, 3)), (1, 1), 1),
+    "padded behind": (6, 5, (3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1), 1),
+    "usual": (6, 5, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+}
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+@pytest.mark.parametrize("name", GENERAL)
+def test_general_convolution_equals_native(name, in_scan):
+    inputs, outputs, size, stride, edges, dilation, groups = GENERAL[name]
+    x, kernel = draw(0, 2, 11, 9, inputs), draw(1, *size, inputs // groups, outputs)
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, stride, edges, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    def general(x, kernel):
+        return general_conv(x, kernel, stride, edges, dilation, groups)
+
+    found, expected = (value_and_gradients(conv, in_scan)(x, kernel) for conv in (general, native))
+    assert_close(found, expected, SUMMATION)
+
+
+@pytest.mark.parametrize(("groups", "inputs", "blocks"), [(32, 4, 4), (25, 16, 5), (3, 2, 1), (2, 64, 2), (7, 5, 1)])
+def test_narrow_groups_are_merged_into_a_few_wide_ones(groups, inputs, blocks):
+    merged = merged_groups(jnp.ones((3, 3, inputs, groups * 2)), groups)
+    assert len(merged) == blocks
+    assert {block.shape for block in merged} == {(3, 3, groups // blocks * inputs, groups // blocks * 2)}
+    assert sum(int((block != 0).sum()) for block in merged) == 9 * inputs * groups * 2

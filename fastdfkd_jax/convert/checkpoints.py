@@ -1,17 +1,18 @@
-"""Checkpoints as networks: `load_network` and `save_network`, and the spec that goes with the weights."""
+"""Checkpoints and recorded graphs as networks: `load_network` and `save_network`, and the spec of the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax.convert import files, guess, naming
+from fastdfkd_jax.convert import files, graph, guess, naming
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms, usual_image_size
@@ -26,7 +27,7 @@ class Source(NamedTuple):
     """A checkpoint as read, by its own names.
 
     Attributes:
-      path: the file.
+      path: the file, or the folder of a recorded graph.
       state: f32 arrays and int64 counters.
       metadata: what `save_network` stored beside them; {} for a file of another origin.
     """
@@ -36,9 +37,91 @@ class Source(NamedTuple):
     metadata: dict[str, Any]
 
 
+class Build(Protocol):
+    """Gives the network of a checkpoint; the arguments are those of `models.build`."""
+
+    def __call__(self, *, dtype: Any = ..., conv_gradient: str = ...) -> Network: ...
+
+
+class Opened(NamedTuple):
+    """A checkpoint and the network that it belongs to.
+
+    Attributes:
+      source: as read.
+      build: gives the network in any precision.
+      state: the source's arrays under our names, checked.
+      naming: how the source's own names differ.
+    """
+
+    source: Source
+    build: Build
+    state: dict[str, np.ndarray]
+    naming: Naming
+
+
 def read_source(path: str | os.PathLike[str]) -> Source:
     """Reads a checkpoint of any kind (`files.read_state_dict`)."""
     return Source(Path(path), *files.read_state_dict(path))
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, needs_normalization: bool = True, **known) -> Opened:
+    """Reads and checks a checkpoint, or the folder of a recorded graph, for what it is.
+
+    Args:
+      path: the file or folder.
+      needs_normalization, known: as `find_spec`; `arch` may be the folder of a recorded graph, whose weights these
+        are.
+
+    Raises:
+      UserError: the source is not sound, or something needed is not known.
+    """
+    arch = known.get("arch")
+    if Path(path).is_dir():
+        if arch not in (None, graph.ARCH, str(path)):
+            raise UserError(f"{path} is a recorded graph, expected {arch}: leave --arch out")
+        recorded = graph.read(path)
+        return _open_graph(recorded, Source(recorded.folder, recorded.state, {}), needs_normalization, **known)
+    source = read_source(path)
+    if arch is not None and Path(arch).is_dir():
+        return _open_graph(graph.read(arch), source, needs_normalization, **known)
+    spec = find_spec(source, needs_normalization=needs_normalization, **known)
+    return Opened(source, partial(build, spec), *understand(source, build(spec)))
+
+
+def _open_graph(
+    recorded: graph.Recorded,
+    source: Source,
+    needs_normalization: bool,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Opened:
+    """Weights, the folder's own or others, as those of a recorded graph."""
+    description = recorded.description
+    for key, wanted in (("classes", num_classes), ("image_size", image_size)):
+        if wanted not in (None, description[key]):
+            raise UserError(f"{recorded.folder} has {key} {description[key]}, expected {wanted}")
+    known = {**description, **source.metadata, **({"mean": mean} if mean else {}), **({"std": std} if std else {})}
+    fields = {key: known.get(key) for key in ("mean", "std")}
+    if None in fields.values():
+        if needs_normalization:
+            raise _not_normalised(source.path)
+        fields = dict.fromkeys(fields, (0.5,) * description["channels"])
+    # Buffers that do not train come with the weights.
+    recorded = recorded._replace(weights=recorded.weights | source.state)
+    builder = partial(graph.build, recorded, **fields)
+    network = builder()
+    _check_spec(network.spec)
+    return Opened(source, builder, *understand(source, network))
+
+
+def _not_normalised(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not say how its images are normalised: give --mean and --std (for instance {_USUAL})"
+    )
 
 
 def find_spec(
@@ -69,14 +152,13 @@ def find_spec(
     fields = stored | {key: value for key, value in given.items() if value is not None}
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
+    if fields["arch"] == graph.ARCH:
+        raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
     fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}
     if not ("mean" in fields and "std" in fields):
         if needs_normalization:
-            raise UserError(
-                f"{source.path} does not say how its images are normalised: give --mean and --std "
-                f"(for instance {_USUAL})"
-            )
+            raise _not_normalised(source.path)
         fields |= dict.fromkeys(("mean", "std"), (0.5,) * fields["channels"])
     fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
     spec = NetworkSpec(**fields)
@@ -105,11 +187,11 @@ def load_network(
     dtype: Any = jnp.float32,
     conv_gradient: str = "canonical",
 ) -> tuple[Network, dict[str, Any]]:
-    """Loads a network from our own `.safetensors` or directly from a PyTorch file.
+    """Loads a network from our own `.safetensors`, a PyTorch file or the folder of a recorded graph.
 
     Args:
-      path: the checkpoint.
-      arch: architecture; by default the stored one, else told from the entries.
+      path: the checkpoint or folder.
+      arch: architecture, or the folder of a recorded graph; by default the stored one, else told from the entries.
       num_classes: refused where the checkpoint has another number.
       image_size: side of the input in pixels; by default the stored one, else the architecture's usual one.
       mean, std: normalisation; by default the stored one. A PyTorch file holds none: they must be given.
@@ -121,10 +203,9 @@ def load_network(
     Raises:
       UserError: the file is not a sound checkpoint of this architecture, or the normalisation is not known.
     """
-    source = read_source(path)
-    spec = find_spec(source, arch=arch, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
-    network = build(spec, dtype=dtype, conv_gradient=conv_gradient)
-    return network, naming.to_variables(understand(source, network)[0], network)
+    opened = open_checkpoint(path, arch=arch, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
+    network = opened.build(dtype=dtype, conv_gradient=conv_gradient)
+    return network, naming.to_variables(opened.state, network)
 
 
 def understand(source: Source, network: Network) -> tuple[dict[str, np.ndarray], Naming]:
@@ -153,7 +234,7 @@ def save_network(
     Raises:
       UserError: another suffix, torch is needed and not installed, or the file cannot be written.
     """
-    write_state(path, naming.to_state_dict(variables), dict(metadata or {}) | dataclasses.asdict(network.spec))
+    write_state(path, naming.state_of(network, variables), dict(metadata or {}) | dataclasses.asdict(network.spec))
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -186,3 +267,13 @@ def require_batch_norm(network: Network, variables: Mapping[str, Any]) -> None:
             f"the teacher {network.spec.arch} has no BatchNorm layers, whose statistics this method "
             "inverts: choose a teacher with BatchNorm"
         )
+
+
+def require_classifier(network: Network) -> None:
+    """Refuses a network that does not give one row of logits an image.
+
+    Raises:
+      UserError: it has another task.
+    """
+    if network.spec.task != "classification":
+        raise UserError(f"the network {network.spec.arch} is for {network.spec.task}: expected a classifier")

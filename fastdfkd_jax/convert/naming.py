@@ -28,7 +28,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Names of one part of a network in different code bases; RepDistiller and torchvision say fc and downsample.
 ALIASES = (("linear", "fc", "classifier"), ("shortcut", "downsample"))
 
+# Leaf of a parameter that belongs to no usual layer; its module's name is the entry's whole one.
+WHOLE = "value"
+
 _LEAVES = {
+    ("params", WHOLE): "",
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
@@ -80,8 +84,8 @@ def common_prefix(names: Iterable[str]) -> str:
 
 def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
     """Finds the prefix and the aliases under which `names` are the `expected` ones as far as possible."""
-    names = list(names)
-    prefix = common_prefix(names)
+    names, expected = list(names), list(expected)
+    prefix = common_prefix(names).removesuffix(common_prefix(expected))
     theirs = {part for name in names for part in name.removeprefix(prefix).split(".")}
     ours = {part for name in expected for part in name.split(".")}
     pairs = []
@@ -94,8 +98,7 @@ def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    # A parameter that is none of a usual layer keeps its own name.
-    return ".".join([*filter(None, path[1:-1]), _LEAVES.get((path[0], path[-1]), path[-1])])
+    return ".".join(filter(None, (*path[1:-1], _LEAVES[path[0], path[-1]])))
 
 
 def _torch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
@@ -148,6 +151,14 @@ def to_state_dict(variables: Mapping[str, Any], num_batches_tracked: int | None 
     return state
 
 
+def state_of(network: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The network's whole state dictionary, which its PyTorch module loads with `strict=True`."""
+    if network.others is None:
+        return to_state_dict(variables)
+    state = to_state_dict(variables, num_batches_tracked=None) | dict(network.others.fixed)
+    return state | {name: state[owner] for name, owner in network.others.ties.items()}
+
+
 def from_state_dict(state: State, network: Network) -> dict[str, Any]:
     """Gives a PyTorch state dictionary as the network's variables.
 
@@ -191,13 +202,15 @@ def to_variables(ours: State, network: Network) -> dict[str, Any]:
 
 def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: Network) -> None:
     """Refuses a state dictionary that is not this network's, with all that is wrong in one line."""
-    counters = {f"{name}.{COUNTER}" for name in batch_norm_names(expected)}
+    known = {f"{name}.{COUNTER}" for name in batch_norm_names(expected)}
+    if network.others is not None:
+        known |= {*network.others.fixed, *network.others.ties}
     present = [name for name in expected if name in ours]
     fitting = [name for name in present if _fits(ours[name], expected[name])]
     variances = [name for name in fitting if name.endswith("running_var")]
     faults = {
         "missing": [n for n in expected if n not in ours],
-        "not used": [n for n in ours if n not in expected and n not in counters],
+        "not used": [n for n in ours if n not in expected and n not in known],
         "mis-shaped": [n for n in present if n not in fitting],
         "not finite": [n for n in fitting if not np.isfinite(ours[n]).all()],
         "negative variance": [n for n in variances if (ours[n] < 0).any()],
@@ -212,7 +225,8 @@ def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: 
     if parts:
         arch, classes = network.spec.arch, network.spec.num_classes
         bare = "" if batch_norm_names(ours) else " (it has no BatchNorm)"
-        raise UserError(f"not a sound {arch} of {classes} classes{bare}: {'; '.join(parts)}; check --arch")
+        mend = "check --arch" if network.others is None else "expected weights of the recorded module"
+        raise UserError(f"not a sound {arch} of {classes} classes{bare}: {'; '.join(parts)}; {mend}")
     _warn_of_zeros({naming.to_source(name): ours[name] for name in variances})
 
 

@@ -2,12 +2,13 @@
 
     python record.py file.py:factory --checkpoint teacher.pth --out reference.npz
     python record.py file.py:factory --checkpoint teacher.pth --graph folder
+    python record.py program.pt2 --graph folder
 
 This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in
 `file.py` that gives the module when called without arguments. Recorded in evaluation mode, on fixed noise as network
 input: the logits, the mean and biased variance of every BatchNorm's input, the gradients of two losses
-with respect to the image, and the state dictionary. The checkpoint is read with `weights_only=True`; the
-file.py itself is executed, so name only code that you trust.
+with respect to the image, and the state dictionary. `program.pt2` is what `torch.export.save` wrote. The
+checkpoint is read with `weights_only=True`; the file.py itself is executed, so name only code that you trust.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import numpy as np
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+BATCH_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
+DROPOUTS = {"aten.dropout": False, "aten.feature_dropout": True}  # whether whole channels are dropped
+_LIBRARIES = []  # kept, because a library that is collected takes its operations with it
 
 
 class RecordError(Exception):
@@ -100,16 +104,17 @@ def record(module, images):
     Returns:
       NumPy arrays: 'images', 'labels', 'logits', 'moments/NAME/mean' and '/var' of every BatchNorm,
       'state/NAME', and 'gradient/cross_entropy' and 'gradient/batch_norm' of `losses` in double
-      precision, because in single precision rounding decides the ReLUs nearest to their kink.
+      precision, because in single precision rounding decides the ReLUs nearest to their kink. Labels are
+      [batch], or [batch, height, width] where the logits are a map.
     """
     import torch
 
-    module = module.eval().float()
+    module = (module if _is_exported(module) else module.eval()).float()
     result = {"images": images}
     result |= {f"state/{name}": _to_numpy(value) for name, value in module.state_dict().items()}
     with torch.no_grad():
         logits, moments, _ = _run(module, torch.from_numpy(np.array(images)))
-    labels = torch.arange(len(logits)) % logits.shape[1]
+    labels = _labels(logits.shape)
     result |= {"labels": labels.numpy(), "logits": _to_numpy(logits)}
     for name, (mean, var) in moments.items():
         result |= {f"moments/{name}/mean": _to_numpy(mean), f"moments/{name}/var": _to_numpy(var)}
@@ -123,35 +128,81 @@ def record(module, images):
     return result
 
 
+def _labels(shape):
+    """Another class for every image, and in a map for every pixel from one to the next."""
+    import torch
+
+    batch, classes, *size = shape
+    labels = torch.arange(batch)
+    for length in size:
+        labels = labels[..., None] + torch.arange(length)
+    return labels % classes
+
+
 def _run(module, x):
     """Logits, and by BatchNorm the moments of its input and its running statistics."""
     import torch
 
-    moments, statistics, handles = {}, {}, []
+    moments, statistics = {}, {}
 
-    def watch(name, layer):
-        def hook(_, inputs):
-            x = inputs[0].clone()  # a later in-place operation must not reach what the gradient needs
-            moments[name] = (x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
-            statistics[name] = (layer.running_mean, layer.running_var)
+    def see(name, x, mean, var):
+        x = x.clone()  # a later in-place operation must not reach what the gradient needs
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        moments[name] = (x.mean(axes), x.var(axes, unbiased=False))
+        statistics[name] = (mean, var)
 
-        return hook
-
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
-            handles.append(layer.register_forward_pre_hook(watch(name, layer)))
     try:
-        logits = module(x)
+        logits = _run_exported(module, x, see) if _is_exported(module) else _run_watched(module, x, see)
     except Exception as error:
         shape = "x".join(map(str, x.shape))
         raise RecordError(f"the module fails on {x.dtype} images of {shape}: {_one_line(error)}") from error
+    logits = next(iter(logits.values()), None) if isinstance(logits, dict) else logits
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 4):
+        raise RecordError("the module gives logits neither of shape [batch, classes] nor [batch, classes, h, w]")
+    return logits, moments, statistics
+
+
+def _run_watched(module, x, see):
+    """Runs a module whose BatchNorms are modules; `see(name, input, mean, var)` is told of each."""
+    import torch
+
+    handles = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+
+            def hook(layer, inputs, name=name):
+                see(name, inputs[0], layer.running_mean, layer.running_var)
+
+            handles.append(layer.register_forward_pre_hook(hook))
+    try:
+        return module(x)
     finally:
         for handle in handles:
             handle.remove()
-    logits = logits[0] if isinstance(logits, tuple | list) else logits
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise RecordError("the module does not give logits of shape [batch, classes]")
-    return logits, moments, statistics
+
+
+def _run_exported(module, x, see):
+    """Runs an exported program's module, where BatchNorms are calls; otherwise as `_run_watched`."""
+    import torch
+
+    class Watched(torch.fx.Interpreter):
+        def call_module(self, target, args, kwargs):
+            return None  # guards of shapes and types, which double precision would not pass
+
+        def run_node(self, node):
+            if str(node.target) in BATCH_NORMS:
+                image, mean, var = (node.args[i] for i in (0, 3, 4))
+                see(mean.target.removesuffix(".running_mean"), *(self.env[n] for n in (image, mean, var)))
+            return super().run_node(node)
+
+    return Watched(module).run(x)
+
+
+def _is_exported(module):
+    import torch
+
+    return isinstance(module, torch.fx.GraphModule)
 
 
 def losses(logits, labels, moments, statistics):
@@ -166,57 +217,127 @@ def losses(logits, labels, moments, statistics):
 
 
 def export(module, image_size, channels):
-    """The module's graph of ATen operations for any number of images, as `torch.export` gives it in evaluation mode.
-
-    Returns:
-      What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
-      'entries', the name in the state dictionary of every parameter and buffer that a node uses; the names of the
-      'images' and of the 'output'; 'image_size' and 'channels'.
-    """
+    """The module's program of ATen operations for any number of images (`torch.export`, evaluation mode)."""
     import torch
 
     example = torch.zeros(2, channels, image_size, image_size)
+    shapes = ({0: torch.export.Dim("batch")},)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about itself
-            program = torch.export.export(
-                module.eval().float(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-            )
-            graph = _described(program.run_decompositions({}))
-    except RecordError:
-        raise
+            return torch.export.export(module.eval().float(), (example,), dynamic_shapes=shapes)
     except Exception as error:
         raise RecordError(f"torch.export cannot export the module: {_one_line(error)[:500]}") from error
-    return graph | {"image_size": image_size, "channels": channels}
 
 
-def _described(program):
-    """An exported program as plain data."""
+def load_program(path):
+    """A program that `torch.export.save` wrote."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+    except Exception as error:
+        raise RecordError(f"{path} is not a program that torch.export.save wrote: {_one_line(error)[:300]}") from error
+    trains = any(str(node.target) == BATCH_NORMS[0] and node.args[5] for node in program.graph.nodes)
+    if trains or program.graph_signature.buffers_to_mutate:
+        raise RecordError(f"{path} was exported in training mode: export module.eval()")
+    batch, *_ = _image_shape(program)
+    if isinstance(batch, int):
+        raise RecordError(
+            f"{path} takes batches of {batch} only: export with dynamic_shapes=({{0: torch.export.Dim('batch')}},)"
+        )
+    return program
+
+
+def _image_shape(program):
+    """[batch, channels, height, width] of a program's only input; what may be of any size is no int."""
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    if len(inputs) != 1:
+        raise RecordError(f"the module takes {len(inputs)} inputs: expected images alone")
+    shape = inputs[0].meta["val"].shape
+    if len(shape) != 4:
+        raise RecordError(f"the module's input has {len(shape)} axes: expected images [batch, channels, height, width]")
+    return tuple(shape)
+
+
+def describe(program):
+    """A program as plain data.
+
+    Returns:
+      What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
+      'entries', the names of the weights that nodes use by placeholder; 'parameters', those that train; 'shapes' of
+      all weights by name; 'state', the names of the state dictionary; 'ties', of its entries that are another's tensor,
+      to the other's name; the names of the 'images' and of the 'output'. And the weights by name: the state dictionary,
+      and constants that are not in it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = _marked(program).run_decompositions({})
+    except Exception as error:
+        raise RecordError(f"the exported program cannot be decomposed: {_one_line(error)[:500]}") from error
     signature = program.graph_signature
-    entries = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
-    if signature.inputs_to_lifted_tensor_constants:
-        raise RecordError("the module makes tensors of its own while it runs: register them as buffers")
-    nodes, images, output = [], None, None
+    entries = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    nodes, output = [], None
     for node in program.graph.nodes:
-        if node.op == "placeholder":
-            if node.name not in entries:
-                if images is not None:
-                    raise RecordError("the module takes more than one input: expected images alone")
-                images = node.name
-        elif node.op == "output":
+        if node.op == "output":
             output = _first_tensor(node.args[0])
         elif node.op == "call_function":
             nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
-        else:
+        elif node.op != "placeholder":
             raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
     used = {name for node in nodes for name in _references(node["args"])}
-    return {
-        "format": 1,
-        "images": images,
-        "entries": {name: entry for name, entry in entries.items() if name in used},
+    entries = {name: entry for name, entry in entries.items() if name in used}
+    state = {name: _to_numpy(value) for name, value in program.state_dict.items()}
+    constants = {n: _to_numpy(program.constants[n]) for n in entries.values() if n not in state}
+    graph = {
+        "format": 2,
+        "images": signature.user_inputs[0],
+        "entries": entries,
+        "parameters": sorted(set(signature.inputs_to_parameters.values())),
+        "shapes": {name: list(array.shape) for name, array in (state | constants).items()},
+        "state": list(state),
+        "ties": _ties(program.state_dict, entries.values()),
         "nodes": nodes,
         "output": output,
     }
+    return graph, state | constants
+
+
+def _marked(program):
+    """Dropouts under a name of their own, which decomposing leaves; as themselves they would leave no trace."""
+    import torch
+
+    if not hasattr(torch.ops.fastdfkd_jax, "dropout"):
+        library = torch.library.Library("fastdfkd_jax", "DEF")
+        library.define("dropout(Tensor input, float p, bool channels) -> Tensor")
+        library.impl("dropout", lambda input, p, channels: input.clone(), "CompositeExplicitAutograd")
+        _LIBRARIES.append(library)
+    for node in program.graph.nodes:
+        kind = str(node.target).removesuffix(".default").removesuffix("_")
+        if kind in DROPOUTS:
+            node.args = (node.args[0], node.args[1], DROPOUTS[kind])
+            node.target = torch.ops.fastdfkd_jax.dropout.default
+    return program
+
+
+def _ties(state, used):
+    """Entries that are the tensor of another one; the other is one that is used, if any is."""
+    owners = {}
+    for name in sorted(state, key=lambda name: name not in set(used)):
+        owners.setdefault((state[name].data_ptr(), tuple(state[name].shape), state[name].stride()), name)
+    ties = {}
+    for name, value in state.items():
+        owner = owners[value.data_ptr(), tuple(value.shape), value.stride()]
+        if owner != name and value.numel():
+            ties[name] = owner
+    return ties
 
 
 def _first_tensor(outputs):
@@ -275,17 +396,44 @@ class _Parser(argparse.ArgumentParser):
         raise RecordError(f"{message}; see {self.prog} --help")
 
 
+def _numbers(text):
+    return [float(part) for part in text.split(",")]
+
+
 def _parse(arguments):
     parser = _Parser(description="Record what a PyTorch network computes.")
-    parser.add_argument("factory", metavar="FILE.py:FACTORY")
+    parser.add_argument("network", metavar="FILE.py:FACTORY | PROGRAM.pt2", help="what gives the module, or a program")
     parser.add_argument("--checkpoint", help="weights to load; by default those the factory gives")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", help="the .npz to write")
     what.add_argument("--graph", help="the folder to write: graph.json, weights.safetensors and reference.npz")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--image-size", type=int, help="side in pixels (default: the program's, else 32)")
+    parser.add_argument("--channels", type=int, help="of the images (default: the program's, else 3)")
+    parser.add_argument("--batch", type=int, default=2, help="recorded images (default: %(default)s)")
+    parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], a,b,c: kept in the graph")
+    parser.add_argument("--std", type=_numbers, help="likewise")
     return parser.parse_args(arguments)
+
+
+def _open(options):
+    """The module to run, the channels and the side of its images, and its program where a graph is wanted."""
+    if not options.network.endswith(".pt2"):
+        module = load_factory(options.network)
+        if options.checkpoint:
+            load_weights(module, read_checkpoint(options.checkpoint))
+        size, channels = options.image_size or 32, options.channels or 3
+        return module, channels, size, export(module, size, channels) if options.graph else None
+    if options.checkpoint:
+        raise RecordError(f"{options.network} has its weights: leave --checkpoint out")
+    program = load_program(options.network)
+    _, *image = _image_shape(program)
+    wanted = (options.channels, options.image_size, options.image_size)
+    shape = [own if isinstance(own, int) else given for own, given in zip(image, wanted, strict=True)]
+    if None in shape:
+        raise RecordError(f"{options.network} takes images of any size: give --image-size (and --channels)")
+    if shape[1] != shape[2] or any(given not in (None, own) for own, given in zip(shape, wanted, strict=True)):
+        raise RecordError(f"{options.network} takes images of {'x'.join(map(str, shape))}: expected a square as asked")
+    return program.module(), shape[0], shape[1], program
 
 
 def _write(path, arrays):
@@ -294,12 +442,17 @@ def _write(path, arrays):
     _write_bytes(path, content.getvalue())
 
 
-def _write_graph(folder, module, graph, result):
+def write_graph(folder, program, result, known):
+    """Writes the folder: what the program is, its weights, and what `record` gave; graph.json comes last."""
+    graph, weights = describe(program)
+    logits = result["logits"].shape
+    *_, channels, _, image_size = result["images"].shape
+    graph |= {"classes": logits[1], "channels": channels, "image_size": image_size, **known}
+    graph["task"] = "classification" if len(logits) == 2 else "segmentation"
     os.makedirs(folder, exist_ok=True)
-    _write(os.path.join(folder, "reference.npz"), result)
-    state = {name: _to_numpy(value) for name, value in module.state_dict().items()}
-    _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(state))
-    graph = graph | {"classes": result["logits"].shape[1]}
+    kept = {name: array for name, array in result.items() if not name.startswith("state/")}
+    _write(os.path.join(folder, "reference.npz"), kept)
+    _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(weights))
     _write_bytes(os.path.join(folder, "graph.json"), json.dumps(graph, indent=1).encode())
 
 
@@ -331,13 +484,14 @@ def main(arguments=None):
     """Runs the command; returns its exit status, 2 for a mistake of the input."""
     try:
         options = _parse(arguments)
-        module = load_factory(options.factory)
-        if options.checkpoint:
-            load_weights(module, read_checkpoint(options.checkpoint))
-        images = fixed_images((options.batch, options.channels, options.image_size, options.image_size))
-        result = record(module, images)
-        if options.graph:
-            _write_graph(options.graph, module, export(module, options.image_size, options.channels), result)
+        known = {key: value for key in ("mean", "std") if (value := getattr(options, key))}
+        module, channels, size, program = _open(options)
+        for key, numbers in known.items():
+            if len(numbers) != channels:
+                raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each channel")
+        result = record(module, fixed_images((options.batch, channels, size, size)))
+        if program is not None and options.graph:
+            write_graph(options.graph, program, result, known)
         else:
             _write(options.out, result)
     except (RecordError, OSError) as error:

@@ -44,14 +44,21 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
     import_torch()
     try:
         module = record.load_factory(target)
-        prefix = naming.common_prefix(module.state_dict())
-        own = {name.removeprefix(prefix) for name in module.state_dict()}
-        if not own.issuperset(name for name in ours if not name.endswith(naming.COUNTER)):
-            ours = {names.to_source(name).removeprefix(names.prefix): array for name, array in ours.items()}
-        record.load_weights(module, _tensors({prefix + name: array for name, array in ours.items()}))
+        record.load_weights(module, _tensors(_as_named_by(module, ours, names)))
         return record.record(module, _images(spec))
     except record.RecordError as error:
         raise UserError(f"{target}: {error}") from error
+
+
+def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> Mapping[str, np.ndarray]:
+    own = set(module.state_dict())
+    weights = [name for name in ours if not name.endswith(naming.COUNTER)]
+    if own.issuperset(weights):
+        return ours
+    prefix = naming.common_prefix(own)
+    if not own.issuperset(prefix + name for name in weights):
+        ours = {names.to_source(name).removeprefix(names.prefix): array for name, array in ours.items()}
+    return {prefix + name: array for name, array in ours.items()}
 
 
 def from_file(path: str) -> Arrays:
@@ -105,8 +112,8 @@ def _check_sizes(arrays: Arrays, spec: NetworkSpec, title: str) -> None:
     if found[1:] != (channels, height, width):
         size = "x".join(map(str, found[1:]))
         raise UserError(f"{title} has images of {size}, expected {channels}x{height}x{width}: check --image-size")
-    if logits[1:] != (spec.num_classes,):
-        raise UserError(f"{title} has {logits[-1]} classes, expected {spec.num_classes}")
+    if logits[1] != spec.num_classes:
+        raise UserError(f"{title} has {logits[1]} classes, expected {spec.num_classes}")
 
 
 def _images(spec: NetworkSpec) -> np.ndarray:

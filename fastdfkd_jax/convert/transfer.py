@@ -10,7 +10,7 @@ from fastdfkd_jax.convert import checkpoints, files, naming
 from fastdfkd_jax.convert.checkpoints import Source
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, build
+from fastdfkd_jax.models import Network, NetworkSpec
 
 # The names of RepDistiller and torchvision.
 _FC_DOWNSAMPLE = {"linear": "fc", "classifier": "fc", "shortcut": "downsample"}
@@ -33,15 +33,16 @@ def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str],
     """
     if not str(out).endswith(".safetensors"):
         raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
-    source = checkpoints.read_source(path)
-    spec = checkpoints.find_spec(source, **known)
-    state, found = checkpoints.understand(source, build(spec))
+    opened = checkpoints.open_checkpoint(path, **known)
+    source, spec = opened.source, opened.build().spec
+    if source.path.is_dir():
+        raise UserError(f"{path} is a recorded graph, which needs no import: give it where a checkpoint is wanted")
     origin = {"file": source.path.name, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
     metadata = dataclasses.asdict(spec) | {
-        "naming": dataclasses.asdict(checkpoints.source_naming(source, found)),
+        "naming": dataclasses.asdict(checkpoints.source_naming(source, opened.naming)),
         "source": origin,
     }
-    files.write_safetensors(out, state, metadata)
+    files.write_safetensors(out, opened.state, metadata)
     return spec
 
 
@@ -51,7 +52,7 @@ def export_checkpoint(
     """Writes a checkpoint as a PyTorch state dictionary that loads with `strict=True`.
 
     Args:
-      path: a checkpoint of any kind, usually ours.
+      path: a checkpoint of any kind, usually ours, or the folder of a recorded graph.
       out: ends in `.pth`, `.pt`, `.th` or `.safetensors`.
       style: 'source' gives back the names that were imported (ours where there was no import), 'ours' ours,
         'torchvision' says fc and downsample.
@@ -63,13 +64,11 @@ def export_checkpoint(
     Raises:
       UserError: the checkpoint is not sound, or `out` cannot be written.
     """
-    source = checkpoints.read_source(path)
-    spec = checkpoints.find_spec(source, needs_normalization=False, **known)
-    network = build(spec)
-    state, found = checkpoints.understand(source, network)
-    target = _target(style, source, found, network)
-    checkpoints.write_state(out, {target.to_source(name): array for name, array in state.items()}, {})
-    return spec
+    opened = checkpoints.open_checkpoint(path, needs_normalization=False, **known)
+    network = opened.build()
+    target = _target(style, opened.source, opened.naming, network)
+    checkpoints.write_state(out, {target.to_source(name): array for name, array in opened.state.items()}, {})
+    return network.spec
 
 
 def _target(style: str, source: Source, found: Naming, network: Network) -> Naming:

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from fastdfkd_jax.convert import checkpoints, naming, references
-from fastdfkd_jax.convert.checkpoints import Source
+from fastdfkd_jax.convert import checkpoints, graph, naming, references
+from fastdfkd_jax.convert.checkpoints import Build, Opened
 from fastdfkd_jax.convert.files import read_state_dict, write_safetensors
-from fastdfkd_jax.convert.naming import Naming
-from fastdfkd_jax.models import Network, NetworkSpec, build
+from fastdfkd_jax.models import Network, NetworkSpec
 
 # float32 sums in another order differ by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.
 # Moments of channels that hardly vary lose another digit to cancellation.
@@ -65,8 +64,9 @@ def verify(
     """Compares a checkpoint, imported by us, with PyTorch on the same weights and images.
 
     Args:
-      path: a checkpoint of any kind.
-      torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture.
+      path: a checkpoint of any kind, or the folder of a recorded graph.
+      torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture, or what was
+        recorded with the graph.
       reference: an `.npz` that `record.py` wrote; torch is then needed for a torch checkpoint only.
       known: `arch`, `num_classes` and `image_size` as in `checkpoints.find_spec`.
 
@@ -77,42 +77,46 @@ def verify(
     Raises:
       UserError: the checkpoint is not sound, or the reference is none of this network.
     """
-    source = checkpoints.read_source(path)
-    spec = checkpoints.find_spec(source, needs_normalization=False, **known)
-    network = build(spec)
-    ours, found = checkpoints.understand(source, network)
+    opened = checkpoints.open_checkpoint(path, needs_normalization=False, **known)
+    source, network = opened.source, opened.build()
+    recorded = str(source.path / graph.REFERENCE) if source.path.is_dir() else None
+    if reference is None and torch_factory is None:
+        reference = recorded
     if reference is not None:
         title, arrays = reference, references.from_file(reference)
     elif torch_factory is not None:
-        names = checkpoints.source_naming(source, found)
-        title, arrays = torch_factory, references.from_factory(torch_factory, ours, names, spec)
+        names = checkpoints.source_naming(source, opened.naming)
+        title, arrays = torch_factory, references.from_factory(torch_factory, opened.state, names, network.spec)
     else:
-        title, arrays = f"our PyTorch twin of {spec.arch}", references.from_twin(ours, spec)
+        title, arrays = f"our PyTorch twin of {network.spec.arch}", references.from_twin(opened.state, network.spec)
     expected = references.in_our_names(arrays, network, title)
-    variables = naming.to_variables(ours, network)
-    checks = [*compare(network, variables, expected), _round_trip(source, variables, ours, found)]
-    if reference is not None:
-        checks.append(_same_weights(ours, expected))
-    return Report(spec, title, tuple(checks))
+    variables = naming.to_variables(opened.state, network)
+    checks = [*compare(opened.build, variables, expected), _round_trip(opened, variables)]
+    if any(name.startswith("state/") for name in expected):
+        checks.append(_same_weights(opened.state, expected))
+    return Report(network.spec, title, tuple(checks))
 
 
 def run_network(network: Network, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
     """What the network computes in float32 from network input f32[B, C, H, W], PyTorch's layout.
 
     Returns:
-      'logits' f32[B, num_classes], and 'moments/NAME/mean' and '/var' f32[C] of every BatchNorm's input.
+      'logits' f32[B, num_classes], or f32[B, num_classes, H, W], and 'moments/NAME/mean' and '/var' f32[C] of every
+      BatchNorm's input.
     """
     with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda x: network.apply(variables, x.transpose(0, 2, 3, 1), moments=True))
-        outputs = run(jnp.asarray(images))
-    result = {"logits": np.asarray(outputs.logits)}
+        # Weights are an argument: what is computed of constants alone XLA would compute while it compiles.
+        run = jax.jit(lambda variables, x: network.apply(variables, x.transpose(0, 2, 3, 1), moments=True))
+        outputs = run(variables, jnp.asarray(images))
+    # A map is NHWC here and NCHW there.
+    result = {"logits": np.moveaxis(np.asarray(outputs.logits), -1, 1)}
     for path, moment in flatten_dict(dict(outputs.moments)).items():
         result[f"moments/{'.'.join(path[:-1])}/{path[-1]}"] = np.asarray(moment)
     return result
 
 
 def image_gradients(
-    spec: NetworkSpec, variables: Mapping[str, Any], images: np.ndarray, labels: np.ndarray
+    make: Build, variables: Mapping[str, Any], images: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Gradients of two losses with respect to the image, computed in float64.
 
@@ -120,38 +124,38 @@ def image_gradients(
     them moves the gradient by a thousandth, in any two implementations.
 
     Args:
-      spec: the network.
+      make: gives the network in double precision.
       variables: its variables.
       images: network input, f32[B, C, H, W].
-      labels: i32[B].
+      labels: i32[B], or i32[B, H, W] of a map.
 
     Returns:
       'gradient/cross_entropy' and 'gradient/batch_norm' (`record.losses`), f64[B, C, H, W].
     """
     with jax.enable_x64(True):
-        network = build(spec, dtype=jnp.float64)
+        network = make(dtype=jnp.float64)
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
 
-        def losses(x):
+        def losses(x, variables):
             outputs = network.apply(variables, x.transpose(0, 2, 3, 1), moments=True)
             log_probabilities = jax.nn.log_softmax(outputs.logits)
-            cross_entropy = -jnp.take_along_axis(log_probabilities, labels[:, None], 1).mean()
+            cross_entropy = -jnp.take_along_axis(log_probabilities, labels[..., None], -1).mean()
             gaps = jax.tree.map(jnp.subtract, dict(outputs.moments), dict(variables["batch_stats"]))
             distance = sum(map(jnp.linalg.norm, jax.tree.leaves(gaps)), jnp.zeros(()))
             return jnp.stack([cross_entropy, distance])
 
-        gradients = jax.jit(jax.jacrev(losses))(jnp.asarray(images, jnp.float64))
+        gradients = jax.jit(jax.jacrev(losses))(jnp.asarray(images, jnp.float64), variables)
         return {f"gradient/{name}": np.asarray(g) for name, g in zip(GRADIENTS, gradients, strict=True)}
 
 
-def compare(network: Network, variables: Mapping[str, Any], reference: Mapping[str, np.ndarray]) -> list[Check]:
+def compare(make: Build, variables: Mapping[str, Any], reference: Mapping[str, np.ndarray]) -> list[Check]:
     """Checks of what our network computes against a reference under our names (`references.in_our_names`)."""
     images, labels = reference["images"], reference["labels"]
     checks = []
-    for name, array in run_network(network, variables, images).items():
+    for name, array in run_network(make(), variables, images).items():
         kind, _, rest = name.partition("/")
         checks.append(_check(rest.replace("/", " input ") or name, array, reference[name], kind))
-    for name, array in image_gradients(network.spec, variables, images, labels).items():
+    for name, array in image_gradients(make, variables, images, labels).items():
         kind, _, rest = name.partition("/")
         checks.append(_check(f"image gradient of {rest}", array, reference[name], kind))
     return checks
@@ -165,15 +169,17 @@ def _check(name: str, found: np.ndarray, reference: np.ndarray, kind: str) -> Ch
     return Check(name, difference / magnitude if magnitude else difference, magnitude, TOLERANCES[kind])
 
 
-def _round_trip(source: Source, variables: Mapping[str, Any], ours: Mapping[str, np.ndarray], found: Naming) -> Check:
+def _round_trip(opened: Opened, variables: Mapping[str, Any]) -> Check:
     """Checkpoint to variables to our file and back to the checkpoint's own names, bit for bit."""
-    counters = {name: array for name, array in ours.items() if name.endswith(naming.COUNTER)}
+    counters = {name: array for name, array in opened.state.items() if name.endswith(naming.COUNTER)}
+    state = naming.state_of(opened.build(), variables)
+    state = {name: array for name, array in state.items() if not name.endswith(naming.COUNTER)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "round_trip.safetensors"
-        write_safetensors(file, naming.to_state_dict(variables, num_batches_tracked=None) | counters, {})
+        write_safetensors(file, state | counters, {})
         again, _ = read_state_dict(file)
-    back = {found.to_source(name): array for name, array in again.items()}
-    return _same("round trip", back, source.state)
+    back = {opened.naming.to_source(name): array for name, array in again.items()}
+    return _same("round trip", back, opened.source.state)
 
 
 def _same_weights(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Check:

@@ -7,6 +7,7 @@ from fastdfkd_jax.models.generators import Generator, build_generator
 from fastdfkd_jax.models.network import (
     Network,
     NetworkSpec,
+    OtherEntries,
     Outputs,
     count_batch_norms,
     count_parameters,
@@ -19,6 +20,7 @@ __all__ = [
     "Generator",
     "Network",
     "NetworkSpec",
+    "OtherEntries",
     "Outputs",
     "arch_names",
     "build",

@@ -67,19 +67,33 @@ class Outputs(NamedTuple):
     batch_stats: Any
 
 
+class OtherEntries(NamedTuple):
+    """Entries of a PyTorch state dictionary that are no variables.
+
+    Attributes:
+      fixed: arrays by name: buffers that do not train, and what belongs to layers that are not used.
+      ties: names of entries that are the tensor of another one, to the name of that.
+    """
+
+    fixed: Mapping[str, Any]
+    ties: Mapping[str, str]
+
+
 class Network(NamedTuple):
     """A network as pure functions.
 
     Attributes:
       spec: classes, input, normalisation and task.
       init: `init(key) -> variables` with the collections 'params' and 'batch_stats'.
-      apply: `apply(variables, images, train=False, moments=False) -> Outputs`; images are normalised
-        f32[B, H, W, C].
+      apply: `apply(variables, images, train=False, moments=False, key=None) -> Outputs`; images are normalised
+        f32[B, H, W, C]. In training a network that has dropout drops where it is given a `key`.
+      others: what else a network of another code base has in its state dictionary; of ours None.
     """
 
     spec: NetworkSpec
     init: Callable[[Array], Variables]
     apply: Callable[..., Outputs]
+    others: OtherEntries | None = None
 
 
 def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
@@ -95,7 +109,8 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
         # A network without BatchNorm has no such collection; callers may rely on the key.
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
+        del key  # nothing is dropped in ours
         mutable = [*(["batch_stats"] if train else []), *(["moments"] if moments else [])]
         (logits, features, blocks), new = make(train).apply(variables, images, mutable=mutable)
         batch_stats = new.get("batch_stats", variables["batch_stats"])
@@ -117,8 +132,8 @@ def rematerialised(network: Network, kind: str) -> Network:
         return network
     policy = jax.checkpoint_policies.save_only_these_names(_KEPT[kind])
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
-        plain = partial(network.apply, train=train, moments=moments)
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
+        plain = partial(network.apply, train=train, moments=moments, key=key)
         return jax.checkpoint(plain, policy=policy)(variables, images)
 
     return network._replace(apply=apply)
@@ -130,9 +145,9 @@ def in_chunks(network: Network, most: int) -> Network:
     Only evaluation without moments goes by chunks; what else is asked for needs the whole batch.
     """
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False) -> Outputs:
+    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
         if train or moments:
-            return network.apply(variables, images, train=train, moments=moments)
+            return network.apply(variables, images, train=train, moments=moments, key=key)
 
         def predict(images: Array) -> tuple[Array, Array, tuple[Array, ...]]:
             out = network.apply(variables, images)

@@ -1,0 +1,237 @@
+"""Recorded graphs of many networks against torch: what they are made of, their errors, their time beside linen.
+
+    python -m benchmarks.graphs                    # every network below, those with a record left out
+    python -m benchmarks.graphs torchvision/resnet18 ours/resnet20
+    python -m benchmarks.graphs --table            # writes the table of all records into docs/graphs.md
+
+Networks of torchvision and timm need both installed. Weights are seeded, scales and shifts of BatchNorms too, and their
+statistics are those of noise. Each network has a process of its own and leaves a record, results/graphs/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.timing import seconds
+from fastdfkd_jax import models
+from fastdfkd_jax.convert import checkpoints, graph, naming, record, twins, verify
+from fastdfkd_jax.models import Network, NetworkSpec
+
+RESULTS, TABLE = Path("results/graphs"), Path("docs/graphs.md")
+_OURS = ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1", "resnet18", "resnet34", "resnet50", "resnet20", "resnet56")
+_OURS += ("resnet8x4", "vgg8", "vgg11", "vgg13", "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")
+_TORCHVISION = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "vgg11_bn", "mobilenet_v2")
+_TORCHVISION += ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf")
+_TORCHVISION += ("regnet_y_400mf", "shufflenet_v2_x1_0", "mnasnet1_0", "googlenet", "inception_v3")
+_TORCHVISION += ("deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+_TIMM = ("resnet26d", "seresnet18", "skresnet18", "resnetblur18", "res2net50_26w_4s", "resnest14d", "ecaresnet26t")
+_TIMM += ("efficientnet_lite0", "tf_efficientnet_b0", "mixnet_s", "ghostnet_100", "hardcorenas_a", "fbnetc_100")
+_TIMM += ("cspresnet50", "cspdarknet53", "dla34", "dpn48b", "hrnet_w18_small", "repvgg_a0", "xception41", "vovnet39a")
+_TIMM += ("legacy_xception", "inception_v4", "mobilenetv4_conv_small", "regnety_002", "tf_mobilenetv3_small_100")
+NETWORKS = (
+    *(f"ours/{name}" for name in _OURS),
+    *(f"torchvision/{name}" for name in _TORCHVISION),
+    *(f"timm/{name}" for name in _TIMM),
+)
+_SIDE = 128  # of images for torchvision's and timm's networks: their smallest maps are 4 x 4
+_SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier wants its usual size
+_MARKS = ("<!-- table of benchmarks.graphs -->", "<!-- end of the table -->")
+_CLASSES = 10
+_BATCH, _ROUNDS = 16, 9  # of the timing
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Records one network, verifies the graph, and times it where there is a linen model.
+
+    Args:
+      name: one of `NETWORKS`, or another 'torchvision/...' or 'timm/...'.
+
+    Returns:
+      What the record holds.
+    """
+    import torch
+
+    module, size, spec = _module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        result = record.record(module, record.fixed_images((2, 3, size, size)))
+        record.write_graph(folder, record.export(module, size, 3), result, {})
+        recorded = graph.read(folder)
+        opened = checkpoints.open_checkpoint(folder, needs_normalization=False)
+        report = verify.verify(folder)
+    operations = Counter(node["op"] for node in recorded.description["nodes"])
+    variables = naming.to_variables(opened.state, opened.build())
+    found = {
+        "network": name,
+        "image_size": size,
+        "parameters": models.count_parameters(variables),
+        "batch_norms": models.count_batch_norms(variables),
+        "nodes": sum(operations.values()),
+        "operations": dict(operations.most_common()),
+        "errors": {
+            "logits": _worst(report, "logits"),
+            "moments": _worst(report, " input "),
+            "gradient of cross-entropy": _worst(report, "cross_entropy"),
+            "gradient of moments": _worst(report, "batch_norm"),
+        },
+        "round_trip": _worst(report, "round trip"),
+        "versions": {package: importlib.metadata.version(package) for package in _packages(name)},
+        "torch_threads": torch.get_num_threads(),
+    }
+    if spec is not None:
+        found["seconds"] = _times(opened.build(), models.build(spec), variables)
+    return found
+
+
+def _packages(name: str) -> tuple[str, ...]:
+    theirs = {"ours": (), "torchvision": ("torchvision",), "timm": ("timm",)}
+    return ("jax", "torch", *theirs[name.partition("/")[0]])
+
+
+def _worst(report: verify.Report, part: str) -> float:
+    return max(check.error for check in report.checks if part in check.name)
+
+
+def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
+    """A seeded module in evaluation mode, the side of its images, and its linen model's spec if it has one."""
+    import torch
+
+    torch.manual_seed(0)
+    source, _, kind = name.partition("/")
+    if source == "ours":
+        spec = NetworkSpec(kind, _CLASSES, models.usual_image_size(kind))
+        return _calibrated(twins.twin(spec), spec.image_size), spec.image_size, spec
+    if source == "torchvision":
+        options: dict[str, Any] = {"weights": None, "num_classes": _CLASSES}
+        if kind.startswith(("deeplabv3", "fcn", "lraspp")):
+            options["weights_backbone"] = None
+        elif kind in ("googlenet", "inception_v3"):
+            options["init_weights"] = True
+        module = importlib.import_module("torchvision").models.get_model(kind, **options)
+    else:
+        module = importlib.import_module("timm").create_model(kind, num_classes=_CLASSES)
+    size = _SIDES.get(name, _SIDE)
+    return _calibrated(module, size), size, None
+
+
+def _calibrated(module: Any, size: int) -> Any:
+    """No scale or shift has its initial value, and every BatchNorm the statistics that noise gives it."""
+    import torch
+
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.2)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = None  # the mean over all batches
+        module.train()
+        for _ in range(2):
+            module(torch.randn(8, 3, size, size))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return module.eval()
+
+
+def _times(ours: Network, linen: Network, variables: Any) -> dict[str, float]:
+    """Median seconds of logits, moments and the image gradient of both, in turns."""
+    images = jax.random.normal(jax.random.key(0), (_BATCH, *linen.spec.input_shape))
+
+    def program(network: Network) -> Callable[[], Any]:
+        def loss(images, variables):
+            out = network.apply(variables, images, moments=True)
+            moments = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(out.moments))
+            return jax.nn.logsumexp(out.logits, -1).sum() + moments
+
+        run = jax.jit(jax.value_and_grad(loss))
+        return lambda: jax.block_until_ready(run(images, variables))
+
+    programs = {"graph": program(ours), "linen": program(linen)}
+    for run in programs.values():
+        run()
+    rounds = [{name: seconds(run) for name, run in programs.items()} for _ in range(_ROUNDS)]
+    medians = {name: statistics.median(times[name] for times in rounds) for name in programs}
+    ratio = statistics.median(times["graph"] / times["linen"] for times in rounds)
+    return medians | {"ratio": ratio, "batch": _BATCH, "rounds": _ROUNDS}
+
+
+def write_record(name: str, folder: Path = RESULTS) -> None:
+    """Measures a network and keeps its record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _file(name, folder).write_text(json.dumps(measure(name), indent=1) + "\n")
+
+
+def _file(name: str, folder: Path = RESULTS) -> Path:
+    return folder / f"{name.replace('/', '-')}.json"
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row a record, in Markdown."""
+    columns = (
+        "network",
+        "side",
+        "nodes",
+        "kinds",
+        "logits",
+        "moments",
+        "gradient",
+        "moments' gradient",
+        "time / linen",
+    )
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for found in records:
+        times = found.get("seconds")
+        cells = [
+            found["network"],
+            str(found["image_size"]),
+            str(found["nodes"]),
+            str(len(found["operations"])),
+            *(f"{error:.0e}" for error in found["errors"].values()),
+            f"{times['ratio']:.2f}" if times else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Puts the table of all records, in the order of `NETWORKS`, between the marks of its page."""
+    known = {name: _file(name) for name in NETWORKS}
+    records = [json.loads(path.read_text()) for path in known.values() if path.exists()]
+    text = TABLE.read_text()
+    before, _, rest = text.partition(_MARKS[0])
+    _, _, after = rest.partition(_MARKS[1])
+    TABLE.write_text(f"{before}{_MARKS[0]}\n\n{table(records)}\n\n{_MARKS[1]}{after}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("networks", nargs="*", help="by default all that have no record yet")
+    parser.add_argument("--table", action="store_true", help="write the table of the records")
+    args = parser.parse_args()
+    if args.table:
+        write_table()
+        return
+    for name in args.networks or [name for name in NETWORKS if not _file(name).exists()]:
+        process = multiprocessing.get_context("spawn").Process(target=write_record, args=(name,))
+        process.start()
+        process.join()
+        print(f"{name}: {'recorded' if process.exitcode == 0 else 'FAILED'}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

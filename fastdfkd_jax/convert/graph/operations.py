@@ -1,0 +1,266 @@
+"""Operations on numbers and shapes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped, together
+from fastdfkd_jax.convert.graph.table import operation
+from fastdfkd_jax.models.layers import at_least_float32
+
+Array = jax.Array
+
+LINEAR, ADDED_PRODUCT, PERMUTE = "aten.linear.default", "aten.addmm.default", "aten.permute.default"
+
+
+def _elementwise(name: str, function: Callable[[Array], Array]) -> None:
+    operation(name)(lambda self, **_: self.map(function(self.array)))
+
+
+for _name, _function in {
+    "aten.relu.default": jax.nn.relu,
+    "aten.sigmoid.default": jax.nn.sigmoid,
+    "aten.silu.default": jax.nn.silu,
+    "aten.tanh.default": jnp.tanh,
+    "aten.hardswish.default": lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
+    "aten.hardsigmoid.default": lambda x: jnp.clip(x + 3, 0, 6) / 6,
+    "aten.exp.default": jnp.exp,
+    "aten.reciprocal.default": jnp.reciprocal,
+    "aten.sqrt.default": jnp.sqrt,
+    "aten.rsqrt.default": lax.rsqrt,
+    "aten.neg.default": jnp.negative,
+    "aten.abs.default": jnp.abs,
+    "aten.clone.default": lambda x: x,
+    "aten.alias.default": lambda x: x,
+    "aten.detach.default": lax.stop_gradient,
+    "aten.contiguous.default": lambda x: x,
+}.items():
+    _elementwise(_name, _function)
+
+
+@operation("aten.gelu.default")
+def _gelu(self: Laid, approximate: str = "none") -> Laid:
+    return self.map(jax.nn.gelu(self.array, approximate=approximate == "tanh"))
+
+
+@operation("aten.hardtanh.default", "aten.clamp.default")
+def _clamp(self: Laid, **bounds: float | None) -> Laid:
+    low, high = (bounds.get(f"{end}_val", bounds.get(end)) for end in ("min", "max"))
+    return self.map(jnp.clip(self.array, low, high))
+
+
+@operation("aten.leaky_relu.default")
+def _leaky_relu(self: Laid, negative_slope: float) -> Laid:
+    return self.map(jax.nn.leaky_relu(self.array, negative_slope))
+
+
+@operation("aten.elu.default")
+def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
+    x = self.array
+    return self.map(scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * jnp.minimum(x, 0))))
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def apply(self: Any, other: Any, **rest: Any) -> Any:
+        scale = rest.get("alpha", 1)
+        if not isinstance(self, Laid) and not isinstance(other, Laid):
+            return function(self, other)
+        if not isinstance(other, Laid):
+            return self.map(function(self.array, other * scale if scale != 1 else other))
+        if not isinstance(self, Laid):
+            return other.map(function(self, other.array))
+        a, b, order = together(self, other)
+        return Laid(function(a, b * scale if scale != 1 else b), order)
+
+    return apply
+
+
+for _name, _operator in {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}.items():
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
+for _name in ("add", "sub", "mul", "floordiv"):
+    _python = getattr(operator, _name)
+    operation(f"operator.{_name}")(lambda _python=_python, **operands: _python(operands["0"], operands["1"]))
+
+
+@operation("operator.getitem")
+def _getitem(**arguments: Any) -> Any:
+    return arguments["0"][arguments["1"]]
+
+
+@operation("aten.sym_size.int")
+def _sym_size(self: Laid, dim: int) -> int:
+    return self.shape[dim]
+
+
+@operation(LINEAR)
+def _linear(input: Laid, weight: Laid, bias: Laid | None) -> Laid:
+    """`weight` is [O, I], and lies as [I, O]."""
+    y = logical(input) @ arranged(weight, (1, 0))
+    return plain(y if bias is None else y + bias.array)
+
+
+@operation(ADDED_PRODUCT)
+def _added_product(self: Laid, mat1: Laid, mat2: Laid, beta: float, alpha: float) -> Laid:
+    return plain(beta * self.array + alpha * (logical(mat1) @ logical(mat2)))
+
+
+@operation("aten.mm.default", "aten.matmul.default")
+def _product(**factors: Laid) -> Laid:
+    first, second = factors.values()
+    return plain(logical(first) @ logical(second))
+
+
+def _reduction(function: Callable[..., Array]) -> Callable[..., Laid]:
+    def reduce(self: Laid, dim: int | Sequence[int] | None, keepdim: bool = False, **_: Any) -> Laid:
+        dims = range(len(self.order)) if dim is None else [dim] if isinstance(dim, int) else dim
+        dims = [axis % len(self.order) for axis in dims]
+        kept = self.map(function(at_least_float32(self.array), tuple(self.at(axis) for axis in dims), keepdims=True))
+        if keepdim:
+            return kept
+        return reshaped(kept, [size for axis, size in enumerate(kept.shape) if axis not in dims])
+
+    return reduce
+
+
+for _name, _reduce in {"mean.dim": jnp.mean, "sum.dim_IntList": jnp.sum, "amax.default": jnp.max}.items():
+    operation(f"aten.{_name}")(_reduction(_reduce))
+
+
+@operation("aten.softmax.int", "aten._softmax.default")
+def _softmax(self: Laid, dim: int, **_: Any) -> Laid:
+    return self.map(jax.nn.softmax(at_least_float32(self.array), self.at(dim)))
+
+
+@operation("aten._to_copy.default")
+def _to_copy(self: Laid, dtype: str | None, **_: Any) -> Laid:
+    """Between floating-point types nothing changes: the network's own precision is chosen where it is built."""
+    kind = (dtype or "torch.float32").removeprefix("torch.")
+    return self if "float" in kind else self.map(self.array.astype(kind))
+
+
+@operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
+def _reshape(self: Laid, **shape: Sequence[int]) -> Laid:
+    return reshaped(self, next(iter(shape.values())))
+
+
+@operation("aten.flatten.using_ints")
+def _flatten(self: Laid, start_dim: int, end_dim: int) -> Laid:
+    rank = len(self.order)
+    start, end = start_dim % rank, end_dim % rank
+    return reshaped(self, (*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :]))
+
+
+@operation("aten.permute.default")
+def _permute(self: Laid, dims: Sequence[int]) -> Laid:
+    return permuted(self, dims)
+
+
+@operation("aten.transpose.int")
+def _transpose(self: Laid, dim0: int, dim1: int) -> Laid:
+    axes = list(range(len(self.order)))
+    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return permuted(self, axes)
+
+
+@operation("aten.unsqueeze.default")
+def _unsqueeze(self: Laid, dim: int) -> Laid:
+    shape = list(self.shape)
+    shape.insert(dim % (len(shape) + 1), 1)
+    return reshaped(self, shape)
+
+
+@operation("aten.squeeze.dims", "aten.squeeze.dim")
+def _squeeze(self: Laid, dim: int | Sequence[int]) -> Laid:
+    dims = {axis % len(self.order) for axis in ([dim] if isinstance(dim, int) else dim)}
+    return reshaped(self, [size for axis, size in enumerate(self.shape) if axis not in dims or size != 1])
+
+
+@operation("aten.expand.default")
+def _expand(self: Laid, size: Sequence[int], **_: Any) -> Laid:
+    x = logical(self)
+    x = x.reshape((1,) * (len(size) - x.ndim) + x.shape)
+    return plain(jnp.broadcast_to(x, [old if new == -1 else new for old, new in zip(x.shape, size, strict=True)]))
+
+
+@operation("aten.copy.default")
+def _copy(self: Laid, src: Laid, **_: Any) -> Laid:
+    return plain(jnp.broadcast_to(logical(src), self.shape))
+
+
+@operation("aten.repeat.default")
+def _repeat(self: Laid, repeats: Sequence[int]) -> Laid:
+    return plain(jnp.tile(logical(self), repeats))
+
+
+@operation("aten.cat.default")
+def _cat(tensors: Sequence[Laid], dim: int) -> Laid:
+    first = tensors[0]
+    arrays = [arranged(value, first.order) for value in tensors]
+    return first.map(jnp.concatenate(arrays, first.at(dim)))
+
+
+@operation("aten.stack.default")
+def _stack(tensors: Sequence[Laid], dim: int) -> Laid:
+    return _cat([_unsqueeze(value, dim) for value in tensors], dim)
+
+
+def _index(value: Laid, dim: int, start: int | None, end: int | None, step: int) -> tuple[slice, ...]:
+    index = [slice(None)] * len(value.order)
+    index[value.at(dim)] = slice(start, end, step)
+    return tuple(index)
+
+
+@operation("aten.slice.Tensor")
+def _slice(self: Laid, **which: Any) -> Laid:
+    return self.map(self.array[_index(self, **which)])
+
+
+@operation("aten.slice_scatter.default")
+def _slice_scatter(self: Laid, src: Laid, **which: Any) -> Laid:
+    """What an assignment to a slice becomes."""
+    return self.map(self.array.at[_index(self, **which)].set(arranged(src, self.order)))
+
+
+@operation("aten.select.int")
+def _select(self: Laid, dim: int, index: int) -> Laid:
+    lies = self.at(dim)
+    kept = self.map(lax.index_in_dim(self.array, index, lies))
+    return reshaped(kept, [size for axis, size in enumerate(self.shape) if axis != dim % len(self.order)])
+
+
+@operation("aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default")
+def _split(self: Laid, dim: int, **how: Any) -> tuple[Laid, ...]:
+    axis = self.at(dim)
+    length = self.array.shape[axis]
+    if "split_sizes" in how:
+        sizes = how["split_sizes"]
+    else:
+        size = how["split_size"] if "split_size" in how else -(-length // how["chunks"])
+        sizes = [min(size, length - start) for start in range(0, length, size)]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return tuple(self.map(lax.slice_in_dim(self.array, e - s, e, axis=axis)) for s, e in zip(sizes, ends, strict=True))
+
+
+@operation("aten.constant_pad_nd.default", "aten.pad.default")
+def _pad(self: Laid, pad: Sequence[int], **rest: Any) -> Laid:
+    """`pad` is (before, behind) of the last axis, then of the one before it; negative where it cuts off."""
+    edges = [(0, 0)] * len(self.order)
+    for i in range(len(pad) // 2):
+        edges[self.at(-1 - i)] = (pad[2 * i], pad[2 * i + 1])
+    mode = rest.get("mode", "constant")
+    if mode == "constant":
+        value = jnp.asarray(rest.get("value") or 0, self.array.dtype)
+        return self.map(lax.pad(self.array, value, [(*edge, 0) for edge in edges]))
+    return self.map(jnp.pad(self.array, edges, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]))

@@ -1,0 +1,189 @@
+"""Recorded graphs as files: `graph.json` and `weights.safetensors`, as `convert.record --graph` writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax.convert.files import State, read_state_dict
+from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network, tree
+from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
+from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
+from fastdfkd_jax.convert.graph.table import OPERATIONS
+from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
+
+GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
+ARCH = "graph"  # of the spec of every recorded network
+FORMAT = 2
+
+
+class Recorded(NamedTuple):
+    """A folder as read.
+
+    Attributes:
+      folder: where it is.
+      description: what `record.describe` gave, with the classes, the task and what is known of the images.
+      weights: the state dictionary, and constants that are not in it, by name.
+    """
+
+    folder: Path
+    description: Mapping[str, Any]
+    weights: State
+
+    @property
+    def state(self) -> State:
+        """The state dictionary alone."""
+        return {name: self.weights[name] for name in self.description["state"]}
+
+
+def read(folder: str | os.PathLike[str]) -> Recorded:
+    """Reads and checks a recorded graph; torch is not needed.
+
+    Raises:
+      UserError: a file is missing, damaged or of another format; an operation is not known (all such are listed); the
+        weights do not fit.
+    """
+    folder = Path(folder)
+    description = _read_description(folder / GRAPH)
+    _check_nodes(folder, description)
+    weights, _ = read_state_dict(folder / WEIGHTS)
+    _check_weights(folder / WEIGHTS, weights, description["shapes"])
+    return Recorded(folder, description, weights)
+
+
+def build(
+    recorded: Recorded,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: Any = jnp.float32,
+    conv_gradient: str = "canonical",
+) -> Network:
+    """The recorded graph as a network.
+
+    Args:
+      recorded: what `read` gave.
+      mean, std: per channel, how its images in [0, 1] are normalised.
+      dtype, conv_gradient: as `models.build`.
+
+    Returns:
+      The network, whose `init` draws convolutions, linear layers and BatchNorms as PyTorch does and leaves other
+      parameters as recorded.
+    """
+    description = recorded.description
+    size, channels = description["image_size"], description["channels"]
+    spec = NetworkSpec(ARCH, description["classes"], size, channels, tuple(mean), tuple(std), description["task"])
+    leaves = _leaves(description)
+    entries = description["entries"]
+    constants = {holder: recorded.weights[name] for holder, name in entries.items() if holder not in leaves}
+    graph = Graph(description["images"], description["output"], tuple(description["nodes"]), leaves, constants)
+    trained = {entries[holder]: path for holder, path in leaves.items()}
+    ties = description["ties"]
+    fixed = {
+        # A student has its own history.
+        name: np.zeros_like(array) if name.endswith("num_batches_tracked") else array
+        for name, array in recorded.state.items()
+        if name not in trained and name not in ties
+    }
+    values = tree({path: _ours(path, recorded.weights[name]) for name, path in trained.items()})
+    return network(graph, spec, values, dtype, conv_gradient)._replace(others=OtherEntries(fixed, ties))
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a recorded graph: {error}; record the network with --graph") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}, expected {FORMAT}: record the network again")
+    return description
+
+
+def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
+    """Every operation is known, and every value that a node takes is there before it."""
+    unknown: Counter[str] = Counter()
+    there = {description["images"], *description["entries"]}
+    for node in description["nodes"]:
+        op = node["op"]
+        if op not in OPERATIONS and op not in (BATCH_NORM, DROPOUT):
+            unknown[op] += 1
+        elif node["args"].get("transposed"):
+            unknown[f"transposed {op}"] += 1
+        if strange := _references(node["args"]) - there:
+            raise UserError(f"{folder / GRAPH} is damaged: {node['name']} takes {', '.join(strange)}, found nowhere")
+        there.add(node["name"])
+    if unknown:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
+        raise UserError(f"{folder} has operations that are not known: {listed}; replace them in the PyTorch module")
+    if description["output"] not in there:
+        raise UserError(f"{folder / GRAPH} is damaged: no node gives its output {description['output']}")
+
+
+def _references(value: Any) -> set[str]:
+    """Names of the nodes that an argument refers to."""
+    if isinstance(value, dict):
+        return {value["node"]} if "node" in value else set().union(*map(_references, value.values()))
+    return set().union(*map(_references, value)) if isinstance(value, list) else set()
+
+
+def _check_weights(path: Path, weights: State, shapes: Mapping[str, Sequence[int]]) -> None:
+    faults = [f"lacks {name}" for name in shapes if name not in weights]
+    faults += [
+        f"has {name} of shape {list(weights[name].shape)}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in weights and list(weights[name].shape) != list(shape)
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit its graph: it {'; it '.join(faults)}: record the network again")
+
+
+def _ours(path: VariablePath, array: np.ndarray) -> jax.Array:
+    """Our layout: HWIO for OIHW, [I, O] for [O, I]."""
+    if path[-1] == "kernel":
+        array = array.transpose(from_torch_axes(array.ndim))
+    return jnp.asarray(array, jnp.float32)
+
+
+def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
+    """Where in the variables the entry of every placeholder is that trains, told by what uses it.
+
+    Other buffers than running statistics, such as the kernel of a blur, are constants.
+    """
+    entries, found = description["entries"], {}
+
+    def enter(argument: Any, collection: str, leaf: str) -> None:
+        if argument and argument.get("node") in entries:
+            module, _, _ = entries[argument["node"]].rpartition(".")
+            found.setdefault(argument["node"], (collection, module, leaf))
+
+    nodes = {node["name"]: node for node in description["nodes"]}
+    for node in nodes.values():
+        op, arguments = node["op"], node["args"]
+        if op in (*CONVOLUTIONS, LINEAR):
+            enter(arguments["weight"], "params", "kernel")
+            enter(arguments["bias"], "params", "bias")
+        elif op == ADDED_PRODUCT:  # a linear layer, decomposed
+            factor = nodes.get(arguments["mat2"]["node"], {})
+            if factor.get("op") == PERMUTE:
+                enter(factor["args"]["self"], "params", "kernel")
+                enter(arguments["self"], "params", "bias")
+        elif op == BATCH_NORM:
+            enter(arguments["weight"], "params", "scale")
+            enter(arguments["bias"], "params", "bias")
+            enter(arguments["running_mean"], "batch_stats", "mean")
+            enter(arguments["running_var"], "batch_stats", "var")
+    trains = {*description["parameters"]} | {entries[holder] for holder, path in found.items() if path[0] != "params"}
+    for holder, entry in entries.items():
+        found.setdefault(holder, ("params", entry, WHOLE))
+    return {holder: path for holder, path in found.items() if entries[holder] in trains}

@@ -1,0 +1,202 @@
+"""Operations on images: convolutions, pooling, resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, reshaped
+from fastdfkd_jax.convert.graph.table import operation
+from fastdfkd_jax.models.general_convolution import general_conv
+from fastdfkd_jax.models.layers import CONVOLUTION
+
+Array = jax.Array
+
+# The last one of the plane is what the others become where everything is decomposed.
+_PLANE = ("aten.conv2d.default", "aten.conv2d.padding", "aten.convolution.default")
+CONVOLUTIONS = (*_PLANE, "aten.conv1d.default")
+_LIES = (2, 3, 1, 0)  # the axes of a kernel, [O, I, h, w]
+
+
+@operation("aten.conv1d.default")
+def _conv1d(input: Laid, weight: Laid, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], **rest):
+    """As a convolution of one row."""
+    two = {"stride": (1, stride[0]), "padding": (0, padding[0]), "dilation": (1, dilation[0])}
+    image, kernel = (reshaped(value, (*value.shape[:2], 1, value.shape[2])) for value in (input, weight))
+    y = _conv2d(input=image, weight=kernel, **two, **rest)
+    return reshaped(y, (*y.shape[:2], y.shape[3]))
+
+
+@operation(*_PLANE)
+def _conv2d(
+    input: Laid,
+    weight: Laid,
+    bias: Laid | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+    gradient: str,
+    **_: Any,  # of transposed ones, which are refused
+) -> Laid:
+    x, kernel = arranged(input, CHANNELS_LAST), arranged(weight, _LIES)
+    stride, dilation = _pair(stride), _pair(dilation)
+    edges = _edges(padding, [d * (size - 1) for d, size in zip(dilation, kernel.shape[:2], strict=True)])
+    if gradient == "canonical":
+        y = general_conv(x, kernel, stride, edges, dilation, groups)
+    else:
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            edges,
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+    y = checkpoint_name(y, CONVOLUTION)
+    return Laid(y if bias is None else y + bias.array, CHANNELS_LAST)
+
+
+def _edges(padding: Sequence[int] | str, reach: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros before and behind each axis; `reach` is how far a kernel sees beyond a pixel, both sides together."""
+    if isinstance(padding, str):
+        rows, columns = ((far // 2, far - far // 2) if padding == "same" else (0, 0) for far in reach)
+    else:
+        rows, columns = ((p, p) for p in _pair(padding))
+    return rows, columns
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[-1])
+
+
+@operation("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
+def _adaptive_average(self: Laid, output_size: Sequence[int]) -> Laid:
+    """Every output is the mean of its window; windows may overlap where the sizes do not divide."""
+    x = arranged(self, CHANNELS_LAST)
+    for axis, outputs in zip((1, 2), _pair(output_size), strict=True):
+        size = x.shape[axis]
+        if size % outputs == 0:
+            x = x.reshape(*x.shape[:axis], outputs, size // outputs, *x.shape[axis + 1 :]).mean(axis + 1)
+            continue
+        parts = []
+        for i in range(outputs):
+            start, stop = i * size // outputs, -(-(i + 1) * size // outputs)
+            parts.append(lax.slice_in_dim(x, start, stop, axis=axis).mean(axis, keepdims=True))
+        x = jnp.concatenate(parts, axis)
+    return Laid(x, CHANNELS_LAST)
+
+
+@operation("aten.avg_pool2d.default")
+def _average_pool(
+    self: Laid,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Laid:
+    x = arranged(self, CHANNELS_LAST)
+    total, spans = _windows(x, kernel_size, stride, padding, (1, 1), ceil_mode, jnp.add, 0.0)
+    if divisor_override:
+        return Laid(total / divisor_override, CHANNELS_LAST)
+    counts = []
+    for size, pad, span in zip(x.shape[1:3], _pair(padding), spans, strict=True):
+        # What counts: padding, if asked for, but never what rounding the number of windows up has added.
+        low, high = (-pad, size + pad) if count_include_pad else (0, size)
+        counts.append(jnp.array([max(min(stop, high) - max(start, low), 1) for start, stop in span], x.dtype))
+    return Laid(total / (counts[0][:, None] * counts[1])[:, :, None], CHANNELS_LAST)
+
+
+@operation("aten.max_pool2d.default")
+def _max_pool(
+    self: Laid,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Laid:
+    x = arranged(self, CHANNELS_LAST)
+    return Laid(
+        _windows(x, kernel_size, stride, padding, _pair(dilation), ceil_mode, jnp.maximum, -jnp.inf)[0], CHANNELS_LAST
+    )
+
+
+@operation("aten.max_pool2d_with_indices.default")
+def _max_pool_with_indices(**arguments: Any) -> tuple[Laid, None]:
+    """The indices are what nothing but its own gradient asks for."""
+    return _max_pool(**arguments), None
+
+
+def _windows(x, kernel_size, stride, padding, dilation, ceil_mode, reduce, nothing):
+    """Windows of NHWC reduced slice by slice, axis by axis, and [start, stop) of every window of either axis.
+
+    Pairwise, because the gradient of XLA's windowed maximum is 17 times slower on CPU.
+    """
+    spans = []
+    stride = stride or kernel_size
+    for axis, size, step, pad, apart in zip(
+        (1, 2), _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), strict=True
+    ):
+        length, reach = x.shape[axis], apart * (size - 1) + 1
+        room = length + 2 * pad - reach
+        windows = (-(-room // step) if ceil_mode else room // step) + 1
+        if ceil_mode and (windows - 1) * step >= length + pad:
+            windows -= 1  # a window may not begin in the padding behind
+        behind = max(0, (windows - 1) * step + reach - length - pad)
+        edges = [(0, 0)] * x.ndim
+        edges[axis] = (pad, behind)
+        padded = jnp.pad(x, edges, constant_values=nothing)
+        taps = [
+            lax.slice_in_dim(padded, apart * tap, apart * tap + step * (windows - 1) + 1, stride=step, axis=axis)
+            for tap in range(size)
+        ]
+        x = taps[0]
+        for tap in taps[1:]:
+            x = reduce(x, tap)
+        spans.append([(i * step - pad, i * step - pad + reach) for i in range(windows)])
+    return x, spans
+
+
+@operation("aten.upsample_nearest2d.vec")
+def _nearest(input: Laid, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Laid:
+    x = arranged(input, CHANNELS_LAST)
+    sizes = output_size or [math.floor(n * s) for n, s in zip(x.shape[1:3], scale_factors or (), strict=True)]
+    for axis, size in zip((1, 2), sizes, strict=True):
+        old = x.shape[axis]
+        # PyTorch takes pixel floor(i * old / new).
+        x = x.repeat(size // old, axis) if size % old == 0 else x.take(jnp.arange(size) * old // size, axis)
+    return Laid(x, CHANNELS_LAST)
+
+
+@operation("aten.upsample_bilinear2d.vec")
+def _bilinear(
+    input: Laid, output_size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None
+) -> Laid:
+    """As a product with a matrix of at most two weights a row on either axis."""
+    x = arranged(input, CHANNELS_LAST)
+    sizes = output_size or [math.floor(n * s) for n, s in zip(x.shape[1:3], scale_factors or (), strict=True)]
+    for axis, size in zip((1, 2), sizes, strict=True):
+        old = x.shape[axis]
+        steps = jnp.arange(size)
+        if align_corners:
+            at = steps * ((old - 1) / max(size - 1, 1))
+        else:
+            scale = 1 / scale_factors[axis - 1] if scale_factors and not output_size else old / size
+            at = jnp.maximum((steps + 0.5) * scale - 0.5, 0)
+        low = jnp.minimum(jnp.floor(at).astype(int), old - 1)
+        high, part = jnp.minimum(low + 1, old - 1), at - low
+        weights = (1 - part)[:, None] * jax.nn.one_hot(low, old) + part[:, None] * jax.nn.one_hot(high, old)
+        x = jnp.moveaxis(jnp.tensordot(weights.astype(x.dtype), x, (1, axis)), 0, axis)
+    return Laid(x, CHANNELS_LAST)
