@@ -13,7 +13,7 @@ import pytest
 from runs import tiny_config
 
 from fastdfkd_jax import convert, main
-from fastdfkd_jax.convert import checkpoints, naming, record
+from fastdfkd_jax.convert import checkpoints, files, naming, record
 from fastdfkd_jax.convert.__main__ import main as convert_main
 from fastdfkd_jax.convert.graph import network as graph_network
 from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
@@ -467,16 +467,93 @@ def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_pat
         load(tmp_path)
 
 
-def test_what_is_not_a_recorded_graph_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a recorded graph"):
+def test_a_network_without_batch_norm_is_refused_as_teacher(tmp_path):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    recorded(module, tmp_path, 16, 1)
+    config = tiny_config(
+        teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,), teacher__std=(0.5,)
+    )
+    with pytest.raises(UserError, match="the teacher graph has no BatchNorm layers"):
+        main.run(config, tmp_path / "run")
+
+
+def without_kernel(folder, description):
+    state, _ = files.read_state_dict(folder / "weights.safetensors")
+    files.write_safetensors(folder / "weights.safetensors", {n: a for n, a in state.items() if n != "conv.weight"}, {})
+
+
+def with_other_kernel(folder, description):
+    state, _ = files.read_state_dict(folder / "weights.safetensors")
+    files.write_safetensors(folder / "weights.safetensors", state | {"conv.weight": np.zeros((8, 3, 5, 5))}, {})
+
+
+def truncated_weights(folder, description):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def truncated_graph(folder, description):
+    path = folder / "graph.json"
+    path.write_text(path.read_text()[:-100])
+
+
+def without_output(folder, description):
+    del description["output"]
+
+
+def with_dangling_node(folder, description):
+    del description["nodes"][[node["name"] for node in description["nodes"]].index("conv2d")]
+
+
+def with_strange_output(folder, description):
+    description["output"] = "nobody"
+
+
+def with_strange_entry(folder, description):
+    description["entries"]["p_x"] = "x.weight"
+
+
+def of_another_format(folder, description):
+    description["format"] = 9
+
+
+def empty(folder, description):
+    (folder / "graph.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_kernel, r"does not fit its graph: it lacks conv\.weight"),
+        (with_other_kernel, r"has conv\.weight of shape \[8, 3, 5, 5\], expected \[8, 3, 3, 3\]"),
+        (truncated_weights, "not a safetensors file, or is truncated"),
+        (truncated_graph, "not a recorded graph"),
+        (without_output, "has no output"),
+        (with_dangling_node, "takes conv2d, found nowhere"),
+        (with_strange_output, "no node gives its output nobody"),
+        (with_strange_entry, r"lacks x\.weight"),
+        (of_another_format, "format 9, expected 2"),
+        (empty, "not a recorded graph"),
+    ],
+)
+def test_a_damaged_graph_is_refused_in_one_line(tmp_path, damage, words):
+    recorded(Function(nn.ReLU()), tmp_path)
+    path = tmp_path / "graph.json"
+    description = json.loads(path.read_text())
+    before = json.dumps(description)
+    damage(tmp_path, description)
+    if json.dumps(description) != before:
+        path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=words) as caught:
         load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_asked_of_a_graph_must_be_so(tmp_path):
     recorded(Function(nn.ReLU()), tmp_path)
     with pytest.raises(UserError, match="mean has 1 numbers, expected 3"):
         convert.load_network(tmp_path, mean=(0.5,), std=(0.5, 0.5, 0.5))
-    text = json.loads((tmp_path / "graph.json").read_text())
-    (tmp_path / "graph.json").write_text(json.dumps(text | {"format": 9}))
-    with pytest.raises(UserError, match="format 9, expected 2"):
-        load(tmp_path)
-    (tmp_path / "graph.json").write_text(json.dumps(text | {"entries": text["entries"] | {"p_x": "x.weight"}}))
-    with pytest.raises(UserError, match=r"lacks x\.weight"):
-        load(tmp_path)
+    with pytest.raises(UserError, match="has classes 5, expected 7"):
+        convert.load_network(tmp_path, num_classes=7, **STATISTICS)
+    with pytest.raises(UserError, match="is a recorded graph, expected resnet8"):
+        convert.load_network(tmp_path, arch="resnet8", **STATISTICS)

@@ -25,6 +25,8 @@ from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
 ARCH = "graph"  # of the spec of every recorded network
 FORMAT = 2
+_KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
+_KEYS |= {"classes", "channels", "image_size", "task"}
 
 
 class Recorded(NamedTuple):
@@ -57,7 +59,7 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
     description = _read_description(folder / GRAPH)
     _check_nodes(folder, description)
     weights, _ = read_state_dict(folder / WEIGHTS)
-    _check_weights(folder / WEIGHTS, weights, description["shapes"])
+    _check_weights(folder / WEIGHTS, weights, description)
     return Recorded(folder, description, weights)
 
 
@@ -107,6 +109,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
         raise UserError(f"{path} has format {found}, expected {FORMAT}: record the network again")
+    if missing := _KEYS - description.keys():
+        raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}: record the network again")
     return description
 
 
@@ -137,13 +141,14 @@ def _references(value: Any) -> set[str]:
     return set().union(*map(_references, value)) if isinstance(value, list) else set()
 
 
-def _check_weights(path: Path, weights: State, shapes: Mapping[str, Sequence[int]]) -> None:
-    faults = [f"lacks {name}" for name in shapes if name not in weights]
-    faults += [
-        f"has {name} of shape {list(weights[name].shape)}, expected {list(shape)}"
-        for name, shape in shapes.items()
-        if name in weights and list(weights[name].shape) != list(shape)
-    ]
+def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -> None:
+    shapes = description["shapes"]
+    faults = []
+    for name in sorted({*shapes, *description["entries"].values(), *description["state"]}):
+        if name not in weights or name not in shapes:
+            faults.append(f"lacks {name}")
+        elif list(weights[name].shape) != shapes[name]:
+            faults.append(f"has {name} of shape {list(weights[name].shape)}, expected {shapes[name]}")
     if faults:
         raise UserError(f"{path} does not fit its graph: it {'; it '.join(faults)}: record the network again")
 
