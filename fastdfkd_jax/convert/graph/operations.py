@@ -26,6 +26,10 @@ def _elementwise(name: str, function: Callable[[Array], Array]) -> None:
 
 for _name, _function in {
     "aten.relu.default": jax.nn.relu,
+    "aten.relu6.default": jax.nn.relu6,
+    "aten.selu.default": jax.nn.selu,
+    "aten.mish.default": jax.nn.mish,
+    "aten.log.default": jnp.log,
     "aten.sigmoid.default": jax.nn.sigmoid,
     "aten.silu.default": jax.nn.silu,
     "aten.tanh.default": jnp.tanh,
@@ -61,6 +65,25 @@ def _leaky_relu(self: Laid, negative_slope: float) -> Laid:
     return self.map(jax.nn.leaky_relu(self.array, negative_slope))
 
 
+@operation("aten.prelu.default", "aten._prelu_kernel.default")
+def _prelu(self: Laid, weight: Laid) -> Laid:
+    """One slope, or one a channel."""
+    slope = weight.array.ravel()
+    shape = [-1 if axis == 1 else 1 for axis in self.order] if slope.size > 1 else ()
+    return self.map(jnp.where(self.array > 0, self.array, self.array * slope.reshape(shape)))
+
+
+@operation("aten.softplus.default")
+def _softplus(self: Laid, beta: float, threshold: float) -> Laid:
+    x = self.array * beta
+    return self.map(jnp.where(x > threshold, self.array, jax.nn.softplus(x) / beta))
+
+
+@operation("aten.pow.Tensor_Scalar")
+def _power(self: Laid, exponent: float) -> Laid:
+    return self.map(self.array**exponent)
+
+
 @operation("aten.elu.default")
 def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
     x = self.array
@@ -68,16 +91,14 @@ def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    def apply(self: Any, other: Any, **rest: Any) -> Any:
-        scale = rest.get("alpha", 1)
-        if not isinstance(self, Laid) and not isinstance(other, Laid):
-            return function(self, other)
-        if not isinstance(other, Laid):
-            return self.map(function(self.array, other * scale if scale != 1 else other))
-        if not isinstance(self, Laid):
-            return other.map(function(self, other.array))
-        a, b, order = together(self, other)
-        return Laid(function(a, b * scale if scale != 1 else b), order)
+    def apply(self: Any, other: Any, alpha: float = 1, **_: Any) -> Any:
+        if isinstance(self, Laid) and isinstance(other, Laid):
+            a, b, order = together(self, other)
+        else:
+            a, b = (value.array if isinstance(value, Laid) else value for value in (self, other))
+            order = next((value.order for value in (self, other) if isinstance(value, Laid)), None)
+        y = function(a, b if alpha == 1 else b * alpha)
+        return y if order is None else Laid(y, order)
 
     return apply
 
@@ -87,8 +108,17 @@ for _name, _operator in {
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
 }.items():
-    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
+    operation(*(f"aten.{_name}.{kind}" for kind in ("Tensor", "Scalar", "default")))(_binary(_operator))
+
+
+@operation("aten.rsub.Tensor", "aten.rsub.Scalar")
+def _subtracted_from(self: Any, other: Any, alpha: float = 1) -> Any:
+    return _binary(operator.sub)(other, self, alpha)
+
+
 for _name in ("add", "sub", "mul", "floordiv"):
     _python = getattr(operator, _name)
     operation(f"operator.{_name}")(lambda _python=_python, **operands: _python(operands["0"], operands["1"]))
@@ -116,7 +146,7 @@ def _added_product(self: Laid, mat1: Laid, mat2: Laid, beta: float, alpha: float
     return plain(beta * self.array + alpha * (logical(mat1) @ logical(mat2)))
 
 
-@operation("aten.mm.default", "aten.matmul.default")
+@operation("aten.mm.default", "aten.bmm.default", "aten.matmul.default")
 def _product(**factors: Laid) -> Laid:
     first, second = factors.values()
     return plain(logical(first) @ logical(second))
@@ -141,6 +171,11 @@ for _name, _reduce in {"mean.dim": jnp.mean, "sum.dim_IntList": jnp.sum, "amax.d
 @operation("aten.softmax.int", "aten._softmax.default")
 def _softmax(self: Laid, dim: int, **_: Any) -> Laid:
     return self.map(jax.nn.softmax(at_least_float32(self.array), self.at(dim)))
+
+
+@operation("aten.log_softmax.int", "aten._log_softmax.default")
+def _log_softmax(self: Laid, dim: int, **_: Any) -> Laid:
+    return self.map(jax.nn.log_softmax(at_least_float32(self.array), self.at(dim)))
 
 
 @operation("aten._to_copy.default")
@@ -172,6 +207,21 @@ def _transpose(self: Laid, dim0: int, dim1: int) -> Laid:
     axes = list(range(len(self.order)))
     axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
     return permuted(self, axes)
+
+
+@operation("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def _channel_shuffle(self: Laid, groups: int) -> Laid:
+    batch, channels, *size = self.shape
+    split = reshaped(self, (batch, groups, channels // groups, *size))
+    return reshaped(_transpose(split, 1, 2), self.shape)
+
+
+@operation("aten.pixel_shuffle.default")
+def _pixel_shuffle(self: Laid, upscale_factor: int) -> Laid:
+    batch, channels, height, width = self.shape
+    r = upscale_factor
+    split = reshaped(self, (batch, channels // r**2, r, r, height, width))
+    return reshaped(permuted(split, (0, 1, 4, 2, 5, 3)), (batch, channels // r**2, height * r, width * r))
 
 
 @operation("aten.unsqueeze.default")
