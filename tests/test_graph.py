@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import warnings
 from collections import OrderedDict
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import convert, main
+from fastdfkd_jax import assemble, convert, data, evaluate, main
 from fastdfkd_jax.convert import checkpoints, files, naming, record
 from fastdfkd_jax.convert.__main__ import main as convert_main
 from fastdfkd_jax.convert.graph import network as graph_network
@@ -21,7 +22,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
 
 torch = pytest.importorskip("torch")
-from convert_samples import seeded_twin  # noqa: E402
+from convert_samples import USER_NETWORK, seeded_twin  # noqa: E402
 from torch import nn  # noqa: E402
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -442,16 +443,88 @@ def digits_graph(tmp_path_factory):
     return folder, module
 
 
-def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path):
+def graph_config(folder, **changes):
+    flags = {
+        "teacher__checkpoint": "",
+        "teacher__graph": str(folder),
+        "student__graph": str(folder),
+        "student__arch": "",
+    }
+    return tiny_config(**flags, teacher__mean=(0.5,), teacher__std=(0.5,), **changes)
+
+
+def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path, capsys):
     folder, module = digits_graph
-    config = tiny_config(
-        teacher__checkpoint="", teacher__graph=str(folder), teacher__mean=(0.5,), teacher__std=(0.5,),
-        student__graph=str(folder), student__arch="",
-    )  # fmt: skip
-    summary = main.run(config, tmp_path)
+    run = tmp_path / "run"
+    config = graph_config(folder)
+    summary = main.run(config, run)
     assert summary["student"] == summary["teacher"] == "graph"
-    module.load_state_dict(torch.load(tmp_path / "student.pth", weights_only=True), strict=True)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(torch.load(run / "student.pth", weights_only=True), strict=True)
     assert not torch.equal(module.gain.detach(), torch.linspace(0.5, 1.5, 8)), "not trained"
+
+    # The student's own file, with the folder as architecture, is a checkpoint for every command.
+    test = ["--data", config.data.source, "--split", config.data.split, "--json"]
+    evaluate.main(["evaluate", str(run / "student.safetensors"), "--arch", str(folder), *test])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["student_accuracy_last"]
+    known = ["--arch", str(folder)]
+    assert convert_main(["export", str(run / "student.safetensors"), *known, "--out", str(run / "again.pth")]) == 0
+    again = torch.load(run / "again.pth", weights_only=True)
+    assert again.keys() == module.state_dict().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in module.state_dict().items())
+    module.load_state_dict(before)
+    with pytest.raises(UserError, match="weights of a recorded graph: name its folder with --arch"):
+        convert.load_network(run / "student.safetensors")
+
+
+def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
+    folder, module = digits_graph
+    statistics = ["--mean", "0.5", "--std", "0.5"]
+    evaluate.main(["evaluate", str(folder), "--data", "digits", "--split", "test", "--json", *statistics])
+    found = json.loads(capsys.readouterr().out)
+    digits = data.load("digits", "test")
+    images = torch.tensor((digits.images.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5, dtype=torch.float32)
+    predicted = module.eval()(images).argmax(1).numpy()
+    assert found["arch"] == "graph"
+    assert found["accuracy"] == pytest.approx(100 * (predicted == digits.labels).mean())
+
+    assert convert_main(["verify", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert report["reference"].endswith("reference.npz")
+    assert convert_main(["export", str(folder), "--out", str(tmp_path / "net.pth")]) == 0
+    module.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
+    assert convert_main(["export", str(folder), "--out", str(tmp_path / "n.pth"), "--naming", "torchvision"]) == 2
+    assert "its own names only" in capsys.readouterr().err
+    assert convert_main(["import", str(folder), "--out", str(tmp_path / "n.safetensors"), *statistics]) == 2
+    assert "needs no import" in capsys.readouterr().err
+
+
+def test_verify_tells_a_graph_whose_weights_are_others(digits_graph, tmp_path, capsys):
+    shutil.copytree(digits_graph[0], tmp_path / "graph")
+    state, _ = files.read_state_dict(tmp_path / "graph" / "weights.safetensors")
+    state["norm.running_mean"] = state["norm.running_mean"] + 0.1
+    files.write_safetensors(tmp_path / "graph" / "weights.safetensors", state, {})
+    assert convert_main(["verify", str(tmp_path / "graph")]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_verify_runs_the_module_that_a_graph_comes_from(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(USER_NETWORK)
+    target, folder = f"{tmp_path / 'net.py'}:make", str(tmp_path / "graph")
+    assert record.main([target, "--graph", folder]) == 0
+    assert convert_main(["verify", folder, "--torch", target]) == 0, capsys.readouterr().out
+    assert target in capsys.readouterr().out
+
+
+def test_a_student_may_begin_with_the_recorded_weights(digits_graph, tmp_path):
+    folder = digits_graph[0]
+    config = graph_config(folder, student__checkpoint=str(folder))
+    parts = assemble.assemble(config)
+    recorded_weights = convert.load_network(folder, mean=(0.5,), std=(0.5,))[1]
+    assert parts.student_vars is not None
+    jax.tree.map(np.testing.assert_array_equal, parts.student_vars, recorded_weights)
+    assert assemble.assemble(graph_config(folder)).student_vars is None
 
 
 @pytest.mark.parametrize(
@@ -463,10 +536,7 @@ def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path):
     ],
 )
 def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path, changes, words):
-    folder = str(digits_graph[0])
-    config = tiny_config(
-        teacher__checkpoint="", teacher__graph=folder, teacher__mean=(0.5,), teacher__std=(0.5,), student__graph=folder
-    )
+    config = graph_config(digits_graph[0])
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     with pytest.raises(UserError, match=words):
         main.run(config, tmp_path)

@@ -22,7 +22,6 @@ ALLOWED = {
     "supervised": {"augment", "models", "data"},
     "data": {"data", "models"},
     "convert": {"convert", "models"},
-    "graph": {"graph", "convert", "models"},
     "pool": {"files"},
     "checkpoint": {"files"},
     "metrics": {"files"},

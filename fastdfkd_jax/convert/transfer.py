@@ -74,6 +74,8 @@ def export_checkpoint(
 def _target(style: str, source: Source, found: Naming, network: Network) -> Naming:
     if style == "source":
         return checkpoints.source_naming(source, found)
+    if network.others is not None:
+        raise UserError(f"a recorded graph has its own names only: leave --naming {style} out")
     if style == "ours":
         return Naming()
     parts = {part for name in naming.expected_entries(network) for part in name.split(".")}
