@@ -1,4 +1,4 @@
-"""What the CIFAR configs share: the pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
+"""What the configs for small images share: pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
 
 from ml_collections import ConfigDict
 
@@ -42,12 +42,17 @@ def make(dataset: str, num_classes: int, mean: tuple, std: tuple, variant: str |
     config.teacher.mean, config.teacher.std = (IMAGENET_MEAN, IMAGENET_STD) if small_resnet else (mean, std)
     config.data.source = f"tfds:{dataset}"
     config.inversion.adversarial_weight, config.inversion.class_weight = PAIRS[pair]
-    config.fastdfkd.num_adapt_steps = int(k)
-    config.inner.generator_lr, config.inner.latents_lr = STEPS[int(k)]
-    config.meta.lr = STEPS[int(k)][0] * int(k)
+    apply(config, int(k), protocols)
+    return config
+
+
+def apply(config: ConfigDict, steps: int, protocols: list[str]) -> None:
+    """Sets k with its rates, and what each protocol changes."""
+    config.fastdfkd.num_adapt_steps = steps
+    config.inner.generator_lr, config.inner.latents_lr = STEPS[steps]
+    config.meta.lr = STEPS[steps][0] * steps
     for name in protocols:
         PROTOCOLS[name](config)
-    return config
 
 
 def _short(config: ConfigDict) -> None:

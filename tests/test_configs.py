@@ -3,7 +3,7 @@
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
-from configs import cifar, cifar10, cifar100, default, quickstart
+from configs import cifar, cifar10, cifar100, default, own, quickstart
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
@@ -27,6 +27,22 @@ def test_every_protocol_builds_and_changes_something(protocol):
     config = cifar10.get_config(f"wrn40_2-wrn16_1-fast5-{protocol}")
     validate(config)
     assert config != plain
+
+
+@pytest.mark.parametrize("k", cifar.STEPS)
+def test_networks_of_ones_own_get_the_recipe_of_the_tables_and_no_constants(k):
+    config, published = own.get_config(f"fast{k}-short"), cifar10.get_config(f"wrn40_2-wrn16_1-fast{k}-short")
+    validate(config)
+    assert not config.teacher.arch
+    assert not config.teacher.mean
+    published.teacher, published.data.source = config.teacher, config.data.source
+    assert config == published
+
+
+@pytest.mark.parametrize("variant", ["fast3", "short", "fast5-long", "smoke"])
+def test_a_recipe_that_is_not_known_is_refused(variant):
+    with pytest.raises(UserError, match=f"unknown variant '{variant}': expected one of fast2, fast5, fast10"):
+        own.get_config(variant)
 
 
 def test_every_config_is_overrides_of_the_default():

@@ -163,7 +163,7 @@ def test_places(tmp_path, state, capsys):
     refused(capsys, ["verify", tmp_path / "absent.pth"], "there is no checkpoint .*absent.pth")
     refused(capsys, ["verify", tmp_path], "expected a file that ends in .pth, .pt, .th, .safetensors")
     (tmp_path / "folder.pth").mkdir()
-    refused(capsys, ["verify", tmp_path / "folder.pth"], "cannot be read: Is a directory")
+    refused(capsys, ["verify", tmp_path / "folder.pth"], "is a folder without graph.json")
     refused(capsys, ["import", source, "--out", tmp_path / "out.safetensors"], "give --mean and --std")
     refused(capsys, ["import", source, "--out", tmp_path / "out.pth", *NORMALIZATION], "must end in .safetensors")
     refused(capsys, ["export", source, "--out", tmp_path / "out.onnx"], "must end in one of")

@@ -23,7 +23,7 @@ def linear_network(classes: int, traces: list[int] | None = None) -> Network:
     """Logits are the first pixels of the image times the variables; every trace leaves a mark."""
     spec = NetworkSpec("linear", classes, 4, 1, mean=(0.25,), std=(0.5,))
 
-    def apply(variables, images, train=False, moments=False):
+    def apply(variables, images, train=False, moments=False, key=None):
         if traces is not None:
             traces.append(1)
         logits = images.reshape(len(images), -1)[:, :classes] * variables["params"]["scale"]

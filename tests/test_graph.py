@@ -608,13 +608,13 @@ def empty(folder, description):
         (without_kernel, r"does not fit its graph: it lacks conv\.weight"),
         (with_other_kernel, r"has conv\.weight of shape \[8, 3, 5, 5\], expected \[8, 3, 3, 3\]"),
         (truncated_weights, "not a safetensors file, or is truncated"),
-        (truncated_graph, "not a recorded graph"),
+        (truncated_graph, "cannot be read as JSON"),
         (without_output, "has no output"),
         (with_dangling_node, "takes conv2d, found nowhere"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
         (of_another_format, "format 9, expected 2"),
-        (empty, "not a recorded graph"),
+        (empty, r"is a folder without graph\.json"),
     ],
 )
 def test_a_damaged_graph_is_refused_in_one_line(tmp_path, damage, words):
@@ -638,3 +638,16 @@ def test_what_is_asked_of_a_graph_must_be_so(tmp_path):
         convert.load_network(tmp_path, num_classes=7, **STATISTICS)
     with pytest.raises(UserError, match="is a recorded graph, expected resnet8"):
         convert.load_network(tmp_path, arch="resnet8", **STATISTICS)
+
+
+def test_a_graph_keeps_how_its_images_are_normalised(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(USER_NETWORK)
+    statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    flags = [item for key, numbers in statistics.items() for item in (f"--{key}", ",".join(map(str, numbers)))]
+    folder = tmp_path / "graph"
+    assert record.main([f"{tmp_path / 'net.py'}:make", "--graph", str(folder), *flags]) == 0, capsys.readouterr().err
+    for how in ({}, statistics):
+        network, _ = convert.load_network(folder, **how)
+        assert (network.spec.mean, network.spec.std) == (statistics["mean"], statistics["std"])
+    with pytest.raises(UserError, match=r"recorded with mean \[0\.1, 0\.2, 0\.3\], found \[0\.5"):
+        convert.load_network(folder, mean=(0.5,) * 3)

@@ -68,7 +68,7 @@ def command(monkeypatch):
 def bias_network() -> Network:
     """Logits are a bias alone, so that gradients are softmax minus frequencies."""
 
-    def apply(variables, images, train=False, moments=False):
+    def apply(variables, images, train=False, moments=False, key=None):
         logits = jnp.broadcast_to(variables["params"]["bias"], (len(images), 2))
         return Outputs(logits, logits, (), {}, {})
 
@@ -117,7 +117,7 @@ def test_a_short_run_improves_the_loss_and_stores_the_teacher(tmp_path, capsys, 
 def linear_network() -> Network:
     """A random linear map of the digits' pixels."""
 
-    def apply(variables, images, train=False, moments=False):
+    def apply(variables, images, train=False, moments=False, key=None):
         logits = images.reshape(len(images), -1) @ variables["params"]["kernel"]
         return Outputs(logits, logits, (), {}, {})
 
@@ -148,7 +148,7 @@ def test_training_is_a_function_of_the_seed():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
-    def apply(variables, images, train=False, moments=False):
+    def apply(variables, images, train=False, moments=False, key=None):
         return bias_network().apply(variables, images)._replace(logits=jnp.full((len(images), 2), jnp.nan))
 
     dataset = data.Dataset(np.zeros((8, 2, 2, 1), np.uint8), np.zeros(8, np.int32))

@@ -104,8 +104,12 @@ def _open_graph(
     for key, wanted in (("classes", num_classes), ("image_size", image_size)):
         if wanted not in (None, description[key]):
             raise UserError(f"{recorded.folder} has {key} {description[key]}, expected {wanted}")
-    known = {**description, **source.metadata, **({"mean": mean} if mean else {}), **({"std": std} if std else {})}
-    fields = {key: known.get(key) for key in ("mean", "std")}
+    given = {"mean": mean, "std": std}
+    for key, numbers in given.items():
+        if numbers and description.get(key, list(numbers)) != list(numbers):
+            raise UserError(f"{recorded.folder} was recorded with {key} {description[key]}, found {list(numbers)}")
+    known = {**description, **source.metadata}
+    fields = {key: numbers or known.get(key) for key, numbers in given.items()}
     if None in fields.values():
         if needs_normalization:
             raise _not_normalised(source.path)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fastdfkd_jax.models import chunks
 from fastdfkd_jax.models.convolution import canonical_conv
 
 Array = jax.Array
@@ -137,14 +138,10 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 def _depthwise_kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
     """Image by image, and rows before columns: XLA sums over all axes at once several times slower."""
 
-    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        image, d_image = pair
-        taps = _taps(image[None], size, stride, dilation)
-        return total + jnp.stack([(part[0] * d_image).sum(0) for _, _, part in taps]), None
+    def of_image(x: Array, dy: Array, groups: int) -> Array:
+        return jnp.stack([(part * dy).sum(1) for _, _, part in _taps(x, size, stride, dilation)], 1)
 
-    start = jnp.zeros((size[0] * size[1], *dy.shape[2:]), dy.dtype)
-    total, _ = lax.scan(add, start, (x, dy))
-    return total.sum(1).reshape(*size, -1)
+    return chunks.summed(of_image, x, dy, 1).sum(1).reshape(*size, -1)
 
 
 def _taps(x: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Iterator[tuple[int, int, Array]]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax.convert.files import State, read_state_dict
+from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network, tree
 from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
@@ -104,8 +104,13 @@ def build(
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent} is a folder without {path.name}: expected a file that ends in {', '.join(SUFFIXES)}, "
+            "or what convert.record --graph wrote"
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a recorded graph: {error}; record the network with --graph") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}): record the network again") from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
         raise UserError(f"{path} has format {found}, expected {FORMAT}: record the network again")

@@ -1,0 +1,25 @@
+"""Networks of your own: the recipe of Table 1 for any teacher and student of small images (docs/your-own-teacher.md).
+
+    python -m fastdfkd_jax.main --config configs/own.py:fast5-short --workdir DIR \
+        --config.teacher.graph=TEACHER --config.student.graph=STUDENT --config.data.source=folder:IMAGES
+
+`:fastK`, K of 2, 5 or 10, then any protocol of `configs/cifar10.py`. Either network may be a checkpoint of one of ours
+instead (`config.teacher.checkpoint`, `config.student.arch`); data serve evaluation only, and none are needed.
+"""
+
+from configs import cifar, default
+from fastdfkd_jax.errors import UserError
+
+
+def get_config(variant=None):
+    """The config of a variant; without one, k = 5."""
+    steps, *protocols = (variant or "fast5").split("-")
+    known = [f"fast{k}" for k in cifar.STEPS]
+    if steps not in known or set(protocols) - cifar.PROTOCOLS.keys():
+        raise UserError(
+            f"unknown variant {variant!r}: expected one of {', '.join(known)}, then -protocol of "
+            f"{', '.join(cifar.PROTOCOLS)}"
+        )
+    config = default.get_config()
+    cifar.apply(config, int(steps.removeprefix("fast")), protocols)
+    return config
