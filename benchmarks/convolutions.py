@@ -61,7 +61,7 @@ CASES = (
 
 def _ours(case: Case, native: bool) -> Callable[[], Any]:
     edge = case.dilation * (case.size // 2)
-    stride, dilation = (case.stride,) * 2, (case.dilation,) * 2
+    stride, dilation = (case.stride, case.stride), (case.dilation, case.dilation)
 
     def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         edges = ((edge, edge), (edge, edge))

@@ -32,8 +32,6 @@ from fastdfkd_jax.convert import checkpoints, graph, naming, record, twins, veri
 from fastdfkd_jax.models import Network, NetworkSpec
 
 RESULTS, TABLE = Path("results/graphs"), Path("docs/graphs.md")
-_OURS = ("wrn40_2", "wrn40_1", "wrn16_2", "wrn16_1", "resnet18", "resnet34", "resnet50", "resnet20", "resnet56")
-_OURS += ("resnet8x4", "vgg8", "vgg11", "vgg13", "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")
 _TORCHVISION = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "vgg11_bn", "mobilenet_v2")
 _TORCHVISION += ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf")
 _TORCHVISION += ("regnet_y_400mf", "shufflenet_v2_x1_0", "mnasnet1_0", "googlenet", "inception_v3")
@@ -43,7 +41,7 @@ _TIMM += ("efficientnet_lite0", "tf_efficientnet_b0", "mixnet_s", "ghostnet_100"
 _TIMM += ("cspresnet50", "cspdarknet53", "dla34", "dpn48b", "hrnet_w18_small", "repvgg_a0", "xception41", "vovnet39a")
 _TIMM += ("legacy_xception", "inception_v4", "mobilenetv4_conv_small", "regnety_002", "tf_mobilenetv3_small_100")
 NETWORKS = (
-    *(f"ours/{name}" for name in _OURS),
+    *(f"ours/{name}" for name in models.arch_names()),
     *(f"torchvision/{name}" for name in _TORCHVISION),
     *(f"timm/{name}" for name in _TIMM),
 )

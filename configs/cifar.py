@@ -1,5 +1,7 @@
 """What the configs for small images share: pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from configs import default
@@ -46,7 +48,7 @@ def make(dataset: str, num_classes: int, mean: tuple, std: tuple, variant: str |
     return config
 
 
-def apply(config: ConfigDict, steps: int, protocols: list[str]) -> None:
+def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
     """Sets k with its rates, and what each protocol changes."""
     config.fastdfkd.num_adapt_steps = steps
     config.inner.generator_lr, config.inner.latents_lr = STEPS[steps]
