@@ -262,7 +262,7 @@ def test_the_command_writes_a_folder_that_torch_is_not_needed_for(tmp_path, caps
     arguments = [f"{tmp_path / 'net.py'}:make", "--channels", "1", "--image-size", "12", "--graph", str(folder)]
     assert record.main(arguments) == 0, capsys.readouterr().err
     network, variables = convert.load_network(folder, mean=(0.5,), std=(0.5,))
-    assert network.spec == NetworkSpec("graph", 6, 12, 1, (0.5,), (0.5,))
+    assert network.spec == NetworkSpec("graph:graph", 6, 12, 1, (0.5,), (0.5,))
     assert {name: set(leaves) for name, leaves in variables["params"].items()} == {
         "0": {"kernel", "bias"}, "1": {"scale", "bias"}, "4": {"kernel", "bias"},
     }  # fmt: skip
@@ -458,7 +458,7 @@ def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path, capsys
     run = tmp_path / "run"
     config = graph_config(folder)
     summary = main.run(config, run)
-    assert summary["student"] == summary["teacher"] == "graph"
+    assert summary["student"] == summary["teacher"] == f"graph:{folder.name}"
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(torch.load(run / "student.pth", weights_only=True), strict=True)
     assert not torch.equal(module.gain.detach(), torch.linspace(0.5, 1.5, 8)), "not trained"
@@ -485,7 +485,7 @@ def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
     digits = data.load("digits", "test")
     images = torch.tensor((digits.images.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5, dtype=torch.float32)
     predicted = module.eval()(images).argmax(1).numpy()
-    assert found["arch"] == "graph"
+    assert found["arch"] == f"graph:{folder.name}"
     assert found["accuracy"] == pytest.approx(100 * (predicted == digits.labels).mean())
 
     assert convert_main(["verify", str(folder), "--json"]) == 0
@@ -554,7 +554,7 @@ def test_a_network_without_batch_norm_is_refused_as_teacher(tmp_path):
     config = tiny_config(
         teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,), teacher__std=(0.5,)
     )
-    with pytest.raises(UserError, match="the teacher graph has no BatchNorm layers"):
+    with pytest.raises(UserError, match=r"the teacher graph:.* has no BatchNorm layers"):
         main.run(config, tmp_path / "run")
 
 

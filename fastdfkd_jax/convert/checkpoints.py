@@ -77,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, needs_normalization: bool =
     """
     arch = known.get("arch")
     if Path(path).is_dir():
-        if arch not in (None, graph.ARCH, str(path)):
+        if arch not in (None, str(path)):
             raise UserError(f"{path} is a recorded graph, expected {arch}: leave --arch out")
         recorded = graph.read(path)
         return _open_graph(recorded, Source(recorded.folder, recorded.state, {}), needs_normalization, **known)
@@ -156,7 +156,7 @@ def find_spec(
     fields = stored | {key: value for key, value in given.items() if value is not None}
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
-    if fields["arch"] == graph.ARCH:
+    if fields["arch"].startswith(f"{graph.ARCH}:"):
         raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
     fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}

@@ -433,7 +433,7 @@ def _open(options):
         raise RecordError(f"{options.network} takes images of any size: give --image-size (and --channels)")
     if shape[1] != shape[2] or any(given not in (None, own) for own, given in zip(shape, wanted, strict=True)):
         raise RecordError(f"{options.network} takes images of {'x'.join(map(str, shape))}: expected a square as asked")
-    return program.module(), shape[0], shape[1], program
+    return program.module(), shape[0], shape[1], program if options.graph else None
 
 
 def _write(path, arrays):
@@ -443,7 +443,11 @@ def _write(path, arrays):
 
 
 def write_graph(folder, program, result, known):
-    """Writes the folder: what the program is, its weights, and what `record` gave; graph.json comes last."""
+    """Writes the folder: what the program is, its weights, and what `record` gave; graph.json comes last.
+
+    Returns:
+      What graph.json holds.
+    """
     graph, weights = describe(program)
     logits = result["logits"].shape
     *_, channels, _, image_size = result["images"].shape
@@ -454,6 +458,7 @@ def write_graph(folder, program, result, known):
     _write(os.path.join(folder, "reference.npz"), kept)
     _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(weights))
     _write_bytes(os.path.join(folder, "graph.json"), json.dumps(graph, indent=1).encode())
+    return graph
 
 
 def _safetensors(state):
@@ -490,14 +495,16 @@ def main(arguments=None):
             if len(numbers) != channels:
                 raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each channel")
         result = record(module, fixed_images((options.batch, channels, size, size)))
-        if program is not None and options.graph:
-            write_graph(options.graph, program, result, known)
-        else:
+        if program is None:
             _write(options.out, result)
+            nodes = ""
+        else:
+            nodes = f"{len(write_graph(options.graph, program, result, known)['nodes'])} nodes, "
     except (RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.graph or options.out}: {len(result)} arrays")
+    norms = sum(name.startswith("moments/") and name.endswith("/mean") for name in result)
+    print(f"{options.graph or options.out}: {nodes}{result['logits'].shape[1]} classes, {norms} BatchNorms")
     return 0
 
 

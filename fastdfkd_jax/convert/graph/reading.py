@@ -23,7 +23,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 
 GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
-ARCH = "graph"  # of the spec of every recorded network
+ARCH = "graph"  # begins the `arch` of every recorded network's spec
 FORMAT = 2
 _KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
 _KEYS |= {"classes", "channels", "image_size", "task"}
@@ -84,7 +84,8 @@ def build(
     """
     description = recorded.description
     size, channels = description["image_size"], description["channels"]
-    spec = NetworkSpec(ARCH, description["classes"], size, channels, tuple(mean), tuple(std), description["task"])
+    arch = f"{ARCH}:{recorded.folder.resolve().name}"
+    spec = NetworkSpec(arch, description["classes"], size, channels, tuple(mean), tuple(std), description["task"])
     leaves = _leaves(description)
     entries = description["entries"]
     constants = {holder: recorded.weights[name] for holder, name in entries.items() if holder not in leaves}
