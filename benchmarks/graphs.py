@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import seconds
-from fastdfkd_jax import models
+from fastdfkd_jax import models, report
 from fastdfkd_jax.convert import checkpoints, graph, naming, record, twins, verify
 from fastdfkd_jax.models import Network, NetworkSpec
 
@@ -47,7 +47,6 @@ NETWORKS = (
 )
 _SIDE = 128  # of images for torchvision's and timm's networks: their smallest maps are 4 x 4
 _SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier wants its usual size
-_MARKS = ("<!-- table of benchmarks.graphs -->", "<!-- end of the table -->")
 _CLASSES = 10
 _BATCH, _ROUNDS = 16, 9  # of the timing
 
@@ -66,10 +65,10 @@ def measure(name: str) -> dict[str, Any]:
     module, size, spec = _module(name)
     with tempfile.TemporaryDirectory() as folder:
         result = record.record(module, record.fixed_images((2, 3, size, size)))
-        record.write_graph(folder, record.export(module, size, 3), result, {})
+        record.write_graph(folder, record.export(module, size, 3), result, {"initial": False})
         recorded = graph.read(folder)
         opened = checkpoints.open_checkpoint(folder, needs_normalization=False)
-        report = verify.verify(folder)
+        verified = verify.verify(folder)
     operations = Counter(node["op"] for node in recorded.description["nodes"])
     variables = naming.to_variables(opened.state, opened.build())
     found = {
@@ -80,12 +79,12 @@ def measure(name: str) -> dict[str, Any]:
         "nodes": sum(operations.values()),
         "operations": dict(operations.most_common()),
         "errors": {
-            "logits": _worst(report, "logits"),
-            "moments": _worst(report, " input "),
-            "gradient of cross-entropy": _worst(report, "cross_entropy"),
-            "gradient of moments": _worst(report, "batch_norm"),
+            "logits": _worst(verified, "logits"),
+            "moments": _worst(verified, " input "),
+            "gradient of cross-entropy": _worst(verified, "cross_entropy"),
+            "gradient of moments": _worst(verified, "batch_norm"),
         },
-        "round_trip": _worst(report, "round trip"),
+        "round_trip": _worst(verified, "round trip"),
         "versions": {package: importlib.metadata.version(package) for package in _packages(name)},
         "torch_threads": torch.get_num_threads(),
     }
@@ -99,8 +98,8 @@ def _packages(name: str) -> tuple[str, ...]:
     return ("jax", "torch", *theirs[name.partition("/")[0]])
 
 
-def _worst(report: verify.Report, part: str) -> float:
-    return max(check.error for check in report.checks if part in check.name)
+def _worst(verified: verify.Report, part: str) -> float:
+    return max((check.error for check in verified.checks if part in check.name), default=0.0)
 
 
 def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
@@ -202,17 +201,13 @@ def table(records: list[dict[str, Any]]) -> str:
             f"{times['ratio']:.2f}" if times else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
-def write_table() -> None:
-    """Puts the table of all records, in the order of `NETWORKS`, between the marks of its page."""
-    known = {name: _file(name) for name in NETWORKS}
-    records = [json.loads(path.read_text()) for path in known.values() if path.exists()]
-    text = TABLE.read_text()
-    before, _, rest = text.partition(_MARKS[0])
-    _, _, after = rest.partition(_MARKS[1])
-    TABLE.write_text(f"{before}{_MARKS[0]}\n\n{table(records)}\n\n{_MARKS[1]}{after}")
+def page(text: str) -> str:
+    """A document with the table of all records, in the order of `NETWORKS`, between its marks."""
+    paths = map(_file, NETWORKS)
+    return report.insert(text, table([json.loads(path.read_text()) for path in paths if path.exists()]))
 
 
 def main() -> None:
@@ -222,7 +217,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of the records")
     args = parser.parse_args()
     if args.table:
-        write_table()
+        TABLE.write_text(page(TABLE.read_text()))
         return
     for name in args.networks or [name for name in NETWORKS if not _file(name).exists()]:
         process = multiprocessing.get_context("spawn").Process(target=write_record, args=(name,))

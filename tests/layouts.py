@@ -16,6 +16,7 @@ from toy_network import toy_parts
 from fastdfkd_jax import parallel, pool
 from fastdfkd_jax.models import convolution, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
+from fastdfkd_jax.models.general_convolution import general_conv
 from fastdfkd_jax.train import Programs, initial_state
 
 LAYOUTS = {
@@ -63,12 +64,20 @@ def convolutions(devices: int) -> dict[str, Any]:
     """Values and gradients of convolutions in chunks, the batch on so many devices, and how often it is gathered."""
     mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 16))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 16))
     x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
-    kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
     found: dict[str, Any] = {}
     plain, strided = (functools.partial(canonical_conv, stride=stride, padding=1) for stride in (1, 2))
-    for name, conv in {"plain": plain, "strided": strided, "doubled": doubled_conv}.items():
+    edges = ((1, 1), (1, 1))
+    depthwise, grouped = (
+        functools.partial(general_conv, stride=(1, 1), edges=edges, groups=groups) for groups in (16, 4)
+    )
+    cases = {
+        "plain": (plain, 16), "strided": (strided, 16), "doubled": (doubled_conv, 16),
+        "depthwise": (depthwise, 1), "grouped": (grouped, 4),
+    }  # fmt: skip
+    for name, (conv, inputs) in cases.items():
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, inputs, 16))
+        kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
         step = jax.jit(jax.value_and_grad(lambda x, k, conv=conv: jax.numpy.sin(conv(x, k)).sum(), argnums=(0, 1)))
         text = str(step.lower(x, kernel).compile().as_text())
         assert " while(" in text, "one chunk only"

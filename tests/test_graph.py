@@ -183,7 +183,7 @@ def recorded(module, folder, size=8, channels=3):
     with torch.no_grad():
         module.eval()(torch.zeros(2, channels, size, size))  # lazy layers take their shapes
     result = record.record(module, record.fixed_images((3, channels, size, size)))
-    record.write_graph(folder, record.export(module, size, channels), result, {})
+    record.write_graph(folder, record.export(module, size, channels), result, {"initial": False})
     return result
 
 
@@ -228,6 +228,50 @@ def test_an_operation_equals_torch(tmp_path, name):
 @pytest.mark.parametrize(("arch", "size"), [("wrn10_1", 32), ("resnet8", 32), ("vgg8", 32), ("resnet18_imagenet", 64)])
 def test_a_network_equals_torch(tmp_path, arch, size):
     assert_equal(tmp_path, recorded(seeded_twin(NetworkSpec(arch, 7)), tmp_path, size))
+
+
+@pytest.mark.parametrize("source", ["initial", "trained"])
+def test_a_fresh_student_is_drawn_as_its_constructor_or_as_pytorch_draws(tmp_path, source):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    norm, slope = nn.BatchNorm2d(16), nn.PReLU(16)\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 16, 3), norm, slope, nn.Flatten(), nn.Linear(576, 5))\n"
+        "    nn.init.normal_(net[0].weight, 0, 7), nn.init.constant_(net[0].bias, 3), nn.init.zeros_(net[1].weight)\n"
+        "    return net\n"
+    )
+    arguments = [f"{tmp_path / 'net.py'}:make", "--image-size", "8", "--graph", str(tmp_path / "graph")]
+    if source == "trained":
+        record.load_factory(arguments[0])
+        torch.save(record.load_factory(arguments[0]).state_dict(), tmp_path / "net.pth")
+        arguments += ["--checkpoint", str(tmp_path / "net.pth")]
+    assert record.main(arguments) == 0
+    network, recorded_weights = load(tmp_path / "graph")
+    one, other = (network.init(jax.random.key(seed))["params"] for seed in (0, 1))
+    assert not np.array_equal(one["0"]["kernel"], other["0"]["kernel"])
+    if source == "initial":
+        for leaf, known in zip(jax.tree.leaves(one), jax.tree.leaves(recorded_weights["params"]), strict=True):
+            np.testing.assert_array_equal(np.sort(leaf, None), np.sort(known, None))
+        assert not np.array_equal(one["4"]["bias"], other["4"]["bias"])
+    else:
+        bound = 1 / math.sqrt(27)
+        assert 0.9 * bound < np.abs(one["0"]["kernel"]).max() <= bound
+        assert np.abs(one["0"]["bias"]).max() <= bound
+        np.testing.assert_array_equal(one["1"]["scale"], 1)
+    np.testing.assert_array_equal(one["2.weight"]["value"], 0.25)
+
+
+def test_a_graph_is_a_pure_function_that_vmap_maps(tmp_path):
+    torch.manual_seed(0)
+    recorded(Function(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, dilation=2))), tmp_path)
+    network, variables = load(tmp_path)
+    images = jax.random.normal(jax.random.key(0), (3, 2, 8, 8, 3))
+
+    def gradient(images):
+        return jax.grad(lambda images: jnp.square(network.apply(variables, images).logits).sum())(images)
+
+    mapped = jax.jit(jax.vmap(gradient))(images)
+    np.testing.assert_allclose(mapped, jnp.stack([gradient(each) for each in images]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_trains_as_in_torch_and_goes_back_to_it(tmp_path):

@@ -37,7 +37,7 @@ class RecordError(Exception):
 
 
 def load_factory(target):
-    """Calls `factory` of 'file.py:factory' and returns its torch.nn.Module."""
+    """Calls `factory` of 'file.py:factory' and returns its torch.nn.Module, drawn with seed 0."""
     import torch
 
     path, separator, name = target.rpartition(":")
@@ -52,6 +52,7 @@ def load_factory(target):
         spec.loader.exec_module(source)
         if not hasattr(source, name):
             raise RecordError(f"{path} has no {name!r}")
+        torch.manual_seed(0)
         module = getattr(source, name)()
     except RecordError:
         raise
@@ -443,7 +444,13 @@ def _write(path, arrays):
 
 
 def write_graph(folder, program, result, known):
-    """Writes the folder: what the program is, its weights, and what `record` gave; graph.json comes last.
+    """Writes the folder; graph.json comes last.
+
+    Args:
+      folder: to write.
+      program: what `export` gave.
+      result: what `record` gave.
+      known: 'initial', whether the weights are a constructor's initial ones, and if known 'mean' and 'std' of images.
 
     Returns:
       What graph.json holds.
@@ -499,6 +506,7 @@ def main(arguments=None):
             _write(options.out, result)
             nodes = ""
         else:
+            known["initial"] = not (options.checkpoint or options.network.endswith(".pt2"))
             nodes = f"{len(write_graph(options.graph, program, result, known)['nodes'])} nodes, "
     except (RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax import lax
 
 from fastdfkd_jax.convert.graph import operations, spatial
@@ -16,7 +16,7 @@ from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, log
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import from_torch_axes
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
-from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, input_moments, torch_bias, torch_uniform
+from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, input_moments
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -48,20 +48,22 @@ class Graph(NamedTuple):
     constants: Mapping[str, np.ndarray]
 
 
-def network(graph: Graph, spec: NetworkSpec, recorded: Variables, dtype: Any, conv_gradient: str) -> Network:
+def network(
+    graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables], dtype: Any, conv_gradient: str
+) -> Network:
     """The graph as a network under the contract of all networks.
 
     Args:
       graph: nodes of known operations.
       spec: its input and classes.
-      recorded: variables of the right shapes; parameters that `init` does not know how to draw keep these values.
+      init: gives fresh variables of a key.
       dtype, conv_gradient: as `models.build`.
     """
     check_conv_gradient(conv_gradient)
     features_of = _penultimate(graph)
 
     def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        leaves = _flat(variables)
+        leaves: Any = flatten_dict(dict(variables))
         values: dict[str, Any] = {graph.images: Laid(images.astype(dtype), CHANNELS_LAST)}
         values |= {name: plain(_constant(array, dtype)) for name, array in graph.constants.items()}
         values |= {name: _lying(path, leaves[path].astype(dtype)) for name, path in graph.leaves.items()}
@@ -109,17 +111,7 @@ def network(graph: Graph, spec: NetworkSpec, recorded: Variables, dtype: Any, co
         stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
         return Outputs(logits, features, stages, found, batch_stats)
 
-    return Network(spec, lambda key: _fresh(key, recorded), apply)
-
-
-def _flat(variables: Variables) -> dict[Any, Array]:
-    flat: Any = flatten_dict(dict(variables))
-    return flat
-
-
-def tree(flat: Mapping[VariablePath, Array]) -> dict[str, Any]:
-    """Variables of these leaves, with both collections even where one is empty."""
-    return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(flat))
+    return Network(spec, init, apply)
 
 
 def _parts(node: Mapping[str, Any], graph: Graph, leaves: Mapping[Any, Array]) -> tuple[Any, ...]:
@@ -170,22 +162,3 @@ def _penultimate(graph: Graph) -> str | None:
     argument = {operations.LINEAR: "input", operations.ADDED_PRODUCT: "mat1"}
     layers = [node["args"][argument[node["op"]]]["node"] for node in graph.nodes if node["op"] in argument]
     return layers[-1] if layers else None
-
-
-def _fresh(key: Array, recorded: Variables) -> dict[str, Any]:
-    """PyTorch's initial values of convolutions, linear layers and BatchNorms; other parameters as recorded."""
-    flat = _flat(recorded)
-    draws: dict[str, Callable[[Array, Any, Array | None], Array]] = {
-        "kernel": lambda key, leaf, _: torch_uniform(key, leaf.shape),
-        "bias": lambda key, leaf, kernel: (
-            jnp.zeros_like(leaf) if kernel is None else torch_bias(kernel.size // kernel.shape[-1])(key, leaf.shape)
-        ),
-        "scale": lambda key, leaf, _: jnp.ones_like(leaf),
-        "mean": lambda key, leaf, _: jnp.zeros_like(leaf),
-        "var": lambda key, leaf, _: jnp.ones_like(leaf),
-    }
-    new = {}
-    for own, (path, leaf) in zip(jax.random.split(key, len(flat)), flat.items(), strict=True):
-        draw = draws.get(path[-1])
-        new[path] = draw(own, leaf, flat.get((*path[:-1], "kernel"))) if draw else leaf
-    return tree(new)

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
-from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network, tree
+from fastdfkd_jax.convert.graph.initial import redrawn, shuffled, tree
+from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
 from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
@@ -26,7 +28,7 @@ GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
 ARCH = "graph"  # begins the `arch` of every recorded network's spec
 FORMAT = 2
 _KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
-_KEYS |= {"classes", "channels", "image_size", "task"}
+_KEYS |= {"classes", "channels", "image_size", "task", "initial"}
 
 
 class Recorded(NamedTuple):
@@ -79,8 +81,9 @@ def build(
       dtype, conv_gradient: as `models.build`.
 
     Returns:
-      The network, whose `init` draws convolutions, linear layers and BatchNorms as PyTorch does and leaves other
-      parameters as recorded.
+      The network. Where the recorded weights are a constructor's initial ones, its `init` shuffles each tensor of
+      convolutions and linear layers, which is another draw of the same kind wherever entries were drawn alike; where
+      they are not, it draws these and BatchNorms as PyTorch does by default. Other parameters stay as recorded.
     """
     description = recorded.description
     size, channels = description["image_size"], description["channels"]
@@ -99,7 +102,10 @@ def build(
         if name not in trained and name not in ties
     }
     values = tree({path: _ours(path, recorded.weights[name]) for name, path in trained.items()})
-    return network(graph, spec, values, dtype, conv_gradient)._replace(others=OtherEntries(fixed, ties))
+    init = shuffled if description["initial"] else redrawn
+    return network(graph, spec, partial(init, recorded=values), dtype, conv_gradient)._replace(
+        others=OtherEntries(fixed, ties)
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
