@@ -54,6 +54,8 @@ def assemble(config: ConfigDict) -> Parts:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
     teacher, teacher_vars = load_teacher(config, options)
     student, student_vars = _student(config, teacher, options)
+    if config.remat == "blocks" and (teacher.others or student.others):
+        raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
     teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
     test = None
     if config.data.source:
@@ -116,7 +118,7 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
     path = Path(given.checkpoint or given.graph).expanduser()
     student, variables = convert.load_network(
         path,
-        arch=str(Path(given.graph).expanduser()) if given.graph else given.arch,
+        arch=str(Path(given.graph).expanduser()) if given.graph else None if path.is_dir() else given.arch,
         num_classes=spec.num_classes,
         image_size=spec.image_size,
         mean=spec.mean,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import warnings
 from collections import OrderedDict
@@ -259,6 +260,21 @@ def test_a_fresh_student_is_drawn_as_its_constructor_or_as_pytorch_draws(tmp_pat
         assert np.abs(one["0"]["bias"]).max() <= bound
         np.testing.assert_array_equal(one["1"]["scale"], 1)
     np.testing.assert_array_equal(one["2.weight"]["value"], 0.25)
+
+
+def test_a_graph_in_bfloat16_convolves_so_and_gives_float32(tmp_path):
+    torch.manual_seed(0)
+    recorded(Function(nn.Sequential(SqueezeExcite(), ChannelAttention(), nn.Conv2d(8, 8, 3, groups=8))), tmp_path)
+    opened = checkpoints.open_checkpoint(tmp_path, **STATISTICS)
+    variables = naming.to_variables(opened.state, opened.build())
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    wide, narrow = (opened.build(dtype=dtype, conv_gradient="native") for dtype in (jnp.float32, jnp.bfloat16))
+    out = narrow.apply(variables, images, moments=True)
+    assert {out.logits.dtype, out.features.dtype, out.moments["norm"]["var"].dtype} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(out.logits, wide.apply(variables, images).logits, rtol=0.05, atol=0.05)
+    program = str(jax.make_jaxpr(narrow.apply)(variables, images))
+    convolutions = re.findall(r":(\w+)\[[^]]*\] = conv_general_dilated", program)
+    assert set(convolutions) == {"bf16"}
 
 
 def test_a_graph_is_a_pure_function_that_vmap_maps(tmp_path):
@@ -657,7 +673,7 @@ def empty(folder, description):
         (with_dangling_node, "takes conv2d, found nowhere"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
-        (of_another_format, "format 9, expected 2"),
+        (of_another_format, "format 9, expected 3"),
         (empty, r"is a folder without graph\.json"),
     ],
 )

@@ -77,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, needs_normalization: bool =
     """
     arch = known.get("arch")
     if Path(path).is_dir():
-        if arch not in (None, str(path)):
+        if arch is not None and Path(arch).resolve() != Path(path).resolve():
             raise UserError(f"{path} is a recorded graph, expected {arch}: leave --arch out")
         recorded = graph.read(path)
         return _open_graph(recorded, Source(recorded.folder, recorded.state, {}), needs_normalization, **known)
@@ -109,17 +109,18 @@ def _open_graph(
         if numbers and description.get(key, list(numbers)) != list(numbers):
             raise UserError(f"{recorded.folder} was recorded with {key} {description[key]}, found {list(numbers)}")
     known = {**description, **source.metadata}
-    fields = {key: numbers or known.get(key) for key, numbers in given.items()}
+    fields: dict[str, Any] = {key: numbers or known.get(key) for key, numbers in given.items()}
     if None in fields.values():
         if needs_normalization:
             raise _not_normalised(source.path)
         fields = dict.fromkeys(fields, (0.5,) * description["channels"])
-    # Buffers that do not train come with the weights.
-    recorded = recorded._replace(weights=recorded.weights | source.state)
-    builder = partial(graph.build, recorded, **fields)
-    network = builder()
+    network = graph.build(recorded, **fields)
     _check_spec(network.spec)
-    return Opened(source, builder, *understand(source, network))
+    state, names = understand(source, network)
+    # Buffers that do not train come with the weights.
+    others = network.others.fixed if network.others else {}
+    recorded = recorded._replace(weights=recorded.weights | {name: state[name] for name in others if name in state})
+    return Opened(source, partial(graph.build, recorded, **fields), state, names)
 
 
 def _not_normalised(path: Path) -> UserError:
@@ -149,6 +150,8 @@ def find_spec(
       UserError: something needed is not known, or the number of classes is another one.
     """
     stored = {f.name: source.metadata[f.name] for f in dataclasses.fields(NetworkSpec) if f.name in source.metadata}
+    if arch is None and str(stored.get("arch", "")).startswith(f"{graph.ARCH}:"):
+        raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     found = guess.guess_classes(source.state)
     if num_classes not in (None, found):
         raise UserError(f"{source.path} has {found} classes, expected {num_classes}: check --num-classes")
@@ -156,8 +159,6 @@ def find_spec(
     fields = stored | {key: value for key, value in given.items() if value is not None}
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
-    if fields["arch"].startswith(f"{graph.ARCH}:"):
-        raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
     fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}
     if not ("mean" in fields and "std" in fields):

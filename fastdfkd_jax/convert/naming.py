@@ -64,7 +64,7 @@ class Naming:
 
 
 class Entry(NamedTuple):
-    """One array of a network: where it is in the tree and its shape in PyTorch's layout."""
+    """One array of a network: where it is in the tree (nowhere if it is no variable), its shape in PyTorch's layout."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -97,7 +97,8 @@ def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
     return Naming(prefix, tuple(pairs))
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
+def torch_name(path: tuple[str, ...]) -> str:
+    """The entry of a leaf, (collection, modules..., leaf)."""
     return ".".join(filter(None, (*path[1:-1], _LEAVES[path[0], path[-1]])))
 
 
@@ -120,7 +121,7 @@ def from_torch_axes(rank: int) -> tuple[int, ...]:
 def expected_entries(network: Network) -> dict[str, Entry]:
     """Every entry of the network's state dictionary by our name, without the counters of batches."""
     shapes: Any = flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0))))
-    return {_torch_name(path): Entry(path, _torch_shape(leaf.shape, path[-1])) for path, leaf in shapes.items()}
+    return {torch_name(path): Entry(path, _torch_shape(leaf.shape, path[-1])) for path, leaf in shapes.items()}
 
 
 def batch_norm_names(entries: Iterable[str]) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def to_state_dict(variables: Mapping[str, Any], num_batches_tracked: int | None 
         array = np.asarray(leaf)
         if path[-1] == "kernel":
             array = array.transpose(_to_torch_axes(array.ndim))
-        state[_torch_name(path)] = np.array(array, order="C")
+        state[torch_name(path)] = np.array(array, order="C")
     if num_batches_tracked is not None:
         for name in batch_norm_names(state):
             state[f"{name}.{COUNTER}"] = np.array(num_batches_tracked, np.int64)
@@ -204,7 +205,9 @@ def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: 
     """Refuses a state dictionary that is not this network's, with all that is wrong in one line."""
     known = {f"{name}.{COUNTER}" for name in batch_norm_names(expected)}
     if network.others is not None:
+        fixed = {n: Entry((), array.shape) for n, array in network.others.fixed.items() if not n.endswith(COUNTER)}
         known |= {*network.others.fixed, *network.others.ties}
+        expected = {**expected, **fixed}
     present = [name for name in expected if name in ours]
     fitting = [name for name in present if _fits(ours[name], expected[name])]
     variances = [name for name in fitting if name.endswith("running_var")]
@@ -238,7 +241,8 @@ def _warn_of_zeros(variances: State) -> None:
 
 
 def _fits(array: np.ndarray, entry: Entry) -> bool:
-    return array.shape == entry.shape and np.issubdtype(array.dtype, np.floating)
+    # What is no variable may be an index as well.
+    return array.shape == entry.shape and (not entry.path or np.issubdtype(array.dtype, np.floating))
 
 
 def _misfit(array: np.ndarray, entry: Entry) -> str:

@@ -78,7 +78,9 @@ def read_checkpoint(path):
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    return content
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise RecordError(f"{path} is not a state dictionary: expected tensors by name, bare or in a container")
+    return {str(name): value for name, value in content.items()}
 
 
 def load_weights(module, state):
@@ -112,6 +114,8 @@ def record(module, images):
 
     module = (module if _is_exported(module) else module.eval()).float()
     result = {"images": images}
+    if others := [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise RecordError(f"the state dictionary has entries that are no tensors: {', '.join(others)}")
     result |= {f"state/{name}": _to_numpy(value) for name, value in module.state_dict().items()}
     with torch.no_grad():
         logits, moments, _ = _run(module, torch.from_numpy(np.array(images)))
@@ -235,6 +239,8 @@ def load_program(path):
     """A program that `torch.export.save` wrote."""
     import torch
 
+    if not os.path.isfile(path):
+        raise RecordError(f"there is no program {path}: check the path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -277,9 +283,13 @@ def describe(program):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = _marked(program).run_decompositions({})
+    except RecordError:
+        raise
     except Exception as error:
         raise RecordError(f"the exported program cannot be decomposed: {_one_line(error)[:500]}") from error
     signature = program.graph_signature
+    if mutated := signature.buffers_to_mutate:
+        raise RecordError(f"the module changes {', '.join(mutated.values())} in evaluation mode: expected a function")
     entries = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
@@ -289,16 +299,16 @@ def describe(program):
     for node in program.graph.nodes:
         if node.op == "output":
             output = _first_tensor(node.args[0])
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not str(node.target).startswith("aten._assert"):
             nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
-        elif node.op != "placeholder":
+        elif node.op not in ("placeholder", "call_function"):
             raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
     used = {name for node in nodes for name in _references(node["args"])}
     entries = {name: entry for name, entry in entries.items() if name in used}
     state = {name: _to_numpy(value) for name, value in program.state_dict.items()}
     constants = {n: _to_numpy(program.constants[n]) for n in entries.values() if n not in state}
     graph = {
-        "format": 2,
+        "format": 3,
         "images": signature.user_inputs[0],
         "entries": entries,
         "parameters": sorted(set(signature.inputs_to_parameters.values())),
@@ -323,6 +333,10 @@ def _marked(program):
     for node in program.graph.nodes:
         kind = str(node.target).removesuffix(".default").removesuffix("_")
         if kind in DROPOUTS:
+            if node.args[2]:
+                raise RecordError(
+                    "the module drops values in evaluation mode, as F.dropout(x) does: pass self.training"
+                )
             node.args = (node.args[0], node.args[1], DROPOUTS[kind])
             node.target = torch.ops.fastdfkd_jax.dropout.default
     return program
@@ -330,12 +344,10 @@ def _marked(program):
 
 def _ties(state, used):
     """Entries that are the tensor of another one; the other is one that is used, if any is."""
-    owners = {}
-    for name in sorted(state, key=lambda name: name not in set(used)):
-        owners.setdefault((state[name].data_ptr(), tuple(state[name].shape), state[name].stride()), name)
-    ties = {}
-    for name, value in state.items():
-        owner = owners[value.data_ptr(), tuple(value.shape), value.stride()]
+    used, owners, ties = set(used), {}, {}
+    for name in sorted(state, key=lambda name: name not in used):
+        value = state[name]
+        owner = owners.setdefault((value.data_ptr(), tuple(value.shape), value.stride()), name)
         if owner != name and value.numel():
             ties[name] = owner
     return ties
@@ -398,7 +410,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _numbers(text):
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None
+
+
+def _count(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
 
 
 def _parse(arguments):
@@ -408,12 +429,19 @@ def _parse(arguments):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", help="the .npz to write")
     what.add_argument("--graph", help="the folder to write: graph.json, weights.safetensors and reference.npz")
-    parser.add_argument("--image-size", type=int, help="side in pixels (default: the program's, else 32)")
-    parser.add_argument("--channels", type=int, help="of the images (default: the program's, else 3)")
-    parser.add_argument("--batch", type=int, default=2, help="recorded images (default: %(default)s)")
+    parser.add_argument("--image-size", type=_count, help="side in pixels (default: the program's, else 32)")
+    parser.add_argument("--channels", type=_count, help="of the images (default: the program's, else 3)")
+    parser.add_argument("--batch", type=_count, default=2, help="recorded images (default: %(default)s)")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], a,b,c: kept in the graph")
     parser.add_argument("--std", type=_numbers, help="likewise")
     return parser.parse_args(arguments)
+
+
+def _untouched(module):
+    """Whether a module's BatchNorms have met no batch yet, so that its weights are those of its constructor."""
+    moved = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    ends = ((name.rpartition(".")[2], value) for name, value in module.state_dict().items())
+    return not _is_exported(module) and all((value == moved[end]).all() for end, value in ends if end in moved)
 
 
 def _open(options):
@@ -501,12 +529,14 @@ def main(arguments=None):
         for key, numbers in known.items():
             if len(numbers) != channels:
                 raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each channel")
+        if min(known.get("std", [1])) <= 0:
+            raise RecordError(f"--std must be positive, found {known['std']}")
         result = record(module, fixed_images((options.batch, channels, size, size)))
         if program is None:
             _write(options.out, result)
             nodes = ""
         else:
-            known["initial"] = not (options.checkpoint or options.network.endswith(".pt2"))
+            known["initial"] = not options.checkpoint and _untouched(module)
             nodes = f"{len(write_graph(options.graph, program, result, known)['nodes'])} nodes, "
     except (RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -96,7 +96,7 @@ def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
         kind, _, rest = name.partition("/")
         if kind in ("moments", "state"):
             module, _, moment = rest.rpartition("/") if kind == "moments" else (rest, "", "")
-            name = "/".join(filter(None, (kind, theirs.to_ours(module), moment)))
+            name = "/".join(filter(None, (kind, _owner(theirs.to_ours(module), network), moment)))
         result[name] = array
     found = {name.split("/")[1] for name in result if name.startswith("moments/")}
     wanted = set(naming.batch_norm_names(entries))
@@ -104,6 +104,13 @@ def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
         lacks, adds = (", ".join(sorted(names)) or "none" for names in (wanted - found, found - wanted))
         raise UserError(f"{title} is another network: of the BatchNorms it lacks {lacks} and adds {adds}")
     return result
+
+
+def _owner(module: str, network: Network) -> str:
+    """The name under which a network has a BatchNorm that goes by two."""
+    suffix = ".running_mean"
+    ties = network.others.ties if network.others else {}
+    return ties.get(module + suffix, module + suffix).removesuffix(suffix)
 
 
 def _check_sizes(arrays: Arrays, spec: NetworkSpec, title: str) -> None:

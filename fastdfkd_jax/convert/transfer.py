@@ -33,10 +33,10 @@ def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str],
     """
     if not str(out).endswith(".safetensors"):
         raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: a recorded graph needs no import, give it where a checkpoint is wanted")
     opened = checkpoints.open_checkpoint(path, **known)
     source, spec = opened.source, opened.build().spec
-    if source.path.is_dir():
-        raise UserError(f"{path} is a recorded graph, which needs no import: give it where a checkpoint is wanted")
     origin = {"file": source.path.name, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
     metadata = dataclasses.asdict(spec) | {
         "naming": dataclasses.asdict(checkpoints.source_naming(source, opened.naming)),

@@ -15,6 +15,7 @@ from jax import lax
 
 from fastdfkd_jax.models import chunks
 from fastdfkd_jax.models.convolution import canonical_conv
+from fastdfkd_jax.models.layers import at_least_float32
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -141,7 +142,8 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], strid
     def of_image(x: Array, dy: Array, groups: int) -> Array:
         return jnp.stack([(part * dy).sum(1) for _, _, part in _taps(x, size, stride, dilation)], 1)
 
-    return chunks.summed(of_image, x, dy, 1).sum(1).reshape(*size, -1)
+    total = chunks.summed(of_image, at_least_float32(x), at_least_float32(dy), 1)
+    return total.sum(1).reshape(*size, -1).astype(x.dtype)
 
 
 def _taps(x: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Iterator[tuple[int, int, Array]]:

@@ -26,7 +26,7 @@ class NetworkSpec:
     """What a checkpoint does not say about its network.
 
     Attributes:
-      arch: name in the registry (`models.build`).
+      arch: name in the registry (`models.build`), or 'graph:NAME' of a recorded network.
       num_classes: outputs of the classifier.
       image_size: side of the square input in pixels.
       channels: channels of the input.
@@ -52,7 +52,7 @@ class Outputs(NamedTuple):
     """What one forward pass gives.
 
     Attributes:
-      logits: f32[B, num_classes].
+      logits: f32[B, num_classes]; of a segmentation network f32[B, H, W, num_classes].
       features: f32[B, D], the penultimate features.
       blocks: the activations after each stage, f32[B, h, w, c] each.
       moments: tree like `batch_stats`: mean and biased variance, f32[C], of every BatchNorm's
@@ -123,7 +123,7 @@ def rematerialised(network: Network, kind: str) -> Network:
     """The same network, which keeps less for its backward pass and computes the rest again there.
 
     Args:
-      network: one of ours.
+      network: one of ours; recorded ones have no blocks.
       kind: 'none'; 'activations' keeps the convolutions' outputs (BatchNorms and ReLUs are computed again);
         'blocks' keeps what each block leaves to the next (one more forward pass). On the CPU little is
         saved: XLA merges most of what is computed again with the first time.

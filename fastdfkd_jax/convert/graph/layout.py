@@ -63,7 +63,7 @@ def permuted(value: Laid, axes: Sequence[int]) -> Laid:
     """New logical axis i is old axis `axes[i]`; nothing moves."""
     rank = len(value.order)
     position = {old % rank: new for new, old in enumerate(axes)}
-    return value.map(value.array)._replace(order=tuple(position[axis] for axis in value.order))
+    return Laid(value.array, tuple(position[axis] for axis in value.order))
 
 
 def reshaped(value: Laid, shape: Sequence[int]) -> Laid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 DROPOUT = "fastdfkd_jax.dropout.default"
 # What only moves numbers about is not what a stage gives.
 _MOVES = ("aten.slice.Tensor", "aten.pad.default", "aten.constant_pad_nd.default", "aten.cat.default")
+_LINEAR_INPUT = {operations.LINEAR: "input", operations.ADDED_PRODUCT: "mat1"}
 _MOMENTUM = 0.1  # of running statistics, where a module averages over all batches instead
 
 
@@ -60,73 +62,108 @@ def network(
       dtype, conv_gradient: as `models.build`.
     """
     check_conv_gradient(conv_gradient)
-    features_of = _penultimate(graph)
+    head = _last_linear(graph)
+    wide = _descendants(graph, head["name"]) if head else {graph.output}
+    of_images = _descendants(graph, graph.images)
+    features_of: str | None = head["args"][_LINEAR_INPUT[head["op"]]]["node"] if head else None
 
     def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        leaves: Any = flatten_dict(dict(variables))
-        values: dict[str, Any] = {graph.images: Laid(images.astype(dtype), CHANNELS_LAST)}
-        values |= {name: plain(_constant(array, dtype)) for name, array in graph.constants.items()}
-        values |= {name: _lying(path, leaves[path].astype(dtype)) for name, path in graph.leaves.items()}
-        found: dict[str, Any] = {}
-        batch_stats = dict(variables["batch_stats"])
+        run = _Pass(graph, variables, images, dtype, train, moments, key)
         blocks: dict[tuple[int, ...], Laid] = {}
-
-        def resolved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [resolved(item) for item in value]
-            if not isinstance(value, dict):
-                return value
-            if "float" in value:
-                return float(value["float"])
-            return values[value["node"]] if "node" in value else value["other"]
-
         for number, node in enumerate(graph.nodes):
-            name, op, arguments = node["name"], node["op"], node["args"]
+            name, op = node["name"], node["op"]
+            value: Any
             if op == BATCH_NORM:
-                x = resolved(arguments["input"])
-                y, batch, running = _batch_norm(x, _parts(node, graph, leaves), arguments, train, moments)
-                module = graph.leaves[arguments["running_mean"]["node"]][1]
-                if moments:
-                    found[module] = batch
-                if train:
-                    batch_stats[module] = running
-                values[name] = (y,)
-                continue
-            if op == DROPOUT:
-                x = resolved(arguments["input"])
-                if train and key is not None:
-                    x = _dropout(jax.random.fold_in(key, number), x, arguments["p"], arguments["channels"])
-                values[name] = x
-                continue
-            if op in spatial.CONVOLUTIONS:
-                arguments = arguments | {"gradient": conv_gradient}
-            value = OPERATIONS[op](**{key: resolved(argument) for key, argument in arguments.items()})
-            values[name] = value
-            if isinstance(value, Laid) and len(value.order) == 4 and op not in _MOVES:
+                value = (run.batch_norm(node["args"]),)
+            elif op == DROPOUT:
+                value = run.dropout(node["args"], number)
+            else:
+                own = {"gradient": conv_gradient} if op in spatial.CONVOLUTIONS else {}
+                arguments = {argument: run.resolved(given) for argument, given in node["args"].items()}
+                value = OPERATIONS[op](**arguments, **own)
+            if name not in wide:  # of which a student learns: logits keep what their sums were made in
+                value = jax.tree.map(partial(_rounded, dtype=dtype), value, is_leaf=_is_laid)
+            run.values[name] = value
+            if _is_laid(value) and len(value.order) == 4 and name in of_images and op not in _MOVES:
                 blocks[value.shape[2:]] = value
-        output = values[graph.output]
+        output = run.values[graph.output]
         # A map of logits is NHWC, as every other.
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
-        features = at_least_float32(logical(values[features_of])) if features_of else logits
+        features = at_least_float32(logical(run.values[features_of])) if features_of else logits
         stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
-        return Outputs(logits, features, stages, found, batch_stats)
+        return Outputs(logits, features, stages, run.moments, run.batch_stats)
 
     return Network(spec, init, apply)
 
 
-def _parts(node: Mapping[str, Any], graph: Graph, leaves: Mapping[Any, Array]) -> tuple[Any, ...]:
-    """Scale, shift, running mean and variance of a BatchNorm; None where it has no scale or shift."""
-    given = [node["args"][name] for name in ("weight", "bias", "running_mean", "running_var")]
-    return tuple(argument and leaves[graph.leaves[argument["node"]]] for argument in given)
+class _Pass:
+    """One forward pass.
+
+    Attributes:
+      values: what every node gave, every placeholder stands for.
+      batch_stats: running statistics, as the BatchNorms so far leave them.
+      moments: of the inputs of the BatchNorms so far, if they are wanted.
+    """
+
+    def __init__(self, graph: Graph, variables: Variables, images: Array, dtype: Any, train: bool, moments: bool, key):
+        self._graph, self._train, self._wants_moments, self._key = graph, train, moments, key
+        self._leaves: Any = flatten_dict(dict(variables))
+        self.values: dict[str, Any] = {graph.images: Laid(images.astype(dtype), CHANNELS_LAST)}
+        self.values |= {name: plain(_constant(array, dtype)) for name, array in graph.constants.items()}
+        for name, path in graph.leaves.items():
+            self.values[name] = _lying(path, _in_precision(path, self._leaves, dtype))
+        self.batch_stats = dict(variables["batch_stats"])
+        self.moments: dict[str, Any] = {}
+
+    def resolved(self, argument: Any) -> Any:
+        """An argument as a value."""
+        if isinstance(argument, list):
+            return [self.resolved(item) for item in argument]
+        if not isinstance(argument, dict):
+            return argument
+        if "float" in argument:
+            return float(argument["float"])
+        return self.values[argument["node"]] if "node" in argument else argument["other"]
+
+    def batch_norm(self, arguments: Mapping[str, Any]) -> Laid:
+        """A BatchNorm's output; its statistics are kept."""
+        module = self._graph.leaves[arguments["running_mean"]["node"]][1]
+        scale, bias = (self._parameter(arguments[name]) for name in ("weight", "bias"))
+        running = self.batch_stats[module]
+        x = self.resolved(arguments["input"])
+        y, batch, running = _batch_norm(x, scale, bias, running, arguments, self._train, self._wants_moments)
+        if self._wants_moments:
+            self.moments[module] = batch
+        if self._train:
+            self.batch_stats[module] = running
+        return y
+
+    def _parameter(self, argument: Mapping[str, Any] | None) -> Array | None:
+        return self._leaves[self._graph.leaves[argument["node"]]] if argument else None
+
+    def dropout(self, arguments: Mapping[str, Any], number: int) -> Laid:
+        """A dropout's output; every node of the graph has a key of its own."""
+        x = self.resolved(arguments["input"])
+        if not self._train or self._key is None:
+            return x
+        return _dropout(jax.random.fold_in(self._key, number), x, arguments["p"], arguments["channels"])
 
 
-def _batch_norm(value: Laid, parts: tuple[Any, ...], arguments: Mapping[str, Any], train: bool, wants_moments: bool):
+def _batch_norm(
+    value: Laid,
+    scale: Array | None,
+    bias: Array | None,
+    running: Mapping[str, Array],
+    arguments: Mapping[str, Any],
+    train: bool,
+    wants_moments: bool,
+) -> tuple[Laid, dict[str, Array], Mapping[str, Array]]:
     """The normalised value, the moments of the input, and the running statistics after it (`layers.BatchNorm`)."""
-    scale, bias, mean, var = parts
     momentum = arguments["momentum"] or _MOMENTUM
+    mean, var = running["mean"], running["var"]
     last = (*(axis for axis in value.order if axis != 1), 1)
     x = arranged(value, last)
-    batch, running = {}, {"mean": mean, "var": var}
+    batch: dict[str, Array] = {}
     if train or wants_moments:
         batch = dict(zip(("mean", "var"), input_moments(x), strict=True))
     if train:
@@ -152,13 +189,44 @@ def _constant(array: np.ndarray, dtype: Any) -> Array:
     return jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else None)
 
 
+def _in_precision(path: VariablePath, leaves: Mapping[Any, Array], dtype: Any) -> Array:
+    """Linear layers compute in the precision of their weights, as `layers.Dense`, everything else in the network's."""
+    kernel = leaves.get((path[0], path[1], "kernel"))
+    return leaves[path] if kernel is not None and kernel.ndim == 2 else leaves[path].astype(dtype)
+
+
+def _rounded(value: Any, dtype: Any) -> Any:
+    """A floating-point array as the network's precision has it; sums are made in a wider one."""
+    if isinstance(value, Laid) and jnp.issubdtype(value.array.dtype, jnp.floating):
+        return value.map(value.array.astype(dtype))
+    return value
+
+
 def _lying(path: VariablePath, leaf: Array) -> Laid:
     """A leaf as its entry: kernels lie as [..., I, O]."""
     return Laid(leaf, from_torch_axes(leaf.ndim)) if path[-1] == "kernel" else plain(leaf)
 
 
-def _penultimate(graph: Graph) -> str | None:
-    """What the last linear layer is applied to."""
-    argument = {operations.LINEAR: "input", operations.ADDED_PRODUCT: "mat1"}
-    layers = [node["args"][argument[node["op"]]]["node"] for node in graph.nodes if node["op"] in argument]
+def _is_laid(value: Any) -> bool:
+    return isinstance(value, Laid)
+
+
+def _last_linear(graph: Graph) -> Mapping[str, Any] | None:
+    layers = [node for node in graph.nodes if node["op"] in _LINEAR_INPUT]
     return layers[-1] if layers else None
+
+
+def _descendants(graph: Graph, name: str) -> set[str]:
+    """A node, and those whose values depend on it."""
+    found = {name}
+    for node in graph.nodes:
+        if references(node["args"]) & found:
+            found.add(node["name"])
+    return found
+
+
+def references(argument: Any) -> set[str]:
+    """Names of the nodes that an argument refers to."""
+    if isinstance(argument, dict):
+        return {argument["node"]} if "node" in argument else set().union(*map(references, argument.values()))
+    return set().union(*map(references, argument)) if isinstance(argument, list) else set()

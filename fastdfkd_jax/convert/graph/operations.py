@@ -20,27 +20,32 @@ Array = jax.Array
 LINEAR, ADDED_PRODUCT, PERMUTE = "aten.linear.default", "aten.addmm.default", "aten.permute.default"
 
 
+def _between(x: Array, low: float, high: float) -> Array:
+    """Bounded, and like PyTorch without a gradient at the bounds, where `jnp.clip` has half of one."""
+    return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
+
+
 def _elementwise(name: str, function: Callable[[Array], Array]) -> None:
     operation(name)(lambda self, **_: self.map(function(self.array)))
 
 
 for _name, _function in {
     "aten.relu.default": jax.nn.relu,
-    "aten.relu6.default": jax.nn.relu6,
+    "aten.relu6.default": lambda x: _between(x, 0, 6),
     "aten.selu.default": jax.nn.selu,
     "aten.mish.default": jax.nn.mish,
     "aten.log.default": jnp.log,
     "aten.sigmoid.default": jax.nn.sigmoid,
     "aten.silu.default": jax.nn.silu,
     "aten.tanh.default": jnp.tanh,
-    "aten.hardswish.default": lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
-    "aten.hardsigmoid.default": lambda x: jnp.clip(x + 3, 0, 6) / 6,
+    "aten.hardswish.default": lambda x: jnp.where(x <= -3, 0, jnp.where(x >= 3, x, x * (x + 3) / 6)),
+    "aten.hardsigmoid.default": lambda x: _between(x + 3, 0, 6) / 6,
     "aten.exp.default": jnp.exp,
     "aten.reciprocal.default": jnp.reciprocal,
     "aten.sqrt.default": jnp.sqrt,
     "aten.rsqrt.default": lax.rsqrt,
     "aten.neg.default": jnp.negative,
-    "aten.abs.default": jnp.abs,
+    "aten.abs.default": lambda x: jnp.where(x > 0, x, jnp.where(x < 0, -x, 0)),
     "aten.clone.default": lambda x: x,
     "aten.alias.default": lambda x: x,
     "aten.detach.default": lax.stop_gradient,
@@ -54,15 +59,22 @@ def _gelu(self: Laid, approximate: str = "none") -> Laid:
     return self.map(jax.nn.gelu(self.array, approximate=approximate == "tanh"))
 
 
-@operation("aten.hardtanh.default", "aten.clamp.default")
-def _clamp(self: Laid, **bounds: float | None) -> Laid:
-    low, high = (bounds.get(f"{end}_val", bounds.get(end)) for end in ("min", "max"))
-    return self.map(jnp.clip(self.array, low, high))
+@operation("aten.hardtanh.default")
+def _hardtanh(self: Laid, min_val: float, max_val: float) -> Laid:
+    return self.map(_between(self.array, min_val, max_val))
+
+
+@operation("aten.clamp.default")
+def _clamp(self: Laid, min: float | None, max: float | None) -> Laid:
+    """At a bound the gradient passes, unlike `hardtanh`'s."""
+    x = self.array
+    x = x if min is None else jnp.where(x >= min, x, min)
+    return self.map(x if max is None else jnp.where(x <= max, x, max))
 
 
 @operation("aten.leaky_relu.default")
 def _leaky_relu(self: Laid, negative_slope: float) -> Laid:
-    return self.map(jax.nn.leaky_relu(self.array, negative_slope))
+    return self.map(jnp.where(self.array > 0, self.array, self.array * negative_slope))
 
 
 @operation("aten.prelu.default", "aten._prelu_kernel.default")
@@ -87,7 +99,8 @@ def _power(self: Laid, exponent: float) -> Laid:
 @operation("aten.elu.default")
 def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
     x = self.array
-    return self.map(scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * jnp.minimum(x, 0))))
+    below = jnp.where(x > 0, 0, x)  # or the other branch's overflow would reach the gradient
+    return self.map(scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * below)))
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -108,10 +121,10 @@ for _name, _operator in {
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
-    "maximum": jnp.maximum,
-    "minimum": jnp.minimum,
 }.items():
-    operation(*(f"aten.{_name}.{kind}" for kind in ("Tensor", "Scalar", "default")))(_binary(_operator))
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
+for _name, _function in {"maximum": jnp.maximum, "minimum": jnp.minimum}.items():
+    operation(f"aten.{_name}.default")(_binary(_function))
 
 
 @operation("aten.rsub.Tensor", "aten.rsub.Scalar")
@@ -154,7 +167,8 @@ def _product(**factors: Laid) -> Laid:
 
 def _reduction(function: Callable[..., Array]) -> Callable[..., Laid]:
     def reduce(self: Laid, dim: int | Sequence[int] | None, keepdim: bool = False, **_: Any) -> Laid:
-        dims = range(len(self.order)) if dim is None else [dim] if isinstance(dim, int) else dim
+        # No axes at all are all of them.
+        dims = [dim] if isinstance(dim, int) else dim or range(len(self.order))
         dims = [axis % len(self.order) for axis in dims]
         kept = self.map(function(at_least_float32(self.array), tuple(self.at(axis) for axis in dims), keepdims=True))
         if keepdim:
@@ -182,7 +196,8 @@ def _log_softmax(self: Laid, dim: int, **_: Any) -> Laid:
 def _to_copy(self: Laid, dtype: str | None, **_: Any) -> Laid:
     """Between floating-point types nothing changes: the network's own precision is chosen where it is built."""
     kind = (dtype or "torch.float32").removeprefix("torch.")
-    return self if "float" in kind else self.map(self.array.astype(kind))
+    floats = "float" in kind and jnp.issubdtype(self.array.dtype, jnp.floating)
+    return self if floats else self.map(self.array.astype("float32" if "float" in kind else kind))
 
 
 @operation("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default")
@@ -197,7 +212,7 @@ def _flatten(self: Laid, start_dim: int, end_dim: int) -> Laid:
     return reshaped(self, (*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :]))
 
 
-@operation("aten.permute.default")
+@operation(PERMUTE)
 def _permute(self: Laid, dims: Sequence[int]) -> Laid:
     return permuted(self, dims)
 
@@ -313,4 +328,7 @@ def _pad(self: Laid, pad: Sequence[int], **rest: Any) -> Laid:
     if mode == "constant":
         value = jnp.asarray(rest.get("value") or 0, self.array.dtype)
         return self.map(lax.pad(self.array, value, [(*edge, 0) for edge in edges]))
-    return self.map(jnp.pad(self.array, edges, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]))
+    cut = [(min(before, 0), min(behind, 0), 0) for before, behind in edges]
+    array = lax.pad(self.array, jnp.zeros((), self.array.dtype), cut)
+    added = [(max(before, 0), max(behind, 0)) for before, behind in edges]
+    return self.map(jnp.pad(array, added, {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]))

@@ -16,17 +16,17 @@ import numpy as np
 
 from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.convert.graph.initial import redrawn, shuffled, tree
-from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
+from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network, references
 from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
-from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes
+from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 
 GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
 ARCH = "graph"  # begins the `arch` of every recorded network's spec
-FORMAT = 2
+FORMAT = 3
 _KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
 _KEYS |= {"classes", "channels", "image_size", "task", "initial"}
 
@@ -59,10 +59,30 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
     """
     folder = Path(folder)
     description = _read_description(folder / GRAPH)
-    _check_nodes(folder, description)
     weights, _ = read_state_dict(folder / WEIGHTS)
-    _check_weights(folder / WEIGHTS, weights, description)
-    return Recorded(folder, description, weights)
+    recorded = Recorded(folder, description, weights)
+    try:
+        _check_nodes(folder, description)
+        _check_weights(folder / WEIGHTS, weights, description)
+        found = _shape_of_logits(recorded)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged description, or an operation's unusual argument, leads to
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{folder / GRAPH} is damaged, or asks for what is not known ({reason})") from error
+    classes = description["classes"]
+    if found[-1:] != (classes,) or len(found) != {"classification": 2, "segmentation": 4}.get(description["task"]):
+        raise UserError(f"{folder / GRAPH} is damaged: it gives logits of shape {found}, expected {classes} classes")
+    return recorded
+
+
+def _shape_of_logits(recorded: Recorded) -> tuple[int, ...]:
+    """Of one image; nothing is computed."""
+    unit = (1.0,) * recorded.description["channels"]
+    network = build(recorded, mean=unit, std=unit)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
+    return jax.eval_shape(network.apply, variables, images).logits.shape
 
 
 def build(
@@ -136,7 +156,7 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
             unknown[op] += 1
         elif node["args"].get("transposed"):
             unknown[f"transposed {op}"] += 1
-        if strange := _references(node["args"]) - there:
+        if strange := references(node["args"]) - there:
             raise UserError(f"{folder / GRAPH} is damaged: {node['name']} takes {', '.join(strange)}, found nowhere")
         there.add(node["name"])
     if unknown:
@@ -144,13 +164,6 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
         raise UserError(f"{folder} has operations that are not known: {listed}; replace them in the PyTorch module")
     if description["output"] not in there:
         raise UserError(f"{folder / GRAPH} is damaged: no node gives its output {description['output']}")
-
-
-def _references(value: Any) -> set[str]:
-    """Names of the nodes that an argument refers to."""
-    if isinstance(value, dict):
-        return {value["node"]} if "node" in value else set().union(*map(_references, value.values()))
-    return set().union(*map(_references, value)) if isinstance(value, list) else set()
 
 
 def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -> None:
@@ -180,9 +193,15 @@ def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
     entries, found = description["entries"], {}
 
     def enter(argument: Any, collection: str, leaf: str) -> None:
-        if argument and argument.get("node") in entries:
-            module, _, _ = entries[argument["node"]].rpartition(".")
-            found.setdefault(argument["node"], (collection, module, leaf))
+        if not argument or argument.get("node") not in entries or argument["node"] in found:
+            return
+        entry = entries[argument["node"]]
+        path = (collection, entry.rpartition(".")[0], leaf)
+        # A function's own names, or a second one of the same kind in a module: the entry by its whole name, below.
+        if entry == torch_name(path) and path not in found.values():
+            found[argument["node"]] = path
+        elif collection == "batch_stats":
+            raise UserError(f"the BatchNorm statistics {entry} are not called {torch_name(path)}: rename the buffer")
 
     nodes = {node["name"]: node for node in description["nodes"]}
     for node in nodes.values():

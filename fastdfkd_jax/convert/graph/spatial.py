@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,15 @@ Array = jax.Array
 
 # The last one of the plane is what the others become where everything is decomposed.
 _PLANE = ("aten.conv2d.default", "aten.conv2d.padding", "aten.convolution.default")
-CONVOLUTIONS = (*_PLANE, "aten.conv1d.default")
+CONVOLUTIONS = (*_PLANE, "aten.conv1d.default", "aten.conv1d.padding")
 _LIES = (2, 3, 1, 0)  # the axes of a kernel, [O, I, h, w]
 
 
-@operation("aten.conv1d.default")
+@operation("aten.conv1d.default", "aten.conv1d.padding")
 def _conv1d(input: Laid, weight: Laid, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], **rest):
     """As a convolution of one row."""
-    two = {"stride": (1, stride[0]), "padding": (0, padding[0]), "dilation": (1, dilation[0])}
+    edges = padding if isinstance(padding, str) else (0, padding[0])
+    two = {"stride": (1, stride[0]), "padding": edges, "dilation": (1, dilation[0])}
     image, kernel = (reshaped(value, (*value.shape[:2], 1, value.shape[2])) for value in (input, weight))
     y = _conv2d(input=image, weight=kernel, **two, **rest)
     return reshaped(y, (*y.shape[:2], y.shape[3]))
@@ -45,6 +46,8 @@ def _conv2d(
     gradient: str,
     **_: Any,  # of transposed ones, which are refused
 ) -> Laid:
+    if len(input.order) == 3:
+        return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, gradient=gradient)
     x, kernel = arranged(input, CHANNELS_LAST), arranged(weight, _LIES)
     stride, dilation = _pair(stride), _pair(dilation)
     edges = _edges(padding, [d * (size - 1) for d, size in zip(dilation, kernel.shape[:2], strict=True)])
@@ -172,11 +175,10 @@ def _windows(x, kernel_size, stride, padding, dilation, ceil_mode, reduce, nothi
 @operation("aten.upsample_nearest2d.vec")
 def _nearest(input: Laid, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Laid:
     x = arranged(input, CHANNELS_LAST)
-    sizes = output_size or [math.floor(n * s) for n, s in zip(x.shape[1:3], scale_factors or (), strict=True)]
-    for axis, size in zip((1, 2), sizes, strict=True):
+    for axis, size, scale in _resized(x, output_size, scale_factors):
         old = x.shape[axis]
-        # PyTorch takes pixel floor(i * old / new).
-        x = x.repeat(size // old, axis) if size % old == 0 else x.take(jnp.arange(size) * old // size, axis)
+        at = jnp.minimum(jnp.floor(jnp.arange(size) * scale).astype(int), old - 1)
+        x = x.repeat(size // old, axis) if scale * size == old and size % old == 0 else x.take(at, axis)
     return Laid(x, CHANNELS_LAST)
 
 
@@ -186,17 +188,27 @@ def _bilinear(
 ) -> Laid:
     """As a product with a matrix of at most two weights a row on either axis."""
     x = arranged(input, CHANNELS_LAST)
-    sizes = output_size or [math.floor(n * s) for n, s in zip(x.shape[1:3], scale_factors or (), strict=True)]
-    for axis, size in zip((1, 2), sizes, strict=True):
+    for axis, size, scale in _resized(x, output_size, scale_factors):
         old = x.shape[axis]
         steps = jnp.arange(size)
         if align_corners:
             at = steps * ((old - 1) / max(size - 1, 1))
         else:
-            scale = 1 / scale_factors[axis - 1] if scale_factors and not output_size else old / size
             at = jnp.maximum((steps + 0.5) * scale - 0.5, 0)
         low = jnp.minimum(jnp.floor(at).astype(int), old - 1)
         high, part = jnp.minimum(low + 1, old - 1), at - low
         weights = (1 - part)[:, None] * jax.nn.one_hot(low, old) + part[:, None] * jax.nn.one_hot(high, old)
         x = jnp.moveaxis(jnp.tensordot(weights.astype(x.dtype), x, (1, axis)), 0, axis)
     return Laid(x, CHANNELS_LAST)
+
+
+def _resized(
+    x: Array, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None
+) -> Iterator[tuple[int, int, float]]:
+    """Axis, new size, and how many pixels of the old image one of the new is: as the factor says, if one is given."""
+    for i, axis in enumerate((1, 2)):
+        old = x.shape[axis]
+        if output_size:
+            yield axis, output_size[i], old / output_size[i]
+        elif scale_factors:
+            yield axis, math.floor(old * scale_factors[i]), 1 / scale_factors[i]
