@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, convert, data, evaluate, main
+from fastdfkd_jax import assemble, convert, data, distill, evaluate, main
 from fastdfkd_jax.convert import checkpoints, files, naming, record
 from fastdfkd_jax.convert.__main__ import main as convert_main
 from fastdfkd_jax.convert.graph import network as graph_network
 from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.train import initial_state
 
 torch = pytest.importorskip("torch")
 from convert_samples import USER_NETWORK, seeded_twin  # noqa: E402
@@ -504,13 +505,9 @@ def digits_graph(tmp_path_factory):
 
 
 def graph_config(folder, **changes):
-    flags = {
-        "teacher__checkpoint": "",
-        "teacher__graph": str(folder),
-        "student__graph": str(folder),
-        "student__arch": "",
-    }
-    return tiny_config(**flags, teacher__mean=(0.5,), teacher__std=(0.5,), **changes)
+    flags = {"teacher__checkpoint": "", "teacher__graph": str(folder), "student__graph": str(folder)}
+    flags |= {"student__arch": "", "teacher__mean": (0.5,), "teacher__std": (0.5,)}
+    return tiny_config(**(flags | changes))
 
 
 def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path, capsys):
@@ -535,6 +532,44 @@ def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path, capsys
     module.load_state_dict(before)
     with pytest.raises(UserError, match="weights of a recorded graph: name its folder with --arch"):
         convert.load_network(run / "student.safetensors")
+
+
+def double(tree):
+    """Floating-point leaves in double precision; keys and counters as they are."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def after_two_calls(parts, teacher_vars, state):
+    """What two synthesis calls with a KD step after each leave, the second one adversarial."""
+    synthesize = jax.jit(parts.method.synthesize)
+    step = jax.jit(distill.make_step(parts.teacher, parts.student, parts.optimizer, distill.kd_loss(20.0)))
+    method, student, kept = state["method"], state["student"], []
+    for call in range(2):
+        method, batch, info = synthesize(method, teacher_vars, student.variables, jax.random.key(call))
+        student, kd = step(student, teacher_vars, batch.images, jax.random.key(10 + call))
+        kept.append((batch, info, kd))
+    return jax.tree.map(np.asarray, (kept, method, student))
+
+
+def test_calls_and_kd_steps_equal_those_of_the_linen_models(tmp_path):
+    """In double precision, where only the order of sums differs: the twins' graphs have our names and so our trees."""
+    parts = assemble.assemble(tiny_config())
+    spec = parts.teacher.spec
+    for part in ("teacher", "student"):
+        recorded(seeded_twin(getattr(parts, part).spec), tmp_path / part, spec.image_size, spec.channels)
+    linen = tiny_config(precision="float64")
+    graphs = graph_config(
+        tmp_path / "teacher", student__graph=str(tmp_path / "student"), precision="float64",
+        teacher__mean=spec.mean, teacher__std=spec.std,
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        start = initial_state(jax.random.key(1), parts)
+        teacher_vars, start = double((parts.teacher.init(jax.random.key(2)), start))
+        expected, found = (after_two_calls(assemble.assemble(each), teacher_vars, start) for each in (linen, graphs))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, theirs), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        atol = 1e-8 * np.abs(theirs).max(initial=1e-12)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
 def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
