@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, convert, data, distill, evaluate, main
+from fastdfkd_jax import assemble, convert, data, distill, evaluate, main, models
 from fastdfkd_jax.convert import checkpoints, files, naming, record
 from fastdfkd_jax.convert.__main__ import main as convert_main
 from fastdfkd_jax.convert.graph import network as graph_network
 from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
+from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.train import initial_state
@@ -103,6 +104,26 @@ class ChannelAttention(nn.Module):
         return (both * both).sum(1)
 
 
+class Filters(nn.Module):
+    """Two kernels under names of their own in one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters, self.scale = nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8, 8, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.filters, padding=1) + F.conv2d(x, self.scale)
+
+
+class VectorNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.norm(x.mean((2, 3)))
+
+
 class Blur(nn.Module):
     """A kernel that is a buffer and does not train, in the state dictionary or not."""
 
@@ -156,6 +177,14 @@ FUNCTIONS = {
     "blur, not in the state": lambda: Blur(False),
     "tensor made on the way": lambda: lambda x: x * torch.tensor([0.5, 2.0]).repeat(4)[:, None, None],
     "assignment": lambda: assigned,
+    "filters of one's own": lambda: Filters(),
+    "over everything": lambda: lambda x: x * torch.amax(x) + torch.sum(x, ()),
+    "nearest by a fraction": lambda: nn.Upsample(scale_factor=1.4),
+    "nearest to fewer": lambda: nn.Upsample(scale_factor=0.3),
+    "bilinear by a fraction": lambda: nn.Upsample(scale_factor=1.4, mode="bilinear"),
+    "reflected and cut": lambda: lambda x: F.pad(x, (2, -1, -1, 1), mode="reflect"),
+    "norm of vectors": lambda: VectorNorm(),
+    "norms without scale": lambda: nn.BatchNorm2d(8, affine=False),
     "padding by name": lambda: nn.Conv2d(8, 8, (3, 5), padding="same"),
     "edges repeated": lambda: lambda x: F.pad(x, (2, 1, 0, 1), mode="replicate"),
     "edges reflected": lambda: lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"),
@@ -227,6 +256,169 @@ def test_an_operation_equals_torch(tmp_path, name):
     assert_equal(tmp_path, recorded(Function(FUNCTIONS[name]()), tmp_path))
 
 
+KINKS = {
+    "relu": (F.relu, (0,)),
+    "relu6": (nn.ReLU6(), (0, 6)),
+    "hardtanh": (nn.Hardtanh(-2, 3), (-2, 3)),
+    "clamp": (lambda x: x.clamp(-1, 1), (-1, 1)),
+    "hardswish": (F.hardswish, (-3, 3)),
+    "hardsigmoid": (F.hardsigmoid, (-3, 3)),
+    "leaky relu": (nn.LeakyReLU(0.1), (0,)),
+    "elu": (nn.ELU(0.5), (0,)),
+    "abs": (torch.abs, (0,)),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_gradients_at_kinks_are_pytorchs(name):
+    """Channels that are dead have exact zeros, and bounded ones exact bounds."""
+    function, at = KINKS[name]
+
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    points = torch.tensor([*at, -4.0, -0.5, 0.5, 7.0]).reshape(1, 1, 1, -1).repeat(2, 1, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph, _ = record.describe(torch.export.export(Module(), (points,)))
+    (node,) = graph["nodes"]
+    x = points.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(function(x).sum(), x)
+
+    def ours(x):
+        arguments = {key: None if isinstance(value, dict) else value for key, value in node["args"].items()}
+        return OPERATIONS[node["op"]](**(arguments | {"self": plain(x)})).array.sum()
+
+    np.testing.assert_allclose(jax.grad(ours)(jnp.asarray(points.numpy())), expected, atol=1e-6)
+
+
+def test_the_native_gradients_are_the_canonical_ones(tmp_path):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, (1, 3), dilation=2), nn.Conv2d(8, 16, 1, groups=4)
+    recorded(Function(nn.Sequential(*layers)), tmp_path)
+    opened = checkpoints.open_checkpoint(tmp_path, **STATISTICS)
+    variables = naming.to_variables(opened.state, opened.build())
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    native, canonical = (
+        jax.jit(jax.value_and_grad(lambda v, n=n: jnp.sin(n.apply(v, images).logits).sum()))(variables)
+        for n in (opened.build(conv_gradient=kind) for kind in ("native", "canonical"))
+    )
+    for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(canonical), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_is_applied_twice_keeps_both_updates(tmp_path):
+    torch.manual_seed(0)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.norm(self.norm(x * 2 + 1) * 3)).mean((2, 3)))
+
+    module = Twice()
+    recorded(module, tmp_path)
+    network, variables = load(tmp_path)
+    images = record.fixed_images((4, 3, 8, 8))
+    out = network.apply(variables, images.transpose(0, 2, 3, 1), train=True)
+    module.train()(torch.tensor(images))
+    np.testing.assert_allclose(out.batch_stats["norm"]["mean"], module.norm.running_mean, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_computed_of_weights_is_no_stage(tmp_path):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    class Standardised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x):
+            return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True))
+
+    reference = recorded(Function(Standardised()), tmp_path)
+    network, variables = load(tmp_path)
+    out = models.in_chunks(network, 1).apply(variables, reference["images"].transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(out.logits, reference["logits"], rtol=1e-4, atol=1e-5)
+    assert {len(stage) for stage in out.blocks} == {3}
+
+
+def test_buffers_come_with_the_weights_and_are_checked(tmp_path):
+    torch.manual_seed(0)
+    module = Function(Blur(True))
+    recorded(module, tmp_path / "graph")
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state["function.kernel"] *= 2
+    images = record.fixed_images((2, 3, 8, 8))
+
+    def found(state):
+        torch.save(state, tmp_path / "other.pth")
+        network, variables = convert.load_network(tmp_path / "other.pth", arch=str(tmp_path / "graph"), **STATISTICS)
+        return network.apply(variables, images.transpose(0, 2, 3, 1)).logits
+
+    module.load_state_dict(state)
+    expected = module.eval()(torch.tensor(images)).detach()
+    for prefix in ("", "module."):
+        np.testing.assert_allclose(found({prefix + n: t for n, t in state.items()}), expected, rtol=1e-4, atol=1e-5)
+    for change, words in {
+        None: r"missing \(1\): function\.kernel",
+        torch.zeros(8, 1, 5, 5): r"mis-shaped \(1\): function\.kernel",
+        torch.full((8, 1, 3, 3), torch.nan): r"not finite \(1\): function\.kernel",
+    }.items():
+        changed = {n: t for n, t in (state | {"function.kernel": change}).items() if t is not None}
+        with pytest.raises(UserError, match=words):
+            found(changed)
+
+
+class Mutating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Mutating(), "changes seen in evaluation mode"),
+        (Function(lambda x: F.dropout(x)), r"drops values in evaluation mode"),
+    ],
+)
+def test_modules_that_are_no_functions_are_refused(tmp_path, module, words):
+    with pytest.raises(record.RecordError, match=words):
+        recorded(module, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--image-size", "-3"), "whole number of at least 1, found '-3'"),
+        (("--batch", "0"), "whole number of at least 1, found '0'"),
+        (("--mean", "a,b"), "numbers separated by commas, found 'a,b'"),
+        (("--std", "0,1,1"), "--std must be positive"),
+        (("--checkpoint", "list.pth"), "is not a state dictionary"),
+        (("--checkpoint", "names.pth"), "is not a state dictionary"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said_in_one_line(tmp_path, monkeypatch, more, words, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(USER_NETWORK)
+    torch.save([torch.zeros(2)], "list.pth")
+    torch.save({"epoch": 3}, "names.pth")
+    assert record.main(["net.py:make", "--graph", "graph", *more]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("arch", "size"), [("wrn10_1", 32), ("resnet8", 32), ("vgg8", 32), ("resnet18_imagenet", 64)])
 def test_a_network_equals_torch(tmp_path, arch, size):
     assert_equal(tmp_path, recorded(seeded_twin(NetworkSpec(arch, 7)), tmp_path, size))
@@ -244,7 +436,6 @@ def test_a_fresh_student_is_drawn_as_its_constructor_or_as_pytorch_draws(tmp_pat
     )
     arguments = [f"{tmp_path / 'net.py'}:make", "--image-size", "8", "--graph", str(tmp_path / "graph")]
     if source == "trained":
-        record.load_factory(arguments[0])
         torch.save(record.load_factory(arguments[0]).state_dict(), tmp_path / "net.pth")
         arguments += ["--checkpoint", str(tmp_path / "net.pth")]
     assert record.main(arguments) == 0
@@ -689,6 +880,14 @@ def with_strange_entry(folder, description):
     description["entries"]["p_x"] = "x.weight"
 
 
+def without_arguments(folder, description):
+    del description["nodes"][-1]["args"]
+
+
+def with_other_classes(folder, description):
+    description["classes"] = 7
+
+
 def of_another_format(folder, description):
     description["format"] = 9
 
@@ -708,6 +907,8 @@ def empty(folder, description):
         (with_dangling_node, "takes conv2d, found nowhere"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
+        (without_arguments, "is damaged, or asks for what is not known"),
+        (with_other_classes, "gives logits of shape \\(1, 5\\), expected 7 classes"),
         (of_another_format, "format 9, expected 3"),
         (empty, r"is a folder without graph\.json"),
     ],
