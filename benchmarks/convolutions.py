@@ -110,17 +110,35 @@ def measure(case: Case) -> dict[str, Any]:
     return {name: 1e3 * time / (_IN_LOOP if name in loops else 1) for name, time in medians.items()}
 
 
-def main() -> None:
-    """The command."""
-    found = [{**case._asdict(), "batch": _BATCH, "milliseconds": measure(case)} for case in CASES]
-    RECORD.write_text(json.dumps({"rounds": _ROUNDS, "jax": jax.__version__, "cases": found}, indent=1) + "\n")
-    print("| network | side | channels | kernel | stride | dilation | groups | ours ms | XLA ms | PyTorch ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for each in found:
+def table(content: dict[str, Any]) -> str:
+    """A record in Markdown."""
+    columns = (
+        "network",
+        "side",
+        "channels",
+        "kernel",
+        "stride",
+        "dilation",
+        "groups",
+        "ours ms",
+        "XLA ms",
+        "PyTorch ms",
+    )
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for each in content["cases"]:
         shape = [each[key] for key in ("size", "stride", "dilation", "groups")]
         times = [f"{each['milliseconds'][name]:,.0f}" for name in ("ours", "XLA", "PyTorch")]
         channels = f"{each['inputs']} to {each['outputs']}"
-        print(f"| {' | '.join(map(str, [each['network'], each['side'], channels, *shape, *times]))} |")
+        lines.append(f"| {' | '.join(map(str, [each['network'], each['side'], channels, *shape, *times]))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command."""
+    found = [{**case._asdict(), "batch": _BATCH, "milliseconds": measure(case)} for case in CASES]
+    content = {"rounds": _ROUNDS, "jax": jax.__version__, "cases": found}
+    RECORD.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content), end="")
 
 
 if __name__ == "__main__":

@@ -110,38 +110,51 @@ def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
     source, _, kind = name.partition("/")
     if source == "ours":
         spec = NetworkSpec(kind, _CLASSES, models.usual_image_size(kind))
-        return _calibrated(twins.twin(spec), spec.image_size), spec.image_size, spec
-    if source == "torchvision":
-        options: dict[str, Any] = {"weights": None, "num_classes": _CLASSES}
-        if kind.startswith(("deeplabv3", "fcn", "lraspp")):
-            options["weights_backbone"] = None
-        elif kind in ("googlenet", "inception_v3"):
-            options["init_weights"] = True
-        module = importlib.import_module("torchvision").models.get_model(kind, **options)
+        module, size = twins.twin(spec), spec.image_size
     else:
-        module = importlib.import_module("timm").create_model(kind, num_classes=_CLASSES)
-    size = _SIDES.get(name, _SIDE)
-    return _calibrated(module, size), size, None
-
-
-def _calibrated(module: Any, size: int) -> Any:
-    """No scale or shift has its initial value, and every BatchNorm the statistics that noise gives it."""
-    import torch
-
-    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+        spec, module, size = None, constructed(name, _CLASSES), _SIDES.get(name, _SIDE)
     with torch.no_grad():
-        for norm in norms:
+        for norm in norms(module):  # nothing keeps its initial value, so that a swapped one shows
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(0, 0.2)
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = None  # the mean over all batches
+    calibrate(module, size)
+    return module, size, spec
+
+
+def constructed(name: str, classes: int) -> Any:
+    """A network of torchvision or timm, without pretrained weights."""
+    source, _, kind = name.partition("/")
+    if source == "timm":
+        return importlib.import_module("timm").create_model(kind, num_classes=classes)
+    options: dict[str, Any] = {"weights": None, "num_classes": classes}
+    if kind.startswith(("deeplabv3", "fcn", "lraspp")):
+        options["weights_backbone"] = None
+    elif kind in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    return importlib.import_module("torchvision").models.get_model(kind, **options)
+
+
+def norms(module: Any) -> list[Any]:
+    """The BatchNorms of a module."""
+    import torch
+
+    return [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def calibrate(module: Any, size: int) -> None:
+    """Gives every BatchNorm the statistics of noise, the mean over two batches, and leaves evaluation mode on."""
+    import torch
+
+    momenta = [norm.momentum for norm in norms(module)]
+    for norm in norms(module):
+        norm.momentum = None
+    with torch.no_grad():
         module.train()
         for _ in range(2):
             module(torch.randn(8, 3, size, size))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    return module.eval()
+    for norm, momentum in zip(norms(module), momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
 
 
 def _times(ours: Network, linen: Network, variables: Any) -> dict[str, float]:

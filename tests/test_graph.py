@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections import OrderedDict
 
+import graph_fixtures
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from runs import tiny_config
 
 from fastdfkd_jax import assemble, convert, data, distill, evaluate, main, models
-from fastdfkd_jax.convert import checkpoints, files, naming, record
+from fastdfkd_jax.convert import checkpoints, files, naming, record, verify
 from fastdfkd_jax.convert.__main__ import main as convert_main
 from fastdfkd_jax.convert.graph import network as graph_network
 from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
@@ -480,6 +481,14 @@ def test_a_graph_is_a_pure_function_that_vmap_maps(tmp_path):
 
     mapped = jax.jit(jax.vmap(gradient))(images)
     np.testing.assert_allclose(mapped, jnp.stack([gradient(each) for each in images]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(graph_fixtures.FOLDER.glob("*.npz")), ids=lambda path: path.stem)
+def test_networks_of_torchvision_and_timm_equal_pytorch(tmp_path, path):
+    graph_fixtures.unpack(path, tmp_path / "graph")
+    report = verify.verify(tmp_path / "graph")
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert len(report.checks) > 40
 
 
 def test_a_student_trains_as_in_torch_and_goes_back_to_it(tmp_path):

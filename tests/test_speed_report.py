@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from runs import ROOT
 
-from benchmarks import flops, graphs, speed_report
+from benchmarks import convolutions, flops, graphs, speed_report
 from fastdfkd_jax import models, report
 
 RECORDS = sorted((ROOT / "results" / "speed").glob("*/speed.json"))
@@ -18,6 +18,12 @@ LEVERS = sorted((ROOT / "results" / "levers").glob("*/speed.json"))
 def test_the_markdown_of_a_record_is_made_from_it(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     assert speed_report.write_markdown(result) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_convolutions_is_made_from_its_record(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert convolutions.table(json.loads(convolutions.RECORD.read_text())) in document
 
 
 def test_the_table_of_recorded_graphs_is_made_from_the_records(monkeypatch):

@@ -1,6 +1,6 @@
 """Convolutions of any stride, padding, dilation and groups, with gradients in forms that XLA compiles well on CPU.
 
-XLA's own gradients of these run up to hundreds of times slower inside a `while` body on CPU, and its grouped
+XLA's own gradients of these are many times slower inside a `while` body on CPU (docs/performance.md), and its grouped
 convolutions are slow everywhere there. Every array is NHWC, every kernel HWIO. Forward mode is refused by `custom_vjp`.
 """
 
