@@ -61,6 +61,11 @@ def summed(f: Callable[[Array, Array, int], Array], x: Array, y: Array, images: 
     return lax.fori_loop(0, length // images, lambda i, total: total + of_chunk(i), total).sum(0)
 
 
+def image_by_image(x: Array) -> Array:
+    """[B, ...] to [images of a group, groups, ...], for a scan; on each device nothing moves."""
+    return _split(x).swapaxes(0, 1)
+
+
 def _split(x: Array) -> Array:
     """[B, ...] to [groups, images of a group, ...]."""
     return x.reshape(_groups(x.shape[0]), -1, *x.shape[1:])

@@ -137,30 +137,37 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
-    """Image by image, and rows before columns: XLA sums over all axes at once several times slower."""
+    """Image by image, and rows before columns: XLA sums the first of three axes several times faster than others."""
+    windows = [window for _, _, window in _windows(x.shape[1:3], size, stride, dilation)]
 
-    def of_image(x: Array, dy: Array, groups: int) -> Array:
-        return jnp.stack([(part * dy).sum(1) for _, _, part in _taps(x, size, stride, dilation)], 1)
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        image, d_image = (at_least_float32(a).swapaxes(0, 1) for a in pair)  # rows, groups, columns, channels
+        d_image = d_image.reshape(len(d_image), *total.shape[1:])
+        products = [(image[rows, :, columns].reshape(d_image.shape) * d_image).sum(0) for rows, columns in windows]
+        return total + jnp.stack(products), None
 
-    total = chunks.summed(of_image, at_least_float32(x), at_least_float32(dy), 1)
+    images, d_images = chunks.image_by_image(x), chunks.image_by_image(dy)
+    _, groups, _, columns, channels = d_images.shape
+    start = jnp.zeros((len(windows), groups * columns, channels), jnp.promote_types(dy.dtype, jnp.float32))
+    total, _ = lax.scan(add, start, (images, d_images))
     return total.sum(1).reshape(*size, -1).astype(x.dtype)
 
 
 def _taps(x: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Iterator[tuple[int, int, Array]]:
     """What every tap of a kernel of this size meets in x, [B, H', W', C]."""
-    rows, columns = (
-        (length - far * (taps - 1) - 1) // step + 1
-        for length, taps, step, far in zip(x.shape[1:3], size, stride, dilation, strict=True)
-    )
+    for i, j, (rows, columns) in _windows(x.shape[1:3], size, stride, dilation):
+        yield i, j, x[:, rows, columns]
+
+
+def _windows(
+    lengths: tuple[int, ...], size: tuple[int, ...], stride: Pair, dilation: Pair
+) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
+    """The rows and columns that every tap of a kernel of this size meets in an image of these lengths."""
+    last = [
+        (length - far * (taps - 1) - 1) // step * step
+        for length, taps, step, far in zip(lengths, size, stride, dilation, strict=True)
+    ]
     for i in range(size[0]):
         for j in range(size[1]):
             top, left = i * dilation[0], j * dilation[1]
-            yield (
-                i,
-                j,
-                x[
-                    :,
-                    top : top + stride[0] * (rows - 1) + 1 : stride[0],
-                    left : left + stride[1] * (columns - 1) + 1 : stride[1],
-                ],
-            )
+            yield i, j, (slice(top, top + last[0] + 1, stride[0]), slice(left, left + last[1] + 1, stride[1]))
