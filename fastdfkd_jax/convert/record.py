@@ -27,6 +27,7 @@ import numpy as np
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+FORMAT, GRAPH, WEIGHTS, REFERENCE = 3, "graph.json", "weights.safetensors", "reference.npz"  # of a recorded folder
 BATCH_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
 DROPOUTS = {"aten.dropout": False, "aten.feature_dropout": True}  # whether whole channels are dropped
 _LIBRARIES = []  # kept, because a library that is collected takes its operations with it
@@ -303,12 +304,12 @@ def describe(program):
             nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
         elif node.op not in ("placeholder", "call_function"):
             raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
-    used = {name for node in nodes for name in _references(node["args"])}
+    used = {name for node in nodes for name in references(node["args"])}
     entries = {name: entry for name, entry in entries.items() if name in used}
     state = {name: _to_numpy(value) for name, value in program.state_dict.items()}
     constants = {n: _to_numpy(program.constants[n]) for n in entries.values() if n not in state}
     graph = {
-        "format": 3,
+        "format": FORMAT,
         "images": signature.user_inputs[0],
         "entries": entries,
         "parameters": sorted(set(signature.inputs_to_parameters.values())),
@@ -389,10 +390,11 @@ def _encoded(value):
     return {"other": str(value)}  # a dtype, device or layout: nothing that a network's values depend on here
 
 
-def _references(value):
-    if isinstance(value, dict):
-        return {value["node"]} if "node" in value else {n for v in value.values() for n in _references(v)}
-    return {n for v in value for n in _references(v)} if isinstance(value, list) else set()
+def references(argument):
+    """Names of the nodes that an encoded argument refers to."""
+    if isinstance(argument, dict):
+        return {argument["node"]} if "node" in argument else set().union(*map(references, argument.values()))
+    return set().union(*map(references, argument)) if isinstance(argument, list) else set()
 
 
 def _to_numpy(value):
@@ -490,9 +492,9 @@ def write_graph(folder, program, result, known):
     graph["task"] = "classification" if len(logits) == 2 else "segmentation"
     os.makedirs(folder, exist_ok=True)
     kept = {name: array for name, array in result.items() if not name.startswith("state/")}
-    _write(os.path.join(folder, "reference.npz"), kept)
-    _write_bytes(os.path.join(folder, "weights.safetensors"), _safetensors(weights))
-    _write_bytes(os.path.join(folder, "graph.json"), json.dumps(graph, indent=1).encode())
+    _write(os.path.join(folder, REFERENCE), kept)
+    _write_bytes(os.path.join(folder, WEIGHTS), _safetensors(weights))
+    _write_bytes(os.path.join(folder, GRAPH), json.dumps(graph, indent=1).encode())
     return graph
 
 

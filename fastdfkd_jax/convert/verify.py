@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from fastdfkd_jax.convert import checkpoints, graph, naming, references
+from fastdfkd_jax.convert import checkpoints, naming, record, references
 from fastdfkd_jax.convert.checkpoints import Build, Opened
 from fastdfkd_jax.convert.files import read_state_dict, write_safetensors
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -79,7 +79,7 @@ def verify(
     """
     opened = checkpoints.open_checkpoint(path, needs_normalization=False, **known)
     source, network = opened.source, opened.build()
-    recorded = str(source.path / graph.REFERENCE) if source.path.is_dir() else None
+    recorded = str(source.path / record.REFERENCE) if source.path.is_dir() else None
     if reference is None and torch_factory is None:
         reference = recorded
     if reference is not None:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fastdfkd_jax.convert.graph.network import VariablePath
 from fastdfkd_jax.models.layers import torch_bias, torch_uniform
 
 Array = jax.Array
-VariablePath = tuple[str, str, str]  # collection, module, leaf
 
 
 def tree(flat: Mapping[VariablePath, Array]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fastdfkd_jax.convert.graph import operations, spatial
 from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, logical, plain
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import from_torch_axes
+from fastdfkd_jax.convert.record import references
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, input_moments
 
@@ -223,10 +224,3 @@ def _descendants(graph: Graph, name: str) -> set[str]:
         if references(node["args"]) & found:
             found.add(node["name"])
     return found
-
-
-def references(argument: Any) -> set[str]:
-    """Names of the nodes that an argument refers to."""
-    if isinstance(argument, dict):
-        return {argument["node"]} if "node" in argument else set().union(*map(references, argument.values()))
-    return set().union(*map(references, argument)) if isinstance(argument, list) else set()

@@ -16,17 +16,16 @@ import numpy as np
 
 from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.convert.graph.initial import redrawn, shuffled, tree
-from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network, references
+from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
 from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
+from fastdfkd_jax.convert.record import FORMAT, GRAPH, WEIGHTS, references
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 
-GRAPH, WEIGHTS, REFERENCE = "graph.json", "weights.safetensors", "reference.npz"
 ARCH = "graph"  # begins the `arch` of every recorded network's spec
-FORMAT = 3
 _KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
 _KEYS |= {"classes", "channels", "image_size", "task", "initial"}
 
