@@ -15,7 +15,7 @@ from fastdfkd_jax.models.layers import torch_bias, torch_uniform
 Array = jax.Array
 
 
-def tree(flat: Mapping[VariablePath, Array]) -> dict[str, Any]:
+def tree(flat: Mapping[VariablePath, Any]) -> dict[str, Any]:
     """Variables of these leaves, with both collections even where one is empty."""
     return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(flat))
 
@@ -55,7 +55,7 @@ def redrawn(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[VariablePath, Array]:
-    flat: Any = flatten_dict(dict(variables))
+    flat: Any = jax.tree.map(jnp.asarray, flatten_dict(dict(variables)))
     return flat
 
 

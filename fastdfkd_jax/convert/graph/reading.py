@@ -177,11 +177,9 @@ def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -
         raise UserError(f"{path} does not fit its graph: it {'; it '.join(faults)}: record the network again")
 
 
-def _ours(path: VariablePath, array: np.ndarray) -> jax.Array:
-    """Our layout: HWIO for OIHW, [I, O] for [O, I]."""
-    if path[-1] == "kernel":
-        array = array.transpose(from_torch_axes(array.ndim))
-    return jnp.asarray(array, jnp.float32)
+def _ours(path: VariablePath, array: np.ndarray) -> np.ndarray:
+    """Our layout: HWIO for OIHW, [I, O] for [O, I]; a view, as a network is built more often than initialised."""
+    return array.transpose(from_torch_axes(array.ndim)) if path[-1] == "kernel" else array
 
 
 def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
