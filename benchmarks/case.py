@@ -15,7 +15,7 @@ from configs import cifar10
 from fastdfkd_jax import augment, convert
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
-from fastdfkd_jax.train import initial_state
+from fastdfkd_jax.programs import initial_state
 
 CALL_KEY = 3  # seed of the timed calls
 
@@ -48,7 +48,7 @@ class Case(NamedTuple):
         config.student.checkpoint = str(folder / "student.safetensors")
         config.data.source, config.precision = "", self.precision
         config.fastdfkd.num_adapt_steps = self.steps
-        config.fastdfkd.synthesis_batch = config.kd.batch = self.batch
+        config.synthesis_batch = config.kd.batch = self.batch
         config.fastdfkd.reset_first_layer_at = 0
         config.kd.steps_per_call = config.kd.steps_per_dispatch = self.kd_steps
         config.calls, config.warmup_calls = 2, 1  # the adversarial term is on from the first call
@@ -122,7 +122,7 @@ def _save_fresh(arch: str, seed: int, path: Path) -> None:
 
 def numbers_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> Numbers:
     """What `method.synthesize` draws from this key: latents, labels and the views of every step."""
-    batch = config.fastdfkd.synthesis_batch
+    batch = config.synthesis_batch
     start_key, lanes_key = jax.random.split(key)
     latents_key, _ = jax.random.split(start_key)
     latents = jax.random.normal(jax.random.split(latents_key, 1)[0], (batch, config.generator.latent_dim))
@@ -136,7 +136,7 @@ def places_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> np.ndarr
     _, lanes_key = jax.random.split(key)
     _, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
     height, width, _ = spec.input_shape
-    batch, padding = config.fastdfkd.synthesis_batch, config.inversion.crop_padding
+    batch, padding = config.synthesis_batch, config.inversion.crop_padding
     places = jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1)
     places = jnp.broadcast_to(places, (batch, height, width, 1))
     views = jax.random.split(view_key, config.fastdfkd.num_adapt_steps + 1)[:-1]

@@ -15,7 +15,7 @@ from fastdfkd_jax import metrics, pool
 from fastdfkd_jax.assemble import assemble, conv_gradient
 from fastdfkd_jax.main import set_up_jax
 from fastdfkd_jax.models.convolution import canonical_conv, convolve
-from fastdfkd_jax.train import Programs, initial_state
+from fastdfkd_jax.programs import Programs, initial_state
 
 
 class OurSide:
@@ -34,7 +34,7 @@ class OurSide:
         self.state = initial_state(jax.random.key(0), self.parts)
         shape = self.parts.teacher.spec.input_shape
         images = jax.random.uniform(jax.random.key(4), (case.batch, *shape))
-        self.pool = pool.append(pool.empty(case.batch, shape), pool.to_uint8(images))
+        self.pool = pool.append(pool.empty(case.batch, shape), pool.to_uint8(images), jnp.zeros(case.batch, jnp.int32))
         self.made = pool.empty(case.batch, shape)
         self.key, self.calls = jax.random.key(CALL_KEY), 0
 

@@ -26,7 +26,7 @@ from fastdfkd_jax import convert, data
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.convert.twins import twin
 from fastdfkd_jax.files import write_atomically
-from fastdfkd_jax.train import initial_state
+from fastdfkd_jax.programs import initial_state
 
 VARIANT = "resnet20-wrn16_1-fast5-short"
 
@@ -74,7 +74,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
     images = torch.from_numpy(np.asarray(test.images)).permute(0, 3, 1, 2).float() / 255
     images, labels = (images - mean) / std, torch.from_numpy(np.asarray(test.labels)).long()
 
-    batch, pool = config.fastdfkd.synthesis_batch, torch.empty((0, 3, 32, 32), dtype=torch.uint8)
+    batch, pool = config.synthesis_batch, torch.empty((0, 3, 32, 32), dtype=torch.uint8)
     readings, seconds = [], {"synthesis_seconds": 0.0, "distill_seconds": 0.0}
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / "metrics.jsonl", "w") as log:

@@ -1,6 +1,6 @@
 """What the configs for small images share: pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
@@ -23,8 +23,15 @@ STEPS = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make(dataset: str, num_classes: int, mean: tuple, std: tuple, variant: str | None) -> ConfigDict:
-    """Builds a config from 'teacher-student-fastK[-protocol]...', or from 'smoke'."""
+# name: (classes, mean, std) of METHOD section 3
+DATASETS = {
+    "cifar10": (10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": (100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+def make(dataset: str, variant: str | None) -> ConfigDict:
+    """FastDFKD's config of 'teacher-student-fastK[-protocol]...', or of 'smoke'."""
     variant = variant or "wrn40_2-wrn16_1-fast5"
     if variant == "smoke":
         variant = "resnet20-wrn16_1-fast2-smoke"
@@ -37,14 +44,45 @@ def make(dataset: str, num_classes: int, mean: tuple, std: tuple, variant: str |
             f"{', '.join(PAIRS)}, "
             f"K of {', '.join(map(str, STEPS))} and protocols of {', '.join(PROTOCOLS)}"
         )
-    config = default.get_config()
-    config.teacher.arch, config.student.arch = teacher, student
-    config.teacher.num_classes = num_classes
-    small_resnet = teacher in ("resnet20", "resnet56")
-    config.teacher.mean, config.teacher.std = (IMAGENET_MEAN, IMAGENET_STD) if small_resnet else (mean, std)
-    config.data.source = f"tfds:{dataset}"
+    config = pair_config(dataset, pair)
     config.inversion.adversarial_weight, config.inversion.class_weight = PAIRS[pair]
     apply(config, int(k), protocols)
+    return config
+
+
+def make_method(published: Callable[[ConfigDict], None], variant: str | None) -> ConfigDict:
+    """Another method's config of 'dataset-teacher-student[-protocol]...', or of 'smoke'.
+
+    Args:
+      published: sets `method.name` and the method's published hyper-parameters.
+      variant: without one, WRN-40-2 -> WRN-16-1 on CIFAR-10.
+    """
+    variant = variant or "cifar10-wrn40_2-wrn16_1"
+    if variant == "smoke":
+        variant = "cifar10-resnet20-wrn16_1-smoke"
+    dataset, teacher, student, *protocols = (*variant.split("-"), "", "")
+    protocols = [name for name in protocols if name]
+    pair = f"{teacher}-{student}"
+    if dataset not in DATASETS or pair not in PAIRS or set(protocols) - BUDGETS.keys():
+        raise UserError(
+            f"unknown variant {variant!r}: expected dataset-teacher-student[-protocol] with a data set of "
+            f"{', '.join(DATASETS)}, a pair of {', '.join(PAIRS)} and protocols of {', '.join(BUDGETS)}"
+        )
+    config = pair_config(dataset, pair)
+    published(config)
+    for name in protocols:
+        BUDGETS[name](config)
+    return config
+
+
+def pair_config(dataset: str, pair: str) -> ConfigDict:
+    """The defaults with a data set and a pair 'teacher-student'."""
+    config = default.get_config()
+    config.teacher.arch, config.student.arch = pair.split("-")
+    config.teacher.num_classes, mean, std = DATASETS[dataset]
+    small_resnet = config.teacher.arch in ("resnet20", "resnet56")
+    config.teacher.mean, config.teacher.std = (IMAGENET_MEAN, IMAGENET_STD) if small_resnet else (mean, std)
+    config.data.source = f"tfds:{dataset}"
     return config
 
 
@@ -58,12 +96,18 @@ def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
 
 
 def _short(config: ConfigDict) -> None:
-    """60 calls of 128 images, the first 5 without KD, then 60 KD steps of 128 after each: 3,300 in all."""
-    config.calls, config.warmup_calls = 60, 5
-    config.fastdfkd.synthesis_batch = config.kd.batch = 128
+    """60 calls of 128 images, the first 5 without KD, then 60 KD steps of 128 after each: 3,300 in all.
+
+    The student's recipe is the same for every method, but for its loss. A method whose student learns from the first
+    call on goes on doing so, and has the same number of KD steps.
+    """
+    config.warmup_calls = 5 if config.warmup_calls else 0
+    config.calls = 55 + config.warmup_calls
+    config.synthesis_batch = config.kd.batch = 128
     config.fastdfkd.reset_first_layer_at = 0
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 60
-    config.kd.lr = 0.1
+    config.kd.optimizer, config.kd.lr, config.kd.final_lr, config.kd.milestones = "sgd", 0.1, 2e-4, ()
+    config.kd.momentum, config.kd.nesterov, config.kd.weight_decay, config.kd.clip_norm = 0.9, False, 1e-4, 0.0
     config.eval_every = config.checkpoint_every = 5
 
 
@@ -98,18 +142,14 @@ def _fomaml_last(config: ConfigDict) -> None:
 def _smoke(config: ConfigDict) -> None:
     """Seconds rather than hours: every stage runs, nothing is learned."""
     config.calls, config.warmup_calls = 3, 1
-    config.fastdfkd.synthesis_batch = config.kd.batch = 8
+    config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.reset_first_layer_at = 2
-    config.kd.steps_per_call = config.kd.steps_per_dispatch = 2
+    config.kd.steps_per_call, config.kd.steps_per_dispatch = 10, 2
     config.data.split = "test[:64]"
     config.data.batch = 64
     config.eval_every = config.checkpoint_every = config.images_every = 1
 
 
-PROTOCOLS = {
-    "short": _short,
-    "paper": _paper,
-    "reptile": _reptile,
-    "fomaml_last": _fomaml_last,
-    "smoke": _smoke,
-}
+# How long a run is, for any method.
+BUDGETS = {"short": _short, "smoke": _smoke}
+PROTOCOLS = {**BUDGETS, "paper": _paper, "reptile": _reptile, "fomaml_last": _fomaml_last}

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.mode = "all"  # 'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)
     config.dry_run = False  # print the plan and stop
     config.calls = 220  # synthesis calls, 'epochs' of the released code; one batch each (METHOD 1.8)
+    config.synthesis_batch = 256  # images of a synthesis call; of FastDFKD, of each lane
     config.warmup_calls = 20  # first calls, after which the student does not train
     config.noise_control = False  # afterwards, train the same student on Gaussian noise images
 
@@ -33,12 +34,16 @@ def get_config() -> ConfigDict:
     config.data.split = "test"
     config.data.batch = 256  # images an evaluation step
 
+    config.transfer = ConfigDict()  # real images, for the methods that are given some and declare it; no other reads it
+    config.transfer.source = ""  # as data.source
+    config.transfer.dir = ""
+    config.transfer.split = "train"
+
     config.method = ConfigDict()
     config.method.name = "fastdfkd"  # or 'noise', the control
 
     config.fastdfkd = ConfigDict()  # Algorithm 1; methods/fastdfkd.py explains each
     config.fastdfkd.num_adapt_steps = 5  # k
-    config.fastdfkd.synthesis_batch = 256  # images a lane and call
     config.fastdfkd.num_tasks = 1  # lanes whose meta-gradients are reduced to one
     config.fastdfkd.task_reduction = "mean"  # 'mean', or 'sum' as in Eq. 11
     config.fastdfkd.reuse = "meta"  # 'meta', 'sequential' or 'none' (Table 5)
@@ -86,10 +91,15 @@ def get_config() -> ConfigDict:
     config.kd.steps_per_call = 400  # t
     config.kd.batch = 256
     config.kd.temperature = 20.0
+    config.kd.optimizer = "sgd"  # or 'adam'
     config.kd.lr = 0.2
     config.kd.final_lr = 2e-4  # end of the cosine over the calls with KD
-    config.kd.momentum = 0.9
+    config.kd.milestones = ()  # instead of the cosine: numbers of calls with KD after which ...
+    config.kd.lr_decay = 0.1  # ... the rate is multiplied by this
+    config.kd.momentum = 0.9  # of SGD
+    config.kd.nesterov = False
     config.kd.weight_decay = 1e-4
+    config.kd.clip_norm = 0.0  # largest norm of the whole gradient; 0 for any
     config.kd.crop_padding = 4  # pixels
     config.kd.flip = True
     config.kd.steps_per_dispatch = 20  # steps compiled into one program

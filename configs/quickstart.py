@@ -4,21 +4,29 @@ The teacher (WRN-16-1, shipped in PyTorch naming) saw the training digits; the s
 FastDFKD synthesises from the teacher. The same student trained on Gaussian noise stands beside it as a control.
 
     python -m fastdfkd_jax.main --config configs/quickstart.py
+
+`:dafl`, `:cmi` and so on run another method on the same digits.
 """
 
+import importlib
+from pathlib import Path
+
 from configs import default
+from fastdfkd_jax.errors import UserError
 
 
-def get_config():
-    """FastDFKD with k = 5 on 16x16 digits, and the noise control."""
+def get_config(variant=None):
+    """FastDFKD with k = 5 on 16x16 digits, or the method of this variant, and the noise control."""
     config = default.get_config()
     config.calls, config.warmup_calls = 30, 4
     config.noise_control = True
     config.teacher.checkpoint = "digits"
     config.student.arch = "wrn10_1"
     config.data.source = "digits"
+    if variant:
+        _published(variant)(config)
 
-    config.fastdfkd.synthesis_batch = config.kd.batch = 64
+    config.synthesis_batch = config.kd.batch = 64
     config.fastdfkd.reset_first_layer_at = 0
     # A mirrored digit is another sign, and two pixels of these images are one of the scans they were made from.
     config.inversion.crop_padding = config.kd.crop_padding = 2
@@ -28,3 +36,11 @@ def get_config():
     config.kd.lr = 0.1
     config.eval_every = config.checkpoint_every = config.images_every = 10
     return config
+
+
+def _published(method: str):
+    """What sets a method's published hyper-parameters; each has it in the config file of its name."""
+    modules = [path.stem for path in Path(__file__).parent.glob("*.py") if "def published(" in path.read_text()]
+    if method not in modules:
+        raise UserError(f"unknown variant {method!r}: expected one of {', '.join(sorted(modules))}, or none")
+    return importlib.import_module(f"configs.{method}").published

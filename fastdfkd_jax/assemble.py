@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert, data, distill, models, parallel, pool
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import fastdfkd, noise, representation
+from fastdfkd_jax.methods import base, fastdfkd, noise, representation
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.inversion import InversionOptions
 from fastdfkd_jax.models import Network
@@ -34,8 +33,9 @@ class Parts(NamedTuple):
       optimizer: the student's.
       method: the data-free method.
       split: lays a batch over devices inside a compiled program.
+      objective: what the student minimises.
       test: evaluation data, or None.
-      initial: uint8[N, H, W, C] images to begin with, or None.
+      initial: images to begin with, or None.
     """
 
     teacher: Network
@@ -45,8 +45,9 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
     method: Method
     split: Callable[[jax.Array], jax.Array]
+    objective: distill.Objective
     test: data.Dataset | None
-    initial: np.ndarray | None
+    initial: pool.Rows | None
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -61,20 +62,61 @@ def assemble(config: ConfigDict) -> Parts:
     if config.data.source:
         test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None)
         data.require(test, teacher.spec)
-    schedule = distill.cosine_by_call(
-        config.kd.lr, config.kd.final_lr, max(1, config.calls - config.warmup_calls), config.kd.steps_per_call
-    )
-    optimizer = distill.sgd(schedule, config.kd.momentum, config.kd.weight_decay)
-    batches = (config.fastdfkd.synthesis_batch, config.kd.batch)
+    optimizer = _student_optimizer(config)
     shared = config.parallel.task_devices > 1  # the lanes have them
+    batches = (config.synthesis_batch, config.kd.batch)
     split = parallel.batch_splitter(
         parallel.devices(1 if shared else parallel.batch_devices(config.parallel.batch_devices, batches))
     )
-    method = METHODS[config.method.name](config, teacher, student, options, split)
+    method = METHODS[config.method.name](config, setting_of(config, teacher, student, options, split))
+    objective = objective_of(config, method)
     initial = None
     if config.pool.initial:
         initial = pool.read_initial(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
-    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, test, initial)
+    _require_fit(config, method, initial)
+    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, initial)
+
+
+def _require_fit(config: ConfigDict, method: Method, initial: pool.Rows | None) -> None:
+    """What a method's lifetime asks of the rest of the config."""
+    name = config.method.name
+    if method.lifetime == base.ONCE:
+        steps, batch = config.kd.steps_per_call, config.synthesis_batch
+        base.require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
+        expected = f"a multiple of {method.steps_per_round} for the method {name}"
+        base.require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
+        expected = f"synthesis_batch={batch} for the method {name}"
+        base.require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+    if method.lifetime == base.DATA:
+        expected = f"a data set, as the method {name} needs"
+        base.require(initial is not None, "transfer.source", expected, config.transfer.source)
+
+
+def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    kd = config.kd
+    if kd.milestones:
+        schedule = distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
+    else:
+        calls = max(1, config.calls - config.warmup_calls)
+        schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
+    if kd.optimizer == "adam":
+        optimizer = distill.adam(schedule, kd.weight_decay)
+    else:
+        optimizer = distill.sgd(schedule, kd.momentum, kd.weight_decay, kd.nesterov)
+    return optax.chain(optax.clip_by_global_norm(kd.clip_norm), optimizer) if kd.clip_norm else optimizer
+
+
+def setting_of(
+    config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
+) -> base.Setting:
+    """What the method is built for."""
+    counts = (config.synthesis_batch, config.calls, config.warmup_calls, config.kd.steps_per_call)
+    return base.Setting(teacher, student, *counts, split, forms)
+
+
+def objective_of(config: ConfigDict, method: Method) -> distill.Objective:
+    """The method's own objective, or vanilla KD."""
+    return method.objective or distill.Objective(distill.kd_loss(config.kd.temperature))
 
 
 def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
@@ -130,35 +172,47 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
     return student, variables if given.checkpoint else None
 
 
-def _fastdfkd(config: ConfigDict, teacher: Network, student: Network, options, split) -> Method:
+def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
     chosen = config.fastdfkd.to_dict()
     kind = chosen.pop("representation")
-    spec = teacher.spec
+    spec = setting.teacher.spec
     if kind == "pixels":
         rendered = representation.from_pixels(spec)
     else:
-        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **options)
+        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **setting.forms)
         rendered = representation.from_generator(generator)
     inversion = InversionOptions(**config.inversion.to_dict())
-    # One call before the first with KD, as the released code counts (METHOD 1.1).
-    warmup = fastdfkd.FastDFKDOptions(**chosen, adversarial_start=max(1, config.warmup_calls))
+    options = fastdfkd.FastDFKDOptions(
+        **chosen,
+        synthesis_batch=setting.batch,
+        # One call before the first with KD, as the released code counts (METHOD 1.1).
+        adversarial_start=max(1, setting.warmup_calls),
+    )
     return fastdfkd.build(
-        warmup,
+        options,
         inversion,
-        teacher,
-        student,
-        representation.laid_out(rendered, split),
+        setting.teacher,
+        setting.student,
+        representation.laid_out(rendered, setting.split),
         _inner_optimizer(config.inner),
         _outer_optimizer(config.meta),
-        parallel.lane_map(warmup.num_tasks, parallel.devices(config.parallel.task_devices)),
+        parallel.lane_map(options.num_tasks, parallel.devices(config.parallel.task_devices)),
     )
 
 
-def _noise(config: ConfigDict, teacher: Network, student: Network, options, split) -> Method:
-    return noise.build(teacher.spec, config.fastdfkd.synthesis_batch * config.fastdfkd.num_tasks)
+def _noise(config: ConfigDict, setting: base.Setting) -> Method:
+    return noise.build(setting._replace(batch=setting.batch * config.fastdfkd.num_tasks))
 
 
-METHODS = {"fastdfkd": _fastdfkd, "noise": _noise}
+def _with_options(build: Callable[[Any, base.Setting], Method], options: Callable[..., Any], section: str):
+    """For a method whose options are one section of the config."""
+    return lambda config, setting: build(options(**config[section].to_dict()), setting)
+
+
+METHODS: dict[str, Callable[[ConfigDict, base.Setting], Method]] = {
+    "fastdfkd": _fastdfkd,
+    "noise": _noise,
+}
 
 
 def _inner_optimizer(inner: ConfigDict) -> optax.GradientTransformation:

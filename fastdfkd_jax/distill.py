@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,21 @@ from fastdfkd_jax.models import Network, Outputs
 
 Array = jax.Array
 Tree = Any
-StudentLoss = Callable[[Outputs, Outputs], Array]
+Loss = Callable[[Tree, Outputs, Outputs, Array], Array]
+
+
+class Objective(NamedTuple):
+    """What a student minimises.
+
+    Attributes:
+      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image.
+      init: `init(key) -> extra`, what is trained beside the student; () for nothing.
+      optimizer: of the extra trainables, or None.
+    """
+
+    loss: Loss
+    init: Callable[[Array], Tree] = lambda key: ()
+    optimizer: optax.GradientTransformation | None = None
 
 
 class StudentState(NamedTuple):
@@ -24,12 +38,16 @@ class StudentState(NamedTuple):
       params, batch_stats: the student's variables.
       opt_state: of the optimizer.
       step: i32[], KD steps taken.
+      extra: what is trained beside the student (`Objective.init`).
+      extra_opt_state: of its optimizer.
     """
 
     params: Tree
     batch_stats: Tree
     opt_state: Tree
     step: Array
+    extra: Tree = ()
+    extra_opt_state: Tree = ()
 
     @property
     def variables(self) -> dict[str, Tree]:
@@ -51,66 +69,98 @@ def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -
     return schedule
 
 
-def sgd(schedule: optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def milestones_by_call(peak: float, milestones: Sequence[int], decay: float, steps_per_call: int) -> optax.Schedule:
+    """`peak`, times `decay` after each of these numbers of calls with KD (METHOD section 6)."""
+    return optax.piecewise_constant_schedule(peak, {call * steps_per_call: decay for call in milestones})
+
+
+def sgd(
+    schedule: optax.Schedule, momentum: float, weight_decay: float, nesterov: bool = False
+) -> optax.GradientTransformation:
     """PyTorch's SGD: weight decay joins the gradient before the momentum, the rate comes after it."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum or None))
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum or None, nesterov=nesterov)
+    )
 
 
-def init(key: Array, student: Network, optimizer: optax.GradientTransformation) -> StudentState:
-    """A freshly initialised student."""
-    return from_variables(student.init(key), optimizer)
+def adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """PyTorch's Adam, whose weight decay joins the gradient."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule))
 
 
-def from_variables(variables, optimizer: optax.GradientTransformation) -> StudentState:
-    """A student that starts from given variables."""
+def from_variables(
+    variables: Tree,
+    optimizer: optax.GradientTransformation,
+    objective: Objective | None = None,
+    key: Any = None,
+) -> StudentState:
+    """A student that starts from given variables; what an objective trains beside it is drawn by the key."""
     params = variables["params"]
-    return StudentState(params, variables["batch_stats"], optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = StudentState(params, variables["batch_stats"], optimizer.init(params), jnp.zeros((), jnp.int32))
+    if objective is None or objective.optimizer is None:
+        return state
+    extra = objective.init(key)
+    return state._replace(extra=extra, extra_opt_state=objective.optimizer.init(extra))
 
 
-def kd_loss(temperature: float) -> StudentLoss:
+def kd_loss(temperature: float) -> Loss:
     """Vanilla KD at a temperature (Eq. 12)."""
-    return lambda student, teacher: losses.distillation(teacher.logits, student.logits, temperature)
+    return lambda extra, student, teacher, labels: losses.distillation(teacher.logits, student.logits, temperature)
 
 
 def make_step(
     teacher: Network,
     student: Network,
     optimizer: optax.GradientTransformation,
-    loss: StudentLoss,
+    loss: Loss,
     *,
+    extra_optimizer: optax.GradientTransformation | None = None,
+    network_input: bool = False,
     crop_padding: int = 4,
     flip: bool = True,
-) -> Callable[[StudentState, Tree, Array, Array], tuple[StudentState, dict[str, Array]]]:
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the pure KD step.
 
     Args:
       teacher, student: the networks; images are normalised with the teacher's constants.
       optimizer: the student's.
-      loss: `loss(student_outputs, teacher_outputs)`, a scalar.
+      loss: of each image (`Objective.loss`).
+      extra_optimizer: of what is trained beside the student, or None.
+      network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
       crop_padding: largest random shift in pixels; 0 for none.
       flip: whether images are mirrored at random.
 
     Returns:
-      `step(state, teacher_vars, images, key) -> (state, info)`, images being f32[B, H, W, C] in [0, 1] and info
-      the scalars 'loss' and 'agreement' (share of equal predictions in the augmented batch).
+      `step(state, teacher_vars, images, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in [0, 1]
+      and info the scalars 'loss' and 'agreement' (share of equal predictions in the augmented batch).
     """
 
-    def step(state: StudentState, teacher_vars: Tree, images: Array, key: Array):
-        images = augment.random_crop_flip(key, images, crop_padding, flip)
-        images = augment.normalize(images, teacher.spec.mean, teacher.spec.std)
+    def step(state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None):
+        if not network_input:
+            images = augment.random_crop_flip(key, images, crop_padding, flip)
+            images = augment.normalize(images, teacher.spec.mean, teacher.spec.std)
         target = teacher.apply(teacher_vars, images)
 
-        def objective(params: Tree):
+        def objective(params: Tree, extra: Tree):
             variables = {"params": params, "batch_stats": state.batch_stats}
             # Of the views' key, so that a student without dropout meets the same views as ever.
             outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
-            return loss(outputs, target), outputs
+            return loss(extra, outputs, target, labels).mean(), outputs
 
-        (value, outputs), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+        (value, outputs), (grads, extra_grads) = differentiate(state.params, state.extra)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         agreement = (outputs.logits.argmax(-1) == target.logits.argmax(-1)).mean()
-        state = StudentState(params, outputs.batch_stats, opt_state, state.step + 1)
-        return state, {"loss": value, "agreement": agreement}
+        info = {"loss": value, "agreement": agreement}
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=outputs.batch_stats,
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        if extra_optimizer is not None:
+            updates, opt_state = extra_optimizer.update(extra_grads, state.extra_opt_state, state.extra)
+            state = state._replace(extra=optax.apply_updates(state.extra, updates), extra_opt_state=opt_state)
+        return state, info
 
     return step

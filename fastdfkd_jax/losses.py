@@ -25,8 +25,8 @@ def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: flo
 
 
 def distillation(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """The KD loss, temperature^2 times the batch mean of KL(p_teacher || p_student) (Eq. 12, METHOD 1.8)."""
-    return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature).mean()
+    """The KD loss of each image, temperature^2 times KL(p_teacher || p_student), f32[B] (Eq. 12, METHOD 1.8)."""
+    return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import models, pool
 from fastdfkd_jax.assemble import Parts
-from fastdfkd_jax.train import Programs, initial_state
+from fastdfkd_jax.methods import base
+from fastdfkd_jax.programs import Programs, initial_state
 
 
 def describe(config: ConfigDict, parts: Parts) -> str:
@@ -16,21 +20,30 @@ def describe(config: ConfigDict, parts: Parts) -> str:
 
     Both programs are compiled, for their memory, and run once each on this machine, for their time; nothing is written.
     """
-    synthesizes, trains = config.mode != "distill", config.mode != "synthesize"
-    kd_calls = config.calls - config.warmup_calls if trains else 0
-    kd_steps = kd_calls * config.kd.steps_per_call
-    per_call = config.fastdfkd.synthesis_batch * config.fastdfkd.num_tasks
-    images = config.calls * per_call if synthesizes else 0
-    shape = parts.teacher.spec.input_shape
-    pool_bytes = images * shape[0] * shape[1] * shape[2]
+    method = parts.method
+    trains = config.mode != "synthesize"
+    kd_steps = (config.calls - config.warmup_calls) * config.kd.steps_per_call if trains else 0
+    synthesis_calls = count_synthesis_calls(config, parts)
+    images = synthesis_calls * method.images_per_call
     lines = [
         _network("teacher", parts.teacher, parts.teacher_vars),
         _network("student", parts.student, jax.eval_shape(parts.student.init, jax.random.key(0))),
-        f"{images // per_call} synthesis calls of {config.fastdfkd.num_adapt_steps} steps: {images} images",
+        f"{config.method.name} ({method.knows}): {synthesis_calls} synthesis calls, {images} images",
         f"{kd_steps} KD steps of {config.kd.batch} images",
-        f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints",
     ]
-    return "\n".join([*lines, *_costs(config, parts, images, kd_steps, per_call)])
+    if synthesis_calls and method.lifetime == base.POOL:
+        pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
+        lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
+    return "\n".join([*lines, *_costs(config, parts, synthesis_calls, kd_steps)])
+
+
+def count_synthesis_calls(config: ConfigDict, parts: Parts) -> int:
+    """How often the method synthesises in a whole run."""
+    if config.mode == "distill" or parts.method.lifetime == base.DATA:
+        return 0
+    if parts.method.lifetime == base.ONCE:
+        return config.calls * config.kd.steps_per_call // parts.method.steps_per_round
+    return config.calls
 
 
 def _network(role: str, network: models.Network, variables) -> str:
@@ -42,26 +55,33 @@ def _network(role: str, network: models.Network, variables) -> str:
     )
 
 
-def _costs(config: ConfigDict, parts: Parts, images: int, kd_steps: int, per_call: int) -> list[str]:
+def _costs(config: ConfigDict, parts: Parts, synthesis_calls: int, kd_steps: int) -> list[str]:
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
     lines, seconds = [], 0.0
-    if images:
-        filled = pool.empty(images, parts.teacher.spec.input_shape)
-        student = state["student"].variables
-        programs.synthesize(state["method"], filled, parts.teacher_vars, student, key, np.int32(1))
-        total = programs.synthesize.run_seconds * images / per_call
+    source: Any = _a_call_of_images(parts)
+    if synthesis_calls:
+        student, once = state["student"].variables, parts.method.lifetime == base.ONCE
+        held = () if once else (pool.empty(synthesis_calls * parts.method.images_per_call, source.images.shape[1:]),)
+        made = programs.synthesize(state["method"], *held, parts.teacher_vars, student, key, np.int32(1))
+        source = made[1] if once else source
+        total = programs.synthesize.run_seconds * synthesis_calls
         lines.append(_cost("synthesis call", programs.synthesize, total))
         seconds += total
     if kd_steps:
-        shape = parts.teacher.spec.input_shape
-        filled = pool.append(pool.empty(per_call, shape), pool.to_uint8(jax.numpy.ones((per_call, *shape))))
-        programs.distill(state["student"], parts.teacher_vars, filled, key)
+        programs.distill(state["student"], parts.teacher_vars, source, key)
         total = programs.distill.run_seconds * kd_steps / programs.steps
         lines.append(_cost(f"{programs.steps} KD steps", programs.distill, total))
         seconds += total
     return [*lines, f"about {seconds / 3600:.2f} hours in all on this machine, without evaluation"]
+
+
+def _a_call_of_images(parts: Parts) -> pool.Pool:
+    count = max(1, parts.method.images_per_call)
+    shape = parts.teacher.spec.input_shape
+    rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)
+    return pool.append(pool.empty(count, shape), rows, jax.numpy.zeros(count, jax.numpy.int32))
 
 
 def _cost(name: str, step, total_seconds: float) -> str:

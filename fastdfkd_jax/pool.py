@@ -1,15 +1,15 @@
 """D', the set of synthesised images: uint8 rows on the device, and the same rows in shards on disk.
 
-A shard holds the images of one synthesis call. It is an uncompressed .npz, so that it carries checksums and opens with
-`numpy.load`. The device array is a cache that is rebuilt from the shards on resume.
+A shard holds the images of one synthesis call that keeps them. It is an uncompressed .npz, so that it carries
+checksums and opens with `numpy.load`. The device array is a cache that is rebuilt from the shards on resume.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,31 @@ class Pool(NamedTuple):
 
     Attributes:
       images: uint8[capacity, H, W, C]; rows from `size` on are not yet filled.
+      labels: i32[capacity], the classes that were asked for or that data have; -1 where not known.
       size: i32[], rows that are filled.
     """
 
     images: Array
+    labels: Array
     size: Array
+
+
+class Rows(NamedTuple):
+    """Images on the host.
+
+    Attributes:
+      images: uint8[N, H, W, C].
+      labels: i32[N]; -1 where not known.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
 def empty(capacity: int, image_shape: tuple[int, int, int]) -> Pool:
     """An empty pool with room for `capacity` images."""
-    return Pool(jnp.zeros((capacity, *image_shape), jnp.uint8), jnp.zeros((), jnp.int32))
+    images = jnp.zeros((capacity, *image_shape), jnp.uint8)
+    return Pool(images, jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def to_uint8(images: Array) -> Array:
@@ -49,16 +64,21 @@ def to_float(images: Array) -> Array:
     return images.astype(jnp.float32) / 255
 
 
-def append(pool: Pool, rows: Array) -> Pool:
-    """Adds uint8[N, H, W, C] (Algorithm 1 line 11); the capacity must hold them."""
-    start = (pool.size, 0, 0, 0)
-    return Pool(jax.lax.dynamic_update_slice(pool.images, rows, start), pool.size + rows.shape[0])
+def append(pool: Pool, rows: Array, labels: Array, kept: Array | bool = True) -> Pool:
+    """Adds uint8[N, H, W, C] and i32[N] (Algorithm 1 line 11) if they are kept; the capacity must hold them."""
+    images = jax.lax.dynamic_update_slice(pool.images, rows, (pool.size, 0, 0, 0))
+    labels = jax.lax.dynamic_update_slice(pool.labels, labels, (pool.size,))
+    return Pool(images, labels, pool.size + jnp.where(kept, rows.shape[0], 0))
 
 
-def sample(key: Array, pool: Pool, batch: int) -> Array:
-    """Draws images uniformly with replacement, f32[batch, H, W, C] in [0, 1] (Algorithm 1 line 18)."""
+def sample(key: Array, pool: Pool, batch: int) -> tuple[Array, Array]:
+    """Draws uniformly with replacement (Algorithm 1 line 18).
+
+    Returns:
+      Images f32[batch, H, W, C] in [0, 1] and labels i32[batch].
+    """
     rows = jax.random.randint(key, (batch,), 0, pool.size)
-    return to_float(pool.images[rows])
+    return to_float(pool.images[rows]), pool.labels[rows]
 
 
 class Shards:
@@ -72,9 +92,10 @@ class Shards:
         """File of the shard with this index, counted from 0."""
         return self.directory / f"{index:06d}.npz"
 
-    def write(self, index: int, images: np.ndarray, labels: np.ndarray) -> None:
-        """Writes one shard durably: images uint8[N, H, W, C], labels i32[N]."""
-        write_atomically(self.path(index), lambda file: np.savez(file, images=images, labels=labels))
+    def write(self, index: int, images: np.ndarray, labels: np.ndarray, weights: Any = ()) -> None:
+        """Writes one shard durably: images uint8[N, H, W, C], labels i32[N], and any weights beside them."""
+        named = {f"weights{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(weights)}
+        write_atomically(self.path(index), lambda file: np.savez(file, images=images, labels=labels, **named))
 
     def truncate(self, count: int) -> None:
         """Deletes the shards from `count` on, and anything half-written, so that a call can be repeated."""
@@ -84,18 +105,23 @@ class Shards:
         for path in self.directory.glob(".*.partial"):
             path.unlink()
 
-    def read(self, count: int) -> Iterator[np.ndarray]:
-        """Yields the images of the first `count` shards, each checked against its checksum."""
+    def read(self, count: int) -> Iterator[Rows]:
+        """Yields the rows of the first `count` shards, each checked against its checksum."""
         for index in range(count):
-            yield read_shard(self.path(index))["images"]
+            yield read_shard(self.path(index))
 
 
-def read_shard(path: Path) -> dict[str, np.ndarray]:
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """All rows, one part after another; there must be a part."""
+    return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def read_shard(path: Path) -> Rows:
     """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
     try:
         # Opened here, because numpy does not close a file that it cannot read.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("images", "labels")}
+            return Rows(arrays["images"], arrays["labels"])
     except FileNotFoundError:
         raise UserError(f"pool shard {path} is missing: restore it, or start in a new workdir") from None
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
@@ -103,11 +129,8 @@ def read_shard(path: Path) -> dict[str, np.ndarray]:
         raise UserError(message) from None
 
 
-def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> Rows:
     """Images to begin with: the pool of an earlier run (its workdir or `pool` folder), or a folder of pictures.
-
-    Returns:
-      uint8[N, H, W, C].
 
     Raises:
       UserError: nothing there, or images of another size.
@@ -117,7 +140,7 @@ def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarr
     source = directory / "pool" if (directory / "pool").is_dir() else directory
     shards = sorted(source.glob("[0-9]*.npz"))
     if shards:
-        parts = [read_shard(path)["images"] for path in shards]
+        parts = [read_shard(path) for path in shards]
     else:
         suffixes = {".png", ".jpg", ".jpeg"}
         pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
@@ -125,17 +148,17 @@ def read_initial(directory: Path, image_shape: tuple[int, int, int]) -> np.ndarr
         parts = [_read_picture(path, mode) for path in pictures]
     if not parts:
         raise UserError(f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images")
-    wrong = {part.shape[1:] for part in parts} - {image_shape}
+    wrong = {part.images.shape[1:] for part in parts} - {image_shape}
     if wrong:
         raise UserError(f"images in {directory} are {sorted(wrong)[0]}, the teacher takes {image_shape}")
-    return np.concatenate(parts)
+    return concatenate(parts)
 
 
-def _read_picture(path: Path, mode: str) -> np.ndarray:
-    """uint8[1, H, W, C] in the colours of a Pillow mode."""
+def _read_picture(path: Path, mode: str) -> Rows:
+    """One image in the colours of a Pillow mode, without a label."""
     try:
         with Image.open(path) as file:
             pixels = np.asarray(file.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"the picture {path} cannot be read ({error}): restore or remove it") from error
-    return pixels.reshape(1, *pixels.shape[:2], -1)
+    return Rows(pixels.reshape(1, *pixels.shape[:2], -1), np.full(1, -1, np.int32))

@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, distill, models, parallel, pool, report
+from fastdfkd_jax import augment, convert, parallel, pool, report
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.methods import base
 from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
+from fastdfkd_jax.programs import Programs, initial_state
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,10 @@ class Progress:
 
     Attributes:
       call: synthesis calls done.
-      kd_steps: KD steps done after the last of them.
-      images: images synthesised.
+      kd_steps: KD steps done after the last of them; in a warm-up call of a method whose batches live once, those
+        that its rounds stand for.
+      images: images synthesised, those of a method that keeps some of its calls without the others.
+      shards: calls whose images are in D' and on disk.
       *_seconds: time of each kind of work, apart from the others.
       teacher_accuracy, accuracy_last, accuracy_best: top-1 on the evaluation data, percent.
       metrics_offset: bytes of metrics.jsonl that belong to this point.
@@ -48,6 +52,7 @@ class Progress:
     call: int = 0
     kd_steps: int = 0
     images: int = 0
+    shards: int = 0
     synthesis_seconds: float = 0.0
     distill_seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -56,44 +61,6 @@ class Progress:
     accuracy_last: float | None = None
     accuracy_best: float | None = None
     metrics_offset: int = 0
-
-
-class Programs:
-    """The two compiled programs of a run: one synthesis call, and a few KD steps."""
-
-    def __init__(self, parts: Parts, config: ConfigDict):
-        self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
-        loss = distill.kd_loss(config.kd.temperature)
-        # Nothing but predictions is asked of the teacher there.
-        teacher = models.in_chunks(parts.teacher, 8) if jax.default_backend() == "cpu" else parts.teacher
-        kd_step = distill.make_step(
-            teacher,
-            parts.student,
-            parts.optimizer,
-            loss,
-            crop_padding=config.kd.crop_padding,
-            flip=config.kd.flip,
-        )
-
-        def synthesize(state, filled, teacher_vars, student_vars, key, call):
-            """One call and all that follows from it on the device: (state, pool, new rows, labels, info)."""
-            key = jax.random.fold_in(key, call)
-            state, batch, info = parts.method.synthesize(state, teacher_vars, student_vars, key)
-            info = {**info, "diversity": batch.images.std(0).mean()}
-            rows = pool.to_uint8(batch.images)
-            return state, pool.append(filled, rows), rows, batch.labels, info
-
-        def distill_steps(state, teacher_vars, images, key):
-            def one(state, _):
-                sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
-                batch = parts.split(pool.sample(sample_key, images, config.kd.batch))
-                return kd_step(state, teacher_vars, batch, view_key)
-
-            state, info = jax.lax.scan(one, state, None, length=self.steps)
-            return state, jax.tree.map(jnp.mean, info)
-
-        self.synthesize = parallel.CompiledStep(synthesize, donate=(0, 1))
-        self.distill = parallel.CompiledStep(distill_steps, donate=(0,))
 
 
 class Training:
@@ -107,7 +74,8 @@ class Training:
         self.evaluate = make_evaluator(parts.student, config.data.batch)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
         self.state = initial_state(init_key, parts)
-        self.synthesizes = config.mode != "distill"
+        self.once = parts.method.lifetime == base.ONCE
+        self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
         self.shards = pool.Shards(workdir / "pool")
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self._restore()
@@ -124,18 +92,22 @@ class Training:
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.synthesizes:
             self.progress.call = self.config.warmup_calls
-        if self.synthesizes:
-            self.shards.truncate(self.progress.call)
+        if self.synthesizes and not self.once:
+            self.shards.truncate(self.progress.shards)
 
-    def _fill_pool(self) -> pool.Pool:
-        shape = self.parts.teacher.spec.input_shape
+    def _fill_pool(self) -> pool.Pool | None:
+        if self.once:
+            return None
         parts = [] if self.parts.initial is None else [self.parts.initial]
-        per_call = self.config.fastdfkd.synthesis_batch * self.config.fastdfkd.num_tasks
-        capacity = sum(map(len, parts)) + (per_call * self.config.calls if self.synthesizes else 0)
+        capacity = sum(len(part.labels) for part in parts)
         if self.synthesizes:
-            parts.extend(self.shards.read(self.progress.call))
-        filled = pool.empty(capacity, shape)
-        return pool.append(filled, jnp.asarray(np.concatenate(parts))) if parts else filled
+            capacity += self.parts.method.images_per_call * self.config.calls
+            parts.extend(self.shards.read(self.progress.shards))
+        filled = pool.empty(capacity, self.parts.teacher.spec.input_shape)
+        if not parts:
+            return filled
+        rows = pool.concatenate(parts)
+        return pool.append(filled, jnp.asarray(rows.images), jnp.asarray(rows.labels))
 
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles."""
@@ -147,12 +119,14 @@ class Training:
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             self._evaluate_teacher()
-            while self.progress.call < self.config.calls or self._kd_left():
-                if self._kd_left():
-                    self._distill()
+            while self.progress.call < self.config.calls or self._steps_left():
+                if not self._steps_left():
+                    self._begin_call()
+                elif self.once:
+                    self._round()
                 else:
-                    self._synthesize()
-                if not self._kd_left():
+                    self._distill(self.pool)
+                if not self._steps_left():
                     self._end_trace()
                     self._end_call()
                 if self.stop_requested:
@@ -176,19 +150,24 @@ class Training:
                 "perfetto_trace.json.gz within it for ui.perfetto.dev"
             )
 
-    def _kd_left(self) -> bool:
-        config, done = self.config, self.progress
-        trains = config.mode != "synthesize" and done.call > config.warmup_calls
-        return trains and done.kd_steps < config.kd.steps_per_call
+    def _trains(self) -> bool:
+        """Whether the student learns in this call."""
+        return self.config.mode != "synthesize" and self.progress.call > self.config.warmup_calls
 
-    def _synthesize(self) -> None:
-        """Algorithm 1 lines 5 to 14, once."""
+    def _steps_left(self) -> bool:
+        steps = self.progress.kd_steps < self.config.kd.steps_per_call
+        return steps and (self._trains() or (self.once and self.progress.call > 0))
+
+    def _begin_call(self) -> None:
         self.progress.call += 1
         self.progress.kd_steps = 0
         self.trace.begin(self.progress.call)
-        if not self.synthesizes:
-            return
-        self.state["method"], self.pool, rows, labels, info = self.programs.synthesize(
+        if self.synthesizes and not self.once:
+            self._synthesize()
+
+    def _synthesize(self) -> None:
+        """Algorithm 1 lines 5 to 14, once; the images stay."""
+        self.state["method"], self.pool, batch, info = self.programs.synthesize(
             self.state["method"],
             self.pool,
             self.parts.teacher_vars,
@@ -196,34 +175,69 @@ class Training:
             self.synthesis_key,
             np.int32(self.progress.call),
         )
+        if bool(batch.kept):
+            rows = jax.tree.map(np.asarray, batch)
+            self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
+            self.progress.shards += 1
+            self.progress.images += self.parts.method.images_per_call
+        self._count_synthesis()
+        self._record("synthesis", info)
+        if self._shows_images():
+            self._write_grid(batch.images)
+
+    def _round(self) -> None:
+        """One batch that lives once, and the student's steps on it."""
+        turn = (self.progress.call - 1) * self.config.kd.steps_per_call + self.progress.kd_steps
+        self.state["method"], batch, info = self.programs.synthesize(
+            self.state["method"],
+            self.parts.teacher_vars,
+            self.state["student"].variables,
+            self.synthesis_key,
+            np.int32(turn),
+        )
+        self._count_synthesis()
+        self.progress.images += self.parts.method.images_per_call
+        if self._trains():
+            self._distill(batch)
+        else:
+            self.progress.kd_steps += self.programs.steps
+        if not self._steps_left():
+            self._record("synthesis", info)
+            if self._shows_images():
+                self._write_grid(pool.to_uint8(self._as_pixels(batch.images[0])))
+
+    def _count_synthesis(self) -> None:
         self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
         self.progress.compile_seconds += self.programs.synthesize.compile_seconds
-        rows = np.asarray(rows)
-        self.shards.write(self.progress.call - 1, rows, np.asarray(labels))
-        self.progress.images += len(rows)
-        self._record("synthesis", info)
-        if self.progress.call % self.config.images_every == 0:
-            report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", rows)
 
-    def _distill(self) -> None:
+    def _as_pixels(self, images: jax.Array) -> jax.Array:
+        spec = self.parts.teacher.spec
+        return augment.denormalize(images, spec.mean, spec.std) if self.parts.method.network_input else images
+
+    def _shows_images(self) -> bool:
+        return self.progress.call % self.config.images_every == 0
+
+    def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
+        report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
+
+    def _distill(self, source: pool.Pool | base.Batch | None) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
         self.state["student"], info = self.programs.distill(
-            self.state["student"], self.parts.teacher_vars, self.pool, self.distill_key
+            self.state["student"], self.parts.teacher_vars, source, self.distill_key
         )
         self.progress.distill_seconds += self.programs.distill.run_seconds
         self.progress.compile_seconds += self.programs.distill.compile_seconds
         self.progress.kd_steps += self.programs.steps
         if not math.isfinite(float(info["loss"])):
             self._refuse_non_finite("kd/loss")
-        if not self._kd_left():
+        if not self._steps_left():
             self._record("kd", info)
 
     def _end_call(self) -> None:
         done = self.progress
         last = done.call == self.config.calls
-        trained = done.call > self.config.warmup_calls
         due = last or done.call % self.config.eval_every == 0
-        if self.parts.test is not None and due and trained and self.config.mode != "synthesize":
+        if self.parts.test is not None and due and self._trains():
             self._evaluate(self.parts.test)
         if last or done.call % self.config.checkpoint_every == 0:
             self._save()
@@ -278,6 +292,7 @@ class Training:
             "teacher": self.parts.teacher.spec.arch,
             "student": self.parts.student.spec.arch,
             "method": self.config.method.name,
+            "knows": self.parts.method.knows,
             "seed": self.config.seed,
             "teacher_accuracy": done.teacher_accuracy,
             "student_accuracy_last": done.accuracy_last,
@@ -289,16 +304,6 @@ class Training:
             "compile_seconds": done.compile_seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
-
-
-def initial_state(key: jax.Array, parts: Parts) -> dict[str, Any]:
-    """What a run starts from: the method's state and the student's."""
-    method_key, student_key = jax.random.split(key)
-    if parts.student_vars is None:
-        student = jax.jit(lambda key: distill.init(key, parts.student, parts.optimizer))(student_key)
-    else:
-        student = distill.from_variables(parallel.copy(parts.student_vars), parts.optimizer)
-    return {"method": jax.jit(parts.method.init)(method_key, parts.teacher_vars), "student": student}
 
 
 def save_student(workdir: Path, student: Network, variables: Any) -> None:

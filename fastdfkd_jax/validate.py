@@ -31,6 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "inversion.feature": inversion.FEATURE,
     "inversion.statistic": losses.STATISTICS,
     "inner.optimizer": ("adam", "sgd"),
+    "kd.optimizer": ("sgd", "adam"),
     "precision": ("float32", "bfloat16"),
     "conv_gradient": ("auto", *CONV_GRADIENTS),
     "remat": REMATERIALISATIONS,
@@ -41,9 +42,10 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
         "inversion.crop_padding", "kd.crop_padding", "parallel.cpu_devices", "parallel.batch_devices",
         "inversion.class_weight",
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
+        "kd.clip_norm",
     ),
     1: (
-        "calls", "data.batch", "fastdfkd.num_adapt_steps", "fastdfkd.synthesis_batch", "fastdfkd.num_tasks",
+        "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",
         "fastdfkd.latents_period", "fastdfkd.unroll", "generator.latent_dim", "generator.width",
         "kd.steps_per_call", "kd.batch", "kd.steps_per_dispatch", "eval_every", "checkpoint_every", "images_every",
         "parallel.task_devices",
@@ -54,6 +56,7 @@ _POSITIVE = (
     "inner.latents_lr",
     "meta.lr",
     "kd.lr",
+    "kd.lr_decay",
     "kd.temperature",
     "inversion.jsd_temperature",
 )
@@ -79,7 +82,7 @@ def validate(config: ConfigDict) -> None:
     if config.mode == "distill":
         _require(bool(config.pool.initial), config, "pool.initial", "a folder of images, as mode='distill' needs")
     for count, key in (
-        (config.fastdfkd.synthesis_batch, "fastdfkd.synthesis_batch"),
+        (config.synthesis_batch, "synthesis_batch"),
         (config.kd.batch, "kd.batch"),
     ):
         devices = config.parallel.batch_devices

@@ -17,7 +17,7 @@ from fastdfkd_jax import parallel, pool
 from fastdfkd_jax.models import convolution, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
 from fastdfkd_jax.models.general_convolution import general_conv
-from fastdfkd_jax.train import Programs, initial_state
+from fastdfkd_jax.programs import Programs, initial_state
 
 LAYOUTS = {
     "1 device, 4 lanes": {"fastdfkd__num_tasks": 4},
@@ -37,12 +37,12 @@ def results(changes: dict[str, int]) -> dict[str, Any]:
     parts = toy_parts(config)
     programs, state = Programs(parts, config), initial_state(jax.random.key(1), parts)
     found, devices = {}, 0
-    images = 2 * config.fastdfkd.synthesis_batch * config.fastdfkd.num_tasks
+    images = 2 * config.synthesis_batch * config.fastdfkd.num_tasks
     filled = pool.empty(images, parts.teacher.spec.input_shape)
     for call in range(2):
         # As a resumed run begins: with arrays that a checkpoint's reader has bound to one device.
         state = parallel.copy(jax.device_put(jax.tree.map(np.asarray, state), jax.devices()[0]))
-        state["method"], filled, rows, labels, info = programs.synthesize(
+        state["method"], filled, batch, info = programs.synthesize(
             state["method"],
             filled,
             parts.teacher_vars,
@@ -50,8 +50,8 @@ def results(changes: dict[str, int]) -> dict[str, Any]:
             jax.random.key(2),
             np.int32(call),
         )
-        devices = len(rows.sharding.device_set)
-        returned = {"rows": rows, "labels": labels, "info": info}
+        devices = len(batch.images.sharding.device_set)
+        returned = {"rows": batch.images, "labels": batch.labels, "info": info}
         if config.fastdfkd.num_tasks == 1:  # lanes have no part in KD
             state["student"], returned["kd"] = programs.distill(
                 state["student"], parts.teacher_vars, filled, jax.random.key(3)

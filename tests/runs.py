@@ -21,7 +21,7 @@ def tiny_config(**changes) -> ConfigDict:
     config.student.arch = "wrn10_1"
     config.data.source, config.data.split, config.data.batch = "digits", "test[:32]", 32
     config.fastdfkd.num_adapt_steps = 2
-    config.fastdfkd.synthesis_batch = config.kd.batch = 8
+    config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.reset_first_layer_at = 0
     config.generator.latent_dim, config.generator.width = 16, 8
     config.inversion.crop_padding = config.kd.crop_padding = 2

@@ -13,13 +13,13 @@ from runs import tiny_config
 from benchmarks.flops import equations
 from fastdfkd_jax import main, pool
 from fastdfkd_jax.assemble import assemble
-from fastdfkd_jax.train import Programs, initial_state
+from fastdfkd_jax.programs import Programs, initial_state
 
 
 def programs_and_arguments(config):
     parts = assemble(config)
     programs, state = Programs(parts, config), initial_state(jax.random.key(0), parts)
-    filled = pool.empty(config.fastdfkd.synthesis_batch, parts.teacher.spec.input_shape)
+    filled = pool.empty(config.synthesis_batch, parts.teacher.spec.input_shape)
     key, student = jax.random.key(1), state["student"].variables
     return {
         "synthesize": (

@@ -77,7 +77,7 @@ def test_rates_depend_on_k_as_published(variant, inner, latents, meta):
 def test_the_short_protocol_is_the_one_that_is_compared():
     config = cifar10.get_config("resnet20-wrn16_1-fast5-short")
     assert (config.calls, config.warmup_calls, config.kd.steps_per_call) == (60, 5, 60)
-    assert (config.fastdfkd.synthesis_batch, config.kd.batch, config.eval_every) == (128, 128, 5)
+    assert (config.synthesis_batch, config.kd.batch, config.eval_every) == (128, 128, 5)
     assert (config.kd.lr, config.kd.final_lr, config.kd.temperature) == (0.1, 2e-4, 20)
     assert (config.kd.momentum, config.kd.weight_decay) == (0.9, 1e-4)
     assert (config.inversion.adversarial_weight, config.inversion.class_weight) == (1.1, 0.4)

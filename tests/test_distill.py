@@ -111,7 +111,7 @@ def test_without_augmentation_the_loss_is_that_of_the_images_themselves():
     inputs = augment.normalize(images(), SPEC.mean, SPEC.std)
     teacher = jax.jit(built.apply)(teacher_vars, inputs).logits
     student = jax.jit(functools.partial(built.apply, train=True))(student_vars, inputs).logits
-    expected = losses.distillation(teacher, student, TEMPERATURE)
+    expected = losses.distillation(teacher, student, TEMPERATURE).mean()
     info = stepped()[1][0]
     # The same program compiled with and without its gradient rounds differently.
     np.testing.assert_allclose(info["loss"], expected, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_views_are_drawn_by_the_key():
 def test_a_new_student_is_drawn_from_its_key_and_a_given_one_is_kept():
     built, _, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.05, 0.9, 1e-4)
-    drawn = jax.jit(lambda key: distill.init(key, built, optimizer))(jax.random.key(1))
+    drawn = jax.jit(lambda key: distill.from_variables(built.init(key), optimizer))(jax.random.key(1))
     given = distill.from_variables(student_vars, optimizer)
     assert drawn.step == given.step == 0
     jax.tree.map(np.testing.assert_array_equal, drawn.variables, given.variables)

@@ -152,7 +152,7 @@ def test_outer_optimizers_that_are_none(refused, optimizer, expected):
     "arguments",
     [
         ("--config.parallel.task_devices=64", "--config.fastdfkd.num_tasks=64"),
-        ("--config.parallel.batch_devices=64", "--config.kd.batch=64", "--config.fastdfkd.synthesis_batch=64"),
+        ("--config.parallel.batch_devices=64", "--config.kd.batch=64", "--config.synthesis_batch=64"),
     ],
 )
 def test_more_devices_than_there_are(refused, arguments):

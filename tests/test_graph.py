@@ -23,7 +23,7 @@ from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted,
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
-from fastdfkd_jax.train import initial_state
+from fastdfkd_jax.programs import initial_state
 
 torch = pytest.importorskip("torch")
 from convert_samples import USER_NETWORK, seeded_twin  # noqa: E402

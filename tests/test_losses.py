@@ -33,7 +33,7 @@ def test_kl_divergence_is_its_definition(temperature):
 
 def test_gradient_of_distillation_is_the_tempered_difference_of_probabilities():
     temperature = 4.0
-    gradient = jax.grad(lambda s: losses.distillation(TEACHER, s, temperature))(jnp.array(STUDENT))
+    gradient = jax.grad(lambda s: losses.distillation(TEACHER, s, temperature).mean())(jnp.array(STUDENT))
     # d/ds T^2 KL(p_t || p_s(s/T)) = T (p_s - p_t), then the mean over the batch of 6.
     expected = temperature * (softmax(STUDENT / temperature) - softmax(TEACHER / temperature)) / 6
     np.testing.assert_allclose(gradient, expected, atol=CLOSE)

@@ -27,7 +27,7 @@ STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 @pytest.fixture
 def config():
     """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
-    config = tiny_config(fastdfkd__num_adapt_steps=STEPS, fastdfkd__synthesis_batch=BATCH, data__source="")
+    config = tiny_config(fastdfkd__num_adapt_steps=STEPS, synthesis_batch=BATCH, data__source="")
     config.warmup_calls, config.precision = 2, "float64"
     config.inversion.flip = True
     return config

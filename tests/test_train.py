@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, main, parallel, train
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool import read_shard
+from fastdfkd_jax.pool import Rows, read_shard
 from fastdfkd_jax.train import Training
 
 # What does not change the compiled programs.
@@ -123,7 +123,7 @@ def records(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def shards(workdir: Path) -> dict[str, dict[str, np.ndarray]]:
+def shards(workdir: Path) -> dict[str, Rows]:
     return {path.name: read_shard(path) for path in (workdir / "pool").iterdir()}
 
 
@@ -160,7 +160,7 @@ def test_a_run_leaves_its_artefacts(finished):
     assert json.loads((workdir / "config.json").read_text())["config"]["calls"] == 3
     assert json.loads((workdir / "summary.json").read_text()) == summary
     for shard in shards(workdir).values():
-        assert (shard["images"].shape, shard["labels"].shape) == ((8, 16, 16, 1), (8,))
+        assert (shard.images.shape, shard.labels.shape) == ((8, 16, 16, 1), (8,))
 
 
 def test_the_summary_says_what_was_reached_and_what_it_cost(finished):
@@ -228,7 +228,7 @@ def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "call"), [("_synthesize", 0), ("_end_call", 1), ("_synthesize", 2), ("_distill", 2), ("_end_call", 3)]
+    ("method", "call"), [("_begin_call", 0), ("_end_call", 1), ("_begin_call", 2), ("_distill", 2), ("_end_call", 3)]
 )
 def test_a_run_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
@@ -239,7 +239,7 @@ def test_a_run_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path,
     assert_same_end(tmp_path, finished.workdir)
 
 
-@pytest.mark.parametrize(("method", "call"), [("_synthesize", 0), ("_distill", 2), ("_end_call", 2)])
+@pytest.mark.parametrize(("method", "call"), [("_begin_call", 0), ("_distill", 2), ("_end_call", 2)])
 def test_sigterm_saves_and_the_run_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     interrupt(monkeypatch, method, call, lambda _: os.kill(os.getpid(), signal.SIGTERM))
@@ -302,7 +302,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     ("method", "call", "part", "expected"),
     [
         ("_distill", 2, "student", "kd/loss is not finite at call 2, KD step 2; last checkpoint: 5: lower"),
-        ("_synthesize", 2, "method", r"synthesis/\S+ is not finite at call 3, KD step 0; last checkpoint: 14: lower"),
+        ("_begin_call", 2, "method", r"synthesis/\S+ is not finite at call 3, KD step 0; last checkpoint: 14: lower"),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(method, call, part, expected, tmp_path, monkeypatch):

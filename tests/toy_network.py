@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import distill, parallel
-from fastdfkd_jax.assemble import METHODS, Parts
+from fastdfkd_jax.assemble import METHODS, Parts, objective_of, setting_of
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 
 SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
@@ -43,7 +43,7 @@ def toy_parts(config: Any) -> Parts:
     network = toy_network()
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
     options = {"dtype": jnp.float32, "conv_gradient": "native"}
-    method = METHODS[config.method.name](config, network, network, options, split)
+    method = METHODS[config.method.name](config, setting_of(config, network, network, options, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(
         teacher=network,
@@ -53,6 +53,7 @@ def toy_parts(config: Any) -> Parts:
         optimizer=optimizer,
         method=method,
         split=split,
+        objective=objective_of(config, method),
         test=None,
         initial=None,
     )

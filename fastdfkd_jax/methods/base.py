@@ -1,38 +1,99 @@
-"""The contract that every data-free method keeps; the host loop knows nothing else of it."""
+"""The contract that every method keeps; the host loop knows nothing else of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
+from fastdfkd_jax.distill import Objective
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network
+
 Array = jax.Array
 Tree = Any
+
+
+def require(condition: bool, key: str, expected: str, found: Any) -> None:
+    """Raises UserError where a method's option cannot work; the key is that of the config."""
+    if not condition:
+        raise UserError(f"config.{key} must be {expected}, found {found!r}")
+
+
+# How long a batch lives: in D' to the end of the run; for the next few student steps; or there is none, and D' is data.
+POOL, ONCE, DATA = "pool", "once", "data"
+
+# What a method is given of the world, from the least to the most.
+TEACHER_ONLY = "teacher only"
+OTHER_DATA = "teacher and other real data"
+ORIGINAL_DATA = "the teacher's training data"
 
 
 class Batch(NamedTuple):
     """What one synthesis call made.
 
     Attributes:
-      images: f32[N, H, W, C] in [0, 1].
-      labels: i32[N], the classes that were asked for.
+      images: f32[N, H, W, C] in [0, 1]; of a method whose batches live once f32[M, N, H, W, C], M batches that
+        the student's steps take in turn, as `Method.network_input` says.
+      labels: i32[N] or i32[M, N], the classes that were asked for.
+      kept: bool[], whether the images join D'; a call may only prepare those to come.
+      weights: tree of arrays that is stored beside images that are kept, a generator's for instance; () for nothing.
     """
 
     images: Array
     labels: Array
+    kept: Array | bool = True
+    weights: Tree = ()
+
+
+class Setting(NamedTuple):
+    """What a run gives to the method that is built for it.
+
+    Attributes:
+      teacher, student: the networks; only their functions are bound, never their variables.
+      batch: images of a synthesis batch.
+      calls: synthesis calls of the whole run.
+      warmup_calls: how many of them the student does not learn in.
+      steps_per_call: student steps of each other call.
+      split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
+      forms: 'dtype' and 'conv_gradient' of what the method builds.
+    """
+
+    teacher: Network
+    student: Network
+    batch: int
+    calls: int
+    warmup_calls: int
+    steps_per_call: int
+    split: Callable[[Array], Array]
+    forms: Mapping[str, Any]
 
 
 class Method(NamedTuple):
-    """A data-free method as pure functions, its static parts bound when it is built.
+    """A method as pure functions, its static parts bound when it is built.
 
     Attributes:
       init: `init(key, teacher_vars) -> state`.
-      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`; the batch is
-        appended to D'. Info holds scalars under 'loss/<term>' and, where the method looks at its images
-        through the teacher, the health signals 'agreement', 'moment_gap' and 'predicted' (i32[C], how often
-        the teacher predicts each class).
+      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
+        under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
+        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class).
+      images_per_call: how many images a synthesis call makes.
+      steps_per_round: student steps that a batch which lives once serves.
+      lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
+        steps and dropped; `DATA`, nothing is synthesised and D' is what the run was given.
+      network_input: whether images are as the networks take them rather than in [0, 1]; such are not augmented.
+      objective: what the student minimises, or None for vanilla KD (Eq. 12).
+      select: `select(teacher_vars, images) -> f32[N]`, by which given data are chosen, the lowest first; or None.
+      knows: `TEACHER_ONLY`, `OTHER_DATA` or `ORIGINAL_DATA`.
     """
 
     init: Callable[[Array, Tree], Tree]
     synthesize: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Batch, dict[str, Array]]]
+    images_per_call: int
+    steps_per_round: int = 1
+    lifetime: str = POOL
+    network_input: bool = False
+    objective: Objective | None = None
+    select: Callable[[Tree, Array], Array] | None = None
+    knows: str = TEACHER_ONLY

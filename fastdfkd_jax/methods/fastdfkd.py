@@ -181,7 +181,7 @@ def build(
         )
         return state, batch, _info(lanes, seen, teacher_vars, teacher.spec.num_classes)
 
-    return Method(init, synthesize)
+    return Method(init, synthesize, images_per_call=options.num_tasks * options.synthesis_batch)
 
 
 def _draw(key: Array, representation: Representation, options: FastDFKDOptions) -> Array:

@@ -1,0 +1,108 @@
+"""The two compiled programs of a run, one synthesis call and a few KD steps, and the state that they start from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import distill, models, parallel, pool
+from fastdfkd_jax.assemble import Parts
+from fastdfkd_jax.methods import base
+
+Array = jax.Array
+Tree = Any
+
+
+class Programs:
+    """What a method's lifetime makes of synthesis and distillation.
+
+    Attributes:
+      synthesize: of a method whose images stay, `(state, pool, teacher_vars, student_vars, key, index) -> (state,
+        pool, batch, info)`, the batch's images as uint8; of one whose batches live once, the same without a pool.
+      distill: `(student state, teacher_vars, pool or batch, key) -> (student state, info)`.
+      steps: KD steps of one dispatch of `distill`.
+    """
+
+    def __init__(self, parts: Parts, config: ConfigDict):
+        once = parts.method.lifetime == base.ONCE
+        if once:
+            self.steps = parts.method.steps_per_round
+        else:
+            self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
+        synthesize = _synthesize_once if once else _synthesize_into_pool
+        self.synthesize = parallel.CompiledStep(synthesize(parts.method), donate=(0,) if once else (0, 1))
+        self.distill = parallel.CompiledStep(self._distill(parts, config), donate=(0,))
+
+    def _distill(self, parts: Parts, config: ConfigDict):
+        # Nothing but predictions is asked of the teacher there.
+        teacher = models.in_chunks(parts.teacher, 8) if jax.default_backend() == "cpu" else parts.teacher
+        method = parts.method
+        views = {"crop_padding": config.kd.crop_padding, "flip": config.kd.flip}
+        kd_step = distill.make_step(
+            teacher,
+            parts.student,
+            parts.optimizer,
+            parts.objective.loss,
+            extra_optimizer=parts.objective.optimizer,
+            network_input=method.network_input,
+            **views,
+        )
+
+        def draw(key: Array, step: Array, source: Any) -> tuple[Array, Array]:
+            if method.lifetime == base.ONCE:
+                turn = step % self.steps % len(source.images)
+                return source.images[turn], source.labels[turn]
+            return pool.sample(key, source, config.kd.batch)
+
+        def distill_steps(state, teacher_vars, source, key):
+            def one(state, _):
+                sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
+                images, labels = draw(sample_key, state.step, source)
+                return kd_step(state, teacher_vars, parts.split(images), view_key, labels)
+
+            state, info = jax.lax.scan(one, state, None, length=self.steps)
+            return state, jax.tree.map(jnp.mean, info)
+
+        return distill_steps
+
+
+def _synthesize_into_pool(method: base.Method):
+    def synthesize(state, filled, teacher_vars, student_vars, key, index):
+        """One call and all that follows from it on the device; the batch comes back as uint8."""
+        key = jax.random.fold_in(key, index)
+        state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
+        info = {**info, "diversity": batch.images.std(0).mean()}
+        rows = pool.to_uint8(batch.images)
+        filled = pool.append(filled, rows, batch.labels, batch.kept)
+        return state, filled, batch._replace(images=rows), info
+
+    return synthesize
+
+
+def _synthesize_once(method: base.Method):
+    def synthesize(state, teacher_vars, student_vars, key, index):
+        key = jax.random.fold_in(key, index)
+        state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
+        return state, batch, {**info, "diversity": batch.images.std((0, 1)).mean()}
+
+    return synthesize
+
+
+def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:
+    """What a run starts from: the method's state and the student's."""
+    method_key, student_key = jax.random.split(key)
+
+    def init_student(key: Array) -> distill.StudentState:
+        variables = parts.student.init(key)
+        return distill.from_variables(variables, parts.optimizer, parts.objective, jax.random.fold_in(key, 1))
+
+    if parts.student_vars is None:
+        student = jax.jit(init_student)(student_key)
+    else:
+        variables = parallel.copy(parts.student_vars)
+        student = distill.from_variables(variables, parts.optimizer, parts.objective, student_key)
+    return {"method": jax.jit(parts.method.init)(method_key, parts.teacher_vars), "student": student}
