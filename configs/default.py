@@ -38,9 +38,12 @@ def get_config() -> ConfigDict:
     config.transfer.source = ""  # as data.source
     config.transfer.dir = ""
     config.transfer.split = "train"
+    config.transfer.crops = 0  # 0: a labelled data set as it is; n: n random crops of each picture, without labels
+    config.transfer.limit = 0  # most images; 0 for all
+    config.transfer.select = 0  # how many a method that chooses (DFND) keeps; 0 for all
 
     config.method = ConfigDict()
-    config.method.name = "fastdfkd"  # or 'noise', the control
+    config.method.name = "fastdfkd"  # docs/methods.md has all; 'noise' is the control
 
     config.fastdfkd = ConfigDict()  # Algorithm 1; methods/fastdfkd.py explains each
     config.fastdfkd.num_adapt_steps = 5  # k
@@ -57,6 +60,14 @@ def get_config() -> ConfigDict:
     config.fastdfkd.images = "best"  # 'best' (METHOD T4), 'last' or 'adapted' (Algorithm 1 line 10)
     config.fastdfkd.reset_first_layer_at = 140  # call of the l0 reset, from 1; 0 for never (METHOD T7)
     config.fastdfkd.unroll = 1  # inner steps unrolled in the compiled loop
+
+    config.kd_on_data = ConfigDict()  # the method 'kd': on real images (METHOD section 5)
+    config.kd_on_data.label_weight = 0.1  # of the cross-entropy with their labels; those without have none
+
+    config.dfnd = ConfigDict()  # METHOD section 6
+    config.dfnd.teacher_accuracy = 0.9523  # share of right labels of the teacher
+    config.dfnd.noise_weight = 1.0  # of the labels' loss beside KD
+    config.dfnd.noise_lr = 1e-3  # Adam's, of the noise matrix
 
     config.generator = ConfigDict()
     config.generator.kind = "linear"  # of z a vector (METHOD 1.1), or 'spatial', of a map, for ImageNet (METHOD 1.4)

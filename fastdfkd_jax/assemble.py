@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, models, parallel, pool
+from fastdfkd_jax import convert, data, distill, models, parallel, pool, transfer
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, fastdfkd, noise, representation
+from fastdfkd_jax.methods import base, dfnd, fastdfkd, given, noise, representation
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.inversion import InversionOptions
 from fastdfkd_jax.models import Network
@@ -70,14 +70,26 @@ def assemble(config: ConfigDict) -> Parts:
     )
     method = METHODS[config.method.name](config, setting_of(config, teacher, student, options, split))
     objective = objective_of(config, method)
-    initial = None
-    if config.pool.initial:
-        initial = pool.read_initial(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
-    _require_fit(config, method, initial)
+    _require_fit(config, method)
+    initial = _initial_images(config, method, teacher, teacher_vars)
     return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, initial)
 
 
-def _require_fit(config: ConfigDict, method: Method, initial: pool.Rows | None) -> None:
+def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> pool.Rows | None:
+    """What D' holds before the first call."""
+    if method.lifetime != base.DATA:
+        place = config.pool.initial
+        return pool.read_initial(Path(place).expanduser(), teacher.spec.input_shape) if place else None
+    chosen = config.transfer
+    directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
+    limits = {"crops": chosen.crops, "limit": chosen.limit}
+    rows = transfer.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
+    if method.select is None or not chosen.select:
+        return rows
+    return transfer.choose(rows, method.select, teacher_vars, chosen.select)
+
+
+def _require_fit(config: ConfigDict, method: Method) -> None:
     """What a method's lifetime asks of the rest of the config."""
     name = config.method.name
     if method.lifetime == base.ONCE:
@@ -89,7 +101,10 @@ def _require_fit(config: ConfigDict, method: Method, initial: pool.Rows | None) 
         base.require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
     if method.lifetime == base.DATA:
         expected = f"a data set, as the method {name} needs"
-        base.require(initial is not None, "transfer.source", expected, config.transfer.source)
+        base.require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
+        crops = config.transfer.crops
+        if name == "scratch":
+            base.require(crops == 0, "transfer.crops", "0 for the method scratch, which learns labels", crops)
 
 
 def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -200,6 +215,20 @@ def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
     )
 
 
+def _scratch(config: ConfigDict, setting: base.Setting) -> Method:
+    return given.scratch(setting)
+
+
+def _kd(config: ConfigDict, setting: base.Setting) -> Method:
+    original = config.transfer.source == config.data.source and not config.transfer.crops
+    options = given.Options(**config.kd_on_data.to_dict())
+    return given.kd(options, config.kd.temperature, original, setting)
+
+
+def _dfnd(config: ConfigDict, setting: base.Setting) -> Method:
+    return dfnd.build(dfnd.Options(**config.dfnd.to_dict()), config.kd.temperature, setting)
+
+
 def _noise(config: ConfigDict, setting: base.Setting) -> Method:
     return noise.build(setting._replace(batch=setting.batch * config.fastdfkd.num_tasks))
 
@@ -212,6 +241,9 @@ def _with_options(build: Callable[[Any, base.Setting], Method], options: Callabl
 METHODS: dict[str, Callable[[ConfigDict, base.Setting], Method]] = {
     "fastdfkd": _fastdfkd,
     "noise": _noise,
+    "scratch": _scratch,
+    "kd": _kd,
+    "dfnd": _dfnd,
 }
 
 

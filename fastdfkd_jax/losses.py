@@ -29,9 +29,14 @@ def distillation(teacher_logits: Array, student_logits: Array, temperature: floa
     return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
 
 
+def cross_entropies(logits: Array, labels: Array) -> Array:
+    """-log p(label) of each image in nats, f32[B]; logits f32[B, C], labels i32[B]."""
+    return -jnp.take_along_axis(log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Class confidence loss of Eq. 13: batch mean of -log p(label); logits f32[B, C], labels i32[B]."""
-    return -jnp.take_along_axis(log_softmax(logits), labels[:, None], axis=-1).mean()
+    """Class confidence loss of Eq. 13: the batch mean of `cross_entropies`."""
+    return cross_entropies(logits, labels).mean()
 
 
 def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:

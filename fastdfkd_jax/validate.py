@@ -43,6 +43,7 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
         "inversion.class_weight",
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
         "kd.clip_norm",
+        "transfer.crops", "transfer.limit", "transfer.select",
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",

@@ -22,7 +22,7 @@ def read(path: Path, split: str) -> Dataset:
     Raises:
       UserError: the file is missing or damaged, has other entries, or they do not fit together.
     """
-    content = _load(path)
+    content = load(path)
     images, labels = f"x_{split}", f"y_{split}"
     if not {images, labels} <= set(content):
         images, labels = "images", "labels"
@@ -66,7 +66,8 @@ def _check(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarr
     return images, labels.astype(np.int32)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def load(path: Path) -> dict[str, np.ndarray]:
+    """All entries of an `.npz` archive of plain arrays; UserError where it is none."""
     if not path.is_file():
         raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
     try:

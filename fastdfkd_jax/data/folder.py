@@ -10,7 +10,7 @@ from PIL import Image
 from fastdfkd_jax.data.dataset import Dataset, stack, unknown_split
 from fastdfkd_jax.errors import UserError
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 _SPLITS = ("train", "val", "validation", "test")
 _ANNOTATIONS = "val_annotations.txt"
 
@@ -60,7 +60,7 @@ def _by_class(place: Path) -> list[tuple[Path, str]]:
         # Tiny-ImageNet's test split; as a class folder it would score one class.
         raise UserError(f"the images of {place} have no labels: choose a split that has, such as val")
     return [
-        (path, name) for name in names for path in sorted((place / name).rglob("*")) if path.suffix.lower() in _SUFFIXES
+        (path, name) for name in names for path in sorted((place / name).rglob("*")) if path.suffix.lower() in SUFFIXES
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def read(name: str, split: str, root: Path) -> Dataset:
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"expected tfds:{name} to have the features image and label, found {sorted(features)}")
     names = tuple(features["label"].names)
-    records = _records(builder, name, split)
+    source = _source(builder, name, split)
+    records = _read(builder, name, source, range(len(source)))
     images = stack([_decode(record["image"], name) for record in records], f"tfds:{name}")
     labels = np.array([record["label"] for record in records], np.int32)
     if name in _EXPECTED and (len(names), images.shape[1:]) != _EXPECTED[name]:
@@ -48,6 +50,22 @@ def read(name: str, split: str, root: Path) -> Dataset:
         order = np.argsort(np.array([record["id"] for record in records]), kind="stable")
         images, labels = images[order], labels[order]
     return Dataset(images, labels, names)
+
+
+def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
+    """Yields the images of a split as they are stored, in TFDS's order, a few in memory at a time.
+
+    Raises:
+      UserError: as `read`, but for labels, which need not be there.
+    """
+    builder = _open(name, _newest_version(name, root))
+    if "image" not in builder.info.features:
+        raise UserError(f"expected tfds:{name} to have the feature image, found {sorted(builder.info.features)}")
+    source = _source(builder, name, split)
+    for start in range(0, len(source), 256):
+        yield from (
+            record["image"] for record in _read(builder, name, source, range(start, min(start + 256, len(source))))
+        )
 
 
 def _how_to_get(name: str) -> str:
@@ -85,7 +103,7 @@ def _open(name: str, directory: Path) -> Any:
     return builder
 
 
-def _records(builder: Any, name: str, split: str) -> list[dict[str, Any]]:
+def _source(builder: Any, name: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
@@ -97,8 +115,12 @@ def _records(builder: Any, name: str, split: str) -> list[dict[str, Any]]:
         raise UserError(f"tfds:{name} has no split {split!r} ({_line(error)}): it has {held}") from error
     if not count:
         raise UserError(f"split {split!r} of tfds:{name} holds no example")
+    return source
+
+
+def _read(builder: Any, name: str, source: Any, rows: range) -> list[dict[str, Any]]:
     try:
-        return source.__getitems__(list(range(count)))
+        return source.__getitems__(list(rows))
     except Exception as error:  # RuntimeError, DecodeError, IndexError ... by the layer that stumbles
         raise UserError(
             f"corrupt or missing record of tfds:{name} in {builder.data_path} ({_line(error)}): "

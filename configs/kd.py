@@ -1,0 +1,29 @@
+"""KD on real images: the original ones (row 'KD' of Table 1) or any others ('Places365+KD' of Table 2).
+
+With the temperature of the data-free rows, so that the images are all that differs; released code has 1
+(METHOD section 5).
+
+    python -m fastdfkd_jax.main --config configs/kd.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+
+Other images, without labels: `--config.transfer.source=folder:DIR --config.transfer.crops=1`, or
+`tfds:places365_small`.
+"""
+
+from configs import cifar
+
+
+def published(config):
+    """200 epochs of 50,000 images, SGD 0.1, rate times 0.1 after 120, 150 and 180; labels weigh 0.1."""
+    config.method.name = "kd"
+    config.transfer.source = config.data.source
+    config.calls, config.warmup_calls = 200, 0
+    config.kd.batch = config.synthesis_batch = 128
+    config.kd.steps_per_call = 390
+    config.kd.steps_per_dispatch = 39
+    config.kd.lr, config.kd.milestones, config.kd.lr_decay = 0.1, (120, 150, 180), 0.1
+
+
+def get_config(variant=None):
+    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    return cifar.make_method(published, variant)

@@ -1,0 +1,85 @@
+"""DFND (Chen et al., CVPR 2021): the teacher picks from unlabelled images, and its mistakes on them are modelled.
+
+METHOD section 6. Images that the teacher is surest of are kept; beside KD the student learns the teacher's labels
+through a matrix of how these may be wrong: its diagonal is the teacher's accuracy, its other entries are learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.nn import log_softmax, softmax
+
+from fastdfkd_jax import augment
+from fastdfkd_jax.distill import Objective, kd_loss
+from fastdfkd_jax.losses import cross_entropies
+from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting, require
+from fastdfkd_jax.methods.given import on_data
+from fastdfkd_jax.models import Network
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Options:
+    """Static choices.
+
+    Attributes:
+      teacher_accuracy: share of right labels of the teacher, the matrix's diagonal.
+      noise_weight: of the labels' loss beside KD.
+      noise_lr: Adam's rate for the matrix.
+    """
+
+    teacher_accuracy: float = 0.9523
+    noise_weight: float = 1.0
+    noise_lr: float = 1e-3
+
+    def __post_init__(self):
+        accuracy = self.teacher_accuracy
+        require(0 < accuracy <= 1, "dfnd.teacher_accuracy", "a share in (0, 1]", accuracy)
+        require(self.noise_weight >= 0, "dfnd.noise_weight", "at least 0", self.noise_weight)
+        require(self.noise_lr > 0, "dfnd.noise_lr", "more than 0", self.noise_lr)
+
+
+def build(options: Options, temperature: float, setting: Setting) -> Method:
+    """Binds options, the temperature of KD and the networks."""
+    classes = setting.teacher.spec.num_classes
+    distilled = kd_loss(temperature)
+
+    def loss(extra: Array, student, teacher, labels: Array) -> Array:
+        noise = noise_loss(extra, student.logits, teacher.logits, options.teacher_accuracy)
+        return distilled(extra, student, teacher, labels) + options.noise_weight * noise
+
+    objective = Objective(loss, lambda key: jnp.zeros((classes, classes)), optax.adam(options.noise_lr))
+    return on_data(objective, OTHER_DATA)._replace(select=selection(setting.teacher))
+
+
+def selection(teacher: Network):
+    """`select(teacher_vars, images) -> f32[N]`: the cross-entropy of the teacher with its own prediction."""
+
+    def select(teacher_vars: Any, images: Array) -> Array:
+        logits = teacher.apply(teacher_vars, augment.normalize(images, teacher.spec.mean, teacher.spec.std)).logits
+        return cross_entropies(logits, logits.argmax(-1))
+
+    return select
+
+
+def noise_matrix(logits: Array, accuracy: float) -> Array:
+    """f32[C, C] of p(the teacher says j | the class is i): `accuracy` on the diagonal, rows that sum to 1.
+
+    The rest of a row is shared by the softmax of its other logits.
+    """
+    diagonal = jnp.eye(len(logits), dtype=bool)
+    others = softmax(jnp.where(diagonal, -jnp.inf, logits), axis=-1)
+    return jnp.where(diagonal, accuracy, (1 - accuracy) * others)
+
+
+def noise_loss(matrix_logits: Array, student_logits: Array, teacher_logits: Array, accuracy: float) -> Array:
+    """-log p(the teacher's label), f32[B], where the student's prediction passes through the noise matrix."""
+    log_matrix = jnp.log(jnp.maximum(noise_matrix(matrix_logits, accuracy), 1e-12))
+    said = teacher_logits.argmax(-1)
+    return -jax.scipy.special.logsumexp(log_softmax(student_logits) + log_matrix.T[said], axis=-1)
