@@ -28,7 +28,7 @@ def guess_arch(state: State) -> str:
       UserError: its entries are not those of a family we know; asks for --arch.
     """
     state = _bare(state)
-    arch = _wide_resnet(state) or _resnet(state) or _vgg(state)
+    arch = _wide_resnet(state) or _resnet(state) or _vgg(state) or _mobilenet(state)
     if arch is None:
         first = ", ".join(list(state)[:6])
         bare = "" if any(n.endswith("running_mean") for n in state) else "; it has no BatchNorm, which a teacher needs"
@@ -56,7 +56,7 @@ def guess_classes(state: State) -> int:
 def guess_channels(state: State) -> int:
     """Channels of the input image: what the stem's convolution takes (3 where there is none to be found)."""
     state = _bare(state)
-    for name in ("conv1.weight", "block0.0.weight"):
+    for name in ("conv1.weight", "block0.0.weight", "features.0.0.weight"):
         if name in state and state[name].ndim == 4:
             return int(state[name].shape[1])
     return 3
@@ -108,3 +108,13 @@ def _vgg(state: State) -> str | None:
     }
     counts = tuple(sum(block == b for block, _ in convs) for b in range(5))
     return _VGG.get(counts)
+
+
+def _mobilenet(state: State) -> str | None:
+    widths = [
+        array.shape[0]
+        for name in ("features.0.0.weight", "features.18.0.weight")
+        if (array := state.get(name)) is not None
+    ]
+    blocks = {m[1] for name in state if (m := re.match(r"features\.(\d+)\.conv\.0\.0\.weight", name))}
+    return "mobilenetv2_imagenet" if widths == [32, 1280] and len(blocks) == 17 else None

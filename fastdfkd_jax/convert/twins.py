@@ -194,7 +194,41 @@ def _vgg(match: re.Match[str], spec: NetworkSpec) -> Any:
     return _classifier(modules, forward)
 
 
+def _mobilenet(match: re.Match[str], spec: NetworkSpec) -> Any:
+    nn = import_torch().nn
+
+    def activated(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> Any:
+        conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+    def block(inputs: int, outputs: int, stride: int, expansion: int) -> Any:
+        hidden = inputs * expansion
+        layers = [activated(inputs, hidden, 1)] if expansion != 1 else []
+        layers += [activated(hidden, hidden, 3, stride, hidden), _conv(hidden, outputs, 1), nn.BatchNorm2d(outputs)]
+        adds = stride == 1 and inputs == outputs
+        return _classifier({"conv": nn.Sequential(*layers)}, lambda self, x: x + self.conv(x) if adds else self.conv(x))
+
+    layers, inputs = [activated(spec.channels, 32, 3, 2)], 32
+    for expansion, outputs, count, stride in zip(
+        (1, 6, 6, 6, 6, 6, 6),
+        (16, 24, 32, 64, 96, 160, 320),
+        (1, 2, 3, 4, 3, 3, 1),
+        (1, 2, 2, 2, 1, 2, 1),
+        strict=True,
+    ):
+        for i in range(count):
+            layers.append(block(inputs, outputs, stride if i == 0 else 1, expansion))
+            inputs = outputs
+    layers.append(activated(inputs, 1280, 1))
+    head = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, spec.num_classes))
+    return _classifier(
+        {"features": nn.Sequential(*layers), "classifier": head},
+        lambda self, x: self.classifier(self.features(x).mean((2, 3))),
+    )
+
+
 _TWINS = (
+    (r"mobilenetv2_imagenet", _mobilenet),
     (r"wrn(\d+)_(\d+)", _wide_resnet),
     (r"resnet(18|34|50)(_imagenet)?", _resnet),
     (r"resnet(\d+)(x4)?([ab])?", _cifar_resnet),

@@ -13,6 +13,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
 from fastdfkd_jax.models.layers import check_conv_gradient
+from fastdfkd_jax.models.mobilenet import MobileNetV2
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
 
@@ -68,6 +69,7 @@ _FAMILIES = (
         image_size=224,
     ),
     _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
+    _Family(r"mobilenetv2_imagenet", ("mobilenetv2_imagenet",), lambda match: MobileNetV2, image_size=224),
     _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
 )
 
