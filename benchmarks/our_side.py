@@ -55,7 +55,7 @@ class OurSide:
 
     def kd(self) -> float:
         """The case's KD steps in one dispatch; gives the mean loss."""
-        self.state["student"], info = self.programs.distill(
+        self.state["student"], _, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, self.pool, jax.random.key(5)
         )
         return float(info["loss"])

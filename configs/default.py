@@ -50,7 +50,8 @@ def get_config() -> ConfigDict:
     config.fastdfkd.num_tasks = 1  # lanes whose meta-gradients are reduced to one
     config.fastdfkd.task_reduction = "mean"  # 'mean', or 'sum' as in Eq. 11
     config.fastdfkd.reuse = "meta"  # 'meta', 'sequential' or 'none' (Table 5)
-    config.fastdfkd.representation = "generator"  # or 'pixels' (Table 5)
+    config.fastdfkd.representation = "generator"  # 'pixels' (Table 5), or 'noisy_layer', after NAYER
+    config.fastdfkd.label_dim = 64  # numbers in a label's embedding where the representation is 'noisy_layer'
     config.fastdfkd.meta_rule = "fomaml_sum"  # 'reptile', 'fomaml_sum', 'fomaml_last', 'fomaml_adapted', 'maml'
     config.fastdfkd.reptile_scale = 1.0  # factor of the Reptile difference (METHOD T1)
     config.fastdfkd.latents = "fresh"  # 'fresh', 'periodic' or 'persistent' (METHOD T2)
@@ -68,6 +69,80 @@ def get_config() -> ConfigDict:
     config.dfnd.teacher_accuracy = 0.9523  # share of right labels of the teacher
     config.dfnd.noise_weight = 1.0  # of the labels' loss beside KD
     config.dfnd.noise_lr = 1e-3  # Adam's, of the noise matrix
+
+    config.deepinversion = ConfigDict()  # METHOD 1.6 and 6; methods/deepinversion.py explains each
+    config.deepinversion.num_steps = 2000  # of Adam on the pixels of a batch, at full size
+    config.deepinversion.half_size_steps = 0  # before these, on 2x2 means
+    config.deepinversion.learning_rate = 0.1  # in normalised pixels
+    config.deepinversion.b1 = 0.5  # of Adam
+    config.deepinversion.b2 = 0.99
+    config.deepinversion.schedule = "constant"  # or 'cosine' after a linear warm-up (METHOD 6) ...
+    config.deepinversion.rate_warmup_steps = 100  # ... of so many steps
+    config.deepinversion.jitter = 4  # largest roll of the batch in pixels; an eighth of the side
+    config.deepinversion.flip = True  # of the whole batch
+    config.deepinversion.labels = "uniform"  # or 'balanced' (METHOD 6, CIFAR)
+    config.deepinversion.images = "last"  # or 'best', after the step of the lowest loss
+    config.deepinversion.class_weight = 1.0
+    config.deepinversion.feature_weight = 10.0
+    config.deepinversion.first_bn_multiplier = 1.0  # of the first BatchNorm within the feature term
+    config.deepinversion.student_feature_weight = -0.001  # of the student's, within the feature term (METHOD 1.6)
+    config.deepinversion.tv_l1 = 0.0  # total variation, mean absolute differences
+    config.deepinversion.tv_l2 = 0.0  # total variation, norms of differences
+    config.deepinversion.l2 = 0.0  # mean norm of an image
+    config.deepinversion.adversarial_weight = 1.0
+    config.deepinversion.adversarial = "jsd"  # clamped as in METHOD 1.6, or 'adi', that of the authors (METHOD 6)
+    config.deepinversion.jsd_temperature = 3.0
+
+    config.cmi = ConfigDict()  # METHOD 1.5; methods/cmi.py explains each, `inversion` has the other terms
+    config.cmi.num_steps = 200  # of a call
+    config.cmi.learning_rate = 1e-3  # of the generator and the latents
+    config.cmi.head_learning_rate = 1e-3
+    config.cmi.contrastive_weight = 0.8  # 0 for no contrast, head or bank
+    config.cmi.temperature = 0.2  # of the contrast
+    config.cmi.bank_size = 40960  # images whose features are remembered; bank_size x features x 8 bytes
+    config.cmi.negatives = 4096  # of them that each step meets
+    config.cmi.head_dim = 256  # length of the vectors that are compared
+    config.cmi.features = "batch_norm"  # or 'blocks', stages (the released code for ResNet-34)
+    config.cmi.local_scale = (0.25, 1.0)  # share of an image that its local view shows
+
+    config.dafl = _generative("dafl", 1000, lr=0.02, b1=0.9)  # METHOD section 6, as the next three
+    config.dafl.student_steps, config.dafl.student_images = 1, "step"
+    config.dafl.class_weight = 0.05  # of the cross-entropy with the teacher's own prediction; CIFAR-100: 0.5
+    config.dafl.balance_weight = 5.0  # of the mean prediction's negative entropy, base 10; CIFAR-100: 20
+    config.dafl.activation_weight = 0.01  # of minus the mean absolute feature; CIFAR-100: 0.1
+
+    config.zskt = _generative("zskt", 100, lr=1e-3, b1=0.9)
+    config.zskt.cosine, config.zskt.clip_norm = True, 5.0
+    config.zskt.student_steps, config.zskt.student_images = 10, "repeated"
+    config.zskt.attention_weight = 250.0  # of the student's attention transfer; 0 for networks whose blocks differ
+
+    config.dfq = _generative("dfq", 512, lr=1e-3, b1=0.5)
+    config.dfq.cosine = True
+    config.dfq.student_steps = 10
+    config.dfq.adversarial_weight = 1.0  # of -KL
+    config.dfq.balance_weight = 0.01  # of the mean prediction's negative entropy, nats
+    config.dfq.class_weight = 0.01  # of the predictions' mean entropy, nats
+    config.dfq.statistics_weight = 0.01  # of the BatchNorm statistics' Gaussian KL
+    config.dfq.warmup_adversarial = False  # whether -KL is on before the student learns
+
+    config.dfad = _generative("dfad", 256, lr=1e-3, b1=0.9)
+    config.dfad.milestones = (100, 200)
+    config.dfad.student_steps = 5
+    config.dfad.generator_loss = "l1"  # or 'log_l1', as for segmentation
+
+    config.generative_dfd = ConfigDict()  # METHOD section 6; methods/generative_dfd.py explains each
+    config.generative_dfd.generator = "generative_dfd"  # architecture, a key of models/vector_generator.py
+    config.generative_dfd.latent_dim = 256  # numbers in z, beside the one-hot class
+    config.generative_dfd.width = 64  # channels of the last hidden layer
+    config.generative_dfd.lr = 1e-3  # Adam's; this recipe is ours, as none was released
+    config.generative_dfd.b1 = 0.5
+    config.generative_dfd.classes_per_generator = 1  # 0 for one generator of all classes
+    config.generative_dfd.calls_per_generator = 4  # calls = classes / classes_per_generator times this, or more
+    config.generative_dfd.steps_per_call = 500  # Adam steps in each
+    config.generative_dfd.batches_kept = 20  # batches of synthesis_batch images that a generator leaves
+    config.generative_dfd.class_weight = 1.0
+    config.generative_dfd.statistics_weight = 0.1  # of the plain feature loss (Eq. 13); more hides the class asked for
+    config.generative_dfd.balance_weight = 0.0  # of the mean prediction's negative entropy, nats
 
     config.generator = ConfigDict()
     config.generator.kind = "linear"  # of z a vector (METHOD 1.1), or 'spatial', of a map, for ImageNet (METHOD 1.4)
@@ -118,6 +193,11 @@ def get_config() -> ConfigDict:
     config.pool = ConfigDict()
     config.pool.initial = ""  # folder of images, or an earlier run's workdir, to begin with
 
+    config.replay = ConfigDict()  # how the student draws from D'; replay.py explains each, all 0 is uniform
+    config.replay.class_exponent = 0.0  # 1: every class as often, as the teacher sees them
+    config.replay.difficulty_exponent = 0.0  # of the student's divergence from the teacher
+    config.replay.importance_exponent = 0.0  # of the loss weight that undoes the bias
+
     config.eval_every = 10  # calls
     config.checkpoint_every = 10  # calls
     config.images_every = 20  # calls between PNG grids
@@ -133,3 +213,20 @@ def get_config() -> ConfigDict:
     config.parallel.batch_devices = 0  # devices that share each batch (sharding); 0 for every core of a CPU, else 1
     config.parallel.cpu_devices = 0  # split the CPU into so many devices; 0 for one a core
     return config
+
+
+def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> ConfigDict:
+    """What the methods whose batches live once share; methods/generative.py explains each."""
+    section = ConfigDict()
+    section.generator = generator  # architecture, a key of models/vector_generator.py; CMI's scripts: 'large'
+    section.latent_dim = latent_dim  # numbers in z
+    section.width = 64  # channels of the last hidden layer
+    section.lr = lr  # Adam's, for the generator
+    section.b1 = b1
+    section.cosine = False  # whether the rate falls to 0 over the run
+    section.milestones = ()  # calls after which the rate is multiplied by 0.1
+    section.clip_norm = 0.0  # largest norm of the generator's gradient; 0 for any
+    section.student_steps = 1  # for each step of the generator
+    section.student_images = "fresh"  # for each of them; or 'step', those of the generator's, or 'repeated'
+    section.ema_decay = 0.0  # of an averaged generator that makes half of the student's images (MAD); 0 for none
+    return section

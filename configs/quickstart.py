@@ -18,7 +18,6 @@ from fastdfkd_jax.errors import UserError
 def get_config(variant=None):
     """FastDFKD with k = 5 on 16x16 digits, or the method of this variant, and the noise control."""
     config = default.get_config()
-    config.calls, config.warmup_calls = 30, 4
     config.noise_control = True
     config.teacher.checkpoint = "digits"
     config.student.arch = "wrn10_1"
@@ -26,14 +25,27 @@ def get_config(variant=None):
     if variant:
         _published(variant)(config)
 
+    config.warmup_calls = 4 if config.warmup_calls else 0
+    config.calls = 26 + config.warmup_calls  # as many KD steps for every method
     config.synthesis_batch = config.kd.batch = 64
     config.fastdfkd.reset_first_layer_at = 0
     # A mirrored digit is another sign, and two pixels of these images are one of the scans they were made from.
     config.inversion.crop_padding = config.kd.crop_padding = 2
     config.inversion.flip = config.kd.flip = False
+    config.deepinversion.num_steps, config.deepinversion.jitter, config.deepinversion.flip = 100, 2, False
+    config.deepinversion.feature_weight = 1.0  # at 10 the classes asked for are not met
+    config.cmi.num_steps, config.cmi.bank_size, config.cmi.negatives = 40, 1664, 256
 
-    config.kd.steps_per_call = 40
-    config.kd.lr = 0.1
+    config.generative_dfd.calls_per_generator, config.generative_dfd.steps_per_call = 1, 100
+    config.generative_dfd.batches_kept = 4
+
+    # One step of the generator for five or ten of the student is too few of them in 1,040.
+    config.kd.steps_per_call = 120 if variant in ("zskt", "dfad") else 40
+    config.kd.milestones = (
+        () if variant in ("dafl", "dfad") else config.kd.milestones
+    )  # theirs lie beyond the last call
+    if config.kd.optimizer == "sgd":
+        config.kd.lr = 0.1
     config.eval_every = config.checkpoint_every = config.images_every = 10
     return config
 

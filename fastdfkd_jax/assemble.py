@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,10 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert, data, distill, models, parallel, pool, transfer
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, dfnd, fastdfkd, given, noise, representation
+from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
-from fastdfkd_jax.methods.inversion import InversionOptions
 from fastdfkd_jax.models import Network
-from fastdfkd_jax.models.generators import build_generator
+from fastdfkd_jax.registry import METHODS
 
 Tree = Any
 
@@ -68,7 +67,7 @@ def assemble(config: ConfigDict) -> Parts:
     split = parallel.batch_splitter(
         parallel.devices(1 if shared else parallel.batch_devices(config.parallel.batch_devices, batches))
     )
-    method = METHODS[config.method.name](config, setting_of(config, teacher, student, options, split))
+    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, split))
     objective = objective_of(config, method)
     _require_fit(config, method)
     initial = _initial_images(config, method, teacher, teacher_vars)
@@ -185,90 +184,3 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
     convert.require_classifier(student)
     # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.
     return student, variables if given.checkpoint else None
-
-
-def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
-    chosen = config.fastdfkd.to_dict()
-    kind = chosen.pop("representation")
-    spec = setting.teacher.spec
-    if kind == "pixels":
-        rendered = representation.from_pixels(spec)
-    else:
-        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **setting.forms)
-        rendered = representation.from_generator(generator)
-    inversion = InversionOptions(**config.inversion.to_dict())
-    options = fastdfkd.FastDFKDOptions(
-        **chosen,
-        synthesis_batch=setting.batch,
-        # One call before the first with KD, as the released code counts (METHOD 1.1).
-        adversarial_start=max(1, setting.warmup_calls),
-    )
-    return fastdfkd.build(
-        options,
-        inversion,
-        setting.teacher,
-        setting.student,
-        representation.laid_out(rendered, setting.split),
-        _inner_optimizer(config.inner),
-        _outer_optimizer(config.meta),
-        parallel.lane_map(options.num_tasks, parallel.devices(config.parallel.task_devices)),
-    )
-
-
-def _scratch(config: ConfigDict, setting: base.Setting) -> Method:
-    return given.scratch(setting)
-
-
-def _kd(config: ConfigDict, setting: base.Setting) -> Method:
-    original = config.transfer.source == config.data.source and not config.transfer.crops
-    options = given.Options(**config.kd_on_data.to_dict())
-    return given.kd(options, config.kd.temperature, original, setting)
-
-
-def _dfnd(config: ConfigDict, setting: base.Setting) -> Method:
-    return dfnd.build(dfnd.Options(**config.dfnd.to_dict()), config.kd.temperature, setting)
-
-
-def _noise(config: ConfigDict, setting: base.Setting) -> Method:
-    return noise.build(setting._replace(batch=setting.batch * config.fastdfkd.num_tasks))
-
-
-def _with_options(build: Callable[[Any, base.Setting], Method], options: Callable[..., Any], section: str):
-    """For a method whose options are one section of the config."""
-    return lambda config, setting: build(options(**config[section].to_dict()), setting)
-
-
-METHODS: dict[str, Callable[[ConfigDict, base.Setting], Method]] = {
-    "fastdfkd": _fastdfkd,
-    "noise": _noise,
-    "scratch": _scratch,
-    "kd": _kd,
-    "dfnd": _dfnd,
-}
-
-
-def _inner_optimizer(inner: ConfigDict) -> optax.GradientTransformation:
-    def group(learning_rate: float) -> optax.GradientTransformation:
-        if inner.optimizer == "sgd":
-            return optax.sgd(learning_rate)
-        # eps_root stays 0, as in PyTorch; exact MAML meets no zero second moment in practice.
-        return optax.adam(learning_rate, inner.b1, inner.b2)
-
-    groups: dict[Hashable, optax.GradientTransformation] = {
-        "latents": group(inner.latents_lr),
-        "generator": group(inner.generator_lr),
-    }
-    return optax.partition(groups, {"latents": "latents", "generator": "generator"})
-
-
-def _outer_optimizer(meta: ConfigDict) -> optax.GradientTransformation:
-    make = getattr(optax, meta.optimizer, None)
-    if not callable(make):
-        raise UserError(f"config.meta.optimizer={meta.optimizer!r} is not an optimizer of optax: 'adam', 'sgd', ...")
-    try:
-        optimizer = make(meta.lr, **meta.kwargs.to_dict())
-    except TypeError as error:
-        raise UserError(f"config.meta.kwargs do not fit optax.{meta.optimizer}: {error}") from error
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise UserError(f"config.meta.optimizer={meta.optimizer!r} is not an optimizer of optax: 'adam', 'sgd', ...")
-    return optimizer

@@ -6,13 +6,17 @@ batched products it needs no gather, whose gradient would be a scatter (slow on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+
+_DRAWS = 10  # of a window that need not fit
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
@@ -51,6 +55,83 @@ def random_crop_flip(key: Array, images: Array, padding: int, flip: bool = True)
     crop_key, flip_key = jax.random.split(key)
     images = random_crop(crop_key, images, padding)
     return random_flip(flip_key, images) if flip else images
+
+
+def random_roll(key: Array, images: Array, most: int) -> Array:
+    """Rolls the whole batch by up to `most` pixels along both axes, what leaves on one side coming in on the other.
+
+    All of f32[B, H, W, C] moves alike (METHOD 1.6, 'jitter'); 0 gives the images back.
+    """
+    if not most:
+        return images
+    down, right = jax.random.randint(key, (2,), -most, most + 1)
+    return jnp.roll(jnp.roll(images, down, axis=1), right, axis=2)
+
+
+def random_batch_flip(key: Array, images: Array) -> Array:
+    """Mirrors all of f32[B, H, W, C] left to right, or none of it, with probability one half (METHOD 1.6)."""
+    return jnp.where(jax.random.bernoulli(key), images[:, :, ::-1], images)
+
+
+def half_size(images: Array) -> Array:
+    """Means of 2x2 pixels: f32[B, H, W, C] to f32[B, H / 2, W / 2, C]; an odd last row or column is dropped."""
+    batch, height, width, channels = images.shape
+    images = images[:, : height // 2 * 2, : width // 2 * 2]
+    return images.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class Box(NamedTuple):
+    """A window of each image in pixels, i32[B] each; `top` and `left` are its first row and column."""
+
+    top: Array
+    left: Array
+    height: Array
+    width: Array
+
+
+def random_resized_crop(
+    key: Array, images: Array, scale: tuple[float, float] = (0.25, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Array:
+    """A random window of each image, brought back to the images' size (METHOD 1.5, the local view).
+
+    Args:
+      key: one key for the batch.
+      images: f32[B, H, W, C].
+      scale: least and largest share of the image's area.
+      ratio: least and largest width over height, its logarithm uniform.
+    """
+    return resized_crop(images, random_boxes(key, images.shape, scale, ratio))
+
+
+def random_boxes(key: Array, shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """Windows of images [B, H, W, C] as torchvision draws them: the first of ten that fits, else all of the image."""
+    batch, height, width, _ = shape
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = height * width * jax.random.uniform(area_key, (_DRAWS, batch), minval=scale[0], maxval=scale[1])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = jnp.exp(jax.random.uniform(ratio_key, (_DRAWS, batch), minval=low, maxval=high))
+    widths = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (widths <= width) & (heights <= height) & (widths > 0) & (heights > 0)
+    first, images = fits.argmax(0), jnp.arange(batch)
+    some = fits.any(0)
+    widths = jnp.where(some, widths[first, images], width)
+    heights = jnp.where(some, heights[first, images], height)
+    top, left = jax.random.randint(place_key, (2, batch), 0, jnp.stack([height - heights, width - widths]) + 1)
+    return Box(top, left, heights, widths)
+
+
+def resized_crop(images: Array, box: Box) -> Array:
+    """The windows of f32[B, H, W, C] brought to H x W: bilinear, of pixel centres, nothing from outside a window."""
+    _, height, width, _ = images.shape
+    return _resample(images, _resize_matrix(box.top, box.height, height), _resize_matrix(box.left, box.width, width))
+
+
+def _resize_matrix(start: Array, length: Array, size: int) -> Array:
+    """f32[B, size, size] that interpolates linearly between rows start to start + length - 1."""
+    centres = (jnp.arange(size) + 0.5) * (length[:, None] / size) - 0.5
+    source = start[:, None] + jnp.clip(centres, 0, length[:, None] - 1)
+    return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(size)))
 
 
 def _shift_matrix(shift: Array, size: int) -> Array:

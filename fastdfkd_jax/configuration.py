@@ -82,9 +82,11 @@ def _make_importable(argv: Sequence[str], default_config: str) -> None:
         path = Path(name.split(":")[0])
         if not path.is_file():
             raise UserError(f"config file {path} does not exist: give one of the files in configs/")
-        root = str(path.resolve().parent.parent)
-        if root not in sys.path:
-            sys.path.insert(0, root)
+        root = path.resolve().parent.parent
+        while (root / "__init__.py").is_file():  # configs/compare/ lies in the package configs/
+            root = root.parent
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
         return
 
 

@@ -131,11 +131,14 @@ def make_step(
       flip: whether images are mirrored at random.
 
     Returns:
-      `step(state, teacher_vars, images, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in [0, 1]
-      and info the scalars 'loss' and 'agreement' (share of equal predictions in the augmented batch).
+      `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
+      in [0, 1], weights f32[B] of the images in the loss, and info the scalars 'loss' and 'agreement' (share of equal
+      predictions in the augmented batch) and, where there are weights, 'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
 
-    def step(state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None):
+    def step(
+        state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None, weights: Any = None
+    ):
         if not network_input:
             images = augment.random_crop_flip(key, images, crop_padding, flip)
             images = augment.normalize(images, teacher.spec.mean, teacher.spec.std)
@@ -145,13 +148,16 @@ def make_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             # Of the views' key, so that a student without dropout meets the same views as ever.
             outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
-            return loss(extra, outputs, target, labels).mean(), outputs
+            values = loss(extra, outputs, target, labels)
+            return (values if weights is None else weights * values).mean(), outputs
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
         (value, outputs), (grads, extra_grads) = differentiate(state.params, state.extra)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         agreement = (outputs.logits.argmax(-1) == target.logits.argmax(-1)).mean()
         info = {"loss": value, "agreement": agreement}
+        if weights is not None:
+            info["difficulty"] = losses.kl_divergence(target.logits, outputs.logits)
         state = state._replace(
             params=optax.apply_updates(state.params, updates),
             batch_stats=outputs.batch_stats,

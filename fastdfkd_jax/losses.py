@@ -57,6 +57,19 @@ def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: fl
     return 0.5 * (p * (log_p - log_m)).sum(-1) + 0.5 * (q * (log_q - log_m)).sum(-1)
 
 
+def clamped_jensen_shannon(
+    teacher_logits: Array, student_logits: Array, temperature: float, low: float = 0.01, high: float = 0.99
+) -> Array:
+    """Mean of KL(m || p) and KL(m || q) of each sample, f32[B], all three clamped to [low, high] (METHOD 1.6).
+
+    The divergences go the other way than in `jensen_shannon`, and clamped probabilities do not sum to 1, so that the
+    value can be negative; a clamped probability passes no gradient.
+    """
+    p, q = softmax(teacher_logits / temperature), softmax(student_logits / temperature)
+    m, p, q = (jnp.clip(x, low, high) for x in ((p + q) / 2, p, q))
+    return 0.5 * (m * (2 * jnp.log(m) - jnp.log(p) - jnp.log(q))).sum(-1)
+
+
 def adversarial_jsd(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
     """The paper's adversarial loss: minus the batch mean of the Jensen-Shannon divergence (Eq. 13)."""
     return -jensen_shannon(teacher_logits, student_logits, temperature).mean()
@@ -70,10 +83,27 @@ def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Ar
       batch_stats: the teacher's running statistics, same tree.
       statistic: 'variance' compares variances (released code), 'deviation' standard deviations (Eq. 13).
     """
-    spread = _spread(statistic)
+    return _sum(_distances(moments, batch_stats, statistic))
+
+
+def feature_by_layer(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
+    """The terms of `feature`, f32[layers] in the order of the tree, for a weight each (METHOD 6)."""
+    return jnp.stack(list(_distances(moments, batch_stats, statistic)))
+
+
+def gaussian_feature(moments: Tree, batch_stats: Tree) -> Array:
+    """Sum over BatchNorm layers and channels of KL(N(batch) || N(running)) in nats (METHOD section 6, DFQ).
+
+    Both variances are raised by 1e-5, as BatchNorm raises them, so that a constant channel costs a finite amount.
+    """
+
+    def divergence(mean: Array, var: Array, running_mean: Array, running_var: Array) -> Array:
+        var, running_var = var + 1e-5, running_var + 1e-5
+        ratio = var / running_var
+        return 0.5 * (ratio - 1 - jnp.log(ratio) + jnp.square(mean - running_mean) / running_var).sum()
+
     return _sum(
-        _norm(stats["mean"] - got["mean"]) + _norm(spread(stats["var"]) - spread(got["var"]))
-        for got, stats in _layers(moments, batch_stats)
+        divergence(got["mean"], got["var"], stats["mean"], stats["var"]) for got, stats in _layers(moments, batch_stats)
     )
 
 
@@ -110,12 +140,13 @@ def momentum_feature(
 
 def total_variation(images: Array) -> Array:
     """Sum of the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2)."""
-    return (
-        _norm(images[:, :, 1:] - images[:, :, :-1])
-        + _norm(images[:, 1:] - images[:, :-1])
-        + _norm(images[:, 1:, 1:] - images[:, :-1, :-1])
-        + _norm(images[:, 1:, :-1] - images[:, :-1, 1:])
-    )
+    right, down, diagonal, antidiagonal = map(_norm, _neighbour_differences(images))
+    return right + down + diagonal + antidiagonal
+
+
+def total_variation_l1(images: Array) -> Array:
+    """Sum of the mean absolute values of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl1)."""
+    return _sum(jnp.abs(difference).mean() for difference in _neighbour_differences(images))
 
 
 def mean_l2(images: Array) -> Array:
@@ -131,6 +162,22 @@ def entropy(probabilities: Array) -> Array:
 def mean_prediction(logits: Array) -> Array:
     """Mean softmax of a batch, f32[C], of logits f32[B, C]."""
     return softmax(logits).mean(0)
+
+
+def _distances(moments: Tree, batch_stats: Tree, statistic: str) -> Iterator[Array]:
+    spread = _spread(statistic)
+    for got, stats in _layers(moments, batch_stats):
+        yield _norm(stats["mean"] - got["mean"]) + _norm(spread(stats["var"]) - spread(got["var"]))
+
+
+def _neighbour_differences(images: Array) -> tuple[Array, Array, Array, Array]:
+    """Right, down, and along the two diagonals."""
+    return (
+        images[:, :, 1:] - images[:, :, :-1],
+        images[:, 1:] - images[:, :-1],
+        images[:, 1:, 1:] - images[:, :-1, :-1],
+        images[:, 1:, :-1] - images[:, :-1, 1:],
+    )
 
 
 def _norm(x: Array) -> Array:

@@ -17,6 +17,7 @@ from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.checkpoint import check_same_run, digest
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import disk_error, make_folder
+from fastdfkd_jax.registry import other_sections
 from fastdfkd_jax.train import Training
 from fastdfkd_jax.validate import validate
 
@@ -104,11 +105,17 @@ def open_workdir(workdir: Path):
 def record_identity(config: ConfigDict, parts: Parts, workdir: Path) -> None:
     """Writes config.json, or refuses a workdir that holds another run."""
     path = workdir / "config.json"
-    identity = {key: value for key, value in flatten(config.to_dict()).items() if key not in _FREE_KEYS}
-    identity["teacher weights"] = digest(parts.teacher_vars)
+    identity = {**identity_of(config), "teacher weights": digest(parts.teacher_vars)}
     check_same_run(path, identity)
     content = {"config": config.to_dict(), "identity": identity, "version": __version__}
     report.write_json(path, content)
+
+
+def identity_of(config: ConfigDict) -> dict[str, Any]:
+    """What must be equal for a run to go on, the teacher's weights aside: flat names and values."""
+    others = other_sections(config.method.name)
+    flat = {key: value for key, value in flatten(config.to_dict()).items() if key.split(".")[0] not in others}
+    return {key: value for key, value in flat.items() if key not in _FREE_KEYS}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,26 +16,62 @@ from fastdfkd_jax.methods import base
 from fastdfkd_jax.programs import Programs, initial_state
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a program of a run costs, compiled and run once on this machine.
+
+    Attributes:
+      name: what it does.
+      times: how often the run needs it.
+      run_seconds: of the one time.
+      compile_seconds: of lowering and compiling.
+      held_bytes: of arguments and temporaries on each device, or None where the compiler does not tell.
+    """
+
+    name: str
+    times: float
+    run_seconds: float
+    compile_seconds: float
+    held_bytes: int | None
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all times, without compilation."""
+        return self.run_seconds * self.times
+
+    def __str__(self) -> str:
+        held = float("nan") if self.held_bytes is None else self.held_bytes / 1e6
+        return (
+            f"{self.name}: {self.run_seconds:.2f} s measured once, {held:.0f} MB held on each device, "
+            f"compiled in {self.compile_seconds:.0f} s; {self.total_seconds / 3600:.2f} hours for all"
+        )
+
+
 def describe(config: ConfigDict, parts: Parts) -> str:
     """A few lines: networks, counts, memory, disk and time.
 
     Both programs are compiled, for their memory, and run once each on this machine, for their time; nothing is written.
     """
     method = parts.method
-    trains = config.mode != "synthesize"
-    kd_steps = (config.calls - config.warmup_calls) * config.kd.steps_per_call if trains else 0
     synthesis_calls = count_synthesis_calls(config, parts)
     images = synthesis_calls * method.images_per_call
     lines = [
         _network("teacher", parts.teacher, parts.teacher_vars),
         _network("student", parts.student, jax.eval_shape(parts.student.init, jax.random.key(0))),
         f"{config.method.name} ({method.knows}): {synthesis_calls} synthesis calls, {images} images",
-        f"{kd_steps} KD steps of {config.kd.batch} images",
+        f"{count_kd_steps(config)} KD steps of {config.kd.batch} images",
     ]
     if synthesis_calls and method.lifetime == base.POOL:
         pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
         lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
-    return "\n".join([*lines, *_costs(config, parts, synthesis_calls, kd_steps)])
+    costs = measure(config, parts)
+    hours = sum(cost.total_seconds for cost in costs) / 3600
+    return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
+
+
+def count_kd_steps(config: ConfigDict) -> int:
+    """How many steps the student learns in a whole run."""
+    return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call
 
 
 def count_synthesis_calls(config: ConfigDict, parts: Parts) -> int:
@@ -55,26 +92,23 @@ def _network(role: str, network: models.Network, variables) -> str:
     )
 
 
-def _costs(config: ConfigDict, parts: Parts, synthesis_calls: int, kd_steps: int) -> list[str]:
+def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
+    """Compiles both programs and runs each once on this machine; programs that the run does not need are left out."""
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
-    lines, seconds = [], 0.0
+    costs: list[Cost] = []
     source: Any = _a_call_of_images(parts)
-    if synthesis_calls:
+    if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
         held = () if once else (pool.empty(synthesis_calls * parts.method.images_per_call, source.images.shape[1:]),)
         made = programs.synthesize(state["method"], *held, parts.teacher_vars, student, key, np.int32(1))
         source = made[1] if once else source
-        total = programs.synthesize.run_seconds * synthesis_calls
-        lines.append(_cost("synthesis call", programs.synthesize, total))
-        seconds += total
-    if kd_steps:
+        costs.append(_cost("synthesis call", programs.synthesize, synthesis_calls))
+    if kd_steps := count_kd_steps(config):
         programs.distill(state["student"], parts.teacher_vars, source, key)
-        total = programs.distill.run_seconds * kd_steps / programs.steps
-        lines.append(_cost(f"{programs.steps} KD steps", programs.distill, total))
-        seconds += total
-    return [*lines, f"about {seconds / 3600:.2f} hours in all on this machine, without evaluation"]
+        costs.append(_cost(f"{programs.steps} KD steps", programs.distill, kd_steps / programs.steps))
+    return costs
 
 
 def _a_call_of_images(parts: Parts) -> pool.Pool:
@@ -84,10 +118,7 @@ def _a_call_of_images(parts: Parts) -> pool.Pool:
     return pool.append(pool.empty(count, shape), rows, jax.numpy.zeros(count, jax.numpy.int32))
 
 
-def _cost(name: str, step, total_seconds: float) -> str:
+def _cost(name: str, step, times: float) -> Cost:
     memory = step.compiled.memory_analysis()
-    held = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e6 if memory else float("nan")
-    return (
-        f"{name}: {step.run_seconds:.2f} s measured once, {held:.0f} MB held on each device, "
-        f"compiled in {step.compile_seconds:.0f} s; {total_seconds / 3600:.2f} hours for all"
-    )
+    held = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None
+    return Cost(name, times, step.run_seconds, step.compile_seconds, held)

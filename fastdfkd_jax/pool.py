@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax import replay
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
+from fastdfkd_jax.replay import Replay
 
 Array = jax.Array
 
@@ -29,11 +31,13 @@ class Pool(NamedTuple):
       images: uint8[capacity, H, W, C]; rows from `size` on are not yet filled.
       labels: i32[capacity], the classes that were asked for or that data have; -1 where not known.
       size: i32[], rows that are filled.
+      replay: what is known of each image where sampling is not uniform, else None.
     """
 
     images: Array
     labels: Array
     size: Array
+    replay: Replay | None = None
 
 
 class Rows(NamedTuple):
@@ -48,10 +52,11 @@ class Rows(NamedTuple):
     labels: np.ndarray
 
 
-def empty(capacity: int, image_shape: tuple[int, int, int]) -> Pool:
-    """An empty pool with room for `capacity` images."""
+def empty(capacity: int, image_shape: tuple[int, int, int], replayed: bool = False) -> Pool:
+    """An empty pool with room for `capacity` images; `replayed` if they will not be drawn uniformly."""
     images = jnp.zeros((capacity, *image_shape), jnp.uint8)
-    return Pool(images, jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32))
+    labels, size = jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32)
+    return Pool(images, labels, size, replay.init(capacity) if replayed else None)
 
 
 def to_uint8(images: Array) -> Array:
@@ -68,7 +73,7 @@ def append(pool: Pool, rows: Array, labels: Array, kept: Array | bool = True) ->
     """Adds uint8[N, H, W, C] and i32[N] (Algorithm 1 line 11) if they are kept; the capacity must hold them."""
     images = jax.lax.dynamic_update_slice(pool.images, rows, (pool.size, 0, 0, 0))
     labels = jax.lax.dynamic_update_slice(pool.labels, labels, (pool.size,))
-    return Pool(images, labels, pool.size + jnp.where(kept, rows.shape[0], 0))
+    return pool._replace(images=images, labels=labels, size=pool.size + jnp.where(kept, rows.shape[0], 0))
 
 
 def sample(key: Array, pool: Pool, batch: int) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import distill, models, parallel, pool
+from fastdfkd_jax import augment, distill, models, parallel, pool, replay
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.methods import base
 
@@ -23,18 +23,20 @@ class Programs:
     Attributes:
       synthesize: of a method whose images stay, `(state, pool, teacher_vars, student_vars, key, index) -> (state,
         pool, batch, info)`, the batch's images as uint8; of one whose batches live once, the same without a pool.
-      distill: `(student state, teacher_vars, pool or batch, key) -> (student state, info)`.
+      distill: `(student state, teacher_vars, pool or batch, key) -> (student state, the pool's replay, info)`.
+      replay: how the pool is sampled.
       steps: KD steps of one dispatch of `distill`.
     """
 
     def __init__(self, parts: Parts, config: ConfigDict):
         once = parts.method.lifetime == base.ONCE
+        self.replay = replay.Options(**config.replay.to_dict())
         if once:
             self.steps = parts.method.steps_per_round
         else:
             self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
-        synthesize = _synthesize_once if once else _synthesize_into_pool
-        self.synthesize = parallel.CompiledStep(synthesize(parts.method), donate=(0,) if once else (0, 1))
+        synthesize = _synthesize_once(parts.method) if once else _synthesize_into_pool(parts)
+        self.synthesize = parallel.CompiledStep(synthesize, donate=(0,) if once else (0, 1))
         self.distill = parallel.CompiledStep(self._distill(parts, config), donate=(0,))
 
     def _distill(self, parts: Parts, config: ConfigDict):
@@ -65,18 +67,37 @@ class Programs:
                 return kd_step(state, teacher_vars, parts.split(images), view_key, labels)
 
             state, info = jax.lax.scan(one, state, None, length=self.steps)
-            return state, jax.tree.map(jnp.mean, info)
+            return state, None, jax.tree.map(jnp.mean, info)
 
-        return distill_steps
+        def replay_steps(state, teacher_vars, source, key):
+            def one(carry, _):
+                state, known = carry
+                sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
+                chances = replay.probabilities(self.replay, known, source.size, teacher.spec.num_classes)
+                rows, weights = replay.draw(sample_key, self.replay, chances, source.size, config.kd.batch)
+                images = parts.split(pool.to_float(source.images[rows]))
+                state, info = kd_step(state, teacher_vars, images, view_key, source.labels[rows], weights)
+                return (state, replay.met(known, rows, info.pop("difficulty"))), info
+
+            (state, known), info = jax.lax.scan(one, (state, source.replay), None, length=self.steps)
+            return state, known, jax.tree.map(jnp.mean, info)
+
+        return distill_steps if self.replay.uniform else replay_steps
 
 
-def _synthesize_into_pool(method: base.Method):
+def _synthesize_into_pool(parts: Parts):
+    method, spec = parts.method, parts.teacher.spec
+
     def synthesize(state, filled, teacher_vars, student_vars, key, index):
         """One call and all that follows from it on the device; the batch comes back as uint8."""
         key = jax.random.fold_in(key, index)
         state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
         info = {**info, "diversity": batch.images.std(0).mean()}
         rows = pool.to_uint8(batch.images)
+        if filled.replay is not None:
+            seen = parts.teacher.apply(teacher_vars, augment.normalize(pool.to_float(rows), spec.mean, spec.std))
+            classes = seen.logits.argmax(-1).astype(jnp.int32)
+            filled = filled._replace(replay=replay.added(filled.replay, filled.size, classes))
         filled = pool.append(filled, rows, batch.labels, batch.kept)
         return state, filled, batch._replace(images=rows), info
 

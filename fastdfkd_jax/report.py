@@ -21,7 +21,7 @@ from fastdfkd_jax.configuration import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
 
-_MARKS = ("<!-- results -->\n", "<!-- /results -->")
+_END = "<!-- /results -->"
 _COLUMNS = (
     "run", "teacher → student", "seeds", "teacher %", "student %, last", "best on test %", "noise control %",
     "images", "synthesis s", "KD s",
@@ -101,7 +101,7 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def add(workdir: Path, record: Path, timed: bool = True) -> None:
+def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -> None:
     """Copies what is worth keeping of a finished run: config, metrics, summary and the last picture.
 
     Of places on this machine only the last name is kept.
@@ -110,6 +110,7 @@ def add(workdir: Path, record: Path, timed: bool = True) -> None:
       workdir: of the run.
       record: the folder to write.
       timed: whether the machine did nothing else; otherwise the summary's seconds are left out.
+      picture: whether the last picture is kept.
 
     Raises:
       UserError: the run is not finished.
@@ -119,32 +120,47 @@ def add(workdir: Path, record: Path, timed: bool = True) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir} holds no finished run: expected its config.json and summary.json") from error
     make_folder(record)
-    write_json(record / "config.json", _without_places(config["config"]))
+    write_json(record / "config.json", without_places(config["config"]))
     if not timed:
         summary = {name: value for name, value in summary.items() if not name.endswith("_seconds")}
     write_json(record / "summary.json", summary)
-    pictures = sorted((workdir / "images").glob("*.png"))
+    pictures = sorted((workdir / "images").glob("*.png")) if picture else []
     copies = [("metrics.jsonl", workdir / "metrics.jsonl"), *(("images.png", path) for path in pictures[-1:])]
     for name, source in copies:
         content = source.read_bytes()
         write_atomically(record / name, lambda file, content=content: file.write(content))
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
+    """A tree of JSON in which of each place on this machine only the last name is left."""
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: without_places(item) for key, item in value.items()}
     is_place = isinstance(value, str) and value.startswith(("/", "~", "."))
     return Path(value).name if is_place else value
 
 
-def insert(text: str, block: str) -> str:
-    """Replaces what stands between the marks of a document; UserError where it has none."""
-    before, start, rest = text.partition(_MARKS[0])
-    _, end, after = rest.partition(_MARKS[1])
+def insert(text: str, block: str, name: str = "") -> str:
+    """Replaces what stands between the marks of a document, `<!-- results NAME -->` and `<!-- /results -->`.
+
+    Args:
+      text: the document.
+      block: whole lines to put there.
+      name: of the mark; '' for the one without.
+
+    Raises:
+      UserError: the document has no such marks.
+    """
+    mark = start_mark(name)
+    before, start, rest = text.partition(f"{mark}\n")
+    _, end, after = rest.partition(_END)
     if not (start and end):
-        marks = " and ".join(mark.strip() for mark in _MARKS)
-        raise UserError(f"the document has no place for the table: expected the lines {marks}")
+        raise UserError(f"the document has no place for the table: expected the lines {mark} and {_END}")
     return before + start + block + end + after
+
+
+def start_mark(name: str = "") -> str:
+    """The line after which a table of this name stands in a document."""
+    return f"<!-- results {name} -->" if name else "<!-- results -->"
 
 
 def main(argv: Sequence[str]) -> None:

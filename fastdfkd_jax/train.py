@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, pool, report
+from fastdfkd_jax import augment, convert, parallel, pool, replay, report
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
@@ -27,6 +27,7 @@ from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
 from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.replay import Replay
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +79,20 @@ class Training:
         self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
         self.shards = pool.Shards(workdir / "pool")
         self.checkpoints = Checkpoints(workdir / "checkpoints")
+        self.pool = self._empty_pool()
         self._restore()
-        self.pool = self._fill_pool()
+        if self.pool is not None:
+            self._fill(self.pool)
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
         self.metrics = Metrics(workdir, config.calls, self.progress.call, self.progress.metrics_offset)
 
     def _restore(self) -> None:
-        restored = self.checkpoints.restore(self.state)
+        restored = self.checkpoints.restore(self._saved_state())
         if restored is not None:
             # A copy, because the compiled steps donate their state.
             self.state = parallel.copy(restored.state)
+            if "replay" in self.state and self.pool is not None:
+                self.pool = self.pool._replace(replay=Replay(*self.state.pop("replay")))
             self.progress = Progress(**restored.progress)
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.synthesizes:
@@ -95,19 +100,31 @@ class Training:
         if self.synthesizes and not self.once:
             self.shards.truncate(self.progress.shards)
 
-    def _fill_pool(self) -> pool.Pool | None:
+    def _saved_state(self) -> dict[str, Any]:
+        """All that a checkpoint holds; the pool's images lie in the shards."""
+        known = None if self.pool is None else self.pool.replay
+        return self.state if known is None else {**self.state, "replay": tuple(known)}
+
+    def _empty_pool(self) -> pool.Pool | None:
         if self.once:
             return None
+        initial = 0 if self.parts.initial is None else len(self.parts.initial.labels)
+        made = self.parts.method.images_per_call * self.config.calls if self.synthesizes else 0
+        replayed = not self.programs.replay.uniform
+        return pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed)
+
+    def _fill(self, empty: pool.Pool) -> None:
+        """Puts back what the run began with and has made; what is known of the images was restored or is set here."""
         parts = [] if self.parts.initial is None else [self.parts.initial]
-        capacity = sum(len(part.labels) for part in parts)
         if self.synthesizes:
-            capacity += self.parts.method.images_per_call * self.config.calls
             parts.extend(self.shards.read(self.progress.shards))
-        filled = pool.empty(capacity, self.parts.teacher.spec.input_shape)
         if not parts:
-            return filled
+            return
         rows = pool.concatenate(parts)
-        return pool.append(filled, jnp.asarray(rows.images), jnp.asarray(rows.labels))
+        images, labels = jnp.asarray(rows.images), jnp.asarray(rows.labels)
+        self.pool = pool.append(empty, images, labels)
+        if self.pool.replay is not None and self.checkpoints.latest is None:
+            self.pool = self.pool._replace(replay=replay.added(self.pool.replay, jnp.int32(0), labels))
 
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles."""
@@ -222,9 +239,11 @@ class Training:
 
     def _distill(self, source: pool.Pool | base.Batch | None) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
-        self.state["student"], info = self.programs.distill(
+        self.state["student"], known, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, source, self.distill_key
         )
+        if known is not None and self.pool is not None:
+            self.pool = self.pool._replace(replay=known)
         self.progress.distill_seconds += self.programs.distill.run_seconds
         self.progress.compile_seconds += self.programs.distill.compile_seconds
         self.progress.kd_steps += self.programs.steps
@@ -283,11 +302,12 @@ class Training:
         done = self.progress
         done.metrics_offset = self.metrics.offset
         number = done.call * (self.config.kd.steps_per_call + 1) + done.kd_steps
-        self.checkpoints.save(number, self.state, dataclasses.asdict(done))
+        self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done))
 
     def _finish(self) -> dict[str, Any]:
         done = self.progress
         save_student(self.workdir, self.parts.student, self.state["student"].variables)
+        worked = (done.synthesis_seconds, done.distill_seconds, done.compile_seconds, done.evaluate_seconds)
         return {
             "teacher": self.parts.teacher.spec.arch,
             "student": self.parts.student.spec.arch,
@@ -302,6 +322,7 @@ class Training:
             "distill_seconds": done.distill_seconds,
             "evaluate_seconds": done.evaluate_seconds,
             "compile_seconds": done.compile_seconds,
+            "total_seconds": sum(worked),
             "peak_memory_bytes": peak_memory_bytes(),
         }
 

@@ -7,12 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import losses, meta, models
-from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
 from fastdfkd_jax.models.generators import GENERATORS
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
+from fastdfkd_jax.registry import METHODS
 
 MODES = ("all", "synthesize", "distill")
 
@@ -47,7 +47,7 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",
-        "fastdfkd.latents_period", "fastdfkd.unroll", "generator.latent_dim", "generator.width",
+        "fastdfkd.latents_period", "fastdfkd.unroll", "generator.latent_dim", "generator.width", "fastdfkd.label_dim",
         "kd.steps_per_call", "kd.batch", "kd.steps_per_dispatch", "eval_every", "checkpoint_every", "images_every",
         "parallel.task_devices",
     ),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fastdfkd_jax import augment
 
@@ -51,3 +52,76 @@ def test_normalize_and_back():
     normal = augment.normalize(IMAGES, mean, std)
     np.testing.assert_allclose(normal[..., 1], (IMAGES[..., 1] - 0.5) / 0.3, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(augment.denormalize(normal, mean, std), IMAGES, atol=1e-6)
+
+
+def test_random_roll_moves_the_whole_batch_alike():
+    seen = set()
+    for seed in range(40):
+        rolled = np.asarray(augment.random_roll(jax.random.key(seed), IMAGES, 1))
+        shifts = [
+            (i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if np.array_equal(np.roll(IMAGES, (i, j), (1, 2)), rolled)
+        ]
+        assert len(shifts) == 1
+        seen.update(shifts)
+    # 40 draws out of 9: missing one of them has a probability below 0.1, two below 0.002.
+    assert len(seen) >= 7
+    assert augment.random_roll(jax.random.key(0), IMAGES, 0) is IMAGES
+
+
+def test_a_batch_is_mirrored_as_a_whole():
+    flipped = [np.asarray(augment.random_batch_flip(jax.random.key(seed), IMAGES)) for seed in range(20)]
+    mirrored = [np.array_equal(images, IMAGES[:, :, ::-1]) for images in flipped]
+    assert all(m or np.array_equal(images, IMAGES) for m, images in zip(mirrored, flipped, strict=True))
+    assert 0 < sum(mirrored) < 20
+
+
+def test_half_size_is_the_mean_of_two_by_two():
+    x = np.asarray(IMAGES)
+    expected = (x[:, ::2, :6:2] + x[:, 1::2, :6:2] + x[:, ::2, 1:7:2] + x[:, 1::2, 1:7:2]) / 4
+    np.testing.assert_allclose(augment.half_size(IMAGES), expected, rtol=1e-6)
+
+
+def test_a_resized_crop_is_torch_s_bilinear_of_the_same_window():
+    torch = pytest.importorskip("torch")
+    draws = augment.random_boxes(jax.random.key(4), IMAGES.shape, (0.05, 1.0), (0.5, 2.0))
+    found = np.asarray(augment.resized_crop(IMAGES, draws))
+    for i, (top, left, height, width) in enumerate(zip(*map(np.asarray, draws), strict=True)):
+        window = np.asarray(IMAGES)[i, top : top + height, left : left + width].transpose(2, 0, 1)
+        assert window.shape[1:] == (height, width)
+        expected = torch.nn.functional.interpolate(
+            torch.tensor(window[None]), size=(6, 7), mode="bilinear", align_corners=False
+        )
+        np.testing.assert_allclose(found[i].transpose(2, 0, 1), expected[0], atol=2e-6)
+
+
+def test_windows_have_the_areas_and_shapes_that_were_asked_for():
+    boxes = augment.random_boxes(jax.random.key(5), (2000, 100, 100, 3), (0.25, 1.0), (3 / 4, 4 / 3))
+    top, left, height, width = map(np.asarray, boxes)
+    assert np.all((top >= 0) & (left >= 0) & (top + height <= 100) & (left + width <= 100))
+    share, aspect = height * width / 1e4, width / height
+    # A side is rounded to a pixel of about fifty.
+    assert 0.24 < share.min() < 0.27
+    assert 0.73 < aspect.min() < 0.78
+    assert 1.29 < aspect.max() < 1.36
+    # Uniform in area but for large windows that do not fit: the mean would be 0.625 of all.
+    assert 0.56 < share.mean() < 0.62
+    assert np.all((top == 0) | (height < 100))
+    assert len(np.unique(top)) > 30
+
+
+def test_a_window_that_never_fits_is_the_whole_image():
+    boxes = augment.random_boxes(jax.random.key(6), (8, 10, 10, 1), (1.0, 1.0), (4.0, 4.0))
+    assert all(np.all(field == value) for field, value in zip(boxes, (0, 0, 10, 10), strict=True))
+    np.testing.assert_array_equal(augment.resized_crop(jnp.ones((8, 10, 10, 1)), boxes), 1)
+    key = jax.random.key(7)
+    whole = augment.random_resized_crop(key, IMAGES[:, :, :6], (1.0, 1.0), (1.0, 1.0))
+    np.testing.assert_array_equal(whole, IMAGES[:, :, :6])
+
+
+def test_the_gradient_of_a_resized_crop_is_its_transpose():
+    key = jax.random.key(8)
+    crop = lambda x: augment.random_resized_crop(key, x)  # noqa: E731
+    direction = jax.random.normal(jax.random.key(9), IMAGES.shape)
+    gradient = jax.grad(lambda x: (crop(x) * direction).sum())(IMAGES)
+    np.testing.assert_allclose((gradient * IMAGES).sum(), (crop(IMAGES) * direction).sum(), rtol=1e-4)
+    assert np.all(gradient.sum((1, 2, 3)) != 0)

@@ -10,7 +10,7 @@ import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import assemble, distill, main, pool
+from fastdfkd_jax import assemble, distill, main, pool, registry
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base
@@ -22,7 +22,8 @@ ROUND = 2  # student steps of a batch that lives once
 
 def install(monkeypatch, build):
     """Makes 'noise' another method."""
-    monkeypatch.setitem(assemble.METHODS, "noise", lambda config, setting: build(setting))
+    entry = registry.METHODS["noise"]._replace(build=lambda config, setting: build(setting))
+    monkeypatch.setitem(registry.METHODS, "noise", entry)
 
 
 def grey(setting, **fields):
@@ -121,6 +122,7 @@ def test_what_is_trained_beside_the_student_is_trained_and_resumed(tmp_path, mon
     parts = assemble.assemble(config)
     state = initial_state(jax.random.key(0), parts)
     restored = Checkpoints(tmp_path / "checkpoints").restore(state)
+    assert restored is not None
     # Eight steps of gradient 2 (x - 3) and rate 1/4 halve the distance eight times.
     assert restored.state["student"].extra == pytest.approx(3 - 3 * 0.5**8)
 

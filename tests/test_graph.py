@@ -956,3 +956,21 @@ def test_a_graph_keeps_how_its_images_are_normalised(tmp_path, capsys):
         assert (network.spec.mean, network.spec.std) == (statistics["mean"], statistics["std"])
     with pytest.raises(UserError, match=r"recorded with mean \[0\.1, 0\.2, 0\.3\], found \[0\.5"):
         convert.load_network(folder, mean=(0.5,) * 3)
+
+
+def test_a_graph_tells_the_means_of_single_images_and_its_first_batch_norms(tmp_path):
+    torch.manual_seed(0)
+    normed = [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)]
+    reference = recorded(Function(nn.Sequential(*normed)), tmp_path)
+    network, variables = load(tmp_path)
+    images = reference["images"].transpose(0, 2, 3, 1)
+    out = jax.jit(lambda v, x: network.apply(v, x, moments=True, image_means=True))(variables, images)
+    names = sorted(out.moments)
+    assert sorted(out.image_means) == names
+    for name in names:
+        means = out.image_means[name]["mean"]
+        assert means.shape == (3, *out.moments[name]["mean"].shape)
+        np.testing.assert_allclose(means.mean(0), out.moments[name]["mean"], rtol=1e-4, atol=1e-5)
+    assert jax.eval_shape(network.apply, variables, images).image_means == {}
+    first = [name for name, flag in zip(names, models.first_batch_norms(network), strict=True) if flag]
+    assert first == ["norm"]

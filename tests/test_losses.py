@@ -69,6 +69,19 @@ def test_jensen_shannon_is_symmetric_bounded_and_its_definition():
     np.testing.assert_allclose(losses.adversarial_jsd(TEACHER, STUDENT, 3.0), -expected.mean(), atol=CLOSE)
 
 
+def test_the_clamped_divergence_is_its_definition_and_stops_at_the_clamps():
+    p, q = softmax(TEACHER / 0.5), softmax(STUDENT / 0.5)
+    clamp = lambda x: np.clip(x, 0.01, 0.99)  # noqa: E731
+    m, p, q = clamp((p + q) / 2), clamp(p), clamp(q)
+    assert (p == 0.01).any()
+    expected = ((m * np.log(m / p)).sum(-1) + (m * np.log(m / q)).sum(-1)) / 2
+    found = losses.clamped_jensen_shannon(TEACHER, STUDENT, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=CLOSE)
+    # All probabilities are beyond the clamps, as is their mean: nothing moves.
+    sure = jnp.array([[90.0, 0.0]])
+    assert np.all(jax.grad(lambda x: losses.clamped_jensen_shannon(x, sure, 1.0).sum())(sure + 1) == 0)
+
+
 def statistics(seed):
     """Means and positive variances of two layers with 3 and 4 channels."""
     return {
@@ -81,6 +94,8 @@ def test_feature_loss_is_a_sum_of_norms_and_zero_at_the_statistics():
     got, stats = statistics(2), statistics(4)
     expected = sum(np.linalg.norm(got[n][s] - stats[n][s]) for n in got for s in ("mean", "var"))
     np.testing.assert_allclose(losses.feature(got, stats), expected, rtol=1e-6)
+    by_layer = [sum(np.linalg.norm(got[n][s] - stats[n][s]) for s in ("mean", "var")) for n in ("bn1", "bn2")]
+    np.testing.assert_allclose(losses.feature_by_layer(got, stats), by_layer, rtol=1e-6)
     expected = sum(
         np.linalg.norm(got[n]["mean"] - stats[n]["mean"])
         + np.linalg.norm(np.sqrt(got[n]["var"]) - np.sqrt(stats[n]["var"]))
@@ -130,4 +145,6 @@ def test_image_priors_are_their_definitions():
     )
     expected = sum(np.linalg.norm(d.ravel()) for d in differences)
     np.testing.assert_allclose(losses.total_variation(x), expected, rtol=1e-5)
+    expected = sum(np.abs(d).mean() for d in differences)
+    np.testing.assert_allclose(losses.total_variation_l1(x), expected, rtol=1e-6)
     np.testing.assert_allclose(losses.mean_l2(x), np.linalg.norm(x.reshape(2, -1), axis=1).mean(), rtol=1e-6)

@@ -33,6 +33,7 @@ PUBLISHED = {
     "resnet110": (1_727_962, 109, 3, 64),
     "resnet8x4": (1_210_410, 10, 3, 256),
     "resnet32x4": (7_410_730, 34, 3, 256),
+    "mobilenetv2_imagenet": (2_236_682, 52, 7, 1280),
     "vgg8": (3_918_858, 5, 5, 512),
     "vgg11": (9_231_114, 8, 5, 512),
     "vgg13": (9_416_010, 10, 5, 512),
@@ -94,6 +95,8 @@ def test_shapes(arch, size):
     sides = [block.shape[1] for block in out.blocks]
     if arch.startswith("vgg"):
         assert sides == ([32, 16, 8, 4, 4] if size == 32 else [64, 32, 16, 8, 4])
+    elif arch.startswith("mobilenet"):
+        assert sides == [size // step for step in (2, 4, 8, 16, 16, 32, 32)]
     else:
         stem = 4 if arch.endswith("_imagenet") else 1
         assert sides == [size // stem // 2**stage for stage in range(blocks)]
@@ -300,7 +303,7 @@ def test_generator_refuses_sizes_that_cannot_be_doubled_so_often(kind, factor, s
 
 
 def test_unknown_generator_is_refused():
-    with pytest.raises(UserError, match="linear, spatial, found 'deep'"):
+    with pytest.raises(UserError, match="linear, spatial, large, .*found 'deep'"):
         models.build_generator(kind="deep")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "fastdfkd_jax"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
-ALGORITHMS = {"methods", "meta", "losses", "moments", "augment", "distill", "models"}
+ALGORITHMS = {"methods", "meta", "losses", "moments", "augment", "distill", "models", "replay"}
 # What computing needs; anything else in an algorithm room would be input, output or a device. NumPy is for constants.
 PURE = {"__future__", "collections", "dataclasses", "fractions", "functools", "math", "re", "typing"}
 PURE |= {"jax", "flax", "numpy", "optax"}
@@ -22,7 +22,7 @@ ALLOWED = {
     "supervised": {"augment", "models", "data"},
     "data": {"data", "models"},
     "convert": {"convert", "models"},
-    "pool": {"files"},
+    "pool": {"files", "replay"},
     "checkpoint": {"files"},
     "metrics": {"files"},
     "report": {"files", "configuration"},
@@ -69,7 +69,7 @@ def test_algorithms_do_no_input_or_output(parts):
 
 def test_only_the_host_side_sees_a_config():
     seen = {parts[0] for parts in MODULES if any("ml_collections" in name for name in imports(parts))}
-    assert seen == {"main", "train", "assemble", "configuration", "plan", "programs", "validate"}
+    assert seen == {"main", "train", "assemble", "compare", "configuration", "plan", "programs", "registry", "validate"}
 
 
 @pytest.mark.parametrize("parts", [parts for parts in MODULES if parts[0] != "convert"], ids="/".join)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import distill, parallel
-from fastdfkd_jax.assemble import METHODS, Parts, objective_of, setting_of
+from fastdfkd_jax.assemble import Parts, objective_of, setting_of
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.registry import METHODS
 
 SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
 _WIDTH, _KEPT = 16, 0.9
@@ -24,16 +25,17 @@ def toy_network() -> Network:
         params = {"hidden": hidden, "bn": {"scale": jnp.ones(_WIDTH), "bias": jnp.zeros(_WIDTH)}, "readout": readout}
         return {"params": params, "batch_stats": {"bn": {"mean": mean, "var": jnp.ones(_WIDTH)}}}
 
-    def apply(variables, images, train=False, moments=False, key=None):
+    def apply(variables, images, train=False, moments=False, key=None, image_means=False):
         params, stats = variables["params"], variables["batch_stats"]
         hidden = images.reshape(len(images), -1) @ params["hidden"]
         seen = {"bn": {"mean": hidden.mean(0), "var": hidden.var(0)}}
+        means = {"bn": {"mean": hidden}} if image_means else {}
         used = seen["bn"] if train else stats["bn"]
         hidden = (hidden - used["mean"]) / jnp.sqrt(used["var"] + 1e-5) * params["bn"]["scale"] + params["bn"]["bias"]
         hidden = jax.nn.relu(hidden)
         if train:
             stats = jax.tree.map(lambda old, new: _KEPT * old + (1 - _KEPT) * new, stats, seen)
-        return Outputs(hidden @ params["readout"], hidden, (), seen if moments else {}, stats)
+        return Outputs(hidden @ params["readout"], hidden, (), seen if moments else {}, stats, means)
 
     return Network(SPEC, init, apply)
 
@@ -43,7 +45,7 @@ def toy_parts(config: Any) -> Parts:
     network = toy_network()
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
     options = {"dtype": jnp.float32, "conv_gradient": "native"}
-    method = METHODS[config.method.name](config, setting_of(config, network, network, options, split))
+    method = METHODS[config.method.name].build(config, setting_of(config, network, network, options, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(
         teacher=network,

@@ -75,14 +75,14 @@ class FastDFKDState(NamedTuple):
     """What is carried from call to call.
 
     Attributes:
-      latents: z-hat, f32[num_tasks, B, ...].
+      latents: z-hat, f32[num_tasks, B, ...], or a tree of such.
       generator: theta-hat.
       opt_state: of the outer optimizer.
       accumulators: Eq. 14.
       call: i32[], synthesis calls so far.
     """
 
-    latents: Array
+    latents: Tree
     generator: Tree
     opt_state: Tree
     accumulators: moments.Accumulators
@@ -135,7 +135,10 @@ def build(
         latents, key = lane
         generator, frozen = shared
         label_key, view_key = jax.random.split(key)
-        labels = jax.random.randint(label_key, (options.synthesis_batch,), 0, teacher.spec.num_classes)
+        if representation.labels is None:
+            labels = jax.random.randint(label_key, (options.synthesis_batch,), 0, teacher.spec.num_classes)
+        else:
+            labels = representation.labels(label_key, options.synthesis_batch)
         views = jax.random.split(view_key, options.num_adapt_steps + 1)
 
         def loss_fn(params: Tree, view: Array):
@@ -184,9 +187,10 @@ def build(
     return Method(init, synthesize, images_per_call=options.num_tasks * options.synthesis_batch)
 
 
-def _draw(key: Array, representation: Representation, options: FastDFKDOptions) -> Array:
+def _draw(key: Array, representation: Representation, options: FastDFKDOptions) -> Tree:
     keys = jax.random.split(key, options.num_tasks)
-    return jnp.stack([representation.draw(lane_key, options.synthesis_batch) for lane_key in keys])
+    lanes = [representation.draw(lane_key, options.synthesis_batch) for lane_key in keys]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *lanes)
 
 
 def _outer_params(latents: Array, generator: Tree, options: FastDFKDOptions) -> Tree:

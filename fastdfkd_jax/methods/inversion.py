@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import augment, losses
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Network, Outputs
 from fastdfkd_jax.moments import Accumulators
 
 Array = jax.Array
@@ -70,21 +70,27 @@ class Observed(NamedTuple):
       moments: the teacher's BatchNorm input moments, a tree of f32[C].
       predicted: i32[B], the teacher's predictions.
       agreement: f32[], share of the batch on which the student predicts the same.
+      described: what the loss was built to describe of the teacher's outputs; () for nothing.
     """
 
     terms: dict[str, Array]
     moments: Tree
     predicted: Array
     agreement: Array
+    described: Tree = ()
 
 
 def make_inversion_loss(
-    teacher: Network, student: Network, options: InversionOptions
+    teacher: Network,
+    student: Network,
+    options: InversionOptions,
+    describe: Callable[[Outputs], Tree] = lambda outputs: (),
 ) -> Callable[[Array, Array, Array, Frozen], tuple[Array, Observed]]:
     """Builds `loss(images, labels, key, frozen) -> (total, Observed)`.
 
     Images are f32[B, H, W, C] in [0, 1] before augmentation, labels i32[B]; the key draws the augmented view,
-    the same for teacher and student. One teacher pass serves all three terms.
+    the same for teacher and student. One teacher pass serves all three terms, and `describe`, whose result on the
+    teacher's outputs is among what is observed.
     """
 
     def feature_loss(moments: Tree, frozen: Frozen) -> Array:
@@ -117,6 +123,6 @@ def make_inversion_loss(
         )
         predicted = seen.logits.argmax(-1).astype(jnp.int32)
         agreement = (predicted == student_logits.argmax(-1)).mean()
-        return total, Observed(terms, seen.moments, predicted, agreement)
+        return total, Observed(terms, seen.moments, predicted, agreement, describe(seen))
 
     return loss

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import augment
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.models.generators import Generator
 
 Array = jax.Array
 Tree = Any
 
-REPRESENTATIONS = ("generator", "pixels")
+REPRESENTATIONS = ("generator", "pixels", "noisy_layer")
 
 
 class Representation(NamedTuple):
@@ -23,11 +24,12 @@ class Representation(NamedTuple):
 
     Attributes:
       init: `init(key) -> theta`, as the network is first drawn.
-      draw: `draw(key, batch) -> z`, f32[batch, ...].
+      draw: `draw(key, batch) -> z`, f32[batch, ...], or a tree.
       render: `render(theta, z) -> images`, f32[batch, H, W, C] in [0, 1].
       project: `project(z) -> z`, applied after each inner step.
       reset: `reset(key, theta) -> theta`, all of it drawn anew.
       reset_first_layer: `reset_first_layer(key, theta) -> theta`, the first layer drawn anew (METHOD T7).
+      labels: `labels(key, batch) -> i32[batch]`, the classes of the images where z decides them; else None.
     """
 
     init: Callable[[Array], Tree]
@@ -36,6 +38,7 @@ class Representation(NamedTuple):
     project: Callable[[Array], Array]
     reset: Callable[[Array, Tree], Tree]
     reset_first_layer: Callable[[Array, Tree], Tree]
+    labels: Callable[[Array, int], Array] | None = None
 
 
 def from_generator(generator: Generator) -> Representation:
@@ -73,9 +76,52 @@ def from_pixels(spec: NetworkSpec) -> Representation:
     )
 
 
+def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, batch: int) -> Representation:
+    """Latents by noisy layers of label embeddings, after NAYER (Tran et al., CVPR 2024), without its text encoder.
+
+    A noisy layer is a linear map that is drawn anew where latents would be: z holds as many as needed for a batch, each
+    of which makes one latent of every class. The embeddings are Gaussian and fixed, brought to mean 0 and variance 1
+    over the classes as NAYER's BatchNorm does; no class name is used, so that the method still knows the teacher only.
+
+    Args:
+      generator: of latent vectors.
+      num_classes: of the teacher.
+      label_dim: length of an embedding.
+      batch: latents that `render` is to make.
+
+    Raises:
+      UserError: the generator's latents are no vectors.
+    """
+    if len(generator.latent_shape) != 1:
+        raise UserError("config.fastdfkd.representation='noisy_layer' makes vectors: expected another generator.kind")
+    (latent_dim,) = generator.latent_shape
+    layers = -(-batch // num_classes)
+    bound = label_dim**-0.5  # PyTorch's default for a linear layer
+
+    def draw(key: Array, batch: int) -> dict[str, Array]:
+        kernel_key, bias_key = jax.random.split(key)
+        return {
+            "kernel": jax.random.uniform(kernel_key, (layers, label_dim, latent_dim), minval=-bound, maxval=bound),
+            "bias": jax.random.uniform(bias_key, (layers, latent_dim), minval=-bound, maxval=bound),
+        }
+
+    def render(theta: Tree, noisy: dict[str, Array]) -> Array:
+        embeddings = jax.random.normal(jax.random.key(0), (num_classes, label_dim))
+        embeddings = (embeddings - embeddings.mean(0)) / embeddings.std(0)
+        latents = jnp.einsum("ce,led->lcd", embeddings, noisy["kernel"]) + noisy["bias"][:, None]
+        return generator.apply(theta, latents.reshape(-1, latent_dim)[:batch])
+
+    return from_generator(generator)._replace(
+        draw=draw, render=render, labels=lambda key, batch: jnp.arange(batch) % num_classes
+    )
+
+
 def laid_out(representation: Representation, split: Callable[[Array], Array]) -> Representation:
     """The same, with latents and images passed through `split` (`parallel.batch_splitter`)."""
     return representation._replace(
-        draw=lambda key, batch: split(representation.draw(key, batch)),
+        # A tree's parts are not all of the batch; what is rendered of them is.
+        draw=lambda key, batch: jax.tree.map(
+            lambda x: split(x) if len(x) == batch else x, representation.draw(key, batch)
+        ),
         render=lambda theta, latents: split(representation.render(theta, latents)),
     )

@@ -14,6 +14,7 @@ from fastdfkd_jax.models.network import (
     in_chunks,
     rematerialised,
 )
+from fastdfkd_jax.models.order import first_batch_norms
 from fastdfkd_jax.models.registry import arch_names, build, is_known, usual_image_size
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "build_generator",
     "count_batch_norms",
     "count_parameters",
+    "first_batch_norms",
     "in_chunks",
     "is_known",
     "rematerialised",

@@ -14,12 +14,12 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
-    Dense,
     DoubledConv,
     at_least_float32,
     check_conv_gradient,
     flat_normal,
 )
+from fastdfkd_jax.models.vector_generator import ARCHITECTURES, VectorGenerator
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -32,11 +32,13 @@ class Generator(NamedTuple):
 
     Attributes:
       init: `init(key) -> params`, PyTorch's default initialisation.
-      apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C] in [0, 1].
+      apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C], in [0, 1] or as
+        `network_input` says.
       latent_shape: shape of one latent.
       reset: `reset(key, params) -> params`, everything drawn anew (METHOD 1.5).
       reset_first_layer: `reset_first_layer(key, params) -> params`, the first layer and the first
         BatchNorm drawn anew (METHOD T7).
+      network_input: whether images are as a network takes them, by a last BatchNorm, rather than in [0, 1].
     """
 
     init: Callable[[Array], Params]
@@ -44,45 +46,7 @@ class Generator(NamedTuple):
     latent_shape: tuple[int, ...]
     reset: Callable[[Array, Params], Params]
     reset_first_layer: Callable[[Array, Params], Params]
-
-
-class LinearGenerator(nn.Module):
-    """For CIFAR: a linear layer of a latent vector, then three convolutions with two doublings between (METHOD 1.1).
-
-    Attributes:
-      image_size: side of the images, a multiple of 4.
-      channels: channels of the images.
-      width: channels of the last hidden layer; the ones before have twice as many.
-    """
-
-    image_size: int
-    channels: int
-    width: int
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
-
-    doublings = 2
-    first_layer = ("l1.0", "conv_blocks.0")
-
-    @nn.compact
-    def __call__(self, latents: Array) -> Array:
-        """Maps f32[B, D] to images f32[B, image_size, image_size, channels] in [0, 1]."""
-        wide, base = 2 * self.width, self.image_size // 4
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
-
-        def norm(name: str) -> BatchNorm:
-            return BatchNorm(train=True, tracked=False, dtype=self.dtype, name=name)
-
-        x = Dense(wide * base * base, name="l1.0")(latents)
-        # Channel-first as in PyTorch, so that converting the kernel needs no rule of its own.
-        x = x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.dtype)
-        x = norm("conv_blocks.0")(x)
-        x = DoubledConv(wide, **forms, name="conv_blocks.2")(x)
-        x = nn.leaky_relu(norm("conv_blocks.3")(x), 0.2)
-        x = DoubledConv(self.width, **forms, name="conv_blocks.6")(x)
-        x = nn.leaky_relu(norm("conv_blocks.7")(x), 0.2)
-        x = Conv(self.channels, use_bias=True, **forms, name="conv_blocks.9")(x)
-        return nn.sigmoid(at_least_float32(x))
+    network_input: bool = False
 
 
 class SpatialGenerator(nn.Module):
@@ -121,8 +85,9 @@ class SpatialGenerator(nn.Module):
         return nn.sigmoid(at_least_float32(x))
 
 
-_KINDS = {"linear": LinearGenerator, "spatial": SpatialGenerator}
-GENERATORS = tuple(_KINDS)
+# Those whose images are in [0, 1], then all.
+GENERATORS = ("linear", "spatial", "large")
+ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in GENERATORS))
 
 
 def build_generator(
@@ -138,11 +103,11 @@ def build_generator(
     """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
 
     Args:
-      image_size: side of the images in pixels, a multiple of 4 ('linear') or 16 ('spatial').
+      image_size: side of the images in pixels, a multiple of 4, for 'dfq' of 8, for 'spatial' of 16.
       channels: channels of the images.
       latent_dim: length of a latent vector, or channels of a latent map.
       width: channels of the last hidden layer.
-      kind: 'linear' or 'spatial'; with 224 pixels the latter is the published one for ImageNet.
+      kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet.
       conv_gradient: 'canonical' or 'native' (`layers.Conv`).
       dtype: of the convolutions and activations; parameters and images stay float32.
 
@@ -150,16 +115,17 @@ def build_generator(
       UserError: the image size is not a positive multiple, or `kind` or `conv_gradient` is not known.
     """
     check_conv_gradient(conv_gradient)
-    if kind not in _KINDS:
-        raise UserError(f"generator: expected one of {', '.join(GENERATORS)}, found {kind!r}")
-    module = _KINDS[kind](image_size, channels, width, conv_gradient, dtype)
+    if kind not in ALL_GENERATORS:
+        raise UserError(f"generator: expected one of {', '.join(ALL_GENERATORS)}, found {kind!r}")
+    sizes = (image_size, channels, width, conv_gradient, dtype)
+    module = SpatialGenerator(*sizes) if kind == "spatial" else VectorGenerator(ARCHITECTURES[kind], *sizes)
     factor = 2**module.doublings
     if image_size < factor or image_size % factor:
         raise UserError(
             f"generator: image_size must be a positive multiple of {factor}, found {image_size}; choose another"
         )
     side = image_size // factor
-    latent_shape = (latent_dim,) if kind == "linear" else (side, side, latent_dim)
+    latent_shape = (side, side, latent_dim) if kind == "spatial" else (latent_dim,)
 
     def init(key: Array) -> Params:
         return module.init(key, jnp.zeros((1, *latent_shape)))["params"]
@@ -168,7 +134,8 @@ def build_generator(
         images: Any = module.apply({"params": params}, latents)
         return images
 
-    return Generator(init, apply, latent_shape, reset, partial(_reset_layers, module.first_layer))
+    first = partial(_reset_layers, module.first_layer)
+    return Generator(init, apply, latent_shape, reset, first, network_input=kind not in GENERATORS)
 
 
 def reset(key: Array, params: Params) -> Params:

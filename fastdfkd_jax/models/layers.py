@@ -151,7 +151,8 @@ class BatchNorm(nn.Module):
     The batch is normalised with its biased variance while the running variance is updated with the unbiased
     one, as PyTorch does (linen's own module uses the biased one for both), so that statistics converted in
     either direction mean the same. When the collection 'moments' is mutable, the input's mean and biased
-    variance, f32[C] each, are stored there under the names that 'batch_stats' uses.
+    variance, f32[C] each, are stored there under the names that 'batch_stats' uses; when 'image_means' is, the
+    mean of each image, f32[B, C], as 'mean'.
 
     Attributes:
       train: normalise with the batch's statistics and update the running ones.
@@ -177,6 +178,8 @@ class BatchNorm(nn.Module):
         if batch is not None and wants_moments:
             self.put_variable("moments", "mean", batch[0])
             self.put_variable("moments", "var", batch[1])
+        if self.is_mutable_collection("image_means") and not self.is_initializing():
+            self.put_variable("image_means", "mean", image_means(x))
         running = self._update_running(batch, x.size // x.shape[-1], channels) if self.tracked else None
         statistics = batch if self.train else running
         if statistics is None:
@@ -217,6 +220,11 @@ def input_moments(x: Array) -> tuple[Array, Array]:
     # all derivatives exact, while the first one's gradient no longer needs a sum over the batch.
     centre = lax.stop_gradient(mean)
     return mean, jnp.square(x - centre).mean(axes) - jnp.square(mean - centre)
+
+
+def image_means(x: Array) -> Array:
+    """Mean of each image by channel: [B, ..., C] to f32[B, C]."""
+    return at_least_float32(x).mean(tuple(range(1, x.ndim - 1)))
 
 
 def global_average_pool(x: Array) -> Array:

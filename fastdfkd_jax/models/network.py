@@ -58,6 +58,8 @@ class Outputs(NamedTuple):
       moments: tree like `batch_stats`: mean and biased variance, f32[C], of every BatchNorm's
         input over N, H and W; empty unless asked for.
       batch_stats: the running statistics after this pass; those that went in unless `train`.
+      image_means: of every BatchNorm by its name {'mean': f32[B, C]}, its input's mean over H and W of each image;
+        empty unless asked for.
     """
 
     logits: Array
@@ -65,6 +67,7 @@ class Outputs(NamedTuple):
     blocks: tuple[Array, ...]
     moments: Any
     batch_stats: Any
+    image_means: Any = {}  # noqa: RUF012 - never written to
 
 
 class OtherEntries(NamedTuple):
@@ -85,8 +88,8 @@ class Network(NamedTuple):
     Attributes:
       spec: classes, input, normalisation and task.
       init: `init(key) -> variables` with the collections 'params' and 'batch_stats'.
-      apply: `apply(variables, images, train=False, moments=False, key=None) -> Outputs`; images are normalised
-        f32[B, H, W, C]. In training a network that has dropout drops where it is given a `key`.
+      apply: `apply(variables, images, train=False, moments=False, key=None, image_means=False) -> Outputs`; images
+        are normalised f32[B, H, W, C]. In training a network that has dropout drops where it is given a `key`.
       others: what else a network of another code base has in its state dictionary; of ours None.
     """
 
@@ -109,12 +112,20 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
         # A network without BatchNorm has no such collection; callers may rely on the key.
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        del key  # nothing is dropped in ours
-        mutable = [*(["batch_stats"] if train else []), *(["moments"] if moments else [])]
-        (logits, features, blocks), new = make(train).apply(variables, images, mutable=mutable)
+    def apply(
+        variables: Variables,
+        images: Array,
+        train: bool = False,
+        moments: bool = False,
+        key=None,
+        image_means: bool = False,
+    ) -> Outputs:
+        asked = {"batch_stats": train, "moments": moments, "image_means": image_means}
+        mutable = [name for name, wanted in asked.items() if wanted]
+        rngs = None if key is None else {"dropout": key}
+        (logits, features, blocks), new = make(train).apply(variables, images, mutable=mutable, rngs=rngs)
         batch_stats = new.get("batch_stats", variables["batch_stats"])
-        return Outputs(logits, features, blocks, new.get("moments", {}), batch_stats)
+        return Outputs(logits, features, blocks, new.get("moments", {}), batch_stats, new.get("image_means", {}))
 
     return Network(spec, init, apply)
 
@@ -132,8 +143,15 @@ def rematerialised(network: Network, kind: str) -> Network:
         return network
     policy = jax.checkpoint_policies.save_only_these_names(_KEPT[kind])
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        plain = partial(network.apply, train=train, moments=moments, key=key)
+    def apply(
+        variables: Variables,
+        images: Array,
+        train: bool = False,
+        moments: bool = False,
+        key=None,
+        image_means: bool = False,
+    ) -> Outputs:
+        plain = partial(network.apply, train=train, moments=moments, key=key, image_means=image_means)
         return jax.checkpoint(plain, policy=policy)(variables, images)
 
     return network._replace(apply=apply)
@@ -142,12 +160,20 @@ def rematerialised(network: Network, kind: str) -> Network:
 def in_chunks(network: Network, most: int) -> Network:
     """The same network for predicting on a CPU, `most` images of a device at a time: activations stay in its cache.
 
-    Only evaluation without moments goes by chunks; what else is asked for needs the whole batch.
+    Only evaluation of outputs alone goes by chunks; what else is asked for needs the whole batch.
     """
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        if train or moments:
-            return network.apply(variables, images, train=train, moments=moments, key=key)
+    def apply(
+        variables: Variables,
+        images: Array,
+        train: bool = False,
+        moments: bool = False,
+        key=None,
+        image_means: bool = False,
+    ) -> Outputs:
+        if train or moments or image_means:
+            asked = {"train": train, "moments": moments, "image_means": image_means}
+            return network.apply(variables, images, **asked, key=key)
 
         def predict(images: Array) -> tuple[Array, Array, tuple[Array, ...]]:
             out = network.apply(variables, images)

@@ -18,7 +18,7 @@ from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import from_torch_axes
 from fastdfkd_jax.convert.record import references
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
-from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, input_moments
+from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, image_means, input_moments
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -68,8 +68,15 @@ def network(
     of_images = _descendants(graph, graph.images)
     features_of: str | None = head["args"][_LINEAR_INPUT[head["op"]]]["node"] if head else None
 
-    def apply(variables: Variables, images: Array, train: bool = False, moments: bool = False, key=None) -> Outputs:
-        run = _Pass(graph, variables, images, dtype, train, moments, key)
+    def apply(
+        variables: Variables,
+        images: Array,
+        train: bool = False,
+        moments: bool = False,
+        key=None,
+        image_means: bool = False,
+    ) -> Outputs:
+        run = _Pass(graph, variables, images, dtype, train, _Asked(moments, image_means), key)
         blocks: dict[tuple[int, ...], Laid] = {}
         for number, node in enumerate(graph.nodes):
             name, op = node["name"], node["op"]
@@ -92,9 +99,16 @@ def network(
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
         features = at_least_float32(logical(run.values[features_of])) if features_of else logits
         stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
-        return Outputs(logits, features, stages, run.moments, run.batch_stats)
+        return Outputs(logits, features, stages, run.moments, run.batch_stats, run.image_means)
 
     return Network(spec, init, apply)
+
+
+class _Asked(NamedTuple):
+    """What a pass also gives of every BatchNorm's input (`models.Outputs`)."""
+
+    moments: bool
+    image_means: bool
 
 
 class _Pass:
@@ -103,11 +117,11 @@ class _Pass:
     Attributes:
       values: what every node gave, every placeholder stands for.
       batch_stats: running statistics, as the BatchNorms so far leave them.
-      moments: of the inputs of the BatchNorms so far, if they are wanted.
+      moments, image_means: of the inputs of the BatchNorms so far, if they are asked for.
     """
 
-    def __init__(self, graph: Graph, variables: Variables, images: Array, dtype: Any, train: bool, moments: bool, key):
-        self._graph, self._train, self._wants_moments, self._key = graph, train, moments, key
+    def __init__(self, graph: Graph, variables: Variables, images: Array, dtype: Any, train: bool, asked: _Asked, key):
+        self._graph, self._train, self._asked, self._key = graph, train, asked, key
         self._leaves: Any = flatten_dict(dict(variables))
         self.values: dict[str, Any] = {graph.images: Laid(images.astype(dtype), CHANNELS_LAST)}
         self.values |= {name: plain(_constant(array, dtype)) for name, array in graph.constants.items()}
@@ -115,6 +129,7 @@ class _Pass:
             self.values[name] = _lying(path, _in_precision(path, self._leaves, dtype))
         self.batch_stats = dict(variables["batch_stats"])
         self.moments: dict[str, Any] = {}
+        self.image_means: dict[str, Any] = {}
 
     def resolved(self, argument: Any) -> Any:
         """An argument as a value."""
@@ -132,9 +147,12 @@ class _Pass:
         scale, bias = (self._parameter(arguments[name]) for name in ("weight", "bias"))
         running = self.batch_stats[module]
         x = self.resolved(arguments["input"])
-        y, batch, running = _batch_norm(x, scale, bias, running, arguments, self._train, self._wants_moments)
-        if self._wants_moments:
+        y, batch, running = _batch_norm(x, scale, bias, running, arguments, self._train, self._asked.moments)
+        if self._asked.moments:
             self.moments[module] = batch
+        if self._asked.image_means:
+            by_image = arranged(x, (0, *(axis for axis in x.order if axis > 1), 1))
+            self.image_means[module] = {"mean": image_means(by_image)}
         if self._train:
             self.batch_stats[module] = running
         return y

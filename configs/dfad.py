@@ -1,0 +1,26 @@
+"""DFAD (Fang et al., 2019) as officially released: 500 epochs of 50 generator steps, five student steps for each.
+
+Not in Table 1; 0.364 mIoU on NYUv2 in Table 3, by a version with dfad.generator_loss='log_l1'.
+
+    python -m fastdfkd_jax.main --config configs/dfad.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+
+The scripts of CMI and Fast-Datafree have other values: dfad.generator='large', dfad.b1=0.5, dfad.milestones=();
+and calls=200, kd.steps_per_call=400, kd.milestones=(), kd.weight_decay=1e-4.
+"""
+
+from configs import cifar
+
+
+def published(config):
+    """METHOD section 6: Adam 1e-3, SGD 0.1 with weight decay 5e-4, both times 0.1 after 100 and 200 epochs."""
+    config.method.name = "dfad"
+    config.calls, config.warmup_calls = 500, 0
+    config.synthesis_batch = config.kd.batch = 256
+    config.kd.steps_per_call = 250
+    config.kd.lr, config.kd.milestones, config.kd.weight_decay = 0.1, (100, 200), 5e-4
+
+
+def get_config(variant=None):
+    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    return cifar.make_method(published, variant)

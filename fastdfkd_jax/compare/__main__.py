@@ -1,0 +1,115 @@
+"""`python -m fastdfkd_jax.compare --config configs/compare/TABLE.py[:variant] --workdir DIR`: runs, tables, figures.
+
+The plan comes first; then every run in a process of its own; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import configuration, main
+from fastdfkd_jax.compare import estimates, folders, outputs, processes
+from fastdfkd_jax.compare.comparison import Comparison, read, require_given
+from fastdfkd_jax.compare.estimates import Entry
+from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
+from fastdfkd_jax.errors import EXIT_STATUS
+
+log = logging.getLogger("fastdfkd_jax.compare")  # not __name__, which is __main__
+
+DEFAULT_CONFIG = "configs/compare/all.py"
+
+
+def command(argv: Sequence[str]) -> int:
+    """Runs what is missing, writes the tables; 1 where a run has crashed, 2 where a user can mend what failed."""
+    config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
+    comparison = read(config)
+    if config.tables_only:
+        _finish(config, workdir, comparison, {})
+        return 0
+    cores = processes.shares(config.jobs)
+    lock = main.open_workdir(workdir)
+    try:
+        with processes.stoppable() as stop:
+            return _compare(config, workdir, comparison, cores, stop)
+    finally:
+        lock.close()
+
+
+def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: list[Cores], stop: Stop) -> int:
+    chosen = [comparison.runs[name] for name in comparison.chosen]
+    left = [run for run in chosen if any(folders.state(workdir, run, s) != folders.FINISHED for s in run.seeds)]
+    require_given(left)
+    for run in chosen:
+        folders.require_same_teacher(workdir, run)
+    plan = estimates.make(workdir, comparison, cores, config.estimate, stop)
+    if not stop.requested:
+        print(estimates.describe(plan, cores), flush=True)
+    if config.dry_run or stop.requested:
+        return 0
+    failures = _run(workdir, comparison, [entry for entry in plan if entry.state != folders.FINISHED], cores, stop)
+    reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
+    _finish(config, workdir, comparison, reasons)
+    if stop.requested:
+        log.info("stopped, everything saved; the same command goes on")
+    for found in reasons.values():
+        for reason in found:
+            log.error("failed: %s", reason)
+    kinds = {kind for found in failures.values() for kind, _ in found}
+    return EXIT_STATUS if kinds == {processes.REFUSED} else int(bool(kinds))
+
+
+def _run(
+    workdir: Path, comparison: Comparison, left: list[Entry], cores: list[Cores], stop: Stop
+) -> dict[str, list[tuple[str, str]]]:
+    """Runs what is left, and rewrites the tables after each; kinds and reasons of failures by name."""
+    failures: dict[str, list[tuple[str, str]]] = {}
+    tasks = [_task(workdir, entry) for entry in left]
+    run_names = {task: entry.run.name for task, entry in zip((t.name for t in tasks), left, strict=True)}
+    done = 0
+
+    def start(task: Task) -> None:
+        log.info("%s: started, %s", task.name, task.log)
+
+    def end(task: Task, outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        name = run_names[task.name]
+        if outcome.kind == processes.FINISHED:
+            accuracy = outcome.answer.get("student_accuracy_last")
+            text = "" if accuracy is None else f", student {accuracy:.2f} %"
+            log.info("%s: finished in %.2f hours%s; %d of %d", task.name, outcome.seconds / 3600, text, done, len(left))
+        elif outcome.kind == processes.STOPPED:
+            log.info("%s: stopped and saved", task.name)
+        else:
+            failures.setdefault(name, []).append((outcome.kind, f"{task.name}: {outcome.reason}"))
+            log.error("%s: failed (%s), see %s", task.name, outcome.reason, task.log)
+        if outcome.kind != processes.STOPPED:
+            reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
+            outputs.write(workdir, comparison, comparison.tables_of(name), reasons)
+
+    processes.run_all(tasks, cores, stop, start, end)
+    return failures
+
+
+def _task(workdir: Path, entry: Entry) -> Task:
+    place = folders.folder(workdir, entry.run.name, entry.seed)
+    log_file = workdir / "logs" / f"{entry.run.name}-seed{entry.seed}.log"
+    return Task(entry.name, "run", entry.run.seeded(entry.seed).to_dict(), place, log_file)
+
+
+def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures: dict[str, list[str]]) -> None:
+    written = outputs.write(workdir, comparison, comparison.tables, failures)
+    for text in written.values():
+        print(text)
+    if config.record:
+        outputs.record(workdir, comparison, Path(config.record).expanduser(), config.timed)
+    if config.into:
+        outputs.insert(Path(config.into).expanduser(), written)
+
+
+if __name__ == "__main__":
+    configuration.run_command(command)

@@ -1,0 +1,58 @@
+"""`python -m fastdfkd_jax.compare.child`: one run, or its measurement, as a process.
+
+The request comes by standard input. The answer is the last line of standard output, JSON; there is none where the run was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # of Linux
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    request = pickle.load(sys.stdin.buffer)
+    _end_with(request["parent"])
+    if request["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, request["cores"])
+    # Only now, as libraries count the cores when they are imported.
+    from ml_collections import ConfigDict
+
+    from fastdfkd_jax import assemble, plan
+    from fastdfkd_jax.main import run, set_up_jax
+
+    config = ConfigDict(request["config"]).lock()
+    set_up_jax(config)
+    if request["action"] == "measure":
+        costs = plan.measure(config, assemble.assemble(config))
+        answer = {
+            "run_seconds": sum(cost.total_seconds for cost in costs),
+            "compile_seconds": sum(cost.compile_seconds for cost in costs),
+        }
+    else:
+        answer = run(config, Path(request["workdir"]))
+    if answer:
+        print(json.dumps(answer))
+
+
+def _end_with(parent: int) -> None:
+    """A parent that is killed takes this process with it, which saves what it has done."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    from fastdfkd_jax.configuration import run_command
+
+    run_command(main)

@@ -1,0 +1,126 @@
+"""What is still to be done and how long it will take: each configuration is measured once, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastdfkd_jax import main, report
+from fastdfkd_jax.compare import folders, processes
+from fastdfkd_jax.compare.comparison import Comparison, Run
+from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """One run of the plan.
+
+    Attributes:
+      run, seed: which.
+      state: of `folders`.
+      seconds: that a run from its start would take; None where that is not known.
+    """
+
+    run: Run
+    seed: int
+    state: str
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.run.name} seed {self.seed}"
+
+
+def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured: bool, stop: Stop) -> list[Entry]:
+    """The chosen runs in order, with their times.
+
+    Args:
+      workdir: of the comparison; measurements are kept in its plan.json.
+      comparison: runs and tables.
+      cores: of each process that will run at once.
+      measured: whether to measure what is not known yet.
+      stop: no more is measured once it is requested.
+
+    Raises:
+      UserError: a folder holds a run of another configuration.
+    """
+    chosen = [comparison.runs[name] for name in comparison.chosen]
+    entries = [Entry(run, seed, folders.state(workdir, run, seed), None) for run in chosen for seed in run.seeds]
+    waiting = {entry.run.name: entry.run for entry in entries if entry.state != folders.FINISHED}
+    keys = {name: _digest(run, len(cores[0])) for name, run in waiting.items()}
+    path = workdir / "plan.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if measured:
+        _measure(workdir, {keys[name]: run for name, run in waiting.items() if keys[name] not in known}, known, cores,
+                 stop)  # fmt: skip
+
+    def seconds(entry: Entry) -> float | None:
+        found = known.get(keys.get(entry.run.name, ""))
+        return found["run_seconds"] + found["compile_seconds"] if found else None
+
+    return [entry._replace(seconds=seconds(entry)) for entry in entries]
+
+
+def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], cores: Sequence[Cores], stop: Stop) -> None:
+    """Adds what is not known; a run that cannot be measured stays unknown, and says why when it is run."""
+    of_task = {run.name: key for key, run in unknown.items()}
+
+    def start(task: Task) -> None:
+        log.info("measuring %s", task.name)
+
+    def end(task: Task, outcome: Outcome) -> None:
+        if outcome.kind == processes.FINISHED:
+            known[of_task[task.name]] = {"run": task.name, **outcome.answer}
+            report.write_json(workdir / "plan.json", known)
+        elif outcome.reason:
+            log.warning("%s could not be measured: %s", task.name, outcome.reason)
+
+    tasks = [
+        Task(run.name, "measure", run.config.to_dict(), workdir, workdir / "logs" / f"{run.name}.plan.log")
+        for run in unknown.values()
+    ]
+    processes.run_all(tasks, cores, stop, start, end)
+
+
+def _digest(run: Run, cores: int) -> str:
+    identity = {key: value for key, value in main.identity_of(run.config).items() if key != "seed"}
+    content = json.dumps([identity, run.teacher_digest(), cores], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def describe(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
+    """A table of the runs, and a line with their sums."""
+    width = max([len("run"), *(len(entry.run.name) for entry in entries)])
+    lines = [f"{'run':{width}}  seed  {'state':9}  hours"]
+    for entry in entries:
+        known = entry.state != folders.FINISHED and entry.seconds is not None
+        hours = f"{(entry.seconds or 0) / 3600:5.2f}" if known else f"{'-':>5}"
+        lines.append(f"{entry.run.name:{width}}  {entry.seed:4d}  {entry.state:9}  {hours}")
+    return "\n".join([*lines, _sum(entries, cores)])
+
+
+def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
+    counts = [f"{sum(entry.state == state for entry in entries)} {state}"
+              for state in (folders.FINISHED, folders.BEGUN, folders.TO_DO)]  # fmt: skip
+    left = [entry.seconds for entry in entries if entry.state != folders.FINISHED]
+    text = f"{len(entries)} runs: {', '.join(counts)}"
+    if not left:
+        return text
+    ends = [0.0] * len(cores)
+    for seconds in left:  # each goes to the process that is free first
+        i = ends.index(min(ends))
+        ends[i] += seconds or 0.0
+    cpu_hours = sum(seconds or 0.0 for seconds in left) * len(cores[0]) / 3600
+    unknown = sum(seconds is None for seconds in left)
+    without = f", without {unknown} that are not measured" if unknown else ""
+    return (
+        f"{text}; about {max(ends) / 3600:.2f} hours with {len(cores)} at once, {cpu_hours:.2f} CPU hours on "
+        f"{len(cores) * len(cores[0])} cores{without}\n"
+        "(each synthesis and KD program measured once; without evaluation and reading data)"
+    )

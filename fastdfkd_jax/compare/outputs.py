@@ -1,0 +1,87 @@
+"""What a comparison leaves: tables and figures of a folder of runs, records of them, and tables in a document."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastdfkd_jax import report
+from fastdfkd_jax.compare import figure, folders, results, tables
+from fastdfkd_jax.compare.comparison import Comparison, Table
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import make_folder, write_atomically
+
+log = logging.getLogger(__name__)
+Failures = Mapping[str, Sequence[str]]
+
+
+def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failures: Failures) -> dict[str, str]:
+    """Writes NAME.md, .csv and .tex, NAME-figure1.png and .svg of each table; returns the Markdown by name.
+
+    Args:
+      workdir: with the folder `runs`; the files are written beside it.
+      comparison: which says what the runs must be.
+      chosen: tables to write.
+      failures: why runs have failed, by name.
+    """
+    make_folder(workdir)
+    summaries = folders.summaries(workdir, comparison)
+    wanted = {run.name: len(run.seeds) for run in comparison.runs.values()}
+    written = {}
+    for table in chosen:
+        sections = results.sections(table, summaries, wanted, failures)
+        written[table.name] = tables.markdown(table, sections)
+        _write_text(workdir / f"{table.name}.md", written[table.name])
+        _write_text(workdir / f"{table.name}.csv", tables.as_csv(table, sections))
+        _write_text(workdir / f"{table.name}.tex", tables.latex(table, sections))
+        try:
+            figure.write(workdir / f"{table.name}-figure1", sections)
+        except UserError as error:
+            _warn_once(str(error))
+    return written
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def record(workdir: Path, comparison: Comparison, records: Path, timed: bool) -> None:
+    """Copies what is worth keeping of each finished run, and makes the tables and figures of the records alone.
+
+    Args:
+      workdir: of the runs.
+      comparison: all its runs, chosen or not, are copied.
+      records: folder of the same layout, which a workdir may be.
+      timed: whether the machine did nothing else; otherwise seconds are left out.
+    """
+    for run in comparison.runs.values():
+        for path in sorted((workdir / "runs" / run.name).glob("seed*/summary.json")):
+            place = records / "runs" / run.name / path.parent.name
+            report.add(path.parent, place, timed=timed, picture=False)
+    write(records, comparison, comparison.tables, {})
+
+
+def insert(document: Path, written: Mapping[str, str]) -> None:
+    """Puts each table where the document has the line `<!-- results compare/NAME -->`.
+
+    Raises:
+      UserError: it cannot be read, or has a place for none of them.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read ({error.strerror}): give a Markdown file") from error
+    marked = [name for name in written if report.start_mark(f"compare/{name}") in text]
+    if not marked:
+        expected = " or ".join(report.start_mark(f"compare/{name}") for name in written)
+        raise UserError(f"{document} has no place for the tables: expected the line {expected}")
+    for name in marked:
+        text = report.insert(text, written[name], f"compare/{name}")
+    _write_text(document, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

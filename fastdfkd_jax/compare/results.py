@@ -1,0 +1,131 @@
+"""From summaries to the figures of a table's rows: means, deviations, speed-ups; no rounding, no text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastdfkd_jax.compare.comparison import Row, Table
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with what was measured; None is what was not.
+
+    Attributes:
+      row: what it shows.
+      seeds: finished runs.
+      wanted: runs that were asked for.
+      failures: one line for each run that failed.
+      knows: what the method is given of the world.
+      accuracy: top-1 of the student after the last call, percent, mean over seeds.
+      deviation: its standard deviation over seeds (n - 1), where there are several.
+      best_on_test: the mean of the best readings on the test set, percent.
+      teacher_accuracy: percent.
+      images: synthesised.
+      synthesis_seconds, total_seconds: means over seeds.
+      peak_bytes: the largest over seeds.
+      synthesises: False where the method makes no images; None where no run tells.
+      speed_up: synthesis seconds of the reference over those of this row.
+      is_computed: whether the synthesis seconds are another run's times a factor.
+    """
+
+    row: Row
+    seeds: int = 0
+    wanted: int = 0
+    failures: tuple[str, ...] = ()
+    knows: str | None = None
+    accuracy: float | None = None
+    deviation: float | None = None
+    best_on_test: float | None = None
+    teacher_accuracy: float | None = None
+    images: float | None = None
+    synthesis_seconds: float | None = None
+    total_seconds: float | None = None
+    peak_bytes: float | None = None
+    synthesises: bool | None = None
+    speed_up: float | None = None
+    is_computed: bool = False
+
+
+def sections(
+    table: Table,
+    summaries: Mapping[str, Sequence[Summary]],
+    wanted: Mapping[str, int],
+    failures: Mapping[str, Sequence[str]],
+) -> dict[str, list[Line]]:
+    """The lines of each section, in order.
+
+    Args:
+      table: rows.
+      summaries: of the finished runs, by name.
+      wanted: how many runs there should be, by name.
+      failures: why others have failed, by name.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in table.rows:
+        found.setdefault(row.section, []).append(row)
+    lines = {}
+    for section, rows in found.items():
+        all_of = [summary for row in rows for summary in summaries.get(row.run, ())]
+        made = [_line(row, summaries, wanted, failures, all_of) for row in rows]
+        lines[section] = _with_speed_ups(made)
+    return lines
+
+
+def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> Line:
+    of_run = summaries.get(row.run, ())
+    line = Line(row, len(of_run), wanted.get(row.run, 0), tuple(failures.get(row.run, ())), row.knows or None)
+    if row.shows == "teacher":
+        return replace(line, accuracy=_mean(all_of, "teacher_accuracy"), synthesises=False)
+    if not of_run:
+        return line
+    images = _mean(of_run, "images")
+    line = replace(
+        line,
+        knows=of_run[0].get("knows") or line.knows,
+        teacher_accuracy=_mean(of_run, "teacher_accuracy"),
+        images=images,
+        synthesises=images != 0,
+        synthesis_seconds=_mean(of_run, "synthesis_seconds"),
+    )
+    if row.times:
+        seconds = line.synthesis_seconds
+        computed = None if seconds is None else row.times * seconds
+        return replace(
+            line, seeds=0, wanted=0, failures=(), synthesis_seconds=computed, is_computed=computed is not None
+        )
+    accuracies = _values(of_run, "student_accuracy_last")
+    return replace(
+        line,
+        accuracy=_mean(of_run, "student_accuracy_last"),
+        deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        best_on_test=_mean(of_run, "student_accuracy_best_on_test"),
+        total_seconds=_mean(of_run, "total_seconds"),
+        peak_bytes=max(_values(of_run, "peak_memory_bytes"), default=None),
+    )
+
+
+def _with_speed_ups(lines: list[Line]) -> list[Line]:
+    reference = next((line.synthesis_seconds for line in lines if line.row.is_reference), None)
+    if not reference:
+        return lines
+    return [
+        replace(line, speed_up=reference / line.synthesis_seconds)
+        if line.synthesis_seconds and line.synthesises and not line.row.is_control
+        else line
+        for line in lines
+    ]
+
+
+def _values(summaries: Sequence[Summary], key: str) -> list[float]:
+    return [summary[key] for summary in summaries if summary.get(key) is not None]
+
+
+def _mean(summaries: Sequence[Summary], key: str) -> float | None:
+    values = _values(summaries, key)
+    return statistics.fmean(values) if values else None

@@ -1,0 +1,52 @@
+"""DFAD (Fang et al., 2019): generator and student play on the L1 distance of the logits (METHOD 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax.distill import Objective
+from fastdfkd_jax.methods import generative
+from fastdfkd_jax.methods.base import Method, Setting
+
+Array = jax.Array
+
+GENERATOR_LOSSES = ("l1", "log_l1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(generative.GeneratorOptions):
+    """Static choices.
+
+    Attributes:
+      generator_loss: minus the distance ('l1'), or minus the logarithm of 1 and it ('log_l1'), as for segmentation.
+    """
+
+    generator_loss: str = "l1"
+
+    section: ClassVar[str] = "dfad"
+
+    def __post_init__(self):
+        super().__post_init__()
+        expected = f"one of {', '.join(GENERATOR_LOSSES)}"
+        self.require("generator_loss", self.generator_loss in GENERATOR_LOSSES, expected)
+
+
+def build(options: Options, setting: Setting) -> Method:
+    """Binds options and networks; the student minimises the distance."""
+
+    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+        gap = distance(seen.teacher.logits, seen.student.logits).mean()
+        term = -gap if options.generator_loss == "l1" else -jnp.log1p(gap)
+        return term, {"adversarial": term}
+
+    objective = Objective(lambda extra, student, teacher, labels: distance(teacher.logits, student.logits))
+    return generative.build(options, setting, loss, objective)
+
+
+def distance(teacher_logits: Array, student_logits: Array) -> Array:
+    """Mean absolute difference of each image's logits, f32[B], of f32[B, ..., C]."""
+    return jnp.abs(teacher_logits - student_logits).mean(tuple(range(1, teacher_logits.ndim)))

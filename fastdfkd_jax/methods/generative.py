@@ -1,0 +1,213 @@
+"""What the generative methods share: one generator for the whole run, trained against the student step by step.
+
+A round is one step of the generator and the student's steps on images of it, which are dropped after that. The networks
+take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student, in
+evaluation mode; in one released code it is the teacher itself, and they vanish (METHOD T8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fastdfkd_jax import augment, losses
+from fastdfkd_jax.distill import Objective
+from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, require
+from fastdfkd_jax.models import Outputs
+from fastdfkd_jax.models.generators import Generator, build_generator
+from fastdfkd_jax.models.vector_generator import ARCHITECTURES
+
+Array = jax.Array
+Tree = Any
+
+STUDENT_IMAGES = ("step", "repeated", "fresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions:
+    """Static choices that every generative method has; the values are those of its section in configs/default.py.
+
+    Attributes:
+      generator: architecture, a key of `ARCHITECTURES`.
+      latent_dim: length of a latent vector.
+      width: channels of the generator's last hidden layer.
+      lr: Adam's rate for the generator.
+      b1: Adam's first decay; the second is 0.999.
+      cosine: whether the rate falls to 0 as a cosine over the rounds of the whole run, those of the warm-up included.
+      milestones: calls, counted from the first, after which the rate is multiplied by 0.1.
+      clip_norm: largest norm of the generator's gradient; 0 for any.
+      student_steps: of a round.
+      student_images: what they are taken on: the very images of the generator's 'step', rendered before it; its
+        latents rendered once more after it ('repeated'); or a 'fresh' batch each.
+      ema_decay: of an average of the generator's weights, which then makes half of the images that the student meets
+        (Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none.
+    """
+
+    generator: str
+    latent_dim: int
+    width: int
+    lr: float
+    b1: float
+    cosine: bool
+    milestones: tuple[int, ...]
+    clip_norm: float
+    student_steps: int
+    student_images: str
+    ema_decay: float
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self):
+        self.require("generator", self.generator in ARCHITECTURES, f"one of {', '.join(ARCHITECTURES)}")
+        for name in ("latent_dim", "width", "student_steps"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("lr", self.lr > 0, "more than 0")
+        self.require("b1", 0 <= self.b1 < 1, "in [0, 1)")
+        self.require("milestones", min(self.milestones, default=1) >= 1, "numbers of calls, at least 1")
+        self.require("clip_norm", self.clip_norm >= 0, "at least 0")
+        self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
+        self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+
+    def require(self, name: str, condition: bool, expected: str) -> None:
+        """UserError where the option of this name cannot work."""
+        require(condition, f"{self.section}.{name}", expected, getattr(self, name))
+
+
+class State(NamedTuple):
+    """What is carried from round to round.
+
+    Attributes:
+      generator: its parameters.
+      opt_state: of its optimizer.
+      averaged: the average of its parameters; () where there is none.
+      round: i32[], rounds so far.
+    """
+
+    generator: Tree
+    opt_state: Tree
+    averaged: Tree
+    round: Array
+
+
+class Seen(NamedTuple):
+    """What a generator's loss is computed of.
+
+    Attributes:
+      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments.
+      statistics: the teacher's running statistics.
+      warm: bool[], whether this is the warm-up, in which the student does not learn.
+    """
+
+    teacher: Outputs
+    student: Outputs
+    statistics: Tree
+    warm: Array
+
+
+# `loss(seen) -> (total, terms)`: what the generator minimises, and the unweighted terms of it, f32[] each.
+Loss = Callable[[Seen], tuple[Array, dict[str, Array]]]
+
+
+def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Objective | None = None) -> Method:
+    """A generative method.
+
+    Args:
+      options: static choices.
+      setting: of the run.
+      loss: the generator's.
+      objective: the student's, or None for vanilla KD.
+    """
+    spec = setting.teacher.spec
+    sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
+    generator = build_generator(*sizes, kind=options.generator, **setting.forms)
+    rounds_per_call = max(1, setting.steps_per_call // options.student_steps)
+    optimizer = _optimizer(options, setting.calls, rounds_per_call)
+    render = as_network_input(generator, setting)
+
+    def init(key: Array, teacher_vars: Tree) -> State:
+        params = generator.init(key)
+        averaged = params if options.ema_decay else ()
+        return State(params, optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
+
+    def draw(key: Array) -> Array:
+        return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
+
+    def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
+        """One round; the names are those of `Method.synthesize`."""
+        step_key, sample_key = jax.random.split(key)
+        latents = draw(step_key)
+
+        def generator_loss(params: Tree):
+            images = setting.split(render(params, latents))
+            taught = setting.teacher.apply(teacher_vars, images, moments=True)
+            learned = setting.student.apply(student_vars, images)
+            warm = state.round < setting.warmup_calls * rounds_per_call
+            total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
+            return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
+
+        gradient, (images, terms, info) = jax.grad(generator_loss, has_aux=True)(state.generator)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.generator)
+        params: Tree = optax.apply_updates(state.generator, updates)
+        averaged = state.averaged
+        if options.ema_decay:
+            averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
+        state = State(params, opt_state, averaged, state.round + 1)
+
+        if options.student_images == "fresh":
+            keys = jax.random.split(sample_key, options.student_steps)
+            images = jax.lax.map(lambda batch_key: student_batch(state, draw(batch_key)), keys)
+        else:
+            images = student_batch(state, latents, images if options.student_images == "step" else None)[None]
+        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
+        return state, Batch(images, labels), info | {f"loss/{name}": value for name, value in terms.items()}
+
+    def student_batch(state: State, latents: Array, images: Array | None = None) -> Array:
+        """Images for the student, those given or new ones; half are of the averaged generator where there is one."""
+        remembered = setting.batch // 2 if options.ema_decay else 0
+        images = render(state.generator, latents[remembered:]) if images is None else images[remembered:]
+        if remembered:
+            images = jnp.concatenate([render(state.averaged, latents[:remembered]), images])
+        return setting.split(images)
+
+    batches = options.student_steps if options.student_images == "fresh" else 1
+    return Method(
+        init,
+        synthesize,
+        images_per_call=batches * setting.batch,
+        steps_per_round=options.student_steps,
+        lifetime=ONCE,
+        network_input=True,
+        objective=objective,
+    )
+
+
+def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, Array], Array]:
+    """`render(params, latents) -> images` as the networks take them, whatever the generator's head is."""
+    if generator.network_input:
+        return generator.apply
+    spec = setting.teacher.spec
+    return lambda params, latents: augment.normalize(generator.apply(params, latents), spec.mean, spec.std)
+
+
+def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+    """The signals 'agreement', 'moment_gap' and 'predicted' of a batch, the teacher's outputs being with moments."""
+    predicted = taught.logits.argmax(-1)
+    return {
+        "agreement": (predicted == learned.logits.argmax(-1)).mean(),
+        "moment_gap": losses.feature(taught.moments, teacher_vars["batch_stats"]),
+        "predicted": jnp.bincount(predicted.reshape(-1), length=num_classes),
+    }
+
+
+def _optimizer(options: GeneratorOptions, calls: int, rounds_per_call: int) -> optax.GradientTransformation:
+    factor = (
+        optax.cosine_decay_schedule(1.0, calls * rounds_per_call) if options.cosine else optax.constant_schedule(1.0)
+    )
+    steps = optax.piecewise_constant_schedule(options.lr, {call * rounds_per_call: 0.1 for call in options.milestones})
+    adam = optax.adam(lambda count: factor(count) * steps(count), options.b1, 0.999)
+    return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam

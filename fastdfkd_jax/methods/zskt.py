@@ -1,0 +1,99 @@
+"""ZSKT (Micaelli and Storkey, NeurIPS 2019): images on which the student is far from the teacher (METHOD 6).
+
+The student takes its ten steps on one batch, and matches the teacher's spatial attention beside its predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fastdfkd_jax import losses
+from fastdfkd_jax.distill import Loss, Objective
+from fastdfkd_jax.methods import generative
+from fastdfkd_jax.methods.base import Method, Setting, require
+from fastdfkd_jax.models import Network, Outputs
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(generative.GeneratorOptions):
+    """Static choices.
+
+    Attributes:
+      attention_weight: of the attention transfer in the student's loss; 0 where the networks' blocks do not pair up.
+    """
+
+    attention_weight: float = 250.0
+
+    section: ClassVar[str] = "zskt"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("attention_weight", self.attention_weight >= 0, "at least 0")
+
+
+def build(options: Options, setting: Setting) -> Method:
+    """Binds options and networks.
+
+    Raises:
+      UserError: attention transfer is asked for between networks whose blocks do not pair up.
+    """
+    if options.attention_weight:
+        _require_pairs(setting.teacher, setting.student)
+
+    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+        term = -divergence(seen.teacher, seen.student).mean()
+        return term, {"adversarial": term}
+
+    return generative.build(options, setting, loss, Objective(student_loss(options.attention_weight)))
+
+
+def divergence(teacher: Outputs, student: Outputs) -> Array:
+    """KL(p_teacher || p_student) of each image over the number of classes, f32[B]: the published mean of elements."""
+    return losses.kl_divergence(teacher.logits, student.logits) / teacher.logits.shape[-1]
+
+
+def student_loss(attention_weight: float) -> Loss:
+    """The divergence and the weighted attention transfer, each image's sum over the blocks."""
+
+    def loss(extra: Any, student: Outputs, teacher: Outputs, labels: Array) -> Array:
+        total = divergence(teacher, student)
+        if attention_weight:
+            pairs = zip(teacher.blocks, student.blocks, strict=True)
+            gaps = [jnp.square(attention(ours) - attention(theirs)).mean(-1) for ours, theirs in pairs]
+            total += attention_weight * jnp.stack(gaps).sum(0)
+        return total
+
+    return loss
+
+
+def attention(block: Array) -> Array:
+    """Spatial attention of activations [B, h, w, c]: the channels' mean square, as a unit vector f32[B, h w]."""
+    block = block.astype(jnp.promote_types(block.dtype, jnp.float32))
+    energy = jnp.square(block).mean(-1).reshape(len(block), -1)
+    # The small number keeps the gradient of an image of zeros finite.
+    return energy * lax.rsqrt(jnp.square(energy).sum(-1, keepdims=True) + 1e-24)
+
+
+def _require_pairs(teacher: Network, student: Network) -> None:
+    sides = [[block.shape[1:3] for block in _blocks(network)] for network in (teacher, student)]
+    found = f"{_sides(sides[0])} of {teacher.spec.arch} and {_sides(sides[1])} of {student.spec.arch}"
+    expected = "0 where the blocks of teacher and student do not pair up in number and size"
+    require(sides[0] == sides[1] and bool(sides[0]), "zskt.attention_weight", expected, found)
+
+
+def _blocks(network: Network) -> tuple[Any, ...]:
+    """The blocks' shapes for one image."""
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
+    return jax.eval_shape(lambda variables, image: network.apply(variables, image).blocks, variables, image)
+
+
+def _sides(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes) or "none"

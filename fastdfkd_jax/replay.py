@@ -1,0 +1,98 @@
+"""Which images of D' a student step draws, where that is not uniform: by class and by how hard they are.
+
+After the priority sampling of SSD-KD (Liu et al., CVPR 2024), in the form of prioritised experience replay (Schaul et
+al., ICLR 2016): an image is drawn with probability p ~ (images of its class)^-a * difficulty^b, its difficulty being
+the divergence of student from teacher when it was last met; a loss weight (N p)^-c, at most 1 in a batch, undoes as
+much of the bias as c says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax.errors import UserError
+
+Array = jax.Array
+
+# Of a divergence in nats: no image's probability falls to nothing.
+_LEAST = 1e-3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Exponents; all zero is uniform sampling.
+
+    Attributes:
+      class_exponent: a; 1 draws every class that the teacher sees in D' equally often.
+      difficulty_exponent: b.
+      importance_exponent: c; 1 makes the expected gradient that of uniform sampling.
+    """
+
+    class_exponent: float = 0.0
+    difficulty_exponent: float = 0.0
+    importance_exponent: float = 0.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value < 0:
+                raise UserError(f"config.replay.{name} must be at least 0, found {value!r}")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every image is as likely as any other."""
+        return not (self.class_exponent or self.difficulty_exponent)
+
+
+class Replay(NamedTuple):
+    """What is known of each image of the pool.
+
+    Attributes:
+      classes: i32[capacity], the teacher's predictions, or labels of what a run began with; -1 where not known.
+      difficulty: f32[capacity], nats.
+    """
+
+    classes: Array
+    difficulty: Array
+
+
+def init(capacity: int) -> Replay:
+    """Nothing is known yet."""
+    return Replay(jnp.full(capacity, -1, jnp.int32), jnp.ones(capacity))
+
+
+def added(replay: Replay, start: Array, classes: Array) -> Replay:
+    """Notes i32[N] classes of the rows from `start` on; new images are as hard as the hardest, so that they are met."""
+    hardest = jnp.full(classes.shape, replay.difficulty.max())
+    return Replay(
+        jax.lax.dynamic_update_slice(replay.classes, classes, (start,)),
+        jax.lax.dynamic_update_slice(replay.difficulty, hardest, (start,)),
+    )
+
+
+def probabilities(options: Options, replay: Replay, size: Array, num_classes: int) -> Array:
+    """f32[capacity], 0 from `size` on, sum 1."""
+    filled = jnp.arange(len(replay.classes)) < size
+    known = jnp.where(replay.classes < 0, num_classes, replay.classes)  # what is not known is a class of its own
+    counts = jnp.zeros(num_classes + 1).at[known].add(filled)
+    weight = jnp.maximum(counts[known], 1) ** -options.class_exponent
+    weight *= jnp.maximum(replay.difficulty, _LEAST) ** options.difficulty_exponent
+    weight = jnp.where(filled, weight, 0)
+    return weight / weight.sum()
+
+
+def draw(key: Array, options: Options, chances: Array, size: Array, batch: int) -> tuple[Array, Array]:
+    """Rows i32[batch], with replacement, and their loss weights f32[batch]."""
+    ends = jnp.cumsum(chances)
+    rows = jnp.searchsorted(ends, jax.random.uniform(key, (batch,)) * ends[-1], side="right")
+    rows = jnp.minimum(rows, size - 1)
+    weights = (size * chances[rows]) ** -options.importance_exponent
+    return rows, weights / weights.max()
+
+
+def met(replay: Replay, rows: Array, difficulty: Array) -> Replay:
+    """Notes how hard f32[B] the images of these rows were."""
+    return replay._replace(difficulty=replay.difficulty.at[rows].set(difficulty))

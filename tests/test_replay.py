@@ -1,0 +1,102 @@
+"""Sampling D' by class and by difficulty: probabilities in closed form, weights that undo the bias, and a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import tiny_config
+
+from fastdfkd_jax import main, replay
+from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.replay import Options, Replay
+from fastdfkd_jax.train import Training
+
+# Six rows, the last not filled: three of class 0, one of class 1, one not known.
+KNOWN = Replay(jnp.array([0, 0, 1, 0, -1, 1]), jnp.array([1.0, 2.0, 4.0, 1.0, 2.0, 9.0]))
+SIZE = jnp.int32(5)
+
+
+def chances(**exponents):
+    return np.asarray(replay.probabilities(Options(**exponents), KNOWN, SIZE, 3))
+
+
+def test_without_exponents_all_that_is_filled_is_as_likely():
+    np.testing.assert_allclose(chances(), [0.2, 0.2, 0.2, 0.2, 0.2, 0], rtol=1e-6)
+    assert Options().uniform
+
+
+def test_classes_are_balanced():
+    np.testing.assert_allclose(chances(class_exponent=1.0), [1 / 9, 1 / 9, 1 / 3, 1 / 9, 1 / 3, 0], rtol=1e-6)
+
+
+def test_hard_images_are_likelier():
+    np.testing.assert_allclose(chances(difficulty_exponent=1.0), [0.1, 0.2, 0.4, 0.1, 0.2, 0], rtol=1e-6)
+    half = np.sqrt([1, 2, 4, 1, 2, 0])
+    np.testing.assert_allclose(chances(difficulty_exponent=0.5), half / half.sum(), rtol=1e-6)
+
+
+def test_rows_are_drawn_by_their_probability():
+    options = Options(difficulty_exponent=1.0)
+    rows, weights = replay.draw(jax.random.key(0), options, jnp.array(chances(difficulty_exponent=1.0)), SIZE, 10_000)
+    shares = np.bincount(rows, minlength=6) / 10_000
+    # The standard deviation of a share is at most 0.005.
+    np.testing.assert_allclose(shares, [0.1, 0.2, 0.4, 0.1, 0.2, 0], atol=0.02)
+    np.testing.assert_array_equal(weights, 1)
+
+
+def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
+    options = Options(difficulty_exponent=1.0, importance_exponent=1.0)
+    probability = jnp.array(chances(difficulty_exponent=1.0))
+    rows, weights = replay.draw(jax.random.key(0), options, probability, SIZE, 20_000)
+    values = jnp.array([3.0, 1.0, 4.0, 1.0, 5.0, 1e9])
+    mean = (weights * values[rows]).sum() / weights.sum()
+    assert float(mean) == pytest.approx(14 / 5, abs=0.05)
+    assert float(weights.max()) == 1
+
+
+def test_what_is_new_is_as_hard_as_the_hardest_and_what_is_met_is_noted():
+    known = replay.added(replay.init(4), jnp.int32(0), jnp.array([2, 2]))
+    known = replay.met(known, jnp.array([1]), jnp.array([7.0]))
+    known = replay.added(known, jnp.int32(2), jnp.array([0]))
+    np.testing.assert_array_equal(known.classes, [2, 2, 0, -1])
+    np.testing.assert_array_equal(known.difficulty[:3], [1, 7, 7])
+
+
+@pytest.mark.parametrize("name", ["class_exponent", "difficulty_exponent", "importance_exponent"])
+def test_negative_exponents_are_refused(name):
+    with pytest.raises(UserError, match=f"config.replay.{name} must be at least 0, found -1"):
+        Options(**{name: -1.0})
+
+
+def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, monkeypatch):
+    config = tiny_config(replay__class_exponent=1.0, replay__difficulty_exponent=0.7, replay__importance_exponent=0.5)
+    whole = main.run(config, tmp_path / "whole")
+    distilled = Training._distill
+
+    def stop(training, source):
+        distilled(training, source)
+        if training.progress.call == 2:
+            training._request_stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_distill", stop)
+        assert main.run(config, tmp_path / "parts") == {}
+    resumed = main.run(config, tmp_path / "parts")
+    assert resumed["student_accuracy_last"] == whole["student_accuracy_last"]
+    states = [last_state(tmp_path / name, config) for name in ("whole", "parts")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    known = Replay(*states[0]["replay"])
+    assert len(known.classes) == 3 * 8
+    assert (known.classes >= 0).all()
+    assert len(np.unique(known.difficulty)) > 8, "those that were met differ"
+
+
+def last_state(workdir, config):
+    parts = main.assemble(config)
+    training = Training(config, parts, workdir)
+    saved = Checkpoints(workdir / "checkpoints").restore(training._saved_state())
+    training.metrics.close()
+    training.checkpoints.close()
+    assert saved is not None
+    return jax.tree.map(np.asarray, {**saved.state, "student": saved.state["student"].variables})
