@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,21 +15,27 @@ from ml_collections import ConfigDict
 from fastdfkd_jax import models, pool
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.methods import base
+from fastdfkd_jax.parallel import CompiledStep
 from fastdfkd_jax.programs import Programs, initial_state
+
+# A program is timed so often, or until so much time has gone.
+_REPEATS, _ENOUGH_SECONDS = 3, 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a program of a run costs, compiled and run once on this machine.
+    """What a program of a run costs, compiled and run on this machine.
 
     Attributes:
+      kind: key of a run's summary that its time belongs to.
       name: what it does.
       times: how often the run needs it.
-      run_seconds: of the one time.
+      run_seconds: of one time, the median of a few.
       compile_seconds: of lowering and compiling.
       held_bytes: of arguments and temporaries on each device, or None where the compiler does not tell.
     """
 
+    kind: str
     name: str
     times: float
     run_seconds: float
@@ -42,7 +50,7 @@ class Cost:
     def __str__(self) -> str:
         held = float("nan") if self.held_bytes is None else self.held_bytes / 1e6
         return (
-            f"{self.name}: {self.run_seconds:.2f} s measured once, {held:.0f} MB held on each device, "
+            f"{self.name}: {self.run_seconds:.2f} s measured, {held:.0f} MB held on each device, "
             f"compiled in {self.compile_seconds:.0f} s; {self.total_seconds / 3600:.2f} hours for all"
         )
 
@@ -50,7 +58,7 @@ class Cost:
 def describe(config: ConfigDict, parts: Parts) -> str:
     """A few lines: networks, counts, memory, disk and time.
 
-    Both programs are compiled, for their memory, and run once each on this machine, for their time; nothing is written.
+    Both programs are compiled, for their memory, and run on this machine, for their time; nothing is written.
     """
     method = parts.method
     synthesis_calls = count_synthesis_calls(config, parts)
@@ -93,7 +101,7 @@ def _network(role: str, network: models.Network, variables) -> str:
 
 
 def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
-    """Compiles both programs and runs each once on this machine; programs that the run does not need are left out."""
+    """Compiles both programs and times each on this machine; programs that the run does not need are left out."""
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
@@ -101,13 +109,26 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     source: Any = _a_call_of_images(parts)
     if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
-        held = () if once else (pool.empty(synthesis_calls * parts.method.images_per_call, source.images.shape[1:]),)
-        made = programs.synthesize(state["method"], *held, parts.teacher_vars, student, key, np.int32(1))
+        images = synthesis_calls * parts.method.images_per_call
+        donated = [state["method"], *([] if once else [pool.empty(images, parts.teacher.spec.input_shape)])]
+
+        def synthesize() -> Any:
+            # What a call donates its successor gets back.
+            made = programs.synthesize(*donated, parts.teacher_vars, student, key, np.int32(1))
+            donated[:] = made[: len(donated)]
+            return made
+
+        cost, made = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
+        costs.append(cost)
         source = made[1] if once else source
-        costs.append(_cost("synthesis call", programs.synthesize, synthesis_calls))
     if kd_steps := count_kd_steps(config):
-        programs.distill(state["student"], parts.teacher_vars, source, key)
-        costs.append(_cost(f"{programs.steps} KD steps", programs.distill, kd_steps / programs.steps))
+
+        def distill() -> Any:
+            state["student"], _, info = programs.distill(state["student"], parts.teacher_vars, source, key)
+            return info
+
+        name = f"{programs.steps} KD steps"
+        costs.append(_cost("distill_seconds", name, programs.distill, kd_steps / programs.steps, distill)[0])
     return costs
 
 
@@ -118,7 +139,13 @@ def _a_call_of_images(parts: Parts) -> pool.Pool:
     return pool.append(pool.empty(count, shape), rows, jax.numpy.zeros(count, jax.numpy.int32))
 
 
-def _cost(name: str, step, times: float) -> Cost:
-    memory = step.compiled.memory_analysis()
+def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:
+    """The cost of a step, and what its last call gave; `call` makes one."""
+    result = call()
+    compile_seconds, seconds = step.compile_seconds, [step.run_seconds]
+    while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH_SECONDS:
+        result = call()
+        seconds.append(step.run_seconds)
+    memory = step.compiled.memory_analysis() if step.compiled is not None else None
     held = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None
-    return Cost(name, times, step.run_seconds, step.compile_seconds, held)
+    return Cost(kind, name, times, statistics.median(seconds), compile_seconds, held), result

@@ -207,6 +207,23 @@ def test_a_busy_machine_leaves_no_seconds_in_records(finished, places, tmp_path)
     assert row.split(" | ")[7:9] == ["not measured", "not measured"]
 
 
+def test_times_that_were_taken_apart_stand_in_their_place(finished, places, tmp_path):
+    workdir, _, _ = finished
+    words = ("--config", config_file(places), "--workdir", workdir, "--config.only=two")
+    assert command(*words, "--config.time_all=true") == 0
+    assert command(*words, f"--config.record={tmp_path}", "--config.timed=false") == 0
+    (known,) = json.loads((workdir / "plan.json").read_text()).values()
+    for seed in (0, 1):
+        summary = json.loads((tmp_path / "runs" / "two" / f"seed{seed}" / "summary.json").read_text())
+        parts_of = ("synthesis_seconds", "distill_seconds", "compile_seconds")
+        assert [summary[name] for name in parts_of] == [known[name] for name in parts_of]
+        assert summary["total_seconds"] == pytest.approx(sum(known[name] for name in parts_of))
+    text = (tmp_path / "digits.md").read_text()
+    assert "The runs shared their machine: seconds are those of each program, timed apart" in text
+    row = next(line for line in text.splitlines() if line.startswith("| one "))
+    assert row.split(" | ")[7:9] == ["not measured", "not measured"]
+
+
 def test_a_document_without_a_place_is_refused(finished, places, tmp_path):
     workdir, _, _ = finished
     (tmp_path / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
@@ -295,7 +312,7 @@ def test_a_dry_run_measures_and_plans_only(places, finished, monkeypatch, tmp_pa
     assert "3 runs: 2 finished, 0 begun, 1 to do; about " in out
     (known,) = json.loads((tmp_path / "plan.json").read_text()).values()
     assert known["run"] == "one"
-    assert known["run_seconds"] > 0
+    assert known["synthesis_seconds"] > 0
     assert known["compile_seconds"] > 0
     assert not (tmp_path / "digits.md").exists()
     no_process(monkeypatch)

@@ -16,7 +16,8 @@ request = pickle.load(sys.stdin.buffer)
 open(request["workdir"] + "/measured", "a").write(f"{request['action']} {request['config']['calls']}\\n")
 if request["config"]["calls"] == 3:
     sys.exit("error: cannot be")
-print(json.dumps({"run_seconds": 3600.0 * request["config"]["calls"], "compile_seconds": 360.0}))
+seconds = {"synthesis_seconds": 3600.0 * request["config"]["calls"], "distill_seconds": 0, "compile_seconds": 360}
+print(json.dumps(seconds))
 """
 TWO_AT_ONCE = [(0, 1), (2, 3)]
 
@@ -45,7 +46,7 @@ def test_the_plan_is_a_table_and_its_sums(tmp_path, runs):
         "c       0  to do          -\n"
         "4 runs: 0 finished, 0 begun, 4 to do; about 30.20 hours with 2 at once, 80.60 CPU hours on 4 cores, "
         "without 1 that are not measured\n"
-        "(each synthesis and KD program measured once; without evaluation and reading data)"
+        "(each synthesis and KD program measured by itself; without evaluation and reading data)"
     )
 
 
@@ -74,3 +75,14 @@ def test_what_is_finished_is_not_measured(tmp_path, runs):
     assert (tmp_path / "measured").read_text() == "measure 10\n"
     done = [Entry(entry.run, entry.seed, folders.FINISHED, None) for entry in found]
     assert estimates.describe(done, TWO_AT_ONCE).endswith("\n3 runs: 3 finished, 0 begun, 0 to do")
+
+
+def test_times_are_taken_anew_of_all_that_is_chosen(tmp_path, runs):
+    plan(tmp_path, runs)
+    chosen = runs._replace(chosen=("a", "b"))
+    assert estimates.measured_seconds(tmp_path, [(0,)], runs.runs["a"]) is None, "it was measured with other cores"
+    estimates.time_all(tmp_path, chosen, [(0,)], processes.Stop())
+    assert sorted((tmp_path / "measured").read_text().splitlines()[3:]) == ["measure 10", "measure 20"]
+    assert estimates.measured_seconds(tmp_path, [(0,)], runs.runs["a"]) == {
+        "synthesis_seconds": 36000, "distill_seconds": 0, "compile_seconds": 360
+    }  # fmt: skip

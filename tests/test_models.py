@@ -303,7 +303,7 @@ def test_generator_refuses_sizes_that_cannot_be_doubled_so_often(kind, factor, s
 
 
 def test_unknown_generator_is_refused():
-    with pytest.raises(UserError, match="linear, spatial, large, .*found 'deep'"):
+    with pytest.raises(UserError, match=r"linear, spatial, large, .*found 'deep'"):
         models.build_generator(kind="deep")
 
 

@@ -1,4 +1,4 @@
-"""All tables that two CPU cores can make, from one folder of runs: Tables 1, 4 and 5 of the paper by the protocol `short`.
+"""Tables 1, 4 and 5 of the paper in a size for two CPU cores, the protocol `short`, from one folder of runs.
 
     python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir DIR --config.data_dir=DATA \
         --config.teachers.resnet20=resnet20-12fca82f.th --config.other_data=folder:PICTURES

@@ -22,17 +22,19 @@ def comparison(*, runs: Iterable[Named], tables: Iterable[Named], teachers: Iter
     """
     config = ConfigDict()
     config.teachers = ConfigDict(dict.fromkeys(teachers, ""))  # checkpoints, by the keys that runs name
-    config.data_dir = ""  # data.dir of all runs on TFDS or pickles, and that of the original data that some learn from
+    config.data_source = ""  # data.source of all runs, evaluation only; '' for each run's own
+    config.data_dir = ""  # data.dir of all runs, and transfer.dir of those that learn from the original data
     config.other_data = ""  # transfer.source of the runs on other data than the teacher's; '' for the config's own
     config.other_data_dir = ""
     config.only = ""  # names of runs, or patterns as cifar10-*, with commas between; '' for all
     config.seeds = ""  # of all runs, as 0,1,2; '' for each run's own
     config.jobs = 1  # runs at once, each on its share of the cores
     config.estimate = True  # measure each configuration once, for the plan
+    config.time_all = False  # measure all of them anew and stop: times of runs that shared the machine, once it is idle
     config.dry_run = False  # print the plan and stop
     config.tables_only = False  # run nothing: make the tables of the runs or records in the workdir
     config.record = ""  # folder to which finished runs are copied as records, and the tables of these
-    config.timed = True  # whether the machine did nothing else; otherwise records have no seconds
+    config.timed = True  # whether the machine did nothing else; otherwise records have the seconds of time_all, or none
     config.into = ""  # Markdown file that has lines <!-- results compare/TABLE --> and <!-- /results -->
 
     config.runs = ConfigDict(sort_keys=False)

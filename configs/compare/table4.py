@@ -3,8 +3,8 @@
     python -m fastdfkd_jax.compare --config configs/compare/table4.py --workdir DIR --config.data_dir=DATA \
         --config.teachers.cifar100_wrn40_2=PATH
 
-`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `--config.teachers.resnet20=PATH`. The rates of
-the paper's few-step rows are not published; these are those of many steps.
+`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `--config.teachers.resnet20=PATH`. The rates
+of the paper's few-step rows are not published: `cifar_runs.PIXELS_LR`, and CMI's own.
 """
 
 from configs.compare import cifar_runs as runs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -42,9 +43,12 @@ def command(argv: Sequence[str]) -> int:
 def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: list[Cores], stop: Stop) -> int:
     chosen = [comparison.runs[name] for name in comparison.chosen]
     left = [run for run in chosen if any(folders.state(workdir, run, s) != folders.FINISHED for s in run.seeds)]
-    require_given(left)
+    require_given(chosen if config.time_all else left)
     for run in chosen:
         folders.require_same_teacher(workdir, run)
+    if config.time_all:
+        estimates.time_all(workdir, comparison, cores, stop)
+        return 0
     plan = estimates.make(workdir, comparison, cores, config.estimate, stop)
     if not stop.requested:
         print(estimates.describe(plan, cores), flush=True)
@@ -106,7 +110,10 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
     for text in written.values():
         print(text)
     if config.record:
-        outputs.record(workdir, comparison, Path(config.record).expanduser(), config.timed)
+        cores = processes.shares(config.jobs)
+        place = Path(config.record).expanduser()
+        measured = partial(estimates.measured_seconds, workdir, cores)
+        outputs.record(workdir, comparison, place, config.timed, measured)
     if config.into:
         outputs.insert(Path(config.into).expanduser(), written)
 

@@ -1,6 +1,7 @@
 """`python -m fastdfkd_jax.compare.child`: one run, or its measurement, as a process.
 
-The request comes by standard input. The answer is the last line of standard output, JSON; there is none where the run was stopped.
+The request comes by standard input. The answer is the last line of standard output, JSON; there is none where the run
+was stopped.
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ def main(argv: Sequence[str]) -> None:
     set_up_jax(config)
     if request["action"] == "measure":
         costs = plan.measure(config, assemble.assemble(config))
-        answer = {
-            "run_seconds": sum(cost.total_seconds for cost in costs),
-            "compile_seconds": sum(cost.compile_seconds for cost in costs),
-        }
+        answer = {"synthesis_seconds": 0.0, "distill_seconds": 0.0, **{cost.kind: cost.total_seconds for cost in costs}}
+        answer["compile_seconds"] = sum(cost.compile_seconds for cost in costs)
     else:
         answer = run(config, Path(request["workdir"]))
     if answer:

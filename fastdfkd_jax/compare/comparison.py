@@ -126,10 +126,12 @@ def _run(name: str, entry: ConfigDict, config: ConfigDict, seeds: tuple[int, ...
     if not _NAME.fullmatch(name):
         raise UserError(f"the run {name!r} cannot name a folder: expected letters, digits, '.', '_' and '-'")
     made = entry.config.copy_and_resolve_references()
-    if config.data_dir:
-        if made.data.source.startswith(("tfds:", "pickle:")):
-            made.data.dir = config.data_dir
-        if made.transfer.source and made.transfer.source == made.data.source:
+    original = bool(made.transfer.source) and made.transfer.source == made.data.source
+    if config.data_source:
+        made.data.source = config.data_source
+    if config.data_dir and made.data.source != "digits":
+        made.data.dir = config.data_dir
+        if original:
             made.transfer.dir = config.data_dir
     if entry.other_data and config.other_data:
         made.transfer.source, made.transfer.dir = config.other_data, config.other_data_dir

@@ -16,6 +16,9 @@ from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
 
 log = logging.getLogger(__name__)
 
+# Seconds of a run that are measured, by their names in its summary.
+PARTS = ("synthesis_seconds", "distill_seconds", "compile_seconds")
+
 
 class Entry(NamedTuple):
     """One run of the plan.
@@ -54,17 +57,33 @@ def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured
     entries = [Entry(run, seed, folders.state(workdir, run, seed), None) for run in chosen for seed in run.seeds]
     waiting = {entry.run.name: entry.run for entry in entries if entry.state != folders.FINISHED}
     keys = {name: _digest(run, len(cores[0])) for name, run in waiting.items()}
-    path = workdir / "plan.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = _known(workdir)
     if measured:
         _measure(workdir, {keys[name]: run for name, run in waiting.items() if keys[name] not in known}, known, cores,
                  stop)  # fmt: skip
 
     def seconds(entry: Entry) -> float | None:
         found = known.get(keys.get(entry.run.name, ""))
-        return found["run_seconds"] + found["compile_seconds"] if found else None
+        return sum(found[name] for name in PARTS) if found else None
 
     return [entry._replace(seconds=seconds(entry)) for entry in entries]
+
+
+def time_all(workdir: Path, comparison: Comparison, cores: Sequence[Cores], stop: Stop) -> None:
+    """Measures every chosen configuration anew, for the times of runs that shared the machine with other work."""
+    chosen = [comparison.runs[name] for name in comparison.chosen]
+    _measure(workdir, {_digest(run, len(cores[0])): run for run in chosen}, _known(workdir), cores, stop)
+
+
+def measured_seconds(workdir: Path, cores: Sequence[Cores], run: Run) -> dict[str, float] | None:
+    """What a whole run takes by what was measured, as its summary names it (`PARTS`); None where it was not."""
+    found = _known(workdir).get(_digest(run, len(cores[0])))
+    return {name: found[name] for name in PARTS} if found else None
+
+
+def _known(workdir: Path) -> dict[str, Any]:
+    path = workdir / "plan.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], cores: Sequence[Cores], stop: Stop) -> None:
@@ -122,5 +141,5 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     return (
         f"{text}; about {max(ends) / 3600:.2f} hours with {len(cores)} at once, {cpu_hours:.2f} CPU hours on "
         f"{len(cores) * len(cores[0])} cores{without}\n"
-        "(each synthesis and KD program measured once; without evaluation and reading data)"
+        "(each synthesis and KD program measured by itself; without evaluation and reading data)"
     )

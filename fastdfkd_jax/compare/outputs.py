@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastdfkd_jax import report
 from fastdfkd_jax.compare import figure, folders, results, tables
-from fastdfkd_jax.compare.comparison import Comparison, Table
+from fastdfkd_jax.compare.comparison import Comparison, Run, Table
+from fastdfkd_jax.compare.results import SECONDS_APART
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
 
@@ -48,19 +50,30 @@ def _warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def record(workdir: Path, comparison: Comparison, records: Path, timed: bool) -> None:
+def record(
+    workdir: Path,
+    comparison: Comparison,
+    records: Path,
+    timed: bool,
+    measured: Callable[[Run], dict[str, float] | None],
+) -> None:
     """Copies what is worth keeping of each finished run, and makes the tables and figures of the records alone.
 
     Args:
       workdir: of the runs.
       comparison: all its runs, chosen or not, are copied.
       records: folder of the same layout, which a workdir may be.
-      timed: whether the machine did nothing else; otherwise seconds are left out.
+      timed: whether the machine did nothing else; otherwise seconds are those measured apart, or left out.
+      measured: what a whole run takes by what was measured apart, or None (`estimates.measured_seconds`).
     """
     for run in comparison.runs.values():
         for path in sorted((workdir / "runs" / run.name).glob("seed*/summary.json")):
             place = records / "runs" / run.name / path.parent.name
             report.add(path.parent, place, timed=timed, picture=False)
+            if not timed and (seconds := measured(run)) is not None:
+                summary = json.loads((place / "summary.json").read_text())
+                total = {"total_seconds": sum(seconds.values()), SECONDS_APART: True}
+                report.write_json(place / "summary.json", {**summary, **seconds, **total})
     write(records, comparison, comparison.tables, {})
 
 

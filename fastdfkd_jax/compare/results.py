@@ -11,6 +11,9 @@ from fastdfkd_jax.compare.comparison import Row, Table
 
 Summary = Mapping[str, Any]
 
+# In a record's summary: its seconds are of programs timed apart, as the runs shared the machine.
+SECONDS_APART = "seconds_measured_apart"
+
 
 @dataclass(frozen=True)
 class Line:
@@ -31,6 +34,7 @@ class Line:
       peak_bytes: the largest over seeds.
       synthesises: False where the method makes no images; None where no run tells.
       speed_up: synthesis seconds of the reference over those of this row.
+      seconds_apart: whether the seconds are of programs timed apart from the runs.
       is_computed: whether the synthesis seconds are another run's times a factor.
     """
 
@@ -49,6 +53,7 @@ class Line:
     peak_bytes: float | None = None
     synthesises: bool | None = None
     speed_up: float | None = None
+    seconds_apart: bool = False
     is_computed: bool = False
 
 
@@ -92,6 +97,7 @@ def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> L
         images=images,
         synthesises=images != 0,
         synthesis_seconds=_mean(of_run, "synthesis_seconds"),
+        seconds_apart=any(summary.get(SECONDS_APART) for summary in of_run),
     )
     if row.times:
         seconds = line.synthesis_seconds

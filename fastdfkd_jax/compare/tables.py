@@ -90,10 +90,11 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
 
 def columns(table: Table, lines: Sequence[Line]) -> tuple[str, ...]:
     """The head of a section's table."""
-    speed_up = f"speed-up over {reference.label}" if (reference := reference_of(lines)) else ""
+    reference = reference_of(lines)
     return (
         "method", "knows", "student %, last epoch", "n", "best on test %", "teacher %", "images", "synthesis s",
-        "total s", "peak memory MB", *([speed_up] if speed_up else []), f"{table.paper}: %", f"{table.paper}: hours",
+        "total s", "peak memory MB", *([f"speed-up over {reference.label}"] if reference else []),
+        *([f"{table.paper}: %", f"{table.paper}: hours"] if _has_paper(lines) else []),
     )  # fmt: skip
 
 
@@ -104,10 +105,14 @@ def reference_of(lines: Sequence[Line]) -> Row | None:
 
 def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """A section's rows, rounded."""
-    return [_cells(line, reference_of(lines) is not None) for line in lines]
+    return [_cells(line, reference_of(lines) is not None, _has_paper(lines)) for line in lines]
 
 
-def _cells(line: Line, has_reference: bool) -> tuple[str, ...]:
+def _has_paper(lines: Sequence[Line]) -> bool:
+    return any(line.row.paper_accuracy is not None or line.row.paper_hours is not None for line in lines)
+
+
+def _cells(line: Line, has_reference: bool, has_paper: bool) -> tuple[str, ...]:
     row, is_teacher = line.row, line.row.shows == "teacher"
     computed = " (computed)" if line.is_computed else ""
     makes_none = line.synthesises is False
@@ -124,9 +129,13 @@ def _cells(line: Line, has_reference: bool) -> tuple[str, ...]:
         NONE if is_teacher else _number(line.total_seconds, _digits(line.total_seconds)),
         NONE if is_teacher else _number(None if line.peak_bytes is None else line.peak_bytes / 1e6, 0),
         *([speed_up] if has_reference else []),
-        NONE if row.paper_accuracy is None else _number(row.paper_accuracy, 2),
-        NONE if row.paper_hours is None else f"{row.paper_hours:g}",
+        *(_paper(row) if has_paper else ()),
     )
+
+
+def _paper(row: Row) -> tuple[str, str]:
+    accuracy = NONE if row.paper_accuracy is None else f"{row.paper_accuracy:.2f}"
+    return accuracy, NONE if row.paper_hours is None else f"{row.paper_hours:g}"
 
 
 def _accuracy(line: Line) -> str:
@@ -173,6 +182,14 @@ def notes(table: Table, sections: Sections) -> list[str]:
         if line.is_computed
     ):
         made.append(text)
-    made.append(f"Columns named '{table.paper}' are the paper's figures.")
+    if any(line.seconds_apart for line in lines):
+        made.append(
+            "The runs shared their machine: seconds are those of each program, timed apart on the idle machine, times "
+            "how often a run needs it, without evaluation."
+        )
+    if _has_paper(lines):
+        made.append(
+            f"Columns named '{table.paper}' are copied from the paper: best epoch on the test set, hours on its GPU."
+        )
     failures = dict.fromkeys(failure for line in lines for failure in line.failures)
     return [*made, *(f"Failed: {re.sub(r'[.]$', '', failure)}." for failure in failures)]
