@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
     config.generative_dfd.balance_weight = 0.0  # of the mean prediction's negative entropy, nats
 
     config.generator = ConfigDict()
-    config.generator.kind = "linear"  # of z a vector (METHOD 1.1), or 'spatial', of a map, for ImageNet (METHOD 1.4)
+    config.generator.kind = "linear"  # of a vector (METHOD 1.1); CMI's 'large' too; 'spatial' of a map (METHOD 1.4)
     config.generator.latent_dim = 256  # numbers in z, or channels of the map
     config.generator.width = 64  # channels of the last hidden layer
 

@@ -1,0 +1,74 @@
+"""Configs of the generative methods: they build, in every length, and have the published values."""
+
+import importlib
+
+import pytest
+import runs  # noqa: F401 - makes configs importable
+
+from configs import default, quickstart
+from fastdfkd_jax.validate import validate
+
+METHODS = ("dafl", "zskt", "dfq", "dfad", "generative_dfd")
+VARIANTS = (
+    None,
+    "smoke",
+    "cifar100-resnet34-resnet18",
+    "cifar10-vgg11-resnet18-short",
+    "cifar100-wrn40_2-wrn16_1-short",
+)
+
+
+def config_of(method, variant=None):
+    return importlib.import_module(f"configs.{method}").get_config(variant)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_config_builds_in_every_length(method):
+    for config in (*(config_of(method, variant) for variant in VARIANTS), quickstart.get_config(method)):
+        validate(config)
+        assert config.method.name == method
+        section = config[method]
+        if method == "generative_dfd":
+            # What the method asks of a run's length.
+            groups = 1 if section.classes_per_generator == 0 else config.teacher.num_classes or 10
+            assert config.calls >= groups * section.calls_per_generator
+            assert config.warmup_calls >= section.calls_per_generator - 1
+        else:
+            assert config.kd.steps_per_call % section.student_steps == 0
+            assert config.kd.batch == config.synthesis_batch
+
+
+def test_budgets_are_the_published_ones():
+    """METHOD section 6: student steps and images of each."""
+    steps = {}
+    for method in METHODS[:4]:
+        config = config_of(method)
+        steps[method] = ((config.calls - config.warmup_calls) * config.kd.steps_per_call, config.kd.batch)
+    assert steps == {
+        "dafl": (2000 * 120, 1024),
+        "zskt": (800_000, 128),
+        "dfq": (200 * 400 * 10, 256),
+        "dfad": (500 * 50 * 5, 256),
+    }
+    warm = config_of("dfq")
+    assert warm.warmup_calls * warm.kd.steps_per_call // warm.dfq.student_steps == 50 * 400
+
+
+def test_sections_of_the_default_are_the_published_values():
+    config = default.get_config()
+    shared = {name: (config[name].generator, config[name].latent_dim, config[name].lr) for name in METHODS[:4]}
+    assert shared == {
+        "dafl": ("dafl", 1000, 0.02),
+        "zskt": ("zskt", 100, 1e-3),
+        "dfq": ("dfq", 512, 1e-3),
+        "dfad": ("dfad", 256, 1e-3),
+    }
+    assert [config[name].student_steps for name in METHODS[:4]] == [1, 10, 10, 5]
+    assert [config[name].student_images for name in METHODS[:4]] == ["step", "repeated", "fresh", "fresh"]
+    assert all(config[name].ema_decay == 0 for name in METHODS[:4])
+
+
+@pytest.mark.parametrize(("dataset", "weights"), [("cifar10", (0.05, 5.0, 0.01)), ("cifar100", (0.5, 20.0, 0.1))])
+def test_dafl_s_weights_depend_on_the_data(dataset, weights):
+    section = config_of("dafl", f"{dataset}-resnet34-resnet18").dafl
+    assert (section.class_weight, section.balance_weight, section.activation_weight) == weights
