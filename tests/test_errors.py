@@ -113,7 +113,7 @@ ARGUMENTS = {
     "all calls warm up": ("--config.warmup_calls=2", "warmup_calls must be less than calls=2, found 2"),
     "negative seed": ("--config.seed=-1", "config.seed must be at least 0"),
     "unknown meta rule": ("--config.fastdfkd.meta_rule=imaml", "one of reptile, .*maml, found 'imaml'"),
-    "unknown method": ("--config.method.name=dafl", "one of fastdfkd, noise, found 'dafl'"),
+    "unknown method": ("--config.method.name=gan", "one of fastdfkd, noise, .*generative_dfd, found 'gan'"),
     "unknown mode": ("--config.mode=both", "one of all, synthesize, distill, found 'both'"),
     "unknown precision": ("--config.precision=float16", "one of float32, bfloat16, found 'float16'"),
     "unknown inner optimizer": ("--config.inner.optimizer=adan", "one of adam, sgd, found 'adan'"),
