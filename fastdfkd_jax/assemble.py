@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, models, parallel, pool, transfer
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax import convert, data, distill, models, parallel, pool, replay, transfer
+from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.models import Network
@@ -93,17 +93,20 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
     name = config.method.name
     if method.lifetime == base.ONCE:
         steps, batch = config.kd.steps_per_call, config.synthesis_batch
-        base.require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
+        require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
         expected = f"a multiple of {method.steps_per_round} for the method {name}"
-        base.require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
+        require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
         expected = f"synthesis_batch={batch} for the method {name}"
-        base.require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+        require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+        exponents = config.replay.to_dict()
+        expected = f"all 0 for the method {name}, which keeps no images"
+        require(replay.Options(**exponents).uniform, "replay", expected, exponents)
     if method.lifetime == base.DATA:
         expected = f"a data set, as the method {name} needs"
-        base.require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
+        require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
         crops = config.transfer.crops
-        if name == "scratch":
-            base.require(crops == 0, "transfer.crops", "0 for the method scratch, which learns labels", crops)
+        expected = f"0 for the method {name}, which learns labels"
+        require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
 
 
 def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:

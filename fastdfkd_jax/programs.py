@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +44,6 @@ class Programs:
         # Nothing but predictions is asked of the teacher there.
         teacher = models.in_chunks(parts.teacher, 8) if jax.default_backend() == "cpu" else parts.teacher
         method = parts.method
-        views = {"crop_padding": config.kd.crop_padding, "flip": config.kd.flip}
         kd_step = distill.make_step(
             teacher,
             parts.student,
@@ -51,38 +51,41 @@ class Programs:
             parts.objective.loss,
             extra_optimizer=parts.objective.optimizer,
             network_input=method.network_input,
-            **views,
+            crop_padding=config.kd.crop_padding,
+            flip=config.kd.flip,
         )
 
-        def draw(key: Array, step: Array, source: Any) -> tuple[Array, Array]:
-            if method.lifetime == base.ONCE:
-                turn = step % self.steps % len(source.images)
-                return source.images[turn], source.labels[turn]
-            return pool.sample(key, source, config.kd.batch)
+        def draw_once(key: Array, step: Array, source: base.Batch, known: None):
+            turn = step % self.steps % len(source.images)
+            return source.images[turn], source.labels[turn], None, None
+
+        def draw_uniformly(key: Array, step: Array, source: pool.Pool, known: None):
+            return *pool.sample(key, source, config.kd.batch), None, None
+
+        def draw_by_replay(key: Array, step: Array, source: pool.Pool, known: replay.Replay):
+            chances = replay.probabilities(self.replay, known, source.size, teacher.spec.num_classes)
+            rows, weights = replay.draw(key, self.replay, chances, source.size, config.kd.batch)
+            return pool.to_float(source.images[rows]), source.labels[rows], weights, rows
+
+        once = method.lifetime == base.ONCE
+        # Each gives images, labels and, where it is not uniform, loss weights and the rows that were drawn.
+        draw: Callable[..., Any] = draw_once if once else draw_uniformly if self.replay.uniform else draw_by_replay
 
         def distill_steps(state, teacher_vars, source, key):
-            def one(state, _):
-                sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
-                images, labels = draw(sample_key, state.step, source)
-                return kd_step(state, teacher_vars, parts.split(images), view_key, labels)
-
-            state, info = jax.lax.scan(one, state, None, length=self.steps)
-            return state, None, jax.tree.map(jnp.mean, info)
-
-        def replay_steps(state, teacher_vars, source, key):
             def one(carry, _):
                 state, known = carry
                 sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
-                chances = replay.probabilities(self.replay, known, source.size, teacher.spec.num_classes)
-                rows, weights = replay.draw(sample_key, self.replay, chances, source.size, config.kd.batch)
-                images = parts.split(pool.to_float(source.images[rows]))
-                state, info = kd_step(state, teacher_vars, images, view_key, source.labels[rows], weights)
-                return (state, replay.met(known, rows, info.pop("difficulty"))), info
+                images, labels, weights, rows = draw(sample_key, state.step, source, known)
+                state, info = kd_step(state, teacher_vars, parts.split(images), view_key, labels, weights)
+                if rows is not None:
+                    known = replay.met(known, rows, info.pop("difficulty"))
+                return (state, known), info
 
-            (state, known), info = jax.lax.scan(one, (state, source.replay), None, length=self.steps)
+            known = None if once else source.replay
+            (state, known), info = jax.lax.scan(one, (state, known), None, length=self.steps)
             return state, known, jax.tree.map(jnp.mean, info)
 
-        return distill_steps if self.replay.uniform else replay_steps
+        return distill_steps
 
 
 def _synthesize_into_pool(parts: Parts):

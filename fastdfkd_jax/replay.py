@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import require
 
 Array = jax.Array
 
@@ -38,8 +38,7 @@ class Options:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value < 0:
-                raise UserError(f"config.replay.{name} must be at least 0, found {value!r}")
+            require(value >= 0, f"replay.{name}", "at least 0", value)
 
     @property
     def uniform(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import losses, meta, models
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
 from fastdfkd_jax.models.generators import GENERATORS
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
@@ -103,5 +103,4 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 
 def _require(condition: bool, config: ConfigDict, key: str, expected: str) -> None:
-    if not condition:
-        raise UserError(f"config.{key} must be {expected}, found {_get(config, key)!r}")
+    require(condition, key, expected, _get(config, key))

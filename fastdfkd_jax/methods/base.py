@@ -8,17 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from fastdfkd_jax.distill import Objective
-from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 
 Array = jax.Array
 Tree = Any
-
-
-def require(condition: bool, key: str, expected: str, found: Any) -> None:
-    """Raises UserError where a method's option cannot work; the key is that of the config."""
-    if not condition:
-        raise UserError(f"config.{key} must be {expected}, found {found!r}")
 
 
 # How long a batch lives: in D' to the end of the run; for the next few student steps; or there is none, and D' is data.
@@ -84,6 +77,7 @@ class Method(NamedTuple):
         steps and dropped; `DATA`, nothing is synthesised and D' is what the run was given.
       network_input: whether images are as the networks take them rather than in [0, 1]; such are not augmented.
       objective: what the student minimises, or None for vanilla KD (Eq. 12).
+      needs_labels: whether the student learns the images' own labels.
       select: `select(teacher_vars, images) -> f32[N]`, by which given data are chosen, the lowest first; or None.
       knows: `TEACHER_ONLY`, `OTHER_DATA` or `ORIGINAL_DATA`.
     """
@@ -95,5 +89,6 @@ class Method(NamedTuple):
     lifetime: str = POOL
     network_input: bool = False
     objective: Objective | None = None
+    needs_labels: bool = False
     select: Callable[[Tree, Array], Array] | None = None
     knows: str = TEACHER_ONLY

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import augment, losses, moments
+from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods import contrast
-from fastdfkd_jax.methods.base import Batch, Method, Setting, require
+from fastdfkd_jax.methods.base import Batch, Method, Setting
 from fastdfkd_jax.methods.descent import descend
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import augment, losses
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting, require
+from fastdfkd_jax.methods.base import Batch, Method, Setting
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.models import Network, first_batch_norms
 

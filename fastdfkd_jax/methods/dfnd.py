@@ -16,8 +16,9 @@ from jax.nn import log_softmax, softmax
 
 from fastdfkd_jax import augment
 from fastdfkd_jax.distill import Objective, kd_loss
+from fastdfkd_jax.errors import require
 from fastdfkd_jax.losses import cross_entropies
-from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting, require
+from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting
 from fastdfkd_jax.methods.given import on_data
 from fastdfkd_jax.models import Network
 

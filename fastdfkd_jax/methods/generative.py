@@ -17,7 +17,8 @@ import optax
 
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.distill import Objective
-from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, require
+from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting
 from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.models.generators import Generator, build_generator
 from fastdfkd_jax.models.vector_generator import ARCHITECTURES

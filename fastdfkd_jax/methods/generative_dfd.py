@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import augment, losses
-from fastdfkd_jax.methods.base import Batch, Method, Setting, require
+from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import Batch, Method, Setting
 from fastdfkd_jax.methods.generative import health
 from fastdfkd_jax.models.generators import build_generator
 from fastdfkd_jax.models.vector_generator import ARCHITECTURES

@@ -9,7 +9,8 @@ import jax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.distill import Objective, kd_loss
-from fastdfkd_jax.methods.base import DATA, ORIGINAL_DATA, OTHER_DATA, Method, Setting, require
+from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import DATA, ORIGINAL_DATA, OTHER_DATA, Method, Setting
 
 Array = jax.Array
 
@@ -30,9 +31,8 @@ class Options:
 
 def scratch(setting: Setting) -> Method:
     """The student learns the labels, by cross-entropy; the teacher has no part in it."""
-    return on_data(
-        Objective(lambda extra, student, teacher, labels: _own_labels(student.logits, labels)), ORIGINAL_DATA
-    )
+    objective = Objective(lambda extra, student, teacher, labels: _own_labels(student.logits, labels))
+    return on_data(objective, ORIGINAL_DATA)._replace(needs_labels=True)
 
 
 def kd(options: Options, temperature: float, original: bool, setting: Setting) -> Method:

@@ -14,8 +14,9 @@ from jax import lax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.distill import Loss, Objective
+from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods import generative
-from fastdfkd_jax.methods.base import Method, Setting, require
+from fastdfkd_jax.methods.base import Method, Setting
 from fastdfkd_jax.models import Network, Outputs
 
 Array = jax.Array

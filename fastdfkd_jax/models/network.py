@@ -143,16 +143,8 @@ def rematerialised(network: Network, kind: str) -> Network:
         return network
     policy = jax.checkpoint_policies.save_only_these_names(_KEPT[kind])
 
-    def apply(
-        variables: Variables,
-        images: Array,
-        train: bool = False,
-        moments: bool = False,
-        key=None,
-        image_means: bool = False,
-    ) -> Outputs:
-        plain = partial(network.apply, train=train, moments=moments, key=key, image_means=image_means)
-        return jax.checkpoint(plain, policy=policy)(variables, images)
+    def apply(variables: Variables, images: Array, **asked: Any) -> Outputs:
+        return jax.checkpoint(partial(network.apply, **asked), policy=policy)(variables, images)
 
     return network._replace(apply=apply)
 
@@ -163,17 +155,9 @@ def in_chunks(network: Network, most: int) -> Network:
     Only evaluation of outputs alone goes by chunks; what else is asked for needs the whole batch.
     """
 
-    def apply(
-        variables: Variables,
-        images: Array,
-        train: bool = False,
-        moments: bool = False,
-        key=None,
-        image_means: bool = False,
-    ) -> Outputs:
-        if train or moments or image_means:
-            asked = {"train": train, "moments": moments, "image_means": image_means}
-            return network.apply(variables, images, **asked, key=key)
+    def apply(variables: Variables, images: Array, **asked: Any) -> Outputs:
+        if any(asked.get(name) for name in ("train", "moments", "image_means")):
+            return network.apply(variables, images, **asked)
 
         def predict(images: Array) -> tuple[Array, Array, tuple[Array, ...]]:
             out = network.apply(variables, images)
