@@ -48,8 +48,8 @@ class Agreement:
         return {
             "first loss": _difference(info["loss/first"], losses[0]),
             "last loss": _difference(info["loss/last"], losses[-1]),
-            "adapted latents": _difference(method.latents[0], latents),
-            "adapted generator": max(_difference(value, theirs[name]) for name, value in ours.items()),
+            "adapted latents": _difference(method.latents[0], latents.cpu()),
+            "adapted generator": max(_difference(value, theirs[name].cpu()) for name, value in ours.items()),
         }
 
 

@@ -98,10 +98,6 @@ def _dfnd(config: ConfigDict, setting: base.Setting) -> Method:
     return dfnd.build(dfnd.Options(**config.dfnd.to_dict()), config.kd.temperature, setting)
 
 
-def _noise(config: ConfigDict, setting: base.Setting) -> Method:
-    return noise.build(setting._replace(batch=setting.batch * config.fastdfkd.num_tasks))
-
-
 def _inner_optimizer(inner: ConfigDict) -> optax.GradientTransformation:
     def group(learning_rate: float) -> optax.GradientTransformation:
         if inner.optimizer == "sgd":
@@ -136,7 +132,7 @@ def _with_options(build: Callable[[Any, base.Setting], Method], options: Callabl
 
 METHODS: dict[str, Entry] = {
     "fastdfkd": Entry(_fastdfkd, ("fastdfkd", "generator", "inversion", "inner", "meta")),
-    "noise": Entry(_noise, ("fastdfkd",)),
+    "noise": Entry(lambda config, setting: noise.build(setting, config.fastdfkd.num_tasks), ("fastdfkd",)),
     "scratch": Entry(_scratch, ()),
     "kd": Entry(_kd, ("kd_on_data",)),
     "dfnd": Entry(_dfnd, ("dfnd",)),

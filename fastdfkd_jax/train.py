@@ -324,6 +324,7 @@ class Training:
             "compile_seconds": done.compile_seconds,
             "total_seconds": sum(worked),
             "peak_memory_bytes": peak_memory_bytes(),
+            "devices": [device.device_kind for device in jax.devices()],
         }
 
 

@@ -117,6 +117,20 @@ def test_summaries_without_seconds_leave_them_unmeasured():
     assert "not measured (computed)" not in tables.markdown(TABLE, made(summaries=summaries))
 
 
+def test_lines_say_what_they_ran_on_where_that_was_not_the_same():
+    on = {"cpu": {"devices": ["cpu", "cpu"]}, "gpu": {"devices": ["NVIDIA H200"]}}
+    same = {name: [summary | on["cpu"] for summary in found] for name, found in SUMMARIES.items()}
+    assert "ran on" not in tables.markdown(TABLE, made(summaries=same))
+    differing = same | {"fast5": [SUMMARY | on["gpu"], SUMMARY | on["cpu"]], "noise": [SUMMARY]}
+    sections = made(summaries=differing)
+    head, _, teacher, scratch, deep, fast, noise, *_ = lines_of(tables.markdown(TABLE, sections))
+    at = head.split(" | ").index("ran on")
+    found = [line.split(" | ")[at] for line in (teacher, scratch, deep, fast, noise)]
+    assert found == ["–", "cpu", "–", "NVIDIA H200, cpu", "not measured"]
+    rows = csv.DictReader(io.StringIO(tables.as_csv(TABLE, sections)))
+    assert [row["devices"] for row in rows if row["run"] == "fast5"] == ["NVIDIA H200, cpu"]
+
+
 def test_each_section_has_a_table_with_its_own_reference():
     other = [entry._replace(section="CIFAR-100") for entry in TABLE.rows[2:4]]
     other[0] = other[0]._replace(times=1000.0)

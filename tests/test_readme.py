@@ -4,15 +4,20 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+import runs  # noqa: F401 - makes configs importable
 
+from configs.compare import all as compare_all
 from fastdfkd_jax import report
+from fastdfkd_jax.compare import comparison, folders, results, tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDS = "results/compare/short"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -45,10 +50,43 @@ def test_links_lead_to_files(document):
             assert (document.parent / target).exists(), target
 
 
-def test_the_table_is_made_from_the_records():
-    assert report.insert(README, report.table(ROOT / "results")) == README, (
-        "run: python -m fastdfkd_jax.report results --into README.md"
+def test_the_table_of_runs_is_made_from_the_records():
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert report.insert(text, report.table(ROOT / "results")) == text, (
+        "run: python -m fastdfkd_jax.report results --into docs/results.md"
     )
+
+
+def test_the_comparison_is_made_from_the_records():
+    compared = comparison.read(compare_all.get_config())
+    summaries = folders.summaries(ROOT / RECORDS, compared)
+    wanted = {run.name: len(run.seeds) for run in compared.runs.values()}
+    shown = 0
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for table in compared.tables:
+            name = f"compare/{table.name}"
+            if report.start_mark(name) in text:
+                shown += 1
+                made = tables.markdown(table, results.sections(table, summaries, wanted, {}))
+                assert report.insert(text, made, name) == text, (
+                    f"run: python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir {RECORDS} "
+                    f"--config.tables_only=true --config.into={document.relative_to(ROOT)}"
+                )
+    assert shown == len(compared.tables)
+
+
+def test_the_diff_that_adds_a_method_is_of_the_files(tmp_path):
+    """Undone, the diff takes away whole files and nothing but its own lines of the others."""
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.M | re.S)
+    names = re.findall(r"^\+\+\+ b/(.*)$", diff, re.M)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(["git", "apply", "--reverse", "-"], cwd=tmp_path, input=diff, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (left,) = [name for name in names if (tmp_path / name).exists()]
+    assert (tmp_path / left).read_text().count("noise") == 0
 
 
 def test_every_command_is_known_here():

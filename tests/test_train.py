@@ -174,6 +174,7 @@ def test_the_summary_says_what_was_reached_and_what_it_cost(finished):
     times = [summary[f"{part}_seconds"] for part in ("synthesis", "distill", "compile", "evaluate")]
     assert all(seconds > 0 for seconds in times)
     assert summary["peak_memory_bytes"] > 1e7
+    assert summary["devices"] == ["cpu"] * len(jax.devices())
 
 
 def test_nothing_is_compiled_after_the_first_call_with_kd(finished):

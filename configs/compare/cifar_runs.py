@@ -18,6 +18,7 @@ from configs import (
     scratch,
     zskt,
 )
+from configs import noise as noise_config
 from configs.compare import parts
 
 # Steps with which DeepInversion synthesises for as long as Fast-5.
@@ -109,9 +110,7 @@ def ablation(at: Setting, reuse: str, representation: str, momentum: bool = Fals
 
 def noise(at: Setting) -> parts.Named:
     """The control: the same student and budget on Gaussian noise."""
-    config = cifar.make(at.dataset, at.variant("fast5"))
-    config.method.name = "noise"
-    return at.run("noise", config, seeds=at.claimed_seeds)
+    return at.run("noise", noise_config.get_config(at.variant()), seeds=at.claimed_seeds)
 
 
 def deep_inversion(at: Setting, steps: int) -> parts.Named:

@@ -32,6 +32,7 @@ class Line:
       images: synthesised.
       synthesis_seconds, total_seconds: means over seeds.
       peak_bytes: the largest over seeds.
+      devices: kinds of all devices that the runs had.
       synthesises: False where the method makes no images; None where no run tells.
       speed_up: synthesis seconds of the reference over those of this row.
       seconds_apart: whether the seconds are of programs timed apart from the runs.
@@ -51,6 +52,7 @@ class Line:
     synthesis_seconds: float | None = None
     total_seconds: float | None = None
     peak_bytes: float | None = None
+    devices: tuple[str, ...] = ()
     synthesises: bool | None = None
     speed_up: float | None = None
     seconds_apart: bool = False
@@ -113,6 +115,7 @@ def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> L
         best_on_test=_mean(of_run, "student_accuracy_best_on_test"),
         total_seconds=_mean(of_run, "total_seconds"),
         peak_bytes=max(_values(of_run, "peak_memory_bytes"), default=None),
+        devices=tuple(sorted({kind for summary in of_run for kind in summary.get("devices", ())})),
     )
 
 

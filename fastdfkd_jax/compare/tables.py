@@ -82,6 +82,7 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
     ("synthesis_seconds_computed", lambda line: line.is_computed),
     ("total_seconds", lambda line: line.total_seconds),
     ("peak_memory_bytes", lambda line: line.peak_bytes),
+    ("devices", lambda line: ", ".join(line.devices) or None),
     ("speed_up", lambda line: line.speed_up),
     ("paper_accuracy", lambda line: line.row.paper_accuracy),
     ("paper_hours", lambda line: line.row.paper_hours),
@@ -93,7 +94,8 @@ def columns(table: Table, lines: Sequence[Line]) -> tuple[str, ...]:
     reference = reference_of(lines)
     return (
         "method", "knows", "student %, last epoch", "n", "best on test %", "teacher %", "images", "synthesis s",
-        "total s", "peak memory MB", *([f"speed-up over {reference.label}"] if reference else []),
+        "total s", "peak memory MB", *(["ran on"] if _has_devices(lines) else []),
+        *([f"speed-up over {reference.label}"] if reference else []),
         *([f"{table.paper}: %", f"{table.paper}: hours"] if _has_paper(lines) else []),
     )  # fmt: skip
 
@@ -105,14 +107,19 @@ def reference_of(lines: Sequence[Line]) -> Row | None:
 
 def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """A section's rows, rounded."""
-    return [_cells(line, reference_of(lines) is not None, _has_paper(lines)) for line in lines]
+    return [_cells(line, _has_devices(lines), reference_of(lines) is not None, _has_paper(lines)) for line in lines]
+
+
+def _has_devices(lines: Sequence[Line]) -> bool:
+    """Whether the lines must say what they ran on, as it was not the same for all."""
+    return len({line.devices for line in lines if line.devices}) > 1
 
 
 def _has_paper(lines: Sequence[Line]) -> bool:
     return any(line.row.paper_accuracy is not None or line.row.paper_hours is not None for line in lines)
 
 
-def _cells(line: Line, has_reference: bool, has_paper: bool) -> tuple[str, ...]:
+def _cells(line: Line, has_devices: bool, has_reference: bool, has_paper: bool) -> tuple[str, ...]:
     row, is_teacher = line.row, line.row.shows == "teacher"
     computed = " (computed)" if line.is_computed else ""
     makes_none = line.synthesises is False
@@ -128,6 +135,7 @@ def _cells(line: Line, has_reference: bool, has_paper: bool) -> tuple[str, ...]:
         NONE if makes_none else _number(line.synthesis_seconds, _digits(line.synthesis_seconds)) + computed,
         NONE if is_teacher else _number(line.total_seconds, _digits(line.total_seconds)),
         NONE if is_teacher else _number(None if line.peak_bytes is None else line.peak_bytes / 1e6, 0),
+        *([NONE if is_teacher or line.is_computed else ", ".join(line.devices) or MISSING] if has_devices else []),
         *([speed_up] if has_reference else []),
         *(_paper(row) if has_paper else ()),
     )
