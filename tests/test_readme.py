@@ -73,7 +73,8 @@ def test_the_comparison_is_made_from_the_records():
                 made = tables.markdown(table, results.sections(table, summaries, wanted, {}))
                 assert report.insert(text, made, name) == text, (
                     f"run: python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir {RECORDS} "
-                    f"--config.tables_only=true --config.other_data={OTHER_DATA} --config.into={document.relative_to(ROOT)}"
+                    f"--config.tables_only=true --config.other_data={OTHER_DATA} "
+                    f"--config.into={document.relative_to(ROOT)}"
                 )
     assert shown
 
