@@ -13,7 +13,7 @@ import runs  # noqa: F401 - makes configs importable
 
 from configs.compare import all as compare_all
 from fastdfkd_jax import report
-from fastdfkd_jax.compare import comparison, folders, results, tables
+from fastdfkd_jax.compare import comparison, outputs, tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,16 +61,15 @@ def test_the_comparison_is_made_from_the_records():
     config = compare_all.get_config()
     config.other_data = OTHER_DATA
     compared = comparison.read(config)
-    summaries = folders.summaries(ROOT / RECORDS, compared)
-    wanted = {run.name: len(run.seeds) for run in compared.runs.values()}
+    figures = outputs.figures_of(ROOT / RECORDS, compared, compared.tables, {})
     shown = 0
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        for table in compared.tables:
+        for table, sections in figures:
             name = f"compare/{table.name}"
             if report.start_mark(name) in text:
                 shown += 1
-                made = tables.markdown(table, results.sections(table, summaries, wanted, {}))
+                made = tables.markdown(table, sections)
                 assert report.insert(text, made, name) == text, (
                     f"run: python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir {RECORDS} "
                     f"--config.tables_only=true --config.other_data={OTHER_DATA} "

@@ -5,7 +5,8 @@
 
 `--config.dry_run=true` says how long that takes. The records in results/ make the tables again, without any run:
 
-    python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir RECORDS --config.tables_only=true
+    python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir results/compare/short \
+        --config.tables_only=true --config.other_data=npz:imagenet_even500_256_q90.npz
 """
 
 from configs.compare import parts, table1, table4, table5

@@ -15,10 +15,10 @@ from configs import (
     dfq,
     generative_dfd,
     kd,
+    noise,
     scratch,
     zskt,
 )
-from configs import noise as noise_config
 from configs.compare import parts
 
 # Steps with which DeepInversion synthesises for as long as Fast-5.
@@ -108,9 +108,9 @@ def ablation(at: Setting, reuse: str, representation: str, momentum: bool = Fals
     )
 
 
-def noise(at: Setting) -> parts.Named:
+def noise_control(at: Setting) -> parts.Named:
     """The control: the same student and budget on Gaussian noise."""
-    return at.run("noise", noise_config.get_config(at.variant()), seeds=at.claimed_seeds)
+    return at.run("noise", noise.get_config(at.variant()), seeds=at.claimed_seeds)
 
 
 def deep_inversion(at: Setting, steps: int) -> parts.Named:

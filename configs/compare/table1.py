@@ -88,7 +88,7 @@ def published(at):
         **{label: one_generator[label] for label in ("DAFL", "ZSKT", "DFQ")},
         **{f"Fast-{k}": runs.fast(at, k) for k in STEPS},
     }
-    noise = runs.noise(at)
+    noise = runs.noise_control(at)
     rows = [
         parts.row(
             at.section, "Teacher", shows="teacher", knows=ORIGINAL_DATA, paper=paper("Teacher", at.dataset, at.pair)
@@ -113,7 +113,7 @@ def cpu():
     at, measured = runs.CPU, runs.MEASURED_STEPS
     deep, cmi = runs.deep_inversion(at, measured), runs.contrastive(at, measured)
     equal = runs.deep_inversion(at, runs.EQUAL_TIME_STEPS)
-    scratch, kd, noise = runs.from_scratch(at), runs.original_data(at), runs.noise(at)
+    scratch, kd, noise = runs.from_scratch(at), runs.original_data(at), runs.noise_control(at)
     few = runs.deep_inversion(at, 5)
     others, one_generator, options = runs.other_data(at), runs.generative(at), runs.options(at)
     fast = {f"Fast-{k}": runs.fast(at, k) for k in STEPS}

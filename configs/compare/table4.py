@@ -37,7 +37,7 @@ def get_config(variant=None):
 def few_steps(at):
     """Runs and rows."""
     made = {(label, k): method(at, k) for label, method in METHODS.items() for k in STEPS}
-    scratch, noise = runs.from_scratch(at), runs.noise(at)
+    scratch, noise = runs.from_scratch(at), runs.noise_control(at)
     rows = [
         parts.row(at.section, "Teacher", shows="teacher", knows=ORIGINAL_DATA, paper=(75.83, None)),
         parts.row(at.section, "Student from scratch", scratch[0], paper=(65.31, None)),

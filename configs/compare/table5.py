@@ -40,7 +40,7 @@ def get_config(variant=None):
 
 def ablation(at):
     """Runs and rows of one data set."""
-    noise = runs.noise(at)
+    noise = runs.noise_control(at)
     made, rows = [noise], [parts.row(at.section, "noise control", noise[0], is_control=True)]
     for label, (choices, *accuracies) in ROWS.items():
         run = runs.ablation(at, *choices)

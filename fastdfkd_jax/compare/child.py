@@ -29,13 +29,14 @@ def main(argv: Sequence[str]) -> None:
     from ml_collections import ConfigDict
 
     from fastdfkd_jax import assemble, plan
+    from fastdfkd_jax.compare.estimates import PARTS
     from fastdfkd_jax.main import run, set_up_jax
 
     config = ConfigDict(request["config"]).lock()
     set_up_jax(config)
     if request["action"] == "measure":
         costs = plan.measure(config, assemble.assemble(config))
-        answer = {"synthesis_seconds": 0.0, "distill_seconds": 0.0, **{cost.kind: cost.total_seconds for cost in costs}}
+        answer = dict.fromkeys(PARTS, 0.0) | {cost.kind: cost.total_seconds for cost in costs}
         answer["compile_seconds"] = sum(cost.compile_seconds for cost in costs)
     else:
         answer = run(config, Path(request["workdir"]))

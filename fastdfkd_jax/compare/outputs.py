@@ -29,11 +29,8 @@ def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failur
       failures: why runs have failed, by name.
     """
     make_folder(workdir)
-    summaries = folders.summaries(workdir, comparison)
-    wanted = {run.name: len(run.seeds) for run in comparison.runs.values()}
     written = {}
-    for table in chosen:
-        sections = results.sections(table, summaries, wanted, failures)
+    for table, sections in figures_of(workdir, comparison, chosen, failures):
         written[table.name] = tables.markdown(table, sections)
         _write_text(workdir / f"{table.name}.md", written[table.name])
         _write_text(workdir / f"{table.name}.csv", tables.as_csv(table, sections))
@@ -43,6 +40,15 @@ def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failur
         except UserError as error:
             _warn_once(str(error))
     return written
+
+
+def figures_of(
+    workdir: Path, comparison: Comparison, chosen: Sequence[Table], failures: Failures
+) -> list[tuple[Table, dict[str, list[results.Line]]]]:
+    """What the chosen tables have to show, of the finished runs in a workdir or of records; arguments as `write`'s."""
+    summaries = folders.summaries(workdir, comparison)
+    wanted = {run.name: len(run.seeds) for run in comparison.runs.values()}
+    return [(table, results.sections(table, summaries, wanted, failures)) for table in chosen]
 
 
 @functools.cache
@@ -67,10 +73,11 @@ def record(
       measured: what a whole run takes by what was measured apart, or None (`estimates.measured_seconds`).
     """
     for run in comparison.runs.values():
+        seconds = None if timed else measured(run)
         for path in sorted((workdir / "runs" / run.name).glob("seed*/summary.json")):
             place = records / "runs" / run.name / path.parent.name
             report.add(path.parent, place, timed=timed, picture=False)
-            if not timed and (seconds := measured(run)) is not None:
+            if seconds is not None:
                 summary = json.loads((place / "summary.json").read_text())
                 total = {"total_seconds": sum(seconds.values()), SECONDS_APART: True}
                 report.write_json(place / "summary.json", {**summary, **seconds, **total})

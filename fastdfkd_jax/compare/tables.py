@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from fastdfkd_jax.compare.comparison import Row, Table
+from fastdfkd_jax.compare.comparison import Table
 from fastdfkd_jax.compare.results import Line
 
 Sections = Mapping[str, Sequence[Line]]
@@ -24,9 +24,9 @@ def markdown(table: Table, sections: Sections) -> str:
     """Each section's name in bold and its table; what the marks mean below all."""
     parts = []
     for section, lines in sections.items():
-        head = columns(table, lines)
+        head, *body = _head_and_rows(table, lines)
         alignment = ["---", "---", *("---:" for _ in head[2:])]
-        rows = [head, alignment, *rows_of(lines)]
+        rows = [head, alignment, *body]
         parts.append(f"**{section}**\n\n" + "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows))
     return "\n".join([*parts, " ".join(notes(table, sections)) + "\n"])
 
@@ -39,12 +39,13 @@ def latex(table: Table, sections: Sections) -> str:
     """A plain `tabular` for each section, which needs no package, and the marks' meaning."""
     parts = [f"% {table.caption}"]
     for section, lines in sections.items():
-        head = columns(table, lines)
+        rows = _head_and_rows(table, lines)
+        width = len(rows[0])
         parts += [
-            rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}",
-            rf"\multicolumn{{{len(head)}}}{{l}}{{{escape(section)}}} \\",
+            rf"\begin{{tabular}}{{ll{'r' * (width - 2)}}}",
+            rf"\multicolumn{{{width}}}{{l}}{{{escape(section)}}} \\",
             r"\hline",
-            *(rf"{' & '.join(map(escape, row))} \\" for row in (head, *rows_of(lines))),
+            *(rf"{' & '.join(map(escape, row))} \\" for row in rows),
             r"\hline",
             r"\end{tabular}",
             "",
@@ -89,61 +90,61 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
 )
 
 
-def columns(table: Table, lines: Sequence[Line]) -> tuple[str, ...]:
-    """The head of a section's table."""
-    reference = reference_of(lines)
-    return (
-        "method", "knows", "student %, last epoch", "n", "best on test %", "teacher %", "images", "synthesis s",
-        "total s", "peak memory MB", *(["ran on"] if _has_devices(lines) else []),
-        *([f"speed-up over {reference.label}"] if reference else []),
-        *([f"{table.paper}: %", f"{table.paper}: hours"] if _has_paper(lines) else []),
-    )  # fmt: skip
+def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[Line], str]]]:
+    """The columns of a section's table: the head, and what a line has there."""
+    made: list[tuple[str, Callable[[Line], str]]] = [
+        ("method", lambda line: line.row.label),
+        ("knows", lambda line: line.knows or MISSING),
+        ("student %, last epoch", _accuracy),
+        ("n", _seeds),
+        ("best on test %", _of_students(lambda line: _number(line.best_on_test, 2))),
+        ("teacher %", _of_students(lambda line: _number(line.teacher_accuracy, 2))),
+        ("images", _of_synthesis(lambda line: _number(line.images, 0))),
+        ("synthesis s", _of_synthesis(lambda line: _seconds(line.synthesis_seconds) + _computed(line))),
+        ("total s", _of_students(lambda line: _seconds(line.total_seconds))),
+        ("peak memory MB", _of_students(lambda line: _number(line.peak_bytes, 0, unit=1e6))),
+    ]
+    if len({line.devices for line in lines if line.devices}) > 1:
+        made.append(("ran on", _of_students(_ran_on)))
+    if reference := next((line.row for line in lines if line.row.is_reference), None):
+        made.append((f"speed-up over {reference.label}", _of_synthesis(_speed_up)))
+    if _has_paper(lines):
+        made += [(f"{table.paper}: %", _paper_accuracy), (f"{table.paper}: hours", _paper_hours)]
+    return made
 
 
-def reference_of(lines: Sequence[Line]) -> Row | None:
-    """The row that speed-ups are over; without one there is no such column."""
-    return next((line.row for line in lines if line.row.is_reference), None)
+def _head_and_rows(table: Table, lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """A section's head and rows, rounded."""
+    columns = _columns(table, lines)
+    return [tuple(head for head, _ in columns), *(tuple(cell(line) for _, cell in columns) for line in lines)]
 
 
-def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """A section's rows, rounded."""
-    return [_cells(line, _has_devices(lines), reference_of(lines) is not None, _has_paper(lines)) for line in lines]
+def _of_students(cell: Callable[[Line], str]) -> Callable[[Line], str]:
+    return lambda line: NONE if line.row.shows == "teacher" else cell(line)
 
 
-def _has_devices(lines: Sequence[Line]) -> bool:
-    """Whether the lines must say what they ran on, as it was not the same for all."""
-    return len({line.devices for line in lines if line.devices}) > 1
+def _of_synthesis(cell: Callable[[Line], str]) -> Callable[[Line], str]:
+    return lambda line: NONE if line.synthesises is False else cell(line)
+
+
+def _computed(line: Line) -> str:
+    return " (computed)" if line.is_computed else ""
+
+
+def _ran_on(line: Line) -> str:
+    return NONE if line.is_computed else ", ".join(line.devices) or MISSING
 
 
 def _has_paper(lines: Sequence[Line]) -> bool:
     return any(line.row.paper_accuracy is not None or line.row.paper_hours is not None for line in lines)
 
 
-def _cells(line: Line, has_devices: bool, has_reference: bool, has_paper: bool) -> tuple[str, ...]:
-    row, is_teacher = line.row, line.row.shows == "teacher"
-    computed = " (computed)" if line.is_computed else ""
-    makes_none = line.synthesises is False
-    speed_up = NONE if makes_none or row.is_control else _speed_up(line) + computed
-    return (
-        row.label,
-        line.knows or MISSING,
-        _accuracy(line),
-        _seeds(line),
-        NONE if is_teacher else _number(line.best_on_test, 2),
-        NONE if is_teacher else _number(line.teacher_accuracy, 2),
-        NONE if makes_none else _number(line.images, 0),
-        NONE if makes_none else _number(line.synthesis_seconds, _digits(line.synthesis_seconds)) + computed,
-        NONE if is_teacher else _number(line.total_seconds, _digits(line.total_seconds)),
-        NONE if is_teacher else _number(None if line.peak_bytes is None else line.peak_bytes / 1e6, 0),
-        *([NONE if is_teacher or line.is_computed else ", ".join(line.devices) or MISSING] if has_devices else []),
-        *([speed_up] if has_reference else []),
-        *(_paper(row) if has_paper else ()),
-    )
+def _paper_accuracy(line: Line) -> str:
+    return NONE if line.row.paper_accuracy is None else f"{line.row.paper_accuracy:.2f}"
 
 
-def _paper(row: Row) -> tuple[str, str]:
-    accuracy = NONE if row.paper_accuracy is None else f"{row.paper_accuracy:.2f}"
-    return accuracy, NONE if row.paper_hours is None else f"{row.paper_hours:g}"
+def _paper_hours(line: Line) -> str:
+    return NONE if line.row.paper_hours is None else f"{line.row.paper_hours:g}"
 
 
 def _accuracy(line: Line) -> str:
@@ -162,17 +163,19 @@ def _seeds(line: Line) -> str:
 
 
 def _speed_up(line: Line) -> str:
+    if line.row.is_control:
+        return NONE
     if line.speed_up is None:
-        return MISSING
-    return f"{line.speed_up:,.{0 if line.speed_up >= 100 else 1}f}×"
+        return MISSING + _computed(line)
+    return f"{line.speed_up:,.{0 if line.speed_up >= 100 else 1}f}×{_computed(line)}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None, digits: int, unit: float = 1) -> str:
+    return MISSING if value is None else f"{value / unit:,.{digits}f}"
 
 
-def _digits(seconds: float | None) -> int:
-    return 0 if seconds is None or seconds >= 10 else 2
+def _seconds(seconds: float | None) -> str:
+    return _number(seconds, 0 if seconds is None or seconds >= 10 else 2)
 
 
 def notes(table: Table, sections: Sections) -> list[str]:
