@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,19 +161,21 @@ def _quiet_tasks() -> Iterator[None]:
     _ignore_late_reports()
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     disabled = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        yield
-    finally:
-        # Now, because the failed tasks complain when they are collected.
-        gc.collect()
-        for logger, before in zip(loggers, disabled, strict=True):
-            logger.disabled = before
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            # Now, because the failed tasks complain when they are collected.
+            gc.collect()
+            for logger, before in zip(loggers, disabled, strict=True):
+                logger.disabled = before
 
 
 def _ignore_late_reports() -> None:
-    """Lets TensorStore report, at any later time, to an event loop that a failure has closed, without a traceback."""
+    """Keeps what TensorStore still holds when a save fails, and drops at any later time, from printing a traceback."""
     before = sys.unraisablehook
     if getattr(before, "__module__", None) == __name__:
         return
@@ -185,6 +188,13 @@ def _ignore_late_reports() -> None:
             before(late)
 
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_checkpoint)
+
+
+def _is_not_of_a_checkpoint(record: logging.LogRecord) -> bool:
+    """False for asyncio's report of a task of Orbax, or of a write of TensorStore, whose failure was told already."""
+    failure = record.exc_info[1] if record.exc_info else None
+    return re.search("orbax|tensorstore|os_error_code=", f"{record.getMessage()} {failure}") is None
 
 
 def _os_error_code(error: OSError | ValueError) -> int | None:

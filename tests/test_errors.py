@@ -1,7 +1,9 @@
 """Bad input to the main command: one line on stderr, exit status 2, nothing lost or half-written."""
 
+import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -490,6 +492,27 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch, failure):
     assert contents(tmp_path) == before
     checkpoints.save(2, state, {"call": 2})
     assert checkpoints.latest == 2
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [("Failed writing: No space left on device [os_error_code='28']", False), ("of something else", True)],
+)
+def test_a_write_that_fails_after_its_checkpoint_is_not_told_again(tmp_path, monkeypatch, caplog, failure, told):
+    import orbax.checkpoint as ocp
+
+    checkpoints = Checkpoints(tmp_path)
+    loop = asyncio.new_event_loop()
+    late = loop.create_future()
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        expect_no_space(lambda: checkpoints.save(1, {"weights": np.arange(3.0)}, {}))
+    late.set_exception(ValueError(failure))
+    del late
+    gc.collect()
+    assert ("never retrieved" in caplog.text) == told
+    loop.close()
     checkpoints.close()
 
 
