@@ -106,11 +106,13 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
     costs: list[Cost] = []
-    source: Any = _a_call_of_images(parts)
+    replayed = not programs.replay.uniform
+    source: Any = _a_call_of_images(parts, replayed)
     if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
         images = synthesis_calls * parts.method.images_per_call
-        donated = [state["method"], *([] if once else [pool.empty(images, parts.teacher.spec.input_shape)])]
+        filled = [] if once else [pool.empty(images, parts.teacher.spec.input_shape, replayed)]
+        donated = [state["method"], *filled]
 
         def synthesize() -> Any:
             # What a call donates its successor gets back.
@@ -120,7 +122,7 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
 
         cost, made = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
         costs.append(cost)
-        source = made[1] if once else source
+        source = made[1]  # the batch, or the pool with as much room as the run's
     if kd_steps := count_kd_steps(config):
 
         def distill() -> Any:
@@ -132,11 +134,11 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     return costs
 
 
-def _a_call_of_images(parts: Parts) -> pool.Pool:
+def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
     count = max(1, parts.method.images_per_call)
     shape = parts.teacher.spec.input_shape
     rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)
-    return pool.append(pool.empty(count, shape), rows, jax.numpy.zeros(count, jax.numpy.int32))
+    return pool.append(pool.empty(count, shape, replayed), rows, jax.numpy.zeros(count, jax.numpy.int32))
 
 
 def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:

@@ -74,6 +74,12 @@ def test_what_does_not_run_is_not_measured():
     assert [line.split(":")[0] for line in distillation[4:-1]] == ["2 KD steps"]
 
 
+@pytest.mark.parametrize("mode", ["all", "distill"])
+def test_steps_that_draw_by_difficulty_are_measured_too(mode):
+    lines, _ = tiny_plan(mode=mode, replay__difficulty_exponent=1.0)
+    assert lines[-2].startswith("2 KD steps: ")
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_a_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

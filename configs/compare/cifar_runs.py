@@ -22,7 +22,7 @@ from configs import (
 from configs.compare import parts
 
 # Steps with which DeepInversion synthesises for as long as Fast-5.
-EQUAL_TIME_STEPS = 8
+EQUAL_TIME_STEPS = 9
 # Of 0.1, 0.3 and 1 the rate of the lowest synthesis loss after five steps (docs/results.md), for pixels of any method;
 # the paper does not give that of its few-step rows.
 PIXELS_LR = 0.3

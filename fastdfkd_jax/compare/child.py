@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     _end_with(request["parent"])
     if request["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, request["cores"])
+    # The last line that a crash leaves in the log says why; JAX would add one on how it shortens tracebacks.
+    os.environ.setdefault("JAX_TRACEBACK_FILTERING", "quiet_remove_frames")
     # Only now, as libraries count the cores when they are imported.
     from ml_collections import ConfigDict
 
