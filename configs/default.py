@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.data.source = ""  # 'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', 'folder:DIR', 'digits'; '' for none
     config.data.dir = ""  # where the source lies; '' for its default (~/tensorflow_datasets)
     config.data.split = "test"
+    config.data.crop = 0.0  # of pictures: part of the shorter side that is kept, ImageNet's is 0.875; 0: as they are
     config.data.batch = 256  # images an evaluation step
 
     config.transfer = ConfigDict()  # real images, for the methods that are given some and declare it; no other reads it

@@ -8,8 +8,8 @@ many KD steps as the logs have, and a shifted view in place of a resized crop.
         --config.teacher.checkpoint=resnet50-19c8e357.pth
 
 `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, and then `-tiny`: images of 64 pixels, four
-calls, for a trial on a CPU. The pool needs 21 GB of device memory. To evaluate on pictures of 224 pixels,
-`--config.data.source=folder:DIR`.
+calls, for a trial on a CPU. The pool needs 21 GB of device memory. To evaluate, `--config.data.source=folder:DIR` with
+one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
 """
 
 from ml_collections import ConfigDict
@@ -33,6 +33,7 @@ def get_config(variant=None):
     config.teacher.arch, config.teacher.num_classes, config.teacher.image_size = "resnet50_imagenet", 1000, 224
     config.teacher.mean, config.teacher.std = IMAGENET_MEAN, IMAGENET_STD
     config.student.arch = student
+    config.data.crop = 0.875
     _fast50(config)
     config.inversion.adversarial_weight = STUDENTS[student]
     _distillation(config)

@@ -59,7 +59,8 @@ def assemble(config: ConfigDict) -> Parts:
     teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
     test = None
     if config.data.source:
-        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None)
+        crop = {"image_size": teacher.spec.image_size, "crop": config.data.crop} if config.data.crop else {}
+        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **crop)
         data.require(test, teacher.spec)
     optimizer = _student_optimizer(config)
     shared = config.parallel.task_devices > 1  # the lanes have them

@@ -109,7 +109,10 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         mean=arguments.mean,
         std=arguments.std,
     )
-    dataset = data.load(arguments.data, arguments.split, data_dir=arguments.data_dir, image_size=arguments.image_size)
+    size = arguments.image_size or (network.spec.image_size if arguments.crop else None)
+    dataset = data.load(
+        arguments.data, arguments.split, data_dir=arguments.data_dir, image_size=size, crop=arguments.crop
+    )
     measurements = make_evaluator(network, arguments.batch_size)(variables, dataset)
     return {
         "checkpoint": arguments.checkpoint,
@@ -138,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", help="architecture, where the checkpoint does not tell")
     parser.add_argument("--num-classes", type=int, help="classes that the checkpoint must have")
     parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of a folder's images")
+    parser.add_argument("--crop", type=float, default=0.0, help="part of a picture's shorter side; ImageNet's is 0.875")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
     parser.add_argument("--std", type=_numbers, help="likewise")
     parser.add_argument("--batch-size", type=int, default=256, help="images a step (default: %(default)s)")

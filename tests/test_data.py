@@ -51,6 +51,66 @@ def test_digits_are_enlarged_bilinearly():
     np.testing.assert_array_equal(digits.enlarge(image)[0, :, :, 0], [[0, 64, 191, 255]] * 4)
 
 
+# --- pictures of any size
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def bordered(height: int, width: int, border: int) -> np.ndarray:
+    """White, but for a black border of so many pixels."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[border : height - border, border : width - border] = 255
+    return image
+
+
+def write_jpegs(path: Path, *images: np.ndarray) -> None:
+    files = [jpeg(image) for image in images]
+    offsets = np.cumsum([0, *map(len, files)])
+    np.savez(path, jpeg=np.concatenate(files), offsets=offsets, labels=np.arange(len(files)))
+
+
+def test_npz_of_jpegs_and_their_centres(tmp_path):
+    write_jpegs(tmp_path / "a.npz", bordered(64, 64, 8), bordered(64, 64, 16))
+    whole = data.load("npz:a.npz", data_dir=tmp_path)
+    assert whole.images.shape == (2, 64, 64, 3)
+    assert abs(whole.images[0].astype(int) - bordered(64, 64, 8)).max() < 30
+    centre = data.load("npz:a.npz", data_dir=tmp_path, image_size=48, crop=0.75)
+    np.testing.assert_array_equal(centre.images, whole.images[:, 8:56, 8:56])  # 64 pixels need no resizing
+    np.testing.assert_array_equal(centre.labels, [0, 1])
+
+
+def test_the_centre_square_of_pictures_of_any_size(tmp_path):
+    write_jpegs(tmp_path / "a.npz", bordered(128, 256, 32), bordered(64, 64, 16))
+    expect_error("2 sizes", "npz:a.npz", data_dir=tmp_path)
+    images = data.load("npz:a.npz", data_dir=tmp_path, image_size=24, crop=0.75).images
+    assert images.shape == (2, 24, 24, 3)
+    # Both come to 32 pixels, of which the middle 24 stay: 4 black ones, then white; the wide one is white to its sides.
+    assert images[1, 12, :3].max() < 60
+    assert images[:, 12, 12].min() > 200
+    assert images[0, 12, :3].min() > 200
+    assert images[0, :3, 12].max() < 60
+
+
+def test_a_folder_is_cut_alike(tmp_path):
+    write_png(tmp_path / "a" / "0.png", bordered(64, 64, 8))
+    kept = data.load("folder:.", data_dir=tmp_path, image_size=48, crop=0.75).images
+    np.testing.assert_array_equal(kept[0], bordered(64, 64, 8)[8:56, 8:56])
+    whole = data.load("folder:.", data_dir=tmp_path, image_size=64).images
+    np.testing.assert_array_equal(whole[0], bordered(64, 64, 8))
+
+
+def test_mistakes_with_pictures(tmp_path):
+    write_jpegs(tmp_path / "a.npz", bordered(64, 64, 8))
+    expect_error("crop must be from 0 to 1", "npz:a.npz", data_dir=tmp_path, image_size=8, crop=1.5)
+    expect_error("crop must be .*image size", "npz:a.npz", data_dir=tmp_path, crop=0.5)
+    np.savez(tmp_path / "b.npz", jpeg=np.zeros(9, np.uint8), offsets=np.array([0, 9]), labels=np.array([0]))
+    expect_error("cannot read a picture of .*b.npz", "npz:b.npz", data_dir=tmp_path)
+
+
 # --- splits
 
 

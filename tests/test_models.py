@@ -24,6 +24,7 @@ PUBLISHED = {
     "resnet18_imagenet": (11_181_642, 20, 4, 512),
     "resnet34_imagenet": (21_289_802, 36, 4, 512),
     "resnet50_imagenet": (23_528_522, 53, 4, 2048),
+    "resnet50v1_imagenet": (23_528_522, 53, 4, 2048),
     "resnet8": (75_290, 7, 3, 64),
     "resnet20": (269_722, 19, 3, 64),
     "resnet20b": (272_474, 21, 3, 64),
@@ -34,6 +35,7 @@ PUBLISHED = {
     "resnet8x4": (1_210_410, 10, 3, 256),
     "resnet32x4": (7_410_730, 34, 3, 256),
     "mobilenetv2_imagenet": (2_236_682, 52, 7, 1280),
+    "efficientnet_lite0": (3_383_818, 49, 7, 1280),
     "vgg8": (3_918_858, 5, 5, 512),
     "vgg11": (9_231_114, 8, 5, 512),
     "vgg13": (9_416_010, 10, 5, 512),
@@ -95,7 +97,7 @@ def test_shapes(arch, size):
     sides = [block.shape[1] for block in out.blocks]
     if arch.startswith("vgg"):
         assert sides == ([32, 16, 8, 4, 4] if size == 32 else [64, 32, 16, 8, 4])
-    elif arch.startswith("mobilenet"):
+    elif arch.startswith(("mobilenet", "efficientnet")):
         assert sides == [size // step for step in (2, 4, 8, 16, 16, 32, 32)]
     else:
         stem = 4 if arch.endswith("_imagenet") else 1

@@ -19,12 +19,14 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
+from fastdfkd_jax.convert import keras
 from fastdfkd_jax.errors import UserError
 
 State = dict[str, np.ndarray]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
+KERAS_SUFFIX = ".json"
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 METADATA_KEY = "fastdfkd_jax"
 
@@ -38,11 +40,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
     """Reads a checkpoint; every float becomes float32.
 
     Args:
-      path: a `.pth`, `.pt` or `.th` file of PyTorch (bare or under `state_dict`, `model` or `net`), or a
-        `.safetensors` file, for which torch is not needed.
+      path: a `.pth`, `.pt` or `.th` file of PyTorch (bare or under `state_dict`, `model` or `net`), a
+        `.safetensors` file, for which torch is not needed, or the `model.json` of a network of `convert.keras`.
 
     Returns:
-      The arrays by the file's own names, and the metadata that `write_safetensors` stored ({} in others).
+      The arrays by the file's own names, and the metadata that `write_safetensors` stored, or what Keras's network is
+      known to be ({} in others).
 
     Raises:
       UserError: the file is missing, empty, damaged, no checkpoint, or wants more than tensors.
@@ -51,6 +54,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
     _check_file(path)
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
+    elif path.suffix == KERAS_SUFFIX:
+        state, metadata = keras.read(path)
     else:
         state, metadata = _read_torch(path), {}
     if not state:
@@ -59,7 +64,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
 
 
 def _check_file(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in (*SUFFIXES, KERAS_SUFFIX):
         raise UserError(f"{path} is not a checkpoint: expected a file that ends in {', '.join(SUFFIXES)}")
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}: check the path")

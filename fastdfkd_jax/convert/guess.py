@@ -12,7 +12,7 @@ from fastdfkd_jax.errors import UserError
 
 State = Mapping[str, np.ndarray]
 
-_HEADS = ("linear", "fc", "classifier")
+_HEADS = ("linear", "fc", "_fc", "classifier")
 _FOUR_STAGES: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 2, 2), 2): "resnet18",
     ((3, 4, 6, 3), 2): "resnet34",
@@ -28,7 +28,7 @@ def guess_arch(state: State) -> str:
       UserError: its entries are not those of a family we know; asks for --arch.
     """
     state = _bare(state)
-    arch = _wide_resnet(state) or _resnet(state) or _vgg(state) or _mobilenet(state)
+    arch = _wide_resnet(state) or _resnet(state) or _vgg(state) or _mobilenet(state) or _efficientnet(state)
     if arch is None:
         first = ", ".join(list(state)[:6])
         bare = "" if any(n.endswith("running_mean") for n in state) else "; it has no BatchNorm, which a teacher needs"
@@ -56,7 +56,7 @@ def guess_classes(state: State) -> int:
 def guess_channels(state: State) -> int:
     """Channels of the input image: what the stem's convolution takes (3 where there is none to be found)."""
     state = _bare(state)
-    for name in ("conv1.weight", "block0.0.weight", "features.0.0.weight"):
+    for name in ("conv1.weight", "block0.0.weight", "features.0.0.weight", "_conv_stem.weight"):
         if name in state and state[name].ndim == 4:
             return int(state[name].shape[1])
     return 3
@@ -118,3 +118,11 @@ def _mobilenet(state: State) -> str | None:
     ]
     blocks = {m[1] for name in state if (m := re.match(r"features\.(\d+)\.conv\.0\.0\.weight", name))}
     return "mobilenetv2_imagenet" if widths == [32, 1280] and len(blocks) == 17 else None
+
+
+def _efficientnet(state: State) -> str | None:
+    # Lite0 has the first size's blocks, but no squeeze and excitation.
+    depthwise = [name for name in state if re.fullmatch(r"_blocks\.\d+\._depthwise_conv\.weight", name)]
+    head = state.get("_conv_head.weight")
+    lite = head is not None and head.shape[0] == 1280 and len(depthwise) == 16
+    return "efficientnet_lite0" if lite and not any("._se_" in name for name in state) else None

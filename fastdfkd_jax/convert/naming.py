@@ -237,7 +237,7 @@ def _warn_of_zeros(variances: State) -> None:
     zeros = {name: int((array == 0).sum()) for name, array in variances.items()}
     if any(zeros.values()):
         texts = (f"{name} ({count} channels)" for name, count in zeros.items() if count)
-        logging.warning("a variance of 0, by which BatchNorm multiplies 316-fold: %s", ", ".join(texts))
+        logging.warning("a variance of 0, so BatchNorm divides by the root of epsilon alone: %s", ", ".join(texts))
 
 
 def _fits(array: np.ndarray, entry: Entry) -> bool:

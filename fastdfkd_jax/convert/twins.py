@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 from typing import Any
 
 from fastdfkd_jax.convert.files import import_torch
@@ -94,20 +95,23 @@ def _wide_resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
     return _classifier(modules, forward)
 
 
-def _residual_block(inputs: int, width: int, stride: int, bottleneck: bool, shortcut: str, name: str) -> Any:
+def _residual_block(
+    inputs: int, width: int, stride: int, bottleneck: bool, shortcut: str, name: str, v1: bool = False
+) -> Any:
     torch = import_torch()
     nn, relu = torch.nn, torch.relu
     outputs = 4 * width if bottleneck else width
     if bottleneck:
-        convs = [_conv(inputs, width, 1), _conv(width, width, 3, stride), _conv(width, outputs, 1)]
+        first, second = (stride, 1) if v1 else (1, stride)
+        convs = [_conv(inputs, width, 1, first), _conv(width, width, 3, second), _conv(width, outputs, 1)]
     else:
         convs = [_conv(inputs, width, 3, stride), _conv(width, width)]
-    parts = {}
+    parts, norm = {}, partial(nn.BatchNorm2d, eps=1e-3 if v1 else 1e-5)
     for i, conv in enumerate(convs, start=1):
-        parts |= {f"conv{i}": conv, f"bn{i}": nn.BatchNorm2d(conv.out_channels)}
+        parts |= {f"conv{i}": conv, f"bn{i}": norm(conv.out_channels)}
     changes = stride != 1 or inputs != outputs
     if changes and shortcut == "b":
-        parts[name] = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        parts[name] = nn.Sequential(_conv(inputs, outputs, 1, stride), norm(outputs))
 
     def forward(self, x):
         out = x
@@ -132,17 +136,18 @@ def _residual_network(
     bottleneck: bool,
     shortcut: str,
     imagenet: bool = False,
+    v1: bool = False,
 ) -> Any:
     torch = import_torch()
     nn = torch.nn
     stem_conv = _conv(spec.channels, stem, 7, 2) if imagenet else _conv(spec.channels, stem)
-    modules = {"conv1": stem_conv, "bn1": nn.BatchNorm2d(stem)}
+    modules = {"conv1": stem_conv, "bn1": nn.BatchNorm2d(stem, eps=1e-3 if v1 else 1e-5)}
     name, head = ("downsample", "fc") if imagenet else ("shortcut", "linear")
     inputs = stem
     for s, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
         blocks = []
         for i in range(count):
-            blocks.append(_residual_block(inputs, width, 2 if i == 0 and s > 1 else 1, bottleneck, shortcut, name))
+            blocks.append(_residual_block(inputs, width, 2 if i == 0 and s > 1 else 1, bottleneck, shortcut, name, v1))
             inputs = 4 * width if bottleneck else width
         modules[f"layer{s}"] = nn.Sequential(*blocks)
     modules[head] = nn.Linear(inputs, spec.num_classes)
@@ -159,8 +164,9 @@ def _residual_network(
 
 
 def _resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
-    depth = int(match[1])
-    return _residual_network(spec, 64, (64, 128, 256, 512), _RESNET_STAGES[depth], depth >= 50, "b", bool(match[2]))
+    depth, v1, imagenet = int(match[1]), bool(match[2]), bool(match[3])
+    widths = (64, 128, 256, 512)
+    return _residual_network(spec, 64, widths, _RESNET_STAGES[depth], depth >= 50, "b", imagenet, v1)
 
 
 def _cifar_resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
@@ -227,10 +233,67 @@ def _mobilenet(match: re.Match[str], spec: NetworkSpec) -> Any:
     )
 
 
+def _efficientnet_lite0(match: re.Match[str], spec: NetworkSpec) -> Any:
+    nn = import_torch().nn
+    functional = nn.functional
+
+    class SameConv(nn.Conv2d):
+        """With TensorFlow's padding 'same', which PyTorch refuses at a stride."""
+
+        def forward(self, x):
+            edges = []
+            for length in (x.shape[3], x.shape[2]):
+                zeros = max((-(-length // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - length, 0)
+                edges += [zeros // 2, zeros - zeros // 2]
+            return super().forward(functional.pad(x, edges))
+
+    def norm(channels: int) -> Any:
+        return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+    def block(inputs: int, outputs: int, size: int, stride: int, expansion: int) -> Any:
+        hidden = inputs * expansion
+        modules = {} if expansion == 1 else {"_expand_conv": _conv(inputs, hidden, 1), "_bn0": norm(hidden)}
+        modules["_depthwise_conv"] = SameConv(hidden, hidden, size, stride, groups=hidden, bias=False)
+        modules |= {"_bn1": norm(hidden), "_project_conv": _conv(hidden, outputs, 1), "_bn2": norm(outputs)}
+
+        def forward(self, x):
+            y = x if expansion == 1 else functional.relu6(self._bn0(self._expand_conv(x)))
+            y = functional.relu6(self._bn1(self._depthwise_conv(y)))
+            y = self._bn2(self._project_conv(y))
+            return x + y if stride == 1 and inputs == outputs else y
+
+        return _classifier(modules, forward)
+
+    blocks, inputs = [], 32
+    for count, size, stride, expansion, outputs in zip(
+        (1, 2, 2, 3, 3, 4, 1),
+        (3, 3, 5, 3, 5, 5, 3),
+        (1, 2, 2, 2, 1, 2, 1),
+        (1, 6, 6, 6, 6, 6, 6),
+        (16, 24, 40, 80, 112, 192, 320),
+        strict=True,
+    ):
+        for i in range(count):
+            blocks.append(block(inputs, outputs, size, stride if i == 0 else 1, expansion))
+            inputs = outputs
+    modules = {"_conv_stem": SameConv(spec.channels, 32, 3, 2, bias=False), "_bn0": norm(32)}
+    modules |= {"_blocks": nn.ModuleList(blocks), "_conv_head": _conv(inputs, 1280, 1), "_bn1": norm(1280)}
+    modules["_fc"] = nn.Linear(1280, spec.num_classes)
+
+    def forward(self, x):
+        x = functional.relu6(self._bn0(self._conv_stem(x)))
+        for each in self._blocks:
+            x = each(x)
+        return self._fc(functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+
+    return _classifier(modules, forward)
+
+
 _TWINS = (
+    (r"efficientnet_lite0", _efficientnet_lite0),
     (r"mobilenetv2_imagenet", _mobilenet),
     (r"wrn(\d+)_(\d+)", _wide_resnet),
-    (r"resnet(18|34|50)(_imagenet)?", _resnet),
+    (r"resnet(18|34|50)(v1)?(_imagenet)?", _resnet),
     (r"resnet(\d+)(x4)?([ab])?", _cifar_resnet),
     (r"vgg(8|11|13)", _vgg),
 )

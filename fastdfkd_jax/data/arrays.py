@@ -7,22 +7,31 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdfkd_jax.data.dataset import Dataset, unknown_split
+from fastdfkd_jax.data import pictures
+from fastdfkd_jax.data.dataset import Dataset, stack, unknown_split
+from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
 _SPLITS = ("train", "test", "val", "all")
 
 
-def read(path: Path, split: str) -> Dataset:
+def read(path: Path, split: str, square: Square | None = None) -> Dataset:
     """Reads `x_SPLIT` and `y_SPLIT`, or `images` and `labels`, which are the whole of any split.
 
     Images are uint8 in [0, 255] or floats in [0, 1], [N, H, W, C] or grey [N, H, W]; labels are integers, [N]
-    or [N, 1].
+    or [N, 1]. In place of `images` there may be JPEG files, `jpeg` and `offsets` (`pictures.concatenated`).
+
+    Args:
+      path: of the file.
+      split: name of the split.
+      square: if given, what is cut out of each JPEG file's picture.
 
     Raises:
       UserError: the file is missing or damaged, has other entries, or they do not fit together.
     """
     content = load(path)
+    if {"jpeg", "offsets", "labels"} <= set(content):
+        content["images"] = _decoded(content, str(path), square)
     images, labels = f"x_{split}", f"y_{split}"
     if not {images, labels} <= set(content):
         images, labels = "images", "labels"
@@ -34,6 +43,13 @@ def read(path: Path, split: str) -> Dataset:
         if split not in _SPLITS:
             raise unknown_split(split, f"npz:{path}", _SPLITS)
     return Dataset(*_check(content[images], content[labels], str(path)))
+
+
+def _decoded(content: dict[str, np.ndarray], where: str, square: Square | None) -> np.ndarray:
+    try:
+        return stack([pictures.decode(file, square) for file in pictures.concatenated(content)], where)
+    except pictures.DAMAGED as error:
+        raise UserError(f"cannot read a picture of {where}: it is damaged or of another kind") from error
 
 
 def _check(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from fastdfkd_jax.data import pictures
 from fastdfkd_jax.data.dataset import Dataset, stack, unknown_split
+from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
@@ -15,7 +16,7 @@ _SPLITS = ("train", "val", "validation", "test")
 _ANNOTATIONS = "val_annotations.txt"
 
 
-def read(directory: Path, split: str, image_size: int | None = None) -> Dataset:
+def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
     """Reads `DIR/SPLIT/CLASS/**/image`, or `DIR/CLASS/**/image` where DIR has no splits.
 
     A folder with `images/` and `val_annotations.txt` is read as Tiny-ImageNet's. Classes are numbered by
@@ -24,7 +25,7 @@ def read(directory: Path, split: str, image_size: int | None = None) -> Dataset:
     Args:
       directory: DIR.
       split: name of the split.
-      image_size: if given, the shorter side is brought to this many pixels and the centre square cut out.
+      square: if given, what is cut out of each image.
 
     Raises:
       UserError: the folder is missing, empty or has no labels; a file is damaged; sizes are mixed.
@@ -45,7 +46,7 @@ def read(directory: Path, split: str, image_size: int | None = None) -> Dataset:
     index = {name: i for i, name in enumerate(names)}
     if strange := sorted({name for _, name in labelled} - set(index)):
         raise UserError(f"expected the {len(names)} classes of {train} in {place}, found also {strange[0]!r}")
-    images = stack([_image(path, image_size) for path, _ in labelled], str(place))
+    images = stack([_image(path, square) for path, _ in labelled], str(place))
     labels = np.array([index[name] for _, name in labelled], np.int32)
     return Dataset(images, labels, tuple(names))
 
@@ -71,21 +72,8 @@ def _annotated(place: Path) -> list[tuple[Path, str]]:
     return [(place / "images" / row[0], row[1]) for row in sorted(rows)]
 
 
-def _image(path: Path, size: int | None) -> np.ndarray:
-    """uint8[H, W] of a grey file, uint8[H, W, 3] of any other."""
+def _image(path: Path, square: Square | None) -> np.ndarray:
     try:
-        with Image.open(path) as file:
-            image = file if file.mode == "L" else file.convert("RGB")
-            if size is not None:
-                image = _centre_square(image, size)
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+        return pictures.decode(path, square)
+    except pictures.DAMAGED as error:
         raise UserError(f"cannot read the image {path}: it is missing, damaged or of another kind") from error
-
-
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))

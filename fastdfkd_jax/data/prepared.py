@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from fastdfkd_jax.data import pictures
 from fastdfkd_jax.data.dataset import Dataset, stack
+from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
 # What the well-known names must contain: classes and the shape of an image.
 _EXPECTED = {"cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}
 
 
-def read(name: str, split: str, root: Path) -> Dataset:
+def read(name: str, split: str, root: Path, square: Square | None = None) -> Dataset:
     """Reads a split of the newest prepared version of a data set.
 
     TFDS shuffles when it prepares, by a hash of the example's key, so that 'train[:5000]' is the same set
@@ -27,6 +27,7 @@ def read(name: str, split: str, root: Path) -> Dataset:
       name: of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32').
       split: whatever TFDS understands ('test', 'train[:5000]', 'train[:10]+test').
       root: the folder that holds `NAME/VERSION/`.
+      square: if given, what is cut out of each image.
 
     Raises:
       UserError: it is not there, not in a format for random access, damaged, or another data set.
@@ -38,7 +39,7 @@ def read(name: str, split: str, root: Path) -> Dataset:
     names = tuple(features["label"].names)
     source = _source(builder, name, split)
     records = _read(builder, name, source, range(len(source)))
-    images = stack([_decode(record["image"], name) for record in records], f"tfds:{name}")
+    images = stack([_decode(record["image"], name, square) for record in records], f"tfds:{name}")
     labels = np.array([record["label"] for record in records], np.int32)
     if name in _EXPECTED and (len(names), images.shape[1:]) != _EXPECTED[name]:
         raise UserError(
@@ -128,11 +129,10 @@ def _read(builder: Any, name: str, source: Any, rows: range) -> list[dict[str, A
         ) from error
 
 
-def _decode(encoded: bytes, name: str) -> np.ndarray:
+def _decode(encoded: bytes, name: str, square: Square | None) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(encoded))
-        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        return pictures.decode(encoded, square)
+    except pictures.DAMAGED as error:
         raise UserError(f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set anew") from error
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax.data import arrays, prepared
+from fastdfkd_jax.data import arrays, pictures, prepared
 from fastdfkd_jax.data.folder import SUFFIXES
 from fastdfkd_jax.errors import UserError
 
@@ -71,9 +70,8 @@ def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
     path = root / Path(name).expanduser()
     content = arrays.load(path)
     if {"jpeg", "offsets"} <= set(content):
-        files, offsets = content["jpeg"], content["offsets"]
-        for start, stop in itertools.pairwise(offsets):
-            yield _decoded(files[start:stop].tobytes(), str(path))
+        for file in pictures.concatenated(content):
+            yield _decoded(file, str(path))
         return
     images = content.get(f"x_{split}", content.get("images"))
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4):

@@ -8,9 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from fastdfkd_jax.models.general_convolution import general_conv
+from fastdfkd_jax.models.depthwise import DepthwiseConv
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -26,27 +25,6 @@ _STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
 _DROPOUT = 0.2
-
-
-class DepthwiseConv(nn.Module):
-    """3x3 convolution of each channel by itself; `gradient` as for `layers.Conv`."""
-
-    stride: int = 1
-    gradient: str = "canonical"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves f32[B, H, W, C] to f32[B, H', W', C]."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", he_normal_fan_out, (3, 3, 1, channels)).astype(self.dtype)
-        x, stride, edges = x.astype(self.dtype), (self.stride, self.stride), ((1, 1), (1, 1))
-        if self.gradient == "canonical":
-            return general_conv(x, kernel, stride, edges, groups=channels)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, stride, edges, dimension_numbers=numbers, feature_group_count=channels
-        )
 
 
 class MobileNetV2(nn.Module):
@@ -77,7 +55,7 @@ class MobileNetV2(nn.Module):
                 if expansion != 1:
                     out = conv(expansion * x.shape[-1], 1, name=f"{name}.0.0")(out)
                     out, part = nn.relu6(norm(name=f"{name}.0.1")(out)), 1
-                out = DepthwiseConv(stride, **forms, name=f"{name}.{part}.0")(out)
+                out = DepthwiseConv(3, stride, **forms, name=f"{name}.{part}.0")(out)
                 out = nn.relu6(norm(name=f"{name}.{part}.1")(out))
                 out = norm(name=f"{name}.{part + 2}")(conv(channels, 1, name=f"{name}.{part + 1}")(out))
                 x = end_of_block(x + out if x.shape == out.shape else out)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
+from fastdfkd_jax.models.efficientnet import EfficientNetLite0
 from fastdfkd_jax.models.layers import check_conv_gradient
 from fastdfkd_jax.models.mobilenet import MobileNetV2
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
@@ -68,8 +69,15 @@ _FAMILIES = (
         lambda match: partial(resnet.ResNet, int(match[1]), True),
         image_size=224,
     ),
+    _Family(
+        r"resnet50v1_imagenet",
+        ("resnet50v1_imagenet",),
+        lambda match: partial(resnet.ResNet, 50, True, v1=True),
+        image_size=224,
+    ),
     _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
     _Family(r"mobilenetv2_imagenet", ("mobilenetv2_imagenet",), lambda match: MobileNetV2, image_size=224),
+    _Family(r"efficientnet_lite0", ("efficientnet_lite0",), lambda match: EfficientNetLite0, image_size=224),
     _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
 )
 

@@ -31,15 +31,17 @@ class ResNet(nn.Module):
     """Post-activation residual network; names are those of the common PyTorch ports (METHOD section 3).
 
     Attributes:
-      depth: 18, 34 or 50; the last with bottlenecks that stride in their 3x3 convolution.
+      depth: 18, 34 or 50; the last with bottlenecks, which stride in their 3x3 convolution unless `v1`.
       imagenet: a 7x7 stem of stride 2 and pooling before the stages, torchvision's names and initialisation; else a
         3x3 stem of stride 1, no pooling, and the names of the CIFAR port.
       num_classes: outputs.
+      v1: bottlenecks stride in their first convolution, as published, and BatchNorms add 1e-3, as Keras has it.
     """
 
     depth: int
     imagenet: bool
     num_classes: int
+    v1: bool = False
     train: bool = False
     conv_gradient: str = "canonical"
     dtype: Any = jnp.float32
@@ -49,9 +51,9 @@ class ResNet(nn.Module):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 512 or 2048], the four stages' activations)."""
         kernel_init = he_normal_fan_out if self.imagenet else torch_uniform
         conv = partial(Conv, kernel_init=kernel_init, gradient=self.conv_gradient, dtype=self.dtype)
-        norm = partial(BatchNorm, self.train, dtype=self.dtype)
+        norm = partial(BatchNorm, self.train, epsilon=1e-3 if self.v1 else 1e-5, dtype=self.dtype)
         counts, bottleneck = DEPTHS[self.depth]
-        branch = _bottleneck_branch if bottleneck else _basic_branch
+        branch = partial(_bottleneck_branch, self.v1) if bottleneck else _basic_branch
 
         stem = conv(64, 7, 2, name="conv1") if self.imagenet else conv(64, name="conv1")
         shortcut, head = ("downsample", "fc") if self.imagenet else ("shortcut", "linear")
@@ -79,8 +81,9 @@ def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width
     return norm(name=f"{name}.bn2")(conv(width, name=f"{name}.conv2")(x))
 
 
-def _bottleneck_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
+def _bottleneck_branch(v1: bool, conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
     """1x1, 3x3 and 1x1 convolutions to four times `width` channels, before the sum and its ReLU."""
-    x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 1, name=f"{name}.conv1")(x)))
-    x = nn.relu(norm(name=f"{name}.bn2")(conv(width, 3, stride, name=f"{name}.conv2")(x)))
+    first, second = (stride, 1) if v1 else (1, stride)
+    x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 1, first, name=f"{name}.conv1")(x)))
+    x = nn.relu(norm(name=f"{name}.bn2")(conv(width, 3, second, name=f"{name}.conv2")(x)))
     return norm(name=f"{name}.bn3")(conv(_EXPANSION * width, 1, name=f"{name}.conv3")(x))

@@ -1,0 +1,89 @@
+"""ResNet-50 of Keras (He et al. 2016, "v1") as TensorFlow.js stores it, in our names.
+
+Its convolutions have biases in front of BatchNorms, and it takes BGR images of 0 to 255 less ImageNet's mean. Biases go
+into the running means (BatchNorm's input and its mean both lose the bias), BGR into the first kernel, and the mean into
+the spec, so that what is left is a ResNet of this package: the same logits, the same distance of moments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdfkd_jax.errors import UserError
+
+State = dict[str, np.ndarray]
+
+ARCH = "resnet50v1_imagenet"
+# 'caffe' mode: subtracted from RGB of 0 to 255, and divided by nothing.
+_MEAN = (123.68, 116.779, 103.939)
+_STAGES = "2345"
+_LAYERS = r"(bn|res)[2-5][a-f]_branch(1|2[abc])|(bn_)?conv1|fc1000"
+_EXPECTED = "expected the layers-model of Keras's ResNet-50 for TensorFlow.js"
+
+
+def read(path: Path) -> tuple[State, dict[str, Any]]:
+    """Reads `model.json` and the shards beside it.
+
+    Returns:
+      f32 arrays by our names in PyTorch's layout, and the spec's arch, mean and std.
+
+    Raises:
+      UserError: a file is missing or damaged, or it is another network.
+    """
+    arrays = _arrays(path)
+    layers = {name.split("/")[0] for name in arrays}
+    if strange := sorted(layer for layer in layers if not re.fullmatch(_LAYERS, layer)):
+        raise UserError(f"{path}: {_EXPECTED}, found the layer {strange[0]}")
+    convs = {layer: _ours(layer) for layer in layers if layer.startswith(("conv", "res"))}
+    state: State = {}
+    try:
+        for layer, (conv, norm) in convs.items():
+            theirs = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
+            state[f"{conv}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
+            state[f"{norm}.weight"], state[f"{norm}.bias"] = arrays[f"{theirs}/gamma"], arrays[f"{theirs}/beta"]
+            state[f"{norm}.running_mean"] = arrays[f"{theirs}/moving_mean"] - arrays[f"{layer}/bias"]
+            state[f"{norm}.running_var"] = arrays[f"{theirs}/moving_variance"]
+        state["conv1.weight"] = state["conv1.weight"][:, ::-1]
+        state["fc.weight"], state["fc.bias"] = arrays["fc1000/kernel"].T, arrays["fc1000/bias"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: {_EXPECTED}, found no usable {error}") from error
+    spec = {"arch": ARCH, "mean": [value / 255 for value in _MEAN], "std": [1 / 255] * 3}
+    return {name: np.ascontiguousarray(array) for name, array in state.items()}, spec
+
+
+def _ours(layer: str) -> tuple[str, str]:
+    """Our names of a convolution and of the BatchNorm behind it: res3a_branch2b is layer2.0.conv2."""
+    if layer == "conv1":
+        return "conv1", "bn1"
+    stage, block, branch = layer[3], layer[4], layer.partition("branch")[2]
+    name = f"layer{_STAGES.index(stage) + 1}.{ord(block) - ord('a')}"
+    if branch == "1":
+        return f"{name}.downsample.0", f"{name}.downsample.1"
+    part = "abc".index(branch[-1]) + 1
+    return f"{name}.conv{part}", f"{name}.bn{part}"
+
+
+def _arrays(path: Path) -> State:
+    """All arrays by Keras's names."""
+    try:
+        groups = json.loads(path.read_text())["weightsManifest"]
+        arrays: State = {}
+        for group in groups:
+            content, start = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
+            for entry in group["weights"]:
+                count = math.prod(entry["shape"])
+                if entry["dtype"] != "float32" or "quantization" in entry:
+                    raise UserError(f"{path}: expected float32 weights, found {entry['dtype']} in {entry['name']}")
+                array = np.frombuffer(content, np.dtype("<f4"), count, start)
+                arrays[entry["name"]], start = array.reshape(entry["shape"]), start + array.nbytes
+            if start != len(content):
+                raise UserError(f"{path}: its shards hold {len(content)} bytes, expected {start}: download them again")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} and its shards ({' '.join(str(error).split())}): {_EXPECTED}") from error
+    return arrays

@@ -1,0 +1,58 @@
+"""The convolution of each channel by itself, as the mobile networks have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fastdfkd_jax.models.general_convolution import Edges, general_conv
+from fastdfkd_jax.models.layers import flat_normal, he_normal_fan_out
+
+
+class DepthwiseConv(nn.Module):
+    """Square convolution of each channel by itself; `gradient` as for `layers.Conv`.
+
+    Attributes:
+      size: side of the kernel, odd.
+      stride: of both axes.
+      same: TensorFlow's padding 'same', which at a stride has more zeros behind than before; else size // 2 a side.
+    """
+
+    size: int = 3
+    stride: int = 1
+    same: bool = False
+    kernel_init: Callable[..., jax.Array] = he_normal_fan_out
+    gradient: str = "canonical"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves f32[B, H, W, C] to f32[B, H', W', C]."""
+        channels = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(self.dtype)
+        x, stride, half = x.astype(self.dtype), (self.stride, self.stride), self.size // 2
+        edges = same_edges(x.shape, self.size, self.stride) if self.same else ((half, half), (half, half))
+        if self.gradient == "canonical":
+            return general_conv(x, kernel, stride, edges, groups=channels)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, stride, edges, dimension_numbers=numbers, feature_group_count=channels
+        )
+
+
+def same_edges(shape: tuple[int, ...], size: int, stride: int) -> Edges:
+    """Zeros before and behind the rows and columns of [B, H, W, C], by TensorFlow's padding 'same'."""
+    needed = [max((-(-length // stride) - 1) * stride + size - length, 0) for length in shape[1:3]]
+    rows, columns = ((zeros // 2, zeros - zeros // 2) for zeros in needed)
+    return rows, columns
+
+
+def he_normal_of_one_filter(key, shape, dtype=jnp.float32) -> jax.Array:
+    """N(0, 2 / (h w)), variance as second argument: a depthwise kernel's initialisation in the EfficientNets."""
+    return math.sqrt(2 / math.prod(shape[:2])) * flat_normal(key, shape, dtype)
