@@ -160,6 +160,7 @@ def get_config() -> ConfigDict:
     config.inversion.statistic = "variance"  # 'variance' (METHOD T3) or 'deviation' (Eq. 13)
     config.inversion.accumulator_weight = 0.9  # 1 - m (METHOD T3)
     config.inversion.crop_padding = 4  # pixels
+    config.inversion.least_crop = 0.0  # least share of the area in a resized crop, in place of shifts; 0 for these
     config.inversion.flip = True
 
     config.inner = ConfigDict()  # optimizer of the k steps
@@ -188,6 +189,7 @@ def get_config() -> ConfigDict:
     config.kd.weight_decay = 1e-4
     config.kd.clip_norm = 0.0  # largest norm of the whole gradient; 0 for any
     config.kd.crop_padding = 4  # pixels
+    config.kd.least_crop = 0.0  # as inversion.least_crop
     config.kd.flip = True
     config.kd.steps_per_dispatch = 20  # steps compiled into one program
 

@@ -2,7 +2,7 @@
 
 Published: 68.61 / 53.45 / 43.02 % for ResNet-50, ResNet-18 and MobileNetV2 as students, in 6.28 GPU hours. The logs
 add images that are not released, and synthesise 400,000 more (METHOD T10); here are the 140,000 of the paper, with as
-many KD steps as the logs have, and a shifted view in place of a resized crop.
+many KD steps as the logs have.
 
     python -m fastdfkd_jax.main --config configs/imagenet.py:resnet50_imagenet --workdir DIR \
         --config.teacher.checkpoint=resnet50-19c8e357.pth
@@ -10,6 +10,9 @@ many KD steps as the logs have, and a shifted view in place of a resized crop.
 `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, and then `-tiny`: images of 64 pixels, four
 calls, for a trial on a CPU. The pool needs 21 GB of device memory. To evaluate, `--config.data.source=folder:DIR` with
 one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
+
+`:smoke` is a trial of the whole at 224 pixels, minutes on two CPU cores, of EfficientNet-Lite0, whose real weights
+docs/conversion.md tells how to get: give the imported file as teacher.checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -24,21 +27,41 @@ STUDENTS = {"resnet50_imagenet": 0.1, "resnet18_imagenet": 1.0, "mobilenetv2_ima
 
 def get_config(variant=None):
     """The config of a student's architecture; without one, ResNet-50."""
+    if variant == "smoke":
+        return smoke()
     student, _, protocol = (variant or "resnet50_imagenet").partition("-")
     if student not in STUDENTS or protocol not in ("", "tiny"):
         raise UserError(
-            f"unknown variant {variant!r}: expected one of {', '.join(STUDENTS)}, and then -tiny or nothing"
+            f"unknown variant {variant!r}: expected one of {', '.join(STUDENTS)}, and then -tiny or nothing, or smoke"
         )
-    config = default.get_config()
-    config.teacher.arch, config.teacher.num_classes, config.teacher.image_size = "resnet50_imagenet", 1000, 224
+    config = _published(student)
+    config.teacher.arch = "resnet50_imagenet"
     config.teacher.mean, config.teacher.std = IMAGENET_MEAN, IMAGENET_STD
+    if protocol:
+        tiny(config)
+    return config
+
+
+def _published(student: str) -> ConfigDict:
+    """All but the teacher."""
+    config = default.get_config()
+    config.teacher.num_classes, config.teacher.image_size = 1000, 224
     config.student.arch = student
     config.data.crop = 0.875
     _fast50(config)
     config.inversion.adversarial_weight = STUDENTS[student]
     _distillation(config)
-    if protocol:
-        tiny(config)
+    return config
+
+
+def smoke() -> ConfigDict:
+    """Two calls of five steps and eight images of 224 pixels, eight KD steps: every stage runs, nothing is learned."""
+    config = _published("mobilenetv2_imagenet")
+    config.teacher.arch = "efficientnet_lite0"  # mean and std are in the imported file
+    config.calls, config.synthesis_batch, config.fastdfkd.num_adapt_steps = 2, 8, 5
+    config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 8, 4, 4
+    config.eval_every = config.images_every = 2
+    config.data.batch = 50
     return config
 
 
@@ -52,7 +75,7 @@ def _fast50(config: ConfigDict) -> None:
     chosen.reset_optimizer_with_latents, chosen.reset_first_layer_at = True, 0
     chosen.images = "last"
     config.inversion.class_weight = config.inversion.feature_weight = 0.1
-    config.inversion.crop_padding = 28  # an eighth of the side, as on CIFAR
+    config.inversion.least_crop = 0.75
     config.inner.generator_lr, config.inner.latents_lr = 2e-4, 1e-2
     config.meta.lr = 1e-4
 
@@ -61,7 +84,7 @@ def _distillation(config: ConfigDict) -> None:
     """400,000 steps as in the logs, spread over the calls."""
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 100, 286, 22
     config.kd.temperature, config.kd.lr, config.kd.final_lr = 5.0, 0.1, 0.0
-    config.kd.crop_padding = 28
+    config.kd.least_crop = 0.08  # that of ImageNet's training views
 
 
 def tiny(config: ConfigDict) -> None:
@@ -71,6 +94,6 @@ def tiny(config: ConfigDict) -> None:
     config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.num_adapt_steps = 5
     config.deepinversion.half_size_steps, config.deepinversion.num_steps = 0, 5
-    config.deepinversion.jitter = config.inversion.crop_padding = config.kd.crop_padding = 8
+    config.deepinversion.jitter = config.inversion.crop_padding = 8
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 4
     config.eval_every = config.checkpoint_every = config.images_every = 4

@@ -118,6 +118,7 @@ def make_step(
     network_input: bool = False,
     crop_padding: int = 4,
     flip: bool = True,
+    least_crop: float = 0.0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the pure KD step.
 
@@ -129,6 +130,7 @@ def make_step(
       network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
       crop_padding: largest random shift in pixels; 0 for none.
       flip: whether images are mirrored at random.
+      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
 
     Returns:
       `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
@@ -140,7 +142,7 @@ def make_step(
         state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None, weights: Any = None
     ):
         if not network_input:
-            images = augment.random_crop_flip(key, images, crop_padding, flip)
+            images = augment.random_crop_flip(key, images, crop_padding, flip, least_crop)
             images = augment.normalize(images, teacher.spec.mean, teacher.spec.std)
         target = teacher.apply(teacher_vars, images)
 

@@ -53,6 +53,7 @@ class Programs:
             network_input=method.network_input,
             crop_padding=config.kd.crop_padding,
             flip=config.kd.flip,
+            least_crop=config.kd.least_crop,
         )
 
         def draw_once(key: Array, step: Array, source: base.Batch, known: None):

@@ -47,6 +47,15 @@ def test_the_gradient_goes_back_to_the_pixels_that_were_kept():
     np.testing.assert_allclose(gradient.sum((1, 2, 3)), kept)
 
 
+def test_a_view_of_a_least_area_is_the_resized_crop():
+    key = jax.random.key(4)
+    expected = augment.random_resized_crop(jax.random.split(key)[0], IMAGES, (0.4, 1.0))
+    np.testing.assert_array_equal(augment.random_crop_flip(key, IMAGES, 2, False, 0.4), expected)
+    flipped = np.asarray(augment.random_crop_flip(key, IMAGES, 2, True, 0.4))
+    same = [np.array_equal(a, b) for a, b in zip(flipped, np.asarray(expected), strict=True)]
+    assert 16 <= sum(same) <= 48
+
+
 def test_normalize_and_back():
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     normal = augment.normalize(IMAGES, mean, std)

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
-from configs import cifar, cifar10, imagenet
+from configs import cifar, cifar10
 from configs.compare import all as all_tables
 from configs.compare import cifar_runs, parts, table1, table2, table4, table5
 from fastdfkd_jax.assemble import METHODS
@@ -140,22 +140,3 @@ def test_networks_whose_blocks_do_not_pair_up_have_no_attention_transfer():
         made = cifar_runs.generative(cifar_runs.setting("cifar10", pair))
         assert made["ZSKT"][1].config.zskt.attention_weight == weight
     assert set(table1.PAIRS) < set(cifar.PAIRS)
-
-
-@pytest.mark.parametrize("student", imagenet.STUDENTS)
-@pytest.mark.parametrize("protocol", ["", "-tiny"])
-def test_imagenet(student, protocol):
-    """METHOD section 2, ImageNet."""
-    config = imagenet.get_config(student + protocol)
-    validate(config)
-    assert config.student.arch == student
-    if not protocol:
-        assert (config.calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
-        assert config.inversion.adversarial_weight == (1.0 if student == "resnet18_imagenet" else 0.1)
-        assert config.calls * config.kd.steps_per_call == pytest.approx(400_000, rel=0.01)
-
-
-@pytest.mark.parametrize("variant", ["resnet50", "resnet50_imagenet-short"])
-def test_imagenet_has_three_students(variant):
-    with pytest.raises(UserError, match=f"unknown variant '{variant}': expected one of resnet50_imagenet, "):
-        imagenet.get_config(variant)

@@ -118,10 +118,11 @@ def test_without_augmentation_the_loss_is_that_of_the_images_themselves():
     assert info["agreement"] == (teacher.argmax(-1) == student.argmax(-1)).mean()
 
 
-def test_views_are_drawn_by_the_key():
+@pytest.mark.parametrize("view", [{"crop_padding": 2}, {"crop_padding": 0, "flip": False, "least_crop": 0.5}])
+def test_views_are_drawn_by_the_key(view):
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
-    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), crop_padding=2))
+    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), **view))
     state = distill.from_variables(student_vars, optimizer)
     values = [float(seen(state, teacher_vars, images(), jax.random.key(key))[1]["loss"]) for key in (0, 0, 1)]
     assert values[0] == values[1] != values[2]

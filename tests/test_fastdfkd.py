@@ -217,6 +217,7 @@ def test_the_adversarial_term_waits_for_its_call():
         {"feature": "plain"},
         {"statistic": "deviation"},
         {"flip": False},
+        {"least_crop": 0.5},
     ],
 )
 def test_every_term_option_matters(terms):

@@ -32,6 +32,7 @@ class InversionOptions:
       statistic: 'variance' (METHOD T3) or 'deviation' (Eq. 13).
       accumulator_weight: the accumulators' share in Eq. 14 and 15, 1 - m (METHOD T3).
       crop_padding: largest random shift of the augmented view, in pixels.
+      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
       flip: whether the augmented view is mirrored at random.
     """
 
@@ -44,6 +45,7 @@ class InversionOptions:
     statistic: str = "variance"
     accumulator_weight: float = 0.9
     crop_padding: int = 4
+    least_crop: float = 0.0
     flip: bool = True
 
 
@@ -107,7 +109,7 @@ def make_inversion_loss(
         return losses.adversarial_jsd(teacher_logits, student_logits, options.jsd_temperature)
 
     def loss(images: Array, labels: Array, key: Array, frozen: Frozen) -> tuple[Array, Observed]:
-        view = augment.random_crop_flip(key, images, options.crop_padding, options.flip)
+        view = augment.random_crop_flip(key, images, options.crop_padding, options.flip, options.least_crop)
         view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
         seen = teacher.apply(frozen.teacher_vars, view, moments=True)
         student_logits = student.apply(frozen.student_vars, view).logits

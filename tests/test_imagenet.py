@@ -1,0 +1,56 @@
+"""FastDFKD at 224 pixels: the published recipe, and the whole path with a teacher that nobody trained."""
+
+import jax
+import numpy as np
+import pytest
+import runs  # noqa: F401 - makes configs importable
+from PIL import Image
+
+from configs import imagenet
+from fastdfkd_jax import convert, main, models
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.pool import Shards
+from fastdfkd_jax.validate import validate
+
+
+@pytest.mark.parametrize("student", imagenet.STUDENTS)
+@pytest.mark.parametrize("protocol", ["", "-tiny"])
+def test_the_published_recipe(student, protocol):
+    """METHOD section 2, ImageNet."""
+    config = imagenet.get_config(student + protocol)
+    validate(config)
+    assert config.student.arch == student
+    if not protocol:
+        assert (config.calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
+        assert config.inversion.adversarial_weight == (1.0 if student == "resnet18_imagenet" else 0.1)
+        assert config.calls * config.kd.steps_per_call == pytest.approx(400_000, rel=0.01)
+        assert (config.inversion.least_crop, config.kd.least_crop, config.data.crop) == (0.75, 0.08, 0.875)
+
+
+@pytest.mark.slow
+def test_the_whole_path_at_224_pixels(tmp_path):
+    """`imagenet.py:smoke` with a teacher that nobody trained and pictures of no meaning."""
+    config = imagenet.get_config("smoke")
+    config.calls, config.synthesis_batch, config.fastdfkd.num_adapt_steps = 1, 2, 2
+    config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
+    config.eval_every = config.images_every = 1
+    config.data.source, config.data.batch = f"npz:{tmp_path / 'pictures.npz'}", 2
+    config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
+    spec = models.NetworkSpec("efficientnet_lite0", 1000, 224)
+    network = models.build(spec)
+    convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=pictures, labels=np.array([3, 999]))
+
+    summary = main.run(config.lock(), tmp_path / "run")
+    assert summary["images"] == 2
+    assert summary["student_accuracy_last"] is not None
+    with Image.open(tmp_path / "run" / "images" / "000001.png") as grid:
+        assert grid.size[1] >= 224
+    assert next(iter(Shards(tmp_path / "run" / "pool").read(1))).images.shape == (2, 224, 224, 3)
+
+
+@pytest.mark.parametrize("variant", ["resnet50", "resnet50_imagenet-short"])
+def test_there_are_three_students(variant):
+    with pytest.raises(UserError, match=f"unknown variant '{variant}': expected one of resnet50_imagenet, "):
+        imagenet.get_config(variant)
