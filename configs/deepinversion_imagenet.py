@@ -1,13 +1,13 @@
 """DeepInversion on ImageNet: 2,000 steps on images of 112 pixels, then 1,000 on 224 (METHOD 6, setting 0).
 
 Published: 68.00 % for ResNet-50 -> ResNet-50 with 140,000 images (166 GPU hours). The authors never released how their
-students learn; that part is FastDFKD's for ImageNet, with a shifted view in place of a resized crop.
+students learn; that part is FastDFKD's for ImageNet, while images are made.
 
     python -m fastdfkd_jax.main --config configs/deepinversion_imagenet.py:resnet50_imagenet --workdir DIR \
         --config.teacher.checkpoint=resnet50-19c8e357.pth
 
-`:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of device memory. To evaluate on pictures of
-224 pixels, `--config.data.source=folder:DIR`; on others, `fastdfkd_jax.evaluate` with the student that comes out.
+`:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of device memory. To evaluate,
+`--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
 Adaptive DeepInversion (another pool, of images on which teacher and student differ):
 `--config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
 """
@@ -49,5 +49,6 @@ def get_config(variant=None):
     config.teacher.arch, config.teacher.num_classes, config.teacher.image_size = "resnet50_imagenet", 1000, 224
     config.teacher.mean, config.teacher.std = IMAGENET_MEAN, IMAGENET_STD
     config.student.arch = student
+    config.data.crop = 0.875
     recipe(config)
     return config

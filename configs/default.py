@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.mode = "all"  # 'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)
     config.dry_run = False  # print the plan and stop
     config.calls = 220  # synthesis calls, 'epochs' of the released code; one batch each (METHOD 1.8)
+    config.synthesis_calls = 0  # the first so many, after which the student learns alone; 0 for all
     config.synthesis_batch = 256  # images of a synthesis call; of FastDFKD, of each lane
     config.warmup_calls = 20  # first calls, after which the student does not train
     config.noise_control = False  # afterwards, train the same student on Gaussian noise images

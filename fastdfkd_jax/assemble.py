@@ -99,6 +99,8 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
         expected = f"synthesis_batch={batch} for the method {name}"
         require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+        expected = f"0 for the method {name}, whose images live once"
+        require(config.synthesis_calls == 0, "synthesis_calls", expected, config.synthesis_calls)
         exponents = config.replay.to_dict()
         expected = f"all 0 for the method {name}, which keeps no images"
         require(replay.Options(**exponents).uniform, "replay", expected, exponents)
@@ -124,11 +126,16 @@ def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(kd.clip_norm), optimizer) if kd.clip_norm else optimizer
 
 
+def last_synthesis_call(config: ConfigDict) -> int:
+    """The last call in which a method that keeps its images makes some."""
+    return config.synthesis_calls or config.calls
+
+
 def setting_of(
     config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
 ) -> base.Setting:
     """What the method is built for."""
-    counts = (config.synthesis_batch, config.calls, config.warmup_calls, config.kd.steps_per_call)
+    counts = (config.synthesis_batch, last_synthesis_call(config), config.warmup_calls, config.kd.steps_per_call)
     return base.Setting(teacher, student, *counts, split, forms)
 
 

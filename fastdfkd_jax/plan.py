@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import models, pool
-from fastdfkd_jax.assemble import Parts
+from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.parallel import CompiledStep
 from fastdfkd_jax.programs import Programs, initial_state
@@ -77,6 +77,11 @@ def describe(config: ConfigDict, parts: Parts) -> str:
     return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
 
 
+def last_call(config: ConfigDict) -> int:
+    """How many calls a run has."""
+    return last_synthesis_call(config) if config.mode == "synthesize" else config.calls
+
+
 def count_kd_steps(config: ConfigDict) -> int:
     """How many steps the student learns in a whole run."""
     return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call
@@ -88,7 +93,7 @@ def count_synthesis_calls(config: ConfigDict, parts: Parts) -> int:
         return 0
     if parts.method.lifetime == base.ONCE:
         return config.calls * config.kd.steps_per_call // parts.method.steps_per_round
-    return config.calls
+    return last_synthesis_call(config)
 
 
 def _network(role: str, network: models.Network, variables) -> str:

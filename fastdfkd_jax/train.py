@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, pool, replay, report
-from fastdfkd_jax.assemble import Parts
+from fastdfkd_jax import augment, convert, parallel, plan, pool, replay, report
+from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
@@ -71,6 +71,7 @@ class Training:
         self.config, self.parts, self.workdir = config, parts, workdir
         self.programs = Programs(parts, config)
         self.progress = Progress()
+        self.last_call = plan.last_call(config)
         self.stop_requested = False
         self.evaluate = make_evaluator(parts.student, config.data.batch)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -84,7 +85,7 @@ class Training:
         if self.pool is not None:
             self._fill(self.pool)
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
-        self.metrics = Metrics(workdir, config.calls, self.progress.call, self.progress.metrics_offset)
+        self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
 
     def _restore(self) -> None:
         restored = self.checkpoints.restore(self._saved_state())
@@ -109,7 +110,7 @@ class Training:
         if self.once:
             return None
         initial = 0 if self.parts.initial is None else len(self.parts.initial.labels)
-        made = self.parts.method.images_per_call * self.config.calls if self.synthesizes else 0
+        made = self.parts.method.images_per_call * last_synthesis_call(self.config) if self.synthesizes else 0
         replayed = not self.programs.replay.uniform
         return pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed)
 
@@ -129,14 +130,14 @@ class Training:
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles."""
         warmup = 0 if self.config.mode == "synthesize" else self.config.warmup_calls
-        return min(self.config.calls, max(self.progress.call, warmup) + 2)
+        return min(self.last_call, max(self.progress.call, warmup) + 2)
 
     def run(self) -> dict[str, Any]:
         """Runs to the end, or to a SIGTERM, and returns the summary (empty where stopped)."""
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             self._evaluate_teacher()
-            while self.progress.call < self.config.calls or self._steps_left():
+            while self.progress.call < self.last_call or self._steps_left():
                 if not self._steps_left():
                     self._begin_call()
                 elif self.once:
@@ -179,7 +180,7 @@ class Training:
         self.progress.call += 1
         self.progress.kd_steps = 0
         self.trace.begin(self.progress.call)
-        if self.synthesizes and not self.once:
+        if self.synthesizes and not self.once and self.progress.call <= last_synthesis_call(self.config):
             self._synthesize()
 
     def _synthesize(self) -> None:
@@ -254,7 +255,7 @@ class Training:
 
     def _end_call(self) -> None:
         done = self.progress
-        last = done.call == self.config.calls
+        last = done.call == self.last_call
         due = last or done.call % self.config.eval_every == 0
         if self.parts.test is not None and due and self._trains():
             self._evaluate(self.parts.test)

@@ -38,7 +38,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _AT_LEAST: dict[int, tuple[str, ...]] = {
     0: (
-        "seed", "warmup_calls", "teacher.num_classes", "teacher.image_size", "fastdfkd.reset_first_layer_at",
+        "seed", "warmup_calls", "synthesis_calls", "teacher.num_classes", "teacher.image_size",
+        "fastdfkd.reset_first_layer_at",
         "inversion.crop_padding", "kd.crop_padding", "parallel.cpu_devices", "parallel.batch_devices",
         "inversion.class_weight",
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
@@ -82,6 +83,7 @@ def validate(config: ConfigDict) -> None:
         f"one of {', '.join(models.arch_names())}",
     )
     _require(config.warmup_calls < config.calls, config, "warmup_calls", f"less than calls={config.calls}")
+    _require(config.synthesis_calls <= config.calls, config, "synthesis_calls", f"at most calls={config.calls}")
     if config.mode == "distill":
         _require(bool(config.pool.initial), config, "pool.initial", "a folder of images, as mode='distill' needs")
     for count, key in (

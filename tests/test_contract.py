@@ -146,6 +146,7 @@ def test_labels_reach_the_student_s_loss(tmp_path, monkeypatch):
         ({"mode": "synthesize"}, "config.mode must be 'all' for the method noise"),
         ({"kd__steps_per_call": 5, "kd__steps_per_dispatch": 5}, "config.kd.steps_per_call must be a multiple of 2"),
         ({"kd__batch": 16}, "config.kd.batch must be synthesis_batch=8"),
+        ({"synthesis_calls": 2}, "config.synthesis_calls must be 0 for the method"),
         ({"replay__class_exponent": 1.0}, "config.replay must be all 0 for the method noise"),
     ],
 )

@@ -113,6 +113,8 @@ ARGUMENTS = {
     "stray argument": ("stray", "expected only --flags, found 'stray'"),
     "no calls": ("--config.calls=0", "config.calls must be at least 1, found 0"),
     "all calls warm up": ("--config.warmup_calls=2", "warmup_calls must be less than calls=2, found 2"),
+    "more synthesis than calls": ("--config.synthesis_calls=3", "synthesis_calls must be at most calls=2, found 3"),
+    "a crop of more than all": ("--config.kd.least_crop=1.5", r"kd.least_crop must be in \[0, 1\], found 1.5"),
     "negative seed": ("--config.seed=-1", "config.seed must be at least 0"),
     "unknown meta rule": ("--config.fastdfkd.meta_rule=imaml", "one of reptile, .*maml, found 'imaml'"),
     "unknown method": ("--config.method.name=gan", "one of fastdfkd, noise, .*generative_dfd, found 'gan'"),

@@ -7,7 +7,8 @@ import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
 from configs import imagenet
-from fastdfkd_jax import convert, main, models
+from fastdfkd_jax import convert, main, models, plan
+from fastdfkd_jax.assemble import last_synthesis_call
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool import Shards
 from fastdfkd_jax.validate import validate
@@ -21,17 +22,29 @@ def test_the_published_recipe(student, protocol):
     validate(config)
     assert config.student.arch == student
     if not protocol:
-        assert (config.calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
+        assert (config.synthesis_calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
+        assert config.warmup_calls == config.synthesis_calls
         assert config.inversion.adversarial_weight == (1.0 if student == "resnet18_imagenet" else 0.1)
-        assert config.calls * config.kd.steps_per_call == pytest.approx(400_000, rel=0.01)
+        assert plan.count_kd_steps(config) == 400_000
         assert (config.inversion.least_crop, config.kd.least_crop, config.data.crop) == (0.75, 0.08, 0.875)
+
+
+@pytest.mark.parametrize("student", imagenet.STUDENTS)
+def test_the_logged_way(student):
+    """METHOD T10: 400 epochs of ten calls, each with 100 steps."""
+    config = imagenet.get_config(f"{student}-logs")
+    validate(config)
+    assert last_synthesis_call(config) * config.synthesis_batch == 400_000
+    assert plan.count_kd_steps(config) == 400_000
+    assert config.warmup_calls == 0
 
 
 @pytest.mark.slow
 def test_the_whole_path_at_224_pixels(tmp_path):
     """`imagenet.py:smoke` with a teacher that nobody trained and pictures of no meaning."""
     config = imagenet.get_config("smoke")
-    config.calls, config.synthesis_batch, config.fastdfkd.num_adapt_steps = 1, 2, 2
+    config.calls, config.synthesis_calls, config.warmup_calls = 2, 1, 1
+    config.synthesis_batch, config.fastdfkd.num_adapt_steps = 2, 2
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
     config.eval_every = config.images_every = 1
     config.data.source, config.data.batch = f"npz:{tmp_path / 'pictures.npz'}", 2

@@ -207,6 +207,24 @@ def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monke
     assert_same_end(copied, finished.workdir)
 
 
+def test_synthesis_may_end_before_the_student_does(monkeypatch, tmp_path):
+    config = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2)
+    summary = main.run(config, tmp_path / "whole")
+    assert summary["images"] == 16
+    found = records(tmp_path / "whole")
+    assert [record["call"] for record in found if "synthesis/predicted" in record] == [1, 2]
+    assert [record["call"] for record in found if "kd/loss" in record] == [3, 4]
+    interrupt(monkeypatch, "_distill", 4, crash)
+    with pytest.raises(Stop):
+        main.run(config, tmp_path / "resumed")
+    main.run(config, tmp_path / "resumed")
+    assert_same_end(tmp_path / "resumed", tmp_path / "whole")
+
+    alone = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2, mode="synthesize")
+    assert main.run(alone, tmp_path / "alone")["images"] == 16
+    jax.tree.map(np.testing.assert_array_equal, shards(tmp_path / "alone"), shards(tmp_path / "whole"))
+
+
 def test_a_run_is_a_function_of_its_seed(finished, tmp_path):
     main.run(tiny_config(), tmp_path / "same")
     assert_same_end(tmp_path / "same", finished.workdir)

@@ -67,6 +67,7 @@ def on_other_pictures(student):
     """KD with the recipe of Fast-50 on crops of other pictures, as many as that synthesises."""
     config = imagenet.get_config(student)
     config.method.name = "kd"
+    config.calls, config.synthesis_calls, config.warmup_calls = config.calls - config.warmup_calls, 0, 0
     config.transfer.source, config.transfer.crops, config.transfer.limit = "", 1, IMAGES
     return config
 
