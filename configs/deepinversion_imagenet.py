@@ -1,15 +1,15 @@
 """DeepInversion on ImageNet: 2,000 steps on images of 112 pixels, then 1,000 on 224 (METHOD 6, setting 0).
 
 Published: 68.00 % for ResNet-50 -> ResNet-50 with 140,000 images (166 GPU hours). The authors never released how their
-students learn; that part is FastDFKD's for ImageNet, while images are made.
+students learn; that part is FastDFKD's for ImageNet.
 
     python -m fastdfkd_jax.main --config configs/deepinversion_imagenet.py:resnet50_imagenet --workdir DIR \
         --config.teacher.checkpoint=resnet50-19c8e357.pth
 
 `:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of device memory. To evaluate,
 `--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
-Adaptive DeepInversion (another pool, of images on which teacher and student differ):
-`--config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
+Adaptive DeepInversion (another pool, of images on which teacher and student differ): `--config.mode=synthesize
+--config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
 """
 
 from configs import default
@@ -22,7 +22,8 @@ STUDENTS = ("resnet50_imagenet", "resnet18_imagenet")
 def recipe(config):
     """The authors' defaults, but for the feature weight and the rate, which are those of their own runs."""
     config.method.name = "deepinversion"
-    config.calls, config.warmup_calls = 2188, 0  # 140,000 images
+    config.synthesis_calls = config.warmup_calls = 2188  # 140,000 images
+    config.calls = config.synthesis_calls + 400
     config.synthesis_batch = 64
     chosen = config.deepinversion
     chosen.half_size_steps, chosen.num_steps = 2000, 1000
@@ -34,8 +35,8 @@ def recipe(config):
     chosen.jitter, chosen.flip = 30, True
     chosen.labels, chosen.images = "uniform", "best"
 
-    # METHOD section 2, ImageNet.
-    config.kd.batch, config.kd.steps_per_call, config.kd.temperature = 100, 100, 5.0
+    # METHOD 1.8.
+    config.kd.batch, config.kd.steps_per_call, config.kd.temperature = 100, 1000, 5.0
     config.kd.lr, config.kd.final_lr = 0.1, 0.0
     config.kd.least_crop = 0.08  # that of ImageNet's training views
 

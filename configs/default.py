@@ -9,14 +9,14 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything random
     config.mode = "all"  # 'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)
     config.dry_run = False  # print the plan and stop
-    config.calls = 220  # synthesis calls, 'epochs' of the released code; one batch each (METHOD 1.8)
+    config.calls = 220  # 'epochs' of the released code: a batch is synthesised, then the student learns (METHOD 1.8)
     config.synthesis_calls = 0  # the first so many, after which the student learns alone; 0 for all
     config.synthesis_batch = 256  # images of a synthesis call; of FastDFKD, of each lane
     config.warmup_calls = 20  # first calls, after which the student does not train
     config.noise_control = False  # afterwards, train the same student on Gaussian noise images
 
     config.teacher = ConfigDict()
-    config.teacher.checkpoint = ""  # .safetensors, .pth, .pt, .th, or 'digits' (shipped with the package)
+    config.teacher.checkpoint = ""  # .safetensors, .pth, .pt, .th, Keras's model.json, or 'digits' (shipped)
     config.teacher.graph = ""  # or a folder of convert.record --graph, of any PyTorch network
     config.teacher.arch = ""  # name as in docs/models.md; '' where the checkpoint tells
     config.teacher.num_classes = 0  # 0 where the checkpoint tells

@@ -24,7 +24,7 @@ from configs import default
 from configs.cifar import IMAGENET_MEAN, IMAGENET_STD
 from fastdfkd_jax.errors import UserError
 
-# student: adversarial weight
+# student: adversarial weight in the logs
 STUDENTS = {"resnet50_imagenet": 0.1, "resnet18_imagenet": 1.0, "mobilenetv2_imagenet": 0.1}
 
 
@@ -41,7 +41,7 @@ def get_config(variant=None):
     config.teacher.arch = "resnet50_imagenet"
     config.teacher.mean, config.teacher.std = IMAGENET_MEAN, IMAGENET_STD
     if protocol == "logs":
-        _as_logged(config)
+        _as_logged(config, STUDENTS[student])
     if protocol == "tiny":
         tiny(config)
     return config
@@ -54,7 +54,7 @@ def _published(student: str) -> ConfigDict:
     config.student.arch = student
     config.data.crop = 0.875
     _fast50(config)
-    config.inversion.adversarial_weight = STUDENTS[student]
+    config.inversion.adversarial_weight = 0.0
     _distillation(config)
     return config
 
@@ -94,10 +94,11 @@ def _distillation(config: ConfigDict) -> None:
     config.kd.least_crop = 0.08  # that of ImageNet's training views
 
 
-def _as_logged(config: ConfigDict) -> None:
+def _as_logged(config: ConfigDict, adversarial_weight: float) -> None:
     """400 epochs of ten calls, 100 steps after each; evaluation and a checkpoint after each epoch."""
     config.calls, config.synthesis_calls, config.warmup_calls = 4000, 0, 0
     config.kd.steps_per_call = 100
+    config.inversion.adversarial_weight = adversarial_weight
 
 
 def tiny(config: ConfigDict) -> None:
@@ -107,6 +108,6 @@ def tiny(config: ConfigDict) -> None:
     config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.num_adapt_steps = 5
     config.deepinversion.half_size_steps, config.deepinversion.num_steps = 0, 5
-    config.deepinversion.jitter = config.inversion.crop_padding = 8
+    config.deepinversion.jitter = 8
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 4
     config.eval_every = config.checkpoint_every = config.images_every = 4

@@ -131,6 +131,11 @@ def last_synthesis_call(config: ConfigDict) -> int:
     return config.synthesis_calls or config.calls
 
 
+def last_call(config: ConfigDict) -> int:
+    """How many calls a run has."""
+    return last_synthesis_call(config) if config.mode == "synthesize" else config.calls
+
+
 def setting_of(
     config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
 ) -> base.Setting:

@@ -134,13 +134,13 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="python -m fastdfkd_jax.evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="torch file or .safetensors")
+    parser.add_argument("checkpoint", help="torch file, .safetensors or Keras's model.json")
     parser.add_argument("--data", required=True, help=f"one of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help=f"where the data lie (default: {data.DEFAULT_DATA_DIR})")
     parser.add_argument("--split", default="test", help="NAME or NAME[start:stop] (default: %(default)s)")
     parser.add_argument("--arch", help="architecture, where the checkpoint does not tell")
     parser.add_argument("--num-classes", type=int, help="classes that the checkpoint must have")
-    parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of a folder's images")
+    parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of images")
     parser.add_argument("--crop", type=float, default=0.0, help="part of a picture's shorter side; ImageNet's is 0.875")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
     parser.add_argument("--std", type=_numbers, help="likewise")

@@ -77,11 +77,6 @@ def describe(config: ConfigDict, parts: Parts) -> str:
     return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
 
 
-def last_call(config: ConfigDict) -> int:
-    """How many calls a run has."""
-    return last_synthesis_call(config) if config.mode == "synthesize" else config.calls
-
-
 def count_kd_steps(config: ConfigDict) -> int:
     """How many steps the student learns in a whole run."""
     return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call

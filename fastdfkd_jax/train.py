@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, plan, pool, replay, report
-from fastdfkd_jax.assemble import Parts, last_synthesis_call
+from fastdfkd_jax import augment, convert, parallel, pool, replay, report
+from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
@@ -40,7 +40,7 @@ class Progress:
     """Where a run stands and what it has cost, over all its resumptions; saved with each checkpoint.
 
     Attributes:
-      call: synthesis calls done.
+      call: calls done.
       kd_steps: KD steps done after the last of them; in a warm-up call of a method whose batches live once, those
         that its rounds stand for.
       images: images synthesised, those of a method that keeps some of its calls without the others.
@@ -71,7 +71,7 @@ class Training:
         self.config, self.parts, self.workdir = config, parts, workdir
         self.programs = Programs(parts, config)
         self.progress = Progress()
-        self.last_call = plan.last_call(config)
+        self.last_call = last_call(config)
         self.stop_requested = False
         self.evaluate = make_evaluator(parts.student, config.data.batch)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -83,7 +83,7 @@ class Training:
         self.pool = self._empty_pool()
         self._restore()
         if self.pool is not None:
-            self._fill(self.pool)
+            self._fill()
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
         self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
 
@@ -114,22 +114,29 @@ class Training:
         replayed = not self.programs.replay.uniform
         return pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed)
 
-    def _fill(self, empty: pool.Pool) -> None:
-        """Puts back what the run began with and has made; what is known of the images was restored or is set here."""
-        parts = [] if self.parts.initial is None else [self.parts.initial]
-        if self.synthesizes:
-            parts.extend(self.shards.read(self.progress.shards))
-        if not parts:
-            return
-        rows = pool.concatenate(parts)
-        images, labels = jnp.asarray(rows.images), jnp.asarray(rows.labels)
-        self.pool = pool.append(empty, images, labels)
-        if self.pool.replay is not None and self.checkpoints.latest is None:
-            self.pool = self.pool._replace(replay=replay.added(self.pool.replay, jnp.int32(0), labels))
+    def _fill(self) -> None:
+        """Puts back what the run began with and has made, in place and a shard at a time, as it may fill the memory.
+
+        What is known of the images was restored, or is set here.
+        """
+        append = jax.jit(pool.append, donate_argnums=0)
+        initial = self.parts.initial
+        if initial is not None:
+            self.pool = append(self.pool, initial.images, initial.labels)
+            if self.pool.replay is not None and self.checkpoints.latest is None:
+                known = replay.added(self.pool.replay, jnp.int32(0), jnp.asarray(initial.labels))
+                self.pool = self.pool._replace(replay=known)
+        for rows in self.shards.read(self.progress.shards if self.synthesizes else 0):
+            self.pool = append(self.pool, rows.images, rows.labels)
 
     def _call_to_trace(self) -> int:
-        """The second call of this start that does all that calls do: the first one compiles."""
-        warmup = 0 if self.config.mode == "synthesize" else self.config.warmup_calls
+        """The second call of this start that does all that calls do: the first one compiles.
+
+        Where none does, as synthesis ends before the student begins, the second.
+        """
+        warmup = self.config.warmup_calls
+        if self.config.mode == "synthesize" or warmup >= last_synthesis_call(self.config):
+            warmup = 0
         return min(self.last_call, max(self.progress.call, warmup) + 2)
 
     def run(self) -> dict[str, Any]:

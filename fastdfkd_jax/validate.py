@@ -73,7 +73,7 @@ def validate(config: ConfigDict) -> None:
             _require(_get(config, key) >= bound, config, key, f"at least {bound}")
     for key in _POSITIVE:
         _require(_get(config, key) > 0, config, key, "more than 0")
-    for key in ("inversion.least_crop", "kd.least_crop"):
+    for key in ("inversion.least_crop", "kd.least_crop", "data.crop"):
         _require(0 <= _get(config, key) <= 1, config, key, "in [0, 1]")
     _require(0 <= config.inversion.accumulator_weight < 1, config, "inversion.accumulator_weight", "in [0, 1)")
     _require(

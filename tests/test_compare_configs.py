@@ -9,6 +9,7 @@ import runs  # noqa: F401 - makes configs importable
 from configs import cifar, cifar10
 from configs.compare import all as all_tables
 from configs.compare import cifar_runs, parts, table1, table2, table4, table5
+from fastdfkd_jax import plan
 from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.compare import comparison, results, tables
 from fastdfkd_jax.errors import UserError
@@ -89,6 +90,11 @@ def test_all_methods_of_the_short_protocol_learn_on_equal_terms():
         recipe = ("adam", 2e-3) if config.method.name == "zskt" else ("sgd", 0.1)
         assert (config.kd.optimizer, config.kd.lr) == recipe, name
         assert (config.teacher.arch, config.student.arch) == ("resnet20", "wrn16_1")
+
+
+def test_all_runs_of_table_2_have_one_student_budget():
+    for run in comparison.read(table2.get_config()).runs.values():
+        assert (plan.count_kd_steps(run.config), run.config.kd.batch) == (400_000, 100), run.name
 
 
 def test_rows_that_a_claim_rests_on_have_three_seeds():

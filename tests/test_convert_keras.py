@@ -26,6 +26,14 @@ def write(folder, arrays):
     return path
 
 
+def append(path, content):
+    path.write_bytes(path.read_bytes() + content)
+
+
+def replace(path, before, after):
+    path.write_text(path.read_text().replace(before, after))
+
+
 def layer(rng, conv, norm, inputs, outputs, size):
     draw = {"kernel": (size, size, inputs, outputs), "bias": (outputs,)}
     statistics = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -86,6 +94,8 @@ def test_a_part_is_refused_as_a_network(tmp_path, part):
         (lambda folder: (folder / "group1-shard2of2.bin").write_bytes(b"abc"), "cannot read .*ResNet-50"),
         (lambda folder: (folder / "model.json").write_text("{}"), "cannot read .*weightsManifest"),
         (lambda folder: (folder / "model.json").write_text("["), "cannot read .*ResNet-50"),
+        (lambda folder: append(folder / "group1-shard2of2.bin", b"\0\0\0\0"), "expected [0-9]+: download them again"),
+        (lambda folder: replace(folder / "model.json", "float32", "int32"), "expected float32 weights, found int32"),
     ],
 )
 def test_damaged_files(tmp_path, part, damage, expected):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import bordered, write_jpegs
 from PIL import Image
 
 from fastdfkd_jax import data
@@ -52,25 +53,6 @@ def test_digits_are_enlarged_bilinearly():
 
 
 # --- pictures of any size
-
-
-def jpeg(image: np.ndarray) -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
-    return np.frombuffer(file.getvalue(), np.uint8)
-
-
-def bordered(height: int, width: int, border: int) -> np.ndarray:
-    """White, but for a black border of so many pixels."""
-    image = np.zeros((height, width, 3), np.uint8)
-    image[border : height - border, border : width - border] = 255
-    return image
-
-
-def write_jpegs(path: Path, *images: np.ndarray) -> None:
-    files = [jpeg(image) for image in images]
-    offsets = np.cumsum([0, *map(len, files)])
-    np.savez(path, jpeg=np.concatenate(files), offsets=offsets, labels=np.arange(len(files)))
 
 
 def test_npz_of_jpegs_and_their_centres(tmp_path):
@@ -228,7 +210,7 @@ def test_folder_of_mixed_sizes_needs_an_image_size(tmp_path):
     constant = np.full((20, 30, 3), 77, np.uint8)
     write_png(tmp_path / "x" / "0.png", constant)
     write_png(tmp_path / "x" / "1.png", random_images(1, 16)[0])
-    expect_error("one size .* give an image size", f"folder:{tmp_path}")
+    expect_error("one size .* give a crop", f"folder:{tmp_path}")
     images = data.load(f"folder:{tmp_path}", image_size=16).images
     assert images.shape == (2, 16, 16, 3)
     np.testing.assert_array_equal(images[0], 77)

@@ -159,6 +159,12 @@ def test_tfds_reads_fixed_sets_in_the_order_of_their_ids(shared_data):
     assert len(both.labels) == 15
 
 
+def test_tfds_images_are_cut_where_asked_for(shared_data):
+    whole = data.load("tfds:cifar10", "test[:4]", data_dir=shared_data / "tfds")
+    centre = data.load("tfds:cifar10", "test[:4]", data_dir=shared_data / "tfds", image_size=24, crop=0.75)
+    np.testing.assert_array_equal(centre.images, whole.images[:, 4:28, 4:28])
+
+
 def test_tfds_needs_no_tensorflow(shared_data):
     code = (
         "import sys; from fastdfkd_jax import data;"

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pictures import bordered, write_jpegs
 
-from fastdfkd_jax import convert, data
+from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.data import Dataset, digits
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import main, make_evaluator
@@ -103,6 +104,17 @@ def test_the_command_prints_one_line(capsys):
     out = capsys.readouterr().out
     assert out.startswith("wrn16_1 on digits test[:50]: accuracy ")
     assert out.endswith("50 images\n")
+
+
+def test_pictures_of_any_size_are_cut_to_the_network(tmp_path, capsys):
+    network = models.build(NetworkSpec("wrn10_1", 2, image_size=24))
+    convert.save_network(tmp_path / "a.safetensors", network, jax.jit(network.init)(jax.random.key(0)))
+    write_jpegs(tmp_path / "pictures.npz", bordered(64, 48, 8), bordered(32, 32, 4))
+    command = ["evaluate", str(tmp_path / "a.safetensors"), "--data", f"npz:{tmp_path / 'pictures.npz'}", "--json"]
+    with pytest.raises(UserError, match=r"2 sizes .* give a crop"):
+        main(command)
+    main([*command, "--crop", "0.75"])
+    assert json.loads(capsys.readouterr().out)["count"] == 2
 
 
 def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):

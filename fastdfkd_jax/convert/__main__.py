@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m fastdfkd_jax.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", parents=[network], help="write a checkpoint as our .safetensors")
-    command.add_argument("source", help=".pth, .pt, .th or .safetensors")
+    command.add_argument("source", help=".pth, .pt, .th, .safetensors or Keras's model.json")
     command.add_argument("--out", required=True, help="the .safetensors to write")
     command.add_argument("--mean", type=_numbers, help="of the images in [0, 1], one number a channel: a,b,c")
     command.add_argument("--std", type=_numbers, help="likewise")

@@ -65,7 +65,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
 
 def _check_file(path: Path) -> None:
     if path.suffix not in (*SUFFIXES, KERAS_SUFFIX):
-        raise UserError(f"{path} is not a checkpoint: expected a file that ends in {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"{path} is not a checkpoint: expected a file that ends in {', '.join((*SUFFIXES, KERAS_SUFFIX))}"
+        )
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}: check the path")
     try:

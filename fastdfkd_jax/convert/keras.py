@@ -78,8 +78,9 @@ def _arrays(path: Path) -> State:
             content, start = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
             for entry in group["weights"]:
                 count = math.prod(entry["shape"])
-                if entry["dtype"] != "float32" or "quantization" in entry:
-                    raise UserError(f"{path}: expected float32 weights, found {entry['dtype']} in {entry['name']}")
+                kind = "quantized" if "quantization" in entry else entry["dtype"]
+                if kind != "float32":
+                    raise UserError(f"{path}: expected float32 weights, found {kind} ones in {entry['name']}")
                 array = np.frombuffer(content, np.dtype("<f4"), count, start)
                 arrays[entry["name"]], start = array.reshape(entry["shape"]), start + array.nbytes
             if start != len(content):

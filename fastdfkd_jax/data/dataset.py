@@ -97,7 +97,8 @@ def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
     if len(sizes) > 1:
         found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
         raise UserError(
-            f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): give an image size"
+            f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): "
+            "give a crop (--crop, config.data.crop)"
         )
     channels = max(image.shape[2] if image.ndim == 3 else 1 for image in images)
     stacked = np.empty((len(images), *next(iter(sizes)), channels), np.uint8)

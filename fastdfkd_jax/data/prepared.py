@@ -41,9 +41,10 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     records = _read(builder, name, source, range(len(source)))
     images = stack([_decode(record["image"], name, square) for record in records], f"tfds:{name}")
     labels = np.array([record["label"] for record in records], np.int32)
-    if name in _EXPECTED and (len(names), images.shape[1:]) != _EXPECTED[name]:
+    expected = _EXPECTED.get(name, (len(names), images.shape[1:]))
+    if len(names) != expected[0] or (square is None and images.shape[1:] != expected[1]):
         raise UserError(
-            f"expected tfds:{name} to have {_EXPECTED[name][0]} classes and images of {_EXPECTED[name][1]}, "
+            f"expected tfds:{name} to have {expected[0]} classes and images of {expected[1]}, "
             f"found {len(names)} classes and {images.shape[1:]} in {builder.data_path}: "
             "it is another data set"
         )

@@ -41,10 +41,9 @@ def load(source: str, split: str, root: Path, *, image_size: int, channels: int,
     readers = {"tfds": _of_tfds, "npz": _of_npz, "folder": _of_folder}
     if kind not in readers or not name:
         raise UserError(f"unknown source of pictures {source!r}: expected one of {', '.join(SOURCES)}")
-    pictures = readers[kind](name, split, root)
     generator, kept = np.random.default_rng(0), []
     mode = "L" if channels == 1 else "RGB"
-    for picture in pictures:
+    for picture in readers[kind](name, split, root):
         converted = picture.convert(mode)
         kept.extend(_random_square(generator, converted, image_size) for _ in range(crops))
         if limit and len(kept) >= limit:

@@ -47,7 +47,7 @@ class Setting(NamedTuple):
       teacher, student: the networks; only their functions are bound, never their variables.
       batch: images of a synthesis batch.
       calls: synthesis calls of the whole run.
-      warmup_calls: how many of them the student does not learn in.
+      warmup_calls: first calls in which the student does not learn; it may go on learning when synthesis has ended.
       steps_per_call: student steps of each other call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
       forms: 'dtype' and 'conv_gradient' of what the method builds.
