@@ -12,7 +12,7 @@ Adaptive DeepInversion (another pool, of images on which teacher and student dif
 --config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
 """
 
-from configs import default
+from configs import default, imagenet
 from configs.cifar import IMAGENET_MEAN, IMAGENET_STD
 from fastdfkd_jax.errors import UserError
 
@@ -23,7 +23,6 @@ def recipe(config):
     """The authors' defaults, but for the feature weight and the rate, which are those of their own runs."""
     config.method.name = "deepinversion"
     config.synthesis_calls = config.warmup_calls = 2188  # 140,000 images
-    config.calls = config.synthesis_calls + 400
     config.synthesis_batch = 64
     chosen = config.deepinversion
     chosen.half_size_steps, chosen.num_steps = 2000, 1000
@@ -34,11 +33,7 @@ def recipe(config):
     chosen.adversarial, chosen.adversarial_weight, chosen.student_feature_weight = "adi", 0.0, 0.0
     chosen.jitter, chosen.flip = 30, True
     chosen.labels, chosen.images = "uniform", "best"
-
-    # METHOD 1.8.
-    config.kd.batch, config.kd.steps_per_call, config.kd.temperature = 100, 1000, 5.0
-    config.kd.lr, config.kd.final_lr = 0.1, 0.0
-    config.kd.least_crop = 0.08  # that of ImageNet's training views
+    imagenet.distillation(config)
 
 
 def get_config(variant=None):
