@@ -30,6 +30,7 @@ class Adapted(NamedTuple):
       last: the aux of the last step, at parameters that k - 1 updates have changed.
       grad_sum: sum of all k gradients.
       last_grad: the gradient of the last step.
+      watched: what was asked for of each step's aux, with leading axis k.
     """
 
     params: Tree
@@ -38,6 +39,7 @@ class Adapted(NamedTuple):
     last: Tree
     grad_sum: Tree
     last_grad: Tree
+    watched: Tree = ()
 
 
 def adapt(
@@ -47,6 +49,7 @@ def adapt(
     inputs: Tree,
     *,
     project: Callable[[Tree], Tree] = lambda params: params,
+    watch: Callable[[Tree], Tree] = lambda aux: (),
     unroll: int | bool = 1,
     remat: bool = False,
 ) -> Adapted:
@@ -60,6 +63,7 @@ def adapt(
       optimizer: the inner optimizer.
       inputs: tree with leading axis k; k = 0 changes nothing and makes `best` and `last` zeros.
       project: applied to the parameters after each step (clipping pixels, say).
+      watch: what to keep of the aux of every step.
       unroll: passed to `lax.scan`.
       remat: recompute each step in a backward pass through the loop rather than store it.
     """
@@ -77,12 +81,12 @@ def adapt(
         better = loss < best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), aux, best)
         grad_sum = jax.tree.map(jnp.add, grad_sum, grads)
-        return (params, opt_state, jnp.minimum(loss, best_loss), best, aux, grad_sum, grads), loss
+        return (params, opt_state, jnp.minimum(loss, best_loss), best, aux, grad_sum, grads), (loss, watch(aux))
 
     start = (params, optimizer.init(params), jnp.array(jnp.inf), empty, empty, zeros, zeros)
-    carry, losses = jax.lax.scan(jax.checkpoint(step) if remat else step, start, inputs, unroll=unroll)
+    carry, (losses, watched) = jax.lax.scan(jax.checkpoint(step) if remat else step, start, inputs, unroll=unroll)
     params, _, _, best, last, grad_sum, last_grad = carry
-    return Adapted(params, losses, best, last, grad_sum, last_grad)
+    return Adapted(params, losses, best, last, grad_sum, last_grad, watched)
 
 
 def reptile(meta: Tree, adapted: Tree) -> Tree:
@@ -99,6 +103,7 @@ def adapt_with_gradient(
     final_input: Tree,
     *,
     project: Callable[[Tree], Tree] = lambda params: params,
+    watch: Callable[[Tree], Tree] = lambda aux: (),
     unroll: int | bool = 1,
 ) -> tuple[Tree, Adapted]:
     """Adapts the meta parameters and gives the (pseudo-)gradient of the outer objective L(U^k(meta)), Eq. 5.
@@ -108,7 +113,7 @@ def adapt_with_gradient(
         'fomaml_last', the last inner gradient, at theta^(k-1); 'fomaml_adapted', one more gradient at
         theta* (Eq. 9); 'maml', the exact second-order gradient (Eq. 7), whose `loss_fn` must not hide a `custom_vjp`
         convolution for the sake of speed: see `models.layers.Conv`.
-      loss_fn, optimizer, inputs, project, unroll: as for `adapt`.
+      loss_fn, optimizer, inputs, project, watch, unroll: as for `adapt`.
       meta: the parameters to start from.
       final_input: the input of the outer loss for 'fomaml_adapted' and 'maml'.
 
@@ -118,12 +123,12 @@ def adapt_with_gradient(
     if rule == "maml":
 
         def outer(params: Tree) -> tuple[Array, Adapted]:
-            adapted = adapt(loss_fn, params, optimizer, inputs, project=project, unroll=unroll, remat=True)
+            adapted = adapt(loss_fn, params, optimizer, inputs, project=project, watch=watch, unroll=unroll, remat=True)
             return loss_fn(adapted.params, final_input)[0], adapted
 
         return jax.grad(outer, has_aux=True)(meta)
 
-    adapted = adapt(loss_fn, meta, optimizer, inputs, project=project, unroll=unroll)
+    adapted = adapt(loss_fn, meta, optimizer, inputs, project=project, watch=watch, unroll=unroll)
     if rule == "reptile":
         return reptile(meta, adapted.params), adapted
     if rule == "fomaml_sum":

@@ -157,6 +157,7 @@ def test_head_and_bank_persist_and_the_generator_does_not():
         assert np.all((batch.images >= 0) & (batch.images <= 1))
         assert all(np.all(np.isfinite(value)) for value in info.values())
         assert {"loss/class", "loss/feature", "loss/contrastive", "loss/last", "moment_gap"} <= info.keys()
+        np.testing.assert_allclose(info["by_step/moment_gap"][-1], info["moment_gap"], rtol=1e-5)
 
 
 def test_without_a_contrast_a_call_depends_on_nothing_before_it():

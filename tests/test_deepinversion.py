@@ -136,6 +136,9 @@ def test_a_call_makes_valid_images_that_meet_the_loss(kept):
         assert info["predicted"].sum() == BATCH
         assert all(np.all(np.isfinite(value)) for value in info.values())
         assert {"loss/class", "loss/feature", "loss/adversarial", "agreement", "moment_gap"} <= info.keys()
+        gaps = info["by_step/moment_gap"]
+        assert gaps.shape == (50,)
+        assert gaps[0] > gaps[-1] == pytest.approx(float(info["moment_gap"]), rel=1e-5)
     assert int(state.call) == 2
     assert not np.array_equal(batches[0].images, batches[1].images)
 

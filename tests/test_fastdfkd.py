@@ -77,6 +77,7 @@ def test_a_call_makes_images_and_moves_the_generator():
     assert not equal(batches[0].images, batches[1].images)
     assert infos[0]["predicted"].sum() == 4
     assert {"loss/class", "loss/adversarial", "loss/feature", "agreement", "moment_gap"} <= infos[0].keys()
+    np.testing.assert_allclose(infos[0]["by_step/moment_gap"][-1], infos[0]["moment_gap"], rtol=1e-5)
 
 
 def test_accumulators_change_once_a_call():

@@ -80,6 +80,11 @@ def test_best_is_the_iterate_with_the_lowest_loss():
     np.testing.assert_allclose(result.best["seen"], iterates[np.argmin(losses)], **TOLERANCE)
 
 
+def test_what_is_watched_is_kept_of_every_step():
+    result = adapt(3, watch=lambda aux: 2 * aux["seen"])
+    np.testing.assert_allclose(result.watched, [2 * p for p in by_hand(3)[0][:3]], **TOLERANCE)
+
+
 def test_no_steps_change_nothing():
     result = adapt(0)
     np.testing.assert_array_equal(result.params["p"], START)

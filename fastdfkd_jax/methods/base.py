@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fastdfkd_jax.distill import Objective
 from fastdfkd_jax.models import Network
@@ -70,7 +71,8 @@ class Method(NamedTuple):
       init: `init(key, teacher_vars) -> state`.
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
         under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
-        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class).
+        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class), and of methods
+        that take many steps in a call 'by_step/moment_gap', f32[at most 50].
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
       lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
@@ -92,3 +94,11 @@ class Method(NamedTuple):
     needs_labels: bool = False
     select: Callable[[Tree, Array], Array] | None = None
     knows: str = TEACHER_ONLY
+
+
+def evenly(values: Array, most: int = 50) -> Array:
+    """At most so many of [N, ...], the first and the last among them, for a record that stays readable."""
+    count = len(values)
+    if count <= most:
+        return values
+    return values[np.linspace(0, count - 1, most).round().astype(int)]

@@ -17,8 +17,8 @@ import optax
 from fastdfkd_jax import augment, losses, moments
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods import contrast
-from fastdfkd_jax.methods.base import Batch, Method, Setting
-from fastdfkd_jax.methods.descent import descend
+from fastdfkd_jax.methods.base import Batch, Method, Setting, evenly
+from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
 from fastdfkd_jax.models import Network, Outputs
@@ -149,11 +149,12 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
             optimizer,
             (adam.init(made), state.head_opt_state),
             jax.random.split(steps_key, options.num_steps),
+            watch=lambda aux: losses.feature(aux[2].moments, teacher_vars["batch_stats"]),
         )
-        (images, views, _), (_, _, last) = done.best, done.last
+        images, views, _ = done.best
         bank = contrast.push(state.bank, views) if contrasts else ()
         state = CMIState(done.params[1], done.opt_state[1], bank)
-        return state, Batch(images, labels), _info(last, done.losses, teacher_vars, teacher.spec.num_classes)
+        return state, Batch(images, labels), _info(done, teacher_vars, teacher.spec.num_classes)
 
     return Method(init, synthesize, images_per_call=setting.batch)
 
@@ -202,12 +203,14 @@ def _pair(first: optax.GradientTransformation, second: optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def _info(last: Observed, steps: Array, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+def _info(done: Descent, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+    last: Observed = done.last[2]
     return {
         **{f"loss/{name}": value for name, value in last.terms.items()},
-        "loss/first": steps[0],
-        "loss/last": steps[-1],
+        "loss/first": done.losses[0],
+        "loss/last": done.losses[-1],
         "agreement": last.agreement,
         "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
+        "by_step/moment_gap": evenly(done.watched),
         "predicted": jnp.bincount(last.predicted, length=num_classes),
     }

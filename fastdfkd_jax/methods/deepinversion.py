@@ -16,7 +16,7 @@ import optax
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting
+from fastdfkd_jax.methods.base import Batch, Method, Setting, evenly
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.models import Network, first_batch_norms
 
@@ -141,7 +141,13 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         optimizer = optax.adam(_rate(options, steps), options.b1, options.b2)
         keys = jax.random.split(key, steps)
         return descend(
-            lambda x, key: loss(x, key, frozen), x, optimizer, optimizer.init(x), keys, project=pixels.project
+            lambda x, key: loss(x, key, frozen),
+            x,
+            optimizer,
+            optimizer.init(x),
+            keys,
+            project=pixels.project,
+            watch=lambda seen: losses.feature(seen.moments, frozen.teacher_vars["batch_stats"]),
         )
 
     def synthesize(state: DeepInversionState, teacher_vars: Tree, student_vars: Tree, key: Array):
@@ -153,11 +159,11 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         frozen = Frozen(teacher_vars, student_vars, labels, student_on)
 
         x = pixels.draw(draw_key, setting.batch)
-        before = []
+        before, gaps = [], []
         if options.half_size_steps:
             stage = run_stage(x, half_key, frozen, options.half_size_steps, half=True)
             x = stage.params
-            before = [stage.losses]
+            before, gaps = [stage.losses], [stage.watched]
         stage = run_stage(x, full_key, frozen, options.num_steps, half=False)
 
         kept = stage.best_params if options.images == "best" else stage.params
@@ -171,6 +177,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
             "loss/last": stage.losses[-1],
             "agreement": (last.predicted == student_predicted).mean(),
             "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
+            "by_step/moment_gap": evenly(jnp.concatenate([*gaps, stage.watched])),
             "predicted": jnp.bincount(last.predicted, length=classes),
         }
         return state, Batch(images, labels), info

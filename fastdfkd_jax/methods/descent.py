@@ -23,6 +23,7 @@ class Descent(NamedTuple):
       best: the aux of the step with the lowest loss, of before that step.
       best_params: the parameters after that step.
       last: the aux of the last step, of before it.
+      watched: what was asked for of each step's aux, with leading axis steps.
     """
 
     params: Tree
@@ -31,6 +32,7 @@ class Descent(NamedTuple):
     best: Tree
     best_params: Tree
     last: Tree
+    watched: Tree = ()
 
 
 def descend(
@@ -41,6 +43,7 @@ def descend(
     inputs: Tree,
     *,
     project: Callable[[Tree], Tree] = lambda params: params,
+    watch: Callable[[Tree], Tree] = lambda aux: (),
 ) -> Descent:
     """Takes one optimizer step for each entry of `inputs`.
 
@@ -54,6 +57,7 @@ def descend(
       opt_state: its state at the start.
       inputs: tree with a leading axis, one entry a step (random keys, say); at least one.
       project: applied to the parameters after each step.
+      watch: what to keep of the aux of every step.
     """
     evaluate = jax.value_and_grad(loss_fn, has_aux=True)
     first_input = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
@@ -67,8 +71,8 @@ def descend(
         params = project(optax.apply_updates(params, updates))
         better = loss < best_loss
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (aux, params), best)
-        return (params, opt_state, jnp.minimum(loss, best_loss), best, aux), loss
+        return (params, opt_state, jnp.minimum(loss, best_loss), best, aux), (loss, watch(aux))
 
     start = (params, opt_state, jnp.array(jnp.inf), (empty, params), empty)
-    (params, opt_state, _, (best, best_params), last), losses = jax.lax.scan(step, start, inputs)
-    return Descent(params, opt_state, losses, best, best_params, last)
+    (params, opt_state, _, (best, best_params), last), (losses, watched) = jax.lax.scan(step, start, inputs)
+    return Descent(params, opt_state, losses, best, best_params, last, watched)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import losses, meta, moments
-from fastdfkd_jax.methods.base import Batch, Method
+from fastdfkd_jax.methods.base import Batch, Method, evenly
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
 from fastdfkd_jax.models import Network
@@ -90,13 +90,14 @@ class FastDFKDState(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """One task's share of a call: its adapted parameters, its (pseudo-)gradient and what it made."""
+    """One task's share of a call: adapted parameters, their (pseudo-)gradient, what they made and how steps went."""
 
     adapted: Tree
     gradient: Tree
     images: Array
     labels: Array
     losses: Array
+    gaps: Array
     observed: Observed
 
 
@@ -154,6 +155,7 @@ def build(
             views[:-1],
             views[-1],
             project=lambda params: {**params, "latents": representation.project(params["latents"])},
+            watch=lambda aux: losses.feature(aux[1].moments, frozen.teacher_vars["batch_stats"]),
             unroll=options.unroll,
         )
         if options.meta_rule == "reptile":
@@ -162,7 +164,7 @@ def build(
             images = representation.render(adapted.params["generator"], adapted.params["latents"])
         else:
             images = adapted.best[0] if options.images == "best" else adapted.last[0]
-        return _Lane(adapted.params, gradient, images, labels, adapted.losses, adapted.last[1])
+        return _Lane(adapted.params, gradient, images, labels, adapted.losses, adapted.watched, adapted.last[1])
 
     def synthesize(state: FastDFKDState, teacher_vars: Tree, student_vars: Tree, key: Array):
         """One call; the names are those of `Method.synthesize`."""
@@ -254,5 +256,6 @@ def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, num_classes: int) -> dic
         "loss/last": lanes.losses[:, -1].mean(),
         "agreement": lanes.observed.agreement.mean(),
         "moment_gap": losses.feature(seen, teacher_vars["batch_stats"]),
+        "by_step/moment_gap": evenly(lanes.gaps.mean(0)),
         "predicted": jnp.bincount(lanes.observed.predicted.reshape(-1), length=num_classes),
     }
