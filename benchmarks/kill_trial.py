@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from fastdfkd_jax.pool import read_shard
+from fastdfkd_jax.shards import read_shard
 
 
 def start(arguments: list[str], workdir: Path) -> subprocess.Popen:

@@ -6,7 +6,7 @@ students learn; that part is FastDFKD's for ImageNet.
     python -m fastdfkd_jax.main --config configs/deepinversion_imagenet.py:resnet50_imagenet --workdir DIR \
         --config.teacher.checkpoint=resnet50-19c8e357.pth
 
-`:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of device memory. To evaluate,
+`:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of disk. To evaluate,
 `--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
 Adaptive DeepInversion (another pool, of images on which teacher and student differ): `--config.mode=synthesize
 --config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
@@ -46,5 +46,6 @@ def get_config(variant=None):
     config.teacher.mean, config.teacher.std = IMAGENET_MEAN, IMAGENET_STD
     config.student.arch = student
     config.data.crop = 0.875
+    config.pool.place = "disk"
     recipe(config)
     return config

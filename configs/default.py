@@ -195,6 +195,7 @@ def get_config() -> ConfigDict:
     config.kd.steps_per_dispatch = 20  # steps compiled into one program
 
     config.pool = ConfigDict()
+    config.pool.place = "device"  # where the student's images are read from: 'device' memory, or 'disk' as it learns
     config.pool.initial = ""  # folder of images, or an earlier run's workdir, to begin with
 
     config.replay = ConfigDict()  # how the student draws from D'; replay.py explains each, all 0 is uniform

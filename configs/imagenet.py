@@ -10,9 +10,9 @@ an earlier run, as pool.initial.
         --config.teacher.checkpoint=resnet50-19c8e357.pth
 
 `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, and then `-logs`, or `-tiny`: images of 64
-pixels, four calls, for a trial on a CPU. The pool needs 21 GB of device memory, that of `-logs` 60 and what it begins
-with. To evaluate, `--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with
-`--config.data.split=validation`.
+pixels, four calls, for a trial on a CPU. The pool needs 21 GB of disk, that of `-logs` 60 beside what it begins with,
+and is read as the student learns (docs/scale.md). To evaluate, `--config.data.source=folder:DIR` with one folder a
+class, or `tfds:imagenet2012` with `--config.data.split=validation`.
 
 `:smoke` is a trial of the whole at 224 pixels, minutes on two CPU cores, of EfficientNet-Lite0, whose real weights
 docs/conversion.md tells how to get: give the imported file as teacher.checkpoint.
@@ -53,6 +53,7 @@ def _published(student: str) -> ConfigDict:
     config.teacher.num_classes, config.teacher.image_size = 1000, 224
     config.student.arch = student
     config.data.crop = 0.875
+    config.pool.place = "disk"
     _fast50(config)
     config.inversion.adversarial_weight = 0.0
     distillation(config)

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import convert, data, distill, models, parallel, pool, replay, transfer
+from fastdfkd_jax import convert, data, distill, initial, models, parallel, replay, transfer
 from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.initial import Located
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.registry import METHODS
+from fastdfkd_jax.shards import Rows
 
 Tree = Any
 
@@ -34,7 +36,7 @@ class Parts(NamedTuple):
       split: lays a batch over devices inside a compiled program.
       objective: what the student minimises.
       test: evaluation data, or None.
-      initial: images to begin with, or None.
+      initial: images to begin with, in memory or, where D' is on disk, in files; or None.
     """
 
     teacher: Network
@@ -46,7 +48,7 @@ class Parts(NamedTuple):
     split: Callable[[jax.Array], jax.Array]
     objective: distill.Objective
     test: data.Dataset | None
-    initial: pool.Rows | None
+    initial: Rows | Located | None
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -71,15 +73,17 @@ def assemble(config: ConfigDict) -> Parts:
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, split))
     objective = objective_of(config, method)
     _require_fit(config, method)
-    initial = _initial_images(config, method, teacher, teacher_vars)
-    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, initial)
+    begun_with = _initial_images(config, method, teacher, teacher_vars)
+    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, begun_with)
 
 
-def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> pool.Rows | None:
+def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:
     """What D' holds before the first call."""
     if method.lifetime != base.DATA:
-        place = config.pool.initial
-        return pool.read_initial(Path(place).expanduser(), teacher.spec.input_shape) if place else None
+        if not config.pool.initial:
+            return None
+        find = initial.locate if config.pool.place == "disk" else initial.read
+        return find(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
     chosen = config.transfer
     directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
     limits = {"crops": chosen.crops, "limit": chosen.limit}
@@ -104,7 +108,13 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         exponents = config.replay.to_dict()
         expected = f"all 0 for the method {name}, which keeps no images"
         require(replay.Options(**exponents).uniform, "replay", expected, exponents)
+    if method.lifetime == base.POOL and config.pool.place == "disk":
+        exponents = config.replay.to_dict()
+        expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
+        require(replay.Options(**exponents).uniform, "replay", expected, exponents)
     if method.lifetime == base.DATA:
+        expected = f"'device' for the method {name}, whose images are read into memory"
+        require(config.pool.place == "device", "pool.place", expected, config.pool.place)
         expected = f"a data set, as the method {name} needs"
         require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
         crops = config.transfer.crops

@@ -24,9 +24,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: a file that was renamed may else have its old name after a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def make_folder(path: Path) -> None:

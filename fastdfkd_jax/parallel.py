@@ -125,6 +125,11 @@ def batch_splitter(batch_devices: Sequence[Device]) -> Callable[[Array], Array]:
     return split
 
 
+def place(shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> Array:
+    """Puts what the host reads on the device; `read(slices)` gives a part of an array of this shape."""
+    return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+
+
 class CompiledStep:
     """A function compiled once, for the first arguments that it is called with, and timed.
 

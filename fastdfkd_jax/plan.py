@@ -16,7 +16,8 @@ from fastdfkd_jax import models, pool
 from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.parallel import CompiledStep
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.programs import Programs, initial_state, on_disk
+from fastdfkd_jax.stream import Batches
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -107,11 +108,14 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     state = initial_state(key, parts)
     costs: list[Cost] = []
     replayed = not programs.replay.uniform
-    source: Any = _a_call_of_images(parts, replayed)
+    streamed = on_disk(parts.method, config)
+    source: Any = _batches(parts, config, programs.steps) if streamed else _a_call_of_images(parts, replayed)
     if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
         images = synthesis_calls * parts.method.images_per_call
-        filled = [] if once else [pool.empty(images, parts.teacher.spec.input_shape, replayed)]
+        filled: list[pool.Pool | None] = []
+        if not once:
+            filled = [None if streamed else pool.empty(images, parts.teacher.spec.input_shape, replayed)]
         donated = [state["method"], *filled]
 
         def synthesize() -> Any:
@@ -122,7 +126,8 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
 
         cost, made = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
         costs.append(cost)
-        source = made[1]  # the batch, or the pool with as much room as the run's
+        if not streamed:
+            source = made[1]  # the batch, or the pool with as much room as the run's
     if kd_steps := count_kd_steps(config):
 
         def distill() -> Any:
@@ -139,6 +144,11 @@ def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
     shape = parts.teacher.spec.input_shape
     rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)
     return pool.append(pool.empty(count, shape, replayed), rows, jax.numpy.zeros(count, jax.numpy.int32))
+
+
+def _batches(parts: Parts, config: ConfigDict, steps: int) -> Batches:
+    images = jax.numpy.full((steps, config.kd.batch, *parts.teacher.spec.input_shape), 255, jax.numpy.uint8)
+    return Batches(images, jax.numpy.zeros(images.shape[:2], jax.numpy.int32))
 
 
 def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:

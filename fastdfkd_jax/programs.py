@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from fastdfkd_jax import augment, distill, models, parallel, pool, replay
 from fastdfkd_jax.assemble import Parts
 from fastdfkd_jax.methods import base
+from fastdfkd_jax.stream import Batches
 
 Array = jax.Array
 Tree = Any
@@ -23,8 +24,11 @@ class Programs:
 
     Attributes:
       synthesize: of a method whose images stay, `(state, pool, teacher_vars, student_vars, key, index) -> (state,
-        pool, batch, info)`, the batch's images as uint8; of one whose batches live once, the same without a pool.
-      distill: `(student state, teacher_vars, pool or batch, key) -> (student state, the pool's replay, info)`.
+        pool, batch, info)`, the batch's images as uint8, the pool None where it lies on disk; of a method whose
+        batches live once, the same without a pool.
+      distill: `(student state, teacher_vars, pool or batches, key) -> (student state, the pool's replay, info)`.
+      draw_rows: `(key, step, size) -> i32[steps, B]`, what a dispatch of `distill` draws from a pool on disk of so many
+        images: the rows that it would draw from one on the device.
       replay: how the pool is sampled.
       steps: KD steps of one dispatch of `distill`.
     """
@@ -39,6 +43,14 @@ class Programs:
         synthesize = _synthesize_once(parts.method) if once else _synthesize_into_pool(parts)
         self.synthesize = parallel.CompiledStep(synthesize, donate=(0,) if once else (0, 1))
         self.distill = parallel.CompiledStep(self._distill(parts, config), donate=(0,))
+        self.draw_rows = jax.jit(self._draw_rows(config.kd.batch))
+
+    def _draw_rows(self, batch: int):
+        def draw(key: Array, step: Array, size: Array) -> Array:
+            steps = step + jnp.arange(self.steps)
+            return jax.vmap(lambda step: pool.draw(_keys_of_step(key, step)[0], size, batch))(steps)
+
+        return draw
 
     def _distill(self, parts: Parts, config: ConfigDict):
         # Nothing but predictions is asked of the teacher there.
@@ -60,6 +72,10 @@ class Programs:
             turn = step % self.steps % len(source.images)
             return source.images[turn], source.labels[turn], None, None
 
+        def draw_read(key: Array, step: Array, source: Batches, known: None):
+            turn = step % self.steps
+            return pool.to_float(source.images[turn]), source.labels[turn], None, None
+
         def draw_uniformly(key: Array, step: Array, source: pool.Pool, known: None):
             return *pool.sample(key, source, config.kd.batch), None, None
 
@@ -70,23 +86,36 @@ class Programs:
 
         once = method.lifetime == base.ONCE
         # Each gives images, labels and, where it is not uniform, loss weights and the rows that were drawn.
-        draw: Callable[..., Any] = draw_once if once else draw_uniformly if self.replay.uniform else draw_by_replay
+        draw: Callable[..., Any] = draw_uniformly if self.replay.uniform else draw_by_replay
+        if once or on_disk(method, config):
+            draw = draw_once if once else draw_read
 
         def distill_steps(state, teacher_vars, source, key):
             def one(carry, _):
                 state, known = carry
-                sample_key, view_key = jax.random.split(jax.random.fold_in(key, state.step))
+                sample_key, view_key = _keys_of_step(key, state.step)
                 images, labels, weights, rows = draw(sample_key, state.step, source, known)
                 state, info = kd_step(state, teacher_vars, parts.split(images), view_key, labels, weights)
                 if rows is not None:
                     known = replay.met(known, rows, info.pop("difficulty"))
                 return (state, known), info
 
-            known = None if once else source.replay
+            known = source.replay if isinstance(source, pool.Pool) else None
             (state, known), info = jax.lax.scan(one, (state, known), None, length=self.steps)
             return state, known, jax.tree.map(jnp.mean, info)
 
         return distill_steps
+
+
+def on_disk(method: base.Method, config: ConfigDict) -> bool:
+    """Whether a run's D' is read from disk as the student learns."""
+    return config.pool.place == "disk" and method.lifetime == base.POOL
+
+
+def _keys_of_step(key: Array, step: Array) -> tuple[Array, Array]:
+    """Of a student's step: what draws its images, and what draws their views."""
+    sample_key, view_key = jax.random.split(jax.random.fold_in(key, step))
+    return sample_key, view_key
 
 
 def _synthesize_into_pool(parts: Parts):
@@ -98,6 +127,8 @@ def _synthesize_into_pool(parts: Parts):
         state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
         info = {**info, "diversity": batch.images.std(0).mean()}
         rows = pool.to_uint8(batch.images)
+        if filled is None:
+            return state, None, batch._replace(images=rows), info
         if filled.replay is not None:
             seen = parts.teacher.apply(teacher_vars, augment.normalize(pool.to_float(rows), spec.mean, spec.std))
             classes = seen.logits.argmax(-1).astype(jnp.int32)

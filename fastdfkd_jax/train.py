@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, pool, replay, report
+from fastdfkd_jax import augment, convert, parallel, pool, report
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.initial import Located
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.programs import Programs, initial_state, on_disk
 from fastdfkd_jax.replay import Replay
+from fastdfkd_jax.shards import Rows, Shards
+from fastdfkd_jax.store import DeviceStore, DiskStore
+from fastdfkd_jax.stream import Batches
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +81,13 @@ class Training:
         self.state = initial_state(init_key, parts)
         self.once = parts.method.lifetime == base.ONCE
         self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
-        self.shards = pool.Shards(workdir / "pool")
+        self.shards = Shards(workdir / "pool")
         self.checkpoints = Checkpoints(workdir / "checkpoints")
-        self.pool = self._empty_pool()
+        self.store = self._empty_store()
         self._restore()
-        if self.pool is not None:
-            self._fill()
+        if self.store is not None:
+            made = self.progress.shards if self.synthesizes else 0
+            self.store.fill(self.shards, made, self.checkpoints.latest is not None)
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
         self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
 
@@ -92,8 +96,8 @@ class Training:
         if restored is not None:
             # A copy, because the compiled steps donate their state.
             self.state = parallel.copy(restored.state)
-            if "replay" in self.state and self.pool is not None:
-                self.pool = self.pool._replace(replay=Replay(*self.state.pop("replay")))
+            if "replay" in self.state and self.store is not None:
+                self.store.learned(Replay(*self.state.pop("replay")))
             self.progress = Progress(**restored.progress)
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.synthesizes:
@@ -103,31 +107,23 @@ class Training:
 
     def _saved_state(self) -> dict[str, Any]:
         """All that a checkpoint holds; the pool's images lie in the shards."""
-        known = None if self.pool is None else self.pool.replay
+        known = None if self.store is None else self.store.replay
         return self.state if known is None else {**self.state, "replay": tuple(known)}
 
-    def _empty_pool(self) -> pool.Pool | None:
+    def _empty_store(self) -> DeviceStore | DiskStore | None:
         if self.once:
             return None
-        initial = 0 if self.parts.initial is None else len(self.parts.initial.labels)
+        first = self.parts.initial
+        if on_disk(self.parts.method, self.config):
+            assert not isinstance(first, Rows)
+            return DiskStore(first, self.workdir / "initial", self._rows, parallel.place)
+        assert not isinstance(first, Located)
         made = self.parts.method.images_per_call * last_synthesis_call(self.config) if self.synthesizes else 0
         replayed = not self.programs.replay.uniform
-        return pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed)
+        return DeviceStore(first, made, self.parts.teacher.spec.input_shape, replayed)
 
-    def _fill(self) -> None:
-        """Puts back what the run began with and has made, in place and a shard at a time, as it may fill the memory.
-
-        What is known of the images was restored, or is set here.
-        """
-        append = jax.jit(pool.append, donate_argnums=0)
-        initial = self.parts.initial
-        if initial is not None:
-            self.pool = append(self.pool, initial.images, initial.labels)
-            if self.pool.replay is not None and self.checkpoints.latest is None:
-                known = replay.added(self.pool.replay, jnp.int32(0), jnp.asarray(initial.labels))
-                self.pool = self.pool._replace(replay=known)
-        for rows in self.shards.read(self.progress.shards if self.synthesizes else 0):
-            self.pool = append(self.pool, rows.images, rows.labels)
+    def _rows(self, step: int, size: int) -> np.ndarray:
+        return np.asarray(self.programs.draw_rows(self.distill_key, np.int32(step), np.int32(size)))
 
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles.
@@ -150,7 +146,7 @@ class Training:
                 elif self.once:
                     self._round()
                 else:
-                    self._distill(self.pool)
+                    self._distill(self._next_source())
                 if not self._steps_left():
                     self._end_trace()
                     self._end_call()
@@ -164,6 +160,8 @@ class Training:
             self._end_trace()
             self.metrics.close()
             self.checkpoints.close()
+            if self.store is not None:
+                self.store.close()
 
     def _request_stop(self, *_) -> None:
         self.stop_requested = True
@@ -192,9 +190,10 @@ class Training:
 
     def _synthesize(self) -> None:
         """Algorithm 1 lines 5 to 14, once; the images stay."""
-        self.state["method"], self.pool, batch, info = self.programs.synthesize(
+        assert self.store is not None
+        self.state["method"], self.store.pool, batch, info = self.programs.synthesize(
             self.state["method"],
-            self.pool,
+            self.store.pool,
             self.parts.teacher_vars,
             self.state["student"].variables,
             self.synthesis_key,
@@ -203,6 +202,7 @@ class Training:
         if bool(batch.kept):
             rows = jax.tree.map(np.asarray, batch)
             self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
+            self.store.added(self.shards.path(self.progress.shards))
             self.progress.shards += 1
             self.progress.images += self.parts.method.images_per_call
         self._count_synthesis()
@@ -245,13 +245,22 @@ class Training:
     def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
         report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
 
-    def _distill(self, source: pool.Pool | base.Batch | None) -> None:
+    def _next_source(self) -> pool.Pool | Batches:
+        """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
+        assert self.store is not None
+        step, steps, config = int(self.state["student"].step), self.programs.steps, self.config
+        same_call = self.progress.kd_steps + steps < config.kd.steps_per_call
+        grows = self.synthesizes and self.progress.call < last_synthesis_call(config)
+        more = same_call or not (grows or self.progress.call == self.last_call)
+        return self.store.source(step, step + steps if more else None)
+
+    def _distill(self, source: pool.Pool | base.Batch | Batches) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
         self.state["student"], known, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, source, self.distill_key
         )
-        if known is not None and self.pool is not None:
-            self.pool = self.pool._replace(replay=known)
+        if known is not None and self.store is not None:
+            self.store.learned(known)
         self.progress.distill_seconds += self.programs.distill.run_seconds
         self.progress.compile_seconds += self.programs.distill.compile_seconds
         self.progress.kd_steps += self.programs.steps

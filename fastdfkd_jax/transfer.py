@@ -12,11 +12,12 @@ import numpy as np
 from fastdfkd_jax import data, pool
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.shards import Rows
 
 _BATCH = 256
 
 
-def read(source: str, split: str, directory: str, spec: NetworkSpec, *, crops: int, limit: int) -> pool.Rows:
+def read(source: str, split: str, directory: str, spec: NetworkSpec, *, crops: int, limit: int) -> Rows:
     """Images of the teacher's size.
 
     Args:
@@ -31,14 +32,14 @@ def read(source: str, split: str, directory: str, spec: NetworkSpec, *, crops: i
     if not crops:
         dataset = data.require(data.load(source, split, data_dir=directory or None), spec)
         rows = slice(limit or None)
-        return pool.Rows(dataset.images[rows], dataset.labels[rows])
+        return Rows(dataset.images[rows], dataset.labels[rows])
     root = Path(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else ".")).expanduser()
     size = {"image_size": spec.image_size, "channels": spec.channels}
     images = unlabelled.load(source, split, root, **size, crops=crops, limit=limit)
-    return pool.Rows(images, np.full(len(images), -1, np.int32))
+    return Rows(images, np.full(len(images), -1, np.int32))
 
 
-def choose(rows: pool.Rows, score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> pool.Rows:
+def choose(rows: Rows, score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> Rows:
     """The `count` images of lowest score, in the order in which they lie.
 
     Args:
@@ -54,4 +55,4 @@ def choose(rows: pool.Rows, score: Callable[[Any, jax.Array], jax.Array], teache
         padding = ((0, _BATCH - len(images)), (0, 0), (0, 0), (0, 0))  # one compilation for all
         scores.append(np.asarray(compiled(teacher_vars, np.pad(images, padding)))[: len(images)])
     chosen = np.sort(np.argsort(np.concatenate(scores), kind="stable")[:count])
-    return pool.Rows(rows.images[chosen], rows.labels[chosen])
+    return Rows(rows.images[chosen], rows.labels[chosen])

@@ -15,9 +15,11 @@ from fastdfkd_jax.models.network import REMATERIALISATIONS
 from fastdfkd_jax.registry import METHODS
 
 MODES = ("all", "synthesize", "distill")
+PLACES = ("device", "disk")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
+    "pool.place": PLACES,
     "method.name": tuple(METHODS),
     "fastdfkd.reuse": fastdfkd.REUSE,
     "fastdfkd.representation": representation.REPRESENTATIONS,

@@ -10,11 +10,12 @@ import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import assemble, distill, main, pool, registry
+from fastdfkd_jax import assemble, distill, main, registry
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.programs import initial_state
+from fastdfkd_jax.shards import read_shard
 from fastdfkd_jax.train import Training
 
 ROUND = 2  # student steps of a batch that lives once
@@ -103,7 +104,7 @@ def test_calls_that_keep_nothing_leave_neither_rows_nor_shards(tmp_path, monkeyp
     config = tiny_config(method__name="noise", calls=5)
     assert main.run(config, tmp_path)["images"] == 2 * 8
     shards = sorted((tmp_path / "pool").iterdir())
-    assert [pool.read_shard(path).images.max() for path in shards] == [2, 4]
+    assert [read_shard(path).images.max() for path in shards] == [2, 4]
     with np.load(shards[1]) as arrays:
         assert arrays["weights['level']"] == 4
 

@@ -29,7 +29,7 @@ from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.main import main
 from fastdfkd_jax.metrics import Metrics
-from fastdfkd_jax.pool import Shards
+from fastdfkd_jax.shards import Shards
 
 # Noise needs no compilation of synthesis; the run ends after one call, without KD.
 TINY = f"""

@@ -10,10 +10,11 @@ import pytest
 from runs import tiny_config
 from toy_network import SPEC, toy_network
 
-from fastdfkd_jax import augment, main, pool
+from fastdfkd_jax import augment, main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, generative_dfd
 from fastdfkd_jax.models.generators import build_generator
+from fastdfkd_jax.shards import read_shard
 
 BATCH, STEPS = 8, 3
 SMALL = {
@@ -134,7 +135,7 @@ def test_a_run_leaves_the_kept_images_and_the_generators_in_its_shards(tmp_path)
     section.steps_per_call, section.batches_kept = 2, 2
     assert main.run(config, tmp_path)["images"] == 2 * 2 * 8
     shards = sorted((tmp_path / "pool").iterdir())
-    labels = [pool.read_shard(path).labels for path in shards]
+    labels = [read_shard(path).labels for path in shards]
     assert [len(rows) for rows in labels] == [16, 16]
     assert labels[0].max() < 5 <= labels[1].min()
     with np.load(shards[1]) as arrays:

@@ -11,10 +11,11 @@ from PIL import Image
 from runs import tiny_config
 from toy_network import SPEC, toy_network
 
-from fastdfkd_jax import main, pool, transfer
+from fastdfkd_jax import main, transfer
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfnd, given
+from fastdfkd_jax.shards import Rows
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 4))
@@ -81,7 +82,7 @@ def test_the_matrix_has_finite_gradients_and_none_on_its_diagonal():
 
 def test_the_images_that_the_teacher_is_surest_of_are_chosen():
     images = RNG.integers(0, 256, (300, *SPEC.input_shape), np.uint8)  # more than one batch
-    rows = pool.Rows(images, np.arange(300, dtype=np.int32))
+    rows = Rows(images, np.arange(300, dtype=np.int32))
     variables = NETWORK.init(jax.random.key(0))
     chosen = transfer.choose(rows, dfnd.selection(NETWORK), variables, 20)
     logits = np.asarray(NETWORK.apply(variables, (images / 255 - 0.3) / 0.3).logits)

@@ -10,7 +10,7 @@ from configs import imagenet
 from fastdfkd_jax import convert, main, models, plan
 from fastdfkd_jax.assemble import last_synthesis_call
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool import Shards
+from fastdfkd_jax.shards import Shards
 from fastdfkd_jax.validate import validate
 
 

@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from runs import ROOT, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, main, parallel, train
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool import Rows, read_shard
+from fastdfkd_jax.shards import Rows, read_shard
+from fastdfkd_jax.stream import Stream
 from fastdfkd_jax.train import Training
 
 # What does not change the compiled programs.
@@ -45,7 +47,7 @@ def shared_programs():
         return built[key(config)]
 
     def compile_once(parts, config):
-        name = key(config, "teacher", "pool")
+        name = key(config, "teacher", "pool"), config.pool.place
         if name not in compiled:
             compiled[name] = programs(parts, config)
         return compiled[name]
@@ -223,6 +225,71 @@ def test_synthesis_may_end_before_the_student_does(monkeypatch, tmp_path):
     alone = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2, mode="synthesize")
     assert main.run(alone, tmp_path / "alone")["images"] == 16
     jax.tree.map(np.testing.assert_array_equal, shards(tmp_path / "alone"), shards(tmp_path / "whole"))
+
+
+def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
+    main.run(tiny_config(pool__place="disk"), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+@pytest.mark.parametrize(("method", "call"), [("_end_call", 1), ("_distill", 2), ("_begin_call", 2), ("_distill", 3)])
+def test_a_run_with_its_pool_on_disk_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
+    interrupt(monkeypatch, method, call, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(pool__place="disk"), tmp_path)
+    main.run(tiny_config(pool__place="disk"), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch):
+    interrupt(monkeypatch, "_distill", 3, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(pool__place="disk"), tmp_path)
+    main.run(tiny_config(), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+def test_batches_from_disk_are_read_ahead_unless_the_pool_will_have_grown(tmp_path, monkeypatch):
+    reads, take = [], Stream.take
+
+    def spy(stream, step, ahead=None):
+        reads.append((step, ahead))
+        return take(stream, step, ahead)
+
+    monkeypatch.setattr(Stream, "take", spy)
+    config = tiny_config(calls=4, synthesis_calls=3, warmup_calls=1, pool__place="disk")
+    main.run(config, tmp_path / "disk")
+    # Calls 2, 3 and 4 take steps 0 to 3, 4 to 7 and 8 to 11, two at a time; call 3 makes images first.
+    assert reads == [(0, 2), (2, None), (4, 6), (6, 8), (8, 10), (10, None)]
+    main.run(tiny_config(calls=4, synthesis_calls=3, warmup_calls=1), tmp_path / "device")
+    assert_same_end(tmp_path / "disk", tmp_path / "device")
+
+
+@pytest.mark.parametrize("kind", ["pool", "pictures"])
+def test_a_student_learns_from_given_images_on_disk(kind, finished, tmp_path):
+    given = finished.workdir
+    if kind == "pictures":
+        given = tmp_path / "pictures"
+        for number, image in enumerate(np.concatenate([rows.images for rows in shards(finished.workdir).values()])):
+            path = given / f"{number % 3}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+    for place in ("disk", "device"):
+        main.run(tiny_config(mode="distill", pool__initial=str(given), pool__place=place), tmp_path / place)
+    assert_same_end(tmp_path / "disk", tmp_path / "device")
+
+
+def test_a_shard_that_was_cut_off_is_named_on_resume(tmp_path, monkeypatch):
+    interrupt(monkeypatch, "_begin_call", 2, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(pool__place="disk"), tmp_path)
+    path = tmp_path / "pool" / "000001.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"pool shard .*000001.npz is damaged .*: restore it"):
+        main.run(tiny_config(pool__place="disk"), tmp_path)
+    path.write_bytes(whole)
+    assert main.run(tiny_config(pool__place="disk"), tmp_path)["images"] == 24
 
 
 def test_a_run_is_a_function_of_its_seed(finished, tmp_path):

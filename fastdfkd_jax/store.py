@@ -1,0 +1,117 @@
+"""Where the images of D' are while the student learns: in the device's memory, or on disk.
+
+Both are filled from what a run begins with and from its shards, and give what a dispatch of student steps takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax import initial, pool, replay
+from fastdfkd_jax.initial import Located
+from fastdfkd_jax.replay import Replay
+from fastdfkd_jax.shards import Rows, Shards, locate_one
+from fastdfkd_jax.stream import Batches, Place, Stream
+
+
+class DeviceStore:
+    """D' on the device; its shards are a copy, from which it is filled again on resume.
+
+    Args:
+      first: images to begin with.
+      made: how many a whole run makes.
+      image_shape: (H, W, C) of each.
+      replayed: whether they are drawn otherwise than uniformly.
+
+    Attributes:
+      pool: what synthesis appends to and the student draws from.
+    """
+
+    def __init__(self, first: Rows | None, made: int, image_shape: tuple[int, int, int], replayed: bool):
+        self._first = first
+        self.pool = pool.empty(made + (0 if first is None else len(first.labels)), image_shape, replayed)
+
+    @property
+    def replay(self) -> Replay | None:
+        """What is known of each image, where that matters."""
+        return self.pool.replay
+
+    def learned(self, known: Replay | None) -> None:
+        """Takes what is known of each image now."""
+        self.pool = self.pool._replace(replay=known)
+
+    def fill(self, shards: Shards, count: int, resumed: bool) -> None:
+        """Puts back what the run began with and the first `count` shards, in place and a shard at a time.
+
+        They may fill the memory. What is known of the images was restored where the run is resumed, or is set here.
+        """
+        append = jax.jit(pool.append, donate_argnums=0)
+        if (first := self._first) is not None:
+            self.pool = append(self.pool, first.images, first.labels)
+            if self.pool.replay is not None and not resumed:
+                self.learned(replay.added(self.pool.replay, jnp.int32(0), jnp.asarray(first.labels)))
+        for rows in shards.read(count):
+            self.pool = append(self.pool, rows.images, rows.labels)
+
+    def added(self, path: Path) -> None:
+        """The program that made the images has appended them already."""
+
+    def source(self, step: int, ahead: int | None) -> pool.Pool:
+        """What the student's steps from `step` on learn from."""
+        return self.pool
+
+    def close(self) -> None:
+        """Nothing is pending."""
+
+
+class DiskStore:
+    """D' on disk; memory holds only what the student is about to learn from.
+
+    Args:
+      first: images to begin with.
+      directory: where pictures among these become shards.
+      draw, place: of the `Stream`.
+
+    Attributes:
+      pool: None, as synthesis has nothing on the device to append to.
+      replay: None, as rows are drawn uniformly.
+    """
+
+    replay = None
+
+    def __init__(self, first: Located | None, directory: Path, draw: Callable[[int, int], np.ndarray], place: Place):
+        self._first, self._directory = first, directory
+        self.pool: pool.Pool | None = None
+        self._stream = Stream(draw, place)
+
+    def learned(self, known: Replay | None) -> None:
+        """Nothing is known of single images."""
+
+    def fill(self, shards: Shards, count: int, resumed: bool) -> None:
+        """Finds what the run began with and the first `count` shards, all checksums verified; pictures become shards.
+
+        Raises:
+          UserError: a shard or a picture is missing or damaged, or the disk is full.
+        """
+        if (first := self._first) is not None:
+            self._stream.extend(first.shards)
+            if first.pictures:
+                self._stream.extend(initial.import_pictures(first.pictures, Shards(self._directory), first.channels))
+        self._stream.extend(shards.locate(count))
+
+    def added(self, path: Path) -> None:
+        """Takes the images of a shard that was written just now."""
+        self._stream.extend([locate_one(path, verify=False)])
+
+    def source(self, step: int, ahead: int | None) -> Batches:
+        """What the student's steps from `step` on learn from; for those from `ahead` on it is read meanwhile."""
+        return self._stream.take(step, ahead)
+
+    def close(self) -> None:
+        """Drops what is still being read."""
+        self._stream.close()
