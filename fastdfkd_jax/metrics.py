@@ -110,7 +110,10 @@ def peak_memory_bytes() -> int:
 
 
 def class_balance(predicted: list[int]) -> float:
-    """Entropy of a class histogram over its maximum: 1 is balanced, 0 means a single class."""
+    """Entropy of a class histogram over the most that so many images can have: 1 is balanced, 0 means one class."""
     total = sum(predicted)
+    most = min(total, len(predicted))
+    if most == 1:
+        return 1.0
     shares = [count / total for count in predicted if count]
-    return -sum(share * math.log(share) for share in shares) / math.log(len(predicted))
+    return -sum(share * math.log(share) for share in shares) / math.log(most)

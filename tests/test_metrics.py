@@ -85,6 +85,8 @@ def test_class_balance_by_hand(predicted, balance):
 
 def test_a_single_class_has_no_balance_at_all():
     assert class_balance([8, 0, 0]) == 0
+    assert class_balance([1, 1] + 998 * [0]) == pytest.approx(1), "two images cannot be of more classes"
+    assert class_balance([0, 1, 0]) == 1
 
 
 def test_peak_memory_is_that_of_a_process_with_jax():

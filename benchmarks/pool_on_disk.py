@@ -1,0 +1,117 @@
+"""What a pool on disk costs: memory, and images written and read a second, beside what eight GPUs would ask for.
+
+    python -m benchmarks.pool_on_disk --images 30000 --folder DIR --record FILE
+
+Writes shards of 100 images of 224 pixels in DIR, as a run does, with the student's random batches read between them,
+and reads on when all are there: from the page cache, and from the disk once the kernel was asked to drop that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdfkd_jax import parallel
+from fastdfkd_jax.shards import Shards, locate_one
+from fastdfkd_jax.stream import Stream
+
+SHAPE = (224, 224, 3)
+SHARD, BATCH, STEPS = 100, 100, 4
+READS = 30  # dispatches that each rate is of
+
+# Computed, not measured: what student steps of ResNet-50 with a ResNet-50 teacher need (8.2 GFLOP a forward pass; a step
+# is three of the student's and one of the teacher's) on H100s of 989 TFLOP/s in bfloat16. Networks with BatchNorm are
+# bound by memory and reach about a tenth; 40 % is a bound that they will not pass.
+GFLOP_AN_IMAGE, GPUS, PEAK = 4 * 8.2, 8, 989e3
+SHARES_OF_PEAK = (0.1, 0.4)
+
+
+def peak_memory() -> float:
+    """MB that the process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def random_images(seed: int) -> np.ndarray:
+    """Noise: nothing between here and the disk can shorten it."""
+    return np.random.default_rng(seed).integers(0, 256, (SHARD, *SHAPE), np.uint8)
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Asks the kernel to forget what it holds of these files."""
+    for path in folder.glob("*.npz"):
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def read_rate(stream: Stream) -> float:
+    """Images a second that reach the device."""
+    start = time.perf_counter()
+    for step in range(READS):
+        stream.take(step * STEPS, (step + 1) * STEPS).images.block_until_ready()
+    return READS * STEPS * BATCH / (time.perf_counter() - start)
+
+
+def measure(images: int, folder: Path) -> dict[str, Any]:
+    """Writes and reads."""
+    shards, draws = Shards(folder), np.random.default_rng(0)
+    stream = Stream(lambda step, size: draws.integers(0, size, (STEPS, BATCH)), parallel.place)
+    memory, write_seconds = {}, 0.0
+    for index in range(images // SHARD):
+        rows = random_images(index)
+        start = time.perf_counter()
+        shards.write(index, rows, np.zeros(SHARD, np.int32))
+        stream.extend([locate_one(shards.path(index), verify=False)])
+        write_seconds += time.perf_counter() - start
+        if (index + 1) % 10 == 0:
+            stream.take(index * STEPS)
+        if (index + 1) * SHARD in (1000, 3000, 10_000, 20_000, 30_000, 140_000):
+            memory[(index + 1) * SHARD] = round(peak_memory())
+    start = time.perf_counter()
+    shards.locate(images // SHARD)
+    verify_seconds = time.perf_counter() - start
+    cached = read_rate(stream)
+    drop_from_cache(folder)
+    cold = read_rate(stream)
+    stream.close()
+    size = images * int(np.prod(SHAPE))
+    return {
+        "images": images,
+        "disk_gb": size / 1e9,
+        "peak_memory_mb_by_images": memory,
+        "write_images_per_second": images / write_seconds,
+        "write_mb_per_second": size / 1e6 / write_seconds,
+        "verify_mb_per_second": size / 1e6 / verify_seconds,
+        "read_images_per_second_cached": cached,
+        "read_images_per_second_after_dropping_the_cache": cold,
+        "computed_images_per_second_of_eight_h100": {
+            f"{share:.0%} of peak": round(share * PEAK * GPUS / GFLOP_AN_IMAGE) for share in SHARES_OF_PEAK
+        },
+        "machine": {"cores": os.cpu_count(), "system": platform.system()},
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--images", type=int, default=30_000)
+    parser.add_argument("--folder", type=Path, required=True, help="for the shards; they stay there")
+    parser.add_argument("--record", type=Path, help="also write the result here")
+    args = parser.parse_args()
+    found = json.dumps(measure(args.images, args.folder), indent=2)
+    print(found)
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.write_text(found + "\n")
+
+
+if __name__ == "__main__":
+    main()
