@@ -27,9 +27,9 @@ SHAPE = (224, 224, 3)
 SHARD, BATCH, STEPS = 100, 100, 4
 READS = 30  # dispatches that each rate is of
 
-# Computed, not measured: what student steps of ResNet-50 with a ResNet-50 teacher need (8.2 GFLOP a forward pass; a step
-# is three of the student's and one of the teacher's) on H100s of 989 TFLOP/s in bfloat16. Networks with BatchNorm are
-# bound by memory and reach about a tenth; 40 % is a bound that they will not pass.
+# Computed, not measured: what student steps of ResNet-50 with a ResNet-50 teacher need (8.2 GFLOP a forward pass, a
+# step is three of the student's and one of the teacher's) on H100s of 989 TFLOP/s in bfloat16. Networks with BatchNorm
+# are bound by memory and reach about a tenth; 40 % is a bound that they will not pass.
 GFLOP_AN_IMAGE, GPUS, PEAK = 4 * 8.2, 8, 989e3
 SHARES_OF_PEAK = (0.1, 0.4)
 
