@@ -11,9 +11,12 @@ import pytest
 from runs import tiny_config
 
 from benchmarks.flops import equations
-from fastdfkd_jax import main, pool
+from configs import imagenet
+from fastdfkd_jax import assemble as assemble_module
+from fastdfkd_jax import main, models, pool
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.stream import Batches
 
 
 def programs_and_arguments(config):
@@ -36,17 +39,50 @@ def gpu_programs():
     return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native"))
 
 
+@pytest.fixture(scope="module")
+def imagenet_programs():
+    """Those of the published ImageNet run, 50 steps of 100 images of 224 pixels; of shapes, nothing is computed."""
+    config = imagenet.get_config("resnet50_imagenet")
+    config.precision, config.conv_gradient = "bfloat16", "native"
+
+    def load_teacher(config, options):
+        spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=config.teacher.mean, std=config.teacher.std)
+        teacher = models.build(spec, **options)
+        return teacher, jax.eval_shape(teacher.init, jax.random.key(0))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble_module, "load_teacher", load_teacher)
+        parts = assemble(config)
+    programs = Programs(parts, config)
+    state = jax.eval_shape(lambda key: initial_state(key, parts), jax.random.key(0))
+    key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), np.int32)
+    images = jax.ShapeDtypeStruct((programs.steps, config.kd.batch, 224, 224, 3), np.uint8)
+    batches = Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
+    return {
+        "synthesize": (
+            programs.synthesize,
+            (state["method"], None, parts.teacher_vars, state["student"].variables, key, index),
+        ),
+        "distill": (programs.distill, (state["student"], parts.teacher_vars, batches, key)),
+    }
+
+
+@pytest.fixture(params=["gpu_programs", "imagenet_programs"])
+def bf16_programs(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("name", ["synthesize", "distill"])
-def test_nothing_calls_back_to_the_host(gpu_programs, name):
-    step, arguments = gpu_programs[name]
+def test_nothing_calls_back_to_the_host(bf16_programs, name):
+    step, arguments = bf16_programs[name]
     primitives = {equation.primitive.name for equation in equations(jax.make_jaxpr(step.jitted)(*arguments).jaxpr)}
     assert "conv_general_dilated" in primitives, "the walk went past the networks"
     assert not {primitive for primitive in primitives if "callback" in primitive or "feed" in primitive}
 
 
 @pytest.mark.parametrize("name", ["synthesize", "distill"])
-def test_lowered_for_cuda_every_convolution_takes_bf16(gpu_programs, name):
-    step, arguments = gpu_programs[name]
+def test_lowered_for_cuda_every_convolution_takes_bf16(bf16_programs, name):
+    step, arguments = bf16_programs[name]
     text = step.jitted.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     operands = re.findall(r"stablehlo\.convolution.*: \(tensor<([\dx]+)x(\w+)>, tensor<([\dx]+)x(\w+)>\)", text)
     assert len(operands) == text.count("stablehlo.convolution(") > 10
