@@ -90,8 +90,8 @@ class AppendFile:
         self._file.close()
 
 
-def disk_error(path: Path, error: OSError) -> UserError:
-    """What a failed write means to the user, in one line."""
+def disk_error(path: Path, error: OSError, then: str = "it goes on") -> UserError:
+    """What a failed write means to the user, in one line; `then` is what the same command does once there is space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left for {path}: free some and run the same command again, it goes on")
+        return UserError(f"no space left for {path}: free some and run the same command again, {then}")
     return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")

@@ -195,6 +195,14 @@ def test_folder_by_class_numbers_the_sorted_names(tmp_path):
     expect_error("found also 'z'", f"folder:{tmp_path}", "val")
 
 
+def test_a_class_without_images_keeps_its_number(tmp_path):
+    (tmp_path / "a").mkdir()
+    write_png(tmp_path / "b" / "0.png", random_images(1, 8)[0])
+    read = data.load(f"folder:{tmp_path}")
+    assert read.class_names == ("a", "b")
+    np.testing.assert_array_equal(read.labels, [1])
+
+
 def test_folder_without_splits_grey_and_mixed_colour(tmp_path):
     images = random_images(2, 8, 1)[..., 0]
     write_png(tmp_path / "x" / "0.png", images[0])

@@ -30,6 +30,7 @@ ALLOWED = {
     "checkpoint": {"files"},
     "metrics": {"files"},
     "report": {"files", "configuration"},
+    "export": {"export", "configuration", "convert", "files", "pool"},
     "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel"},
 }
 

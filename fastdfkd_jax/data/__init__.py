@@ -29,7 +29,7 @@ def load(
     Args:
       source: one of `SOURCES`.
       split: `NAME` or `NAME[start:stop]`; of TFDS whatever TFDS understands.
-      data_dir: the folder that holds prepared TFDS data sets (`cifar10/3.0.2/`) or torchvision's
+      data_dir: the folder that holds prepared TFDS data sets (`cifar10/3.0.2/`) or is one, or torchvision's
         (`cifar-10-batches-py/`), by default `DEFAULT_DATA_DIR`; what a relative FILE or DIR is relative to.
       image_size: side in pixels to which the images of a folder are brought; other sources keep theirs.
       crop: of pictures of any size, of a folder, of TFDS or as JPEG files in an `.npz`: part of the shorter side that

@@ -20,7 +20,8 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
     """Reads `DIR/SPLIT/CLASS/**/image`, or `DIR/CLASS/**/image` where DIR has no splits.
 
     A folder with `images/` and `val_annotations.txt` is read as Tiny-ImageNet's. Classes are numbered by
-    their sorted names, those of `DIR/train` where it exists, so that all splits number them alike.
+    their sorted names, those of `DIR/train` where it exists, so that all splits number them alike. A folder
+    without images is a class too: those after it keep their numbers.
 
     Args:
       directory: DIR.
@@ -38,11 +39,15 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
         if splits or split not in (*_SPLITS, "all"):
             raise unknown_split(split, f"folder:{directory}", splits or [*_SPLITS, "all"])
         place = directory
-    labelled = _annotated(place) if (place / _ANNOTATIONS).is_file() else _by_class(place)
+    annotated = (place / _ANNOTATIONS).is_file()
+    labelled = _annotated(place) if annotated else _by_class(place)
     if not labelled:
         raise UserError(f"expected images in one folder a class in {place}, found none")
     train = directory / "train"
-    names = _class_folders(train) if train.is_dir() else sorted({name for _, name in labelled})
+    if annotated and not train.is_dir():
+        names = sorted({name for _, name in labelled})
+    else:
+        names = _class_folders(train if train.is_dir() else place)
     index = {name: i for i, name in enumerate(names)}
     if strange := sorted({name for _, name in labelled} - set(index)):
         raise UserError(f"expected the {len(names)} classes of {train} in {place}, found also {strange[0]!r}")

@@ -26,7 +26,7 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     Args:
       name: of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32').
       split: whatever TFDS understands ('test', 'train[:5000]', 'train[:10]+test').
-      root: the folder that holds `NAME/VERSION/`.
+      root: the folder that holds `NAME/VERSION/`, or VERSION itself.
       square: if given, what is cut out of each image.
 
     Raises:
@@ -41,6 +41,8 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     records = _read(builder, name, source, range(len(source)))
     images = stack([_decode(record["image"], name, square) for record in records], f"tfds:{name}")
     labels = np.array([record["label"] for record in records], np.int32)
+    if labels.min() < 0:
+        raise UserError(f"examples of split {split!r} of tfds:{name} have no label: choose a split that has")
     expected = _EXPECTED.get(name, (len(names), images.shape[1:]))
     if len(names) != expected[0] or (square is None and images.shape[1:] != expected[1]):
         raise UserError(
@@ -81,6 +83,8 @@ def _how_to_get(name: str) -> str:
 def _newest_version(name: str, root: Path) -> Path:
     if not root.is_dir():
         raise UserError(f"expected the data directory {root}, found no such folder: {_how_to_get(name)}")
+    if (root / "dataset_info.json").is_file():
+        return root
     found = list((root / name).glob("*/dataset_info.json"))
     if not found:
         held = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
@@ -99,6 +103,8 @@ def _open(name: str, directory: Path) -> Any:
         raise UserError(
             f"cannot read the description of tfds:{name} in {directory} ({_line(error)}): prepare it anew"
         ) from error
+    if builder.info.name != name.partition("/")[0]:
+        raise UserError(f"expected tfds:{name} in {directory}, found tfds:{builder.info.name}: give its name")
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format != "array_record":
         raise UserError(f"expected {directory} in array_record format, found {file_format}: {_how_to_get(name)}")

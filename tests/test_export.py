@@ -1,0 +1,361 @@
+"""The images of a run in folders and as a TFDS data set: what is written is what is read, or nothing is there."""
+
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import ROOT
+
+from fastdfkd_jax import configuration, convert, data
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.export import __main__ as command
+from fastdfkd_jax.export import folder, records, target
+from fastdfkd_jax.pool import Shards
+
+FORMATS = ["folder", "tfds"]
+# Classes 1, 5 and 11 have no image; ten and more make the sorted order of names matter.
+LABELS = [[3, 0, 10, 3], [2, 4, 6, 7], [8, 9, 0]]
+CLASSES = 12
+FLAT = [label for part in LABELS for label in part]
+
+
+def images_of(labels, channels=3, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (len(part), 6, 5, channels), np.uint8) for part in labels]
+
+
+def make_run(workdir: Path, labels=LABELS, channels=3) -> np.ndarray:
+    """A workdir as a run under way leaves it; gives all images."""
+    parts = images_of(labels, channels)
+    shards = Shards(workdir / "pool")
+    for index, (images, label) in enumerate(zip(parts, labels, strict=True)):
+        shards.write(index, images, np.array(label, np.int32), {"generator": np.zeros(3)})
+    (workdir / "config.json").write_text(json.dumps({"config": {"teacher": {"num_classes": CLASSES}}}))
+    return np.concatenate(parts)
+
+
+def contents(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in this process; gives its exit status, what it wrote to stdout and to stderr."""
+    logger = logging.getLogger("fastdfkd_jax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            configuration.run_command(command.main)
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    yield run
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Runs what must be refused in one line that matches, with nothing written."""
+
+    def refused(expected, *arguments):
+        before = contents(tmp_path)
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        *_, line = err.splitlines()
+        assert re.fullmatch(f"error: .*{expected}.*", line), err
+        assert contents(tmp_path) == before
+
+    return refused
+
+
+# --- Folders
+
+
+def test_folders_hold_every_image_and_every_class(run, tmp_path):
+    images = make_run(tmp_path / "run")
+    status, out, err = run("run", "--to", "out/pictures", "--format", "folder")
+    assert (status, out) == (0, "out/pictures: 11 images, 12 classes\n")
+    assert "3 classes have no image: torchvision's ImageFolder wants allow_empty=True" in err
+    place, flat = tmp_path / "out" / "pictures", FLAT
+    assert sorted(path.name for path in place.iterdir()) == [f"{index:02d}" for index in range(CLASSES)]
+    assert contents(tmp_path / "out")[0] == "pictures", "nothing stays beside it"
+    for number, label in enumerate(flat):
+        with Image.open(place / f"{label:02d}" / f"{number:08d}.png") as file:
+            np.testing.assert_array_equal(np.asarray(file), images[number])
+    assert len(list(place.rglob("*.png"))) == len(flat)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_are_read_by_the_data_source(run, tmp_path, channels):
+    images, flat = make_run(tmp_path / "run", channels=channels), np.array(FLAT)
+    assert run("run/pool", "--to", "out", "--format", "folder")[0] == 0
+    read = data.load(f"folder:{tmp_path / 'out'}", "train")
+    order = np.argsort(flat, kind="stable")
+    np.testing.assert_array_equal(read.images, images[order])
+    np.testing.assert_array_equal(read.labels, flat[order])
+    assert read.class_names == tuple(folder.class_names(CLASSES))
+
+
+@pytest.mark.parametrize(("number", "first", "last"), [(1, "0", "0"), (10, "0", "9"), (1000, "000", "999")])
+def test_names_of_classes_sort_by_their_numbers(number, first, last):
+    names = folder.class_names(number)
+    assert (names[0], names[-1], len(names)) == (first, last, number)
+    assert names == sorted(names)
+
+
+def test_images_without_labels_are_in_a_folder_of_their_own(run, refused, tmp_path):
+    make_run(tmp_path / "run", labels=[[-1, -1], [-1]])
+    status, _, err = run("run", "--to", "out", "--format", "folder")
+    assert status == 0
+    assert "3 images have no label" in err
+    assert contents(tmp_path / "out") == ["unlabelled", *(f"unlabelled/{index:08d}.png" for index in range(3))]
+    make_run(tmp_path / "mixed", labels=[[1, 2], [-1]])
+    refused("some of the images have no label.*use --format tfds", "mixed", "--to", "new", "--format", "folder")
+
+
+# --- TFDS
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    """Where a run lies as a TFDS data set, with its images and labels."""
+    images = make_run(tmp_path / "run")
+    assert run("run", "--to", "out", "--format", "tfds")[:2] == (0, "out: 11 images, 12 classes\n")
+    return tmp_path / "out", images, np.array(FLAT)
+
+
+@pytest.mark.filterwarnings("default")  # TFDS reads files that it does not close
+def test_tfds_reads_the_records_in_order(exported):
+    import tensorflow_datasets as tfds
+
+    place, images, labels = exported
+    builder = tfds.builder_from_directory(place)
+    assert builder.info.full_name == "synthesised/1.0.0"
+    features = builder.info.features
+    assert features is not None
+    assert features["label"].num_classes == CLASSES
+    source = builder.as_data_source("train")
+    assert len(source) == len(labels)
+    np.testing.assert_array_equal([record["label"] for record in source], labels)
+    np.testing.assert_array_equal(np.stack([record["image"] for record in source]), images)
+    assert "tensorflow" not in sys.modules
+    encoded = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})[4]["image"]
+    assert encoded.startswith(b"\x89PNG")
+
+
+def test_a_record_is_a_group_of_its_own(exported):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(next(exported[0].glob("*.array_record*"))))
+    assert "group_size:1," in reader.writer_options_string()
+    reader.close()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_tfds_sets_are_read_by_the_data_source(exported, tmp_path, nested):
+    place, images, labels = exported
+    if nested:
+        (tmp_path / "sets" / "synthesised").mkdir(parents=True)
+        place = place.rename(tmp_path / "sets" / "synthesised" / "1.0.0").parent.parent
+    read = data.load("tfds:synthesised", "train", data_dir=place)
+    np.testing.assert_array_equal(read.images, images)
+    np.testing.assert_array_equal(read.labels, labels)
+    assert len(read.class_names or ()) == CLASSES
+    assert len(data.load("tfds:synthesised", "train[:5]", data_dir=place).labels) == 5
+
+
+def test_another_name_is_not_read_as_this_data_set(exported):
+    with pytest.raises(UserError, match=r"expected tfds:cifar10 in .*, found tfds:synthesised: give its name"):
+        data.load("tfds:cifar10", "train", data_dir=exported[0])
+
+
+def test_images_come_in_several_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_FILE_BYTES", 3 * 6 * 5 * 3)
+    images = make_run(tmp_path / "run")
+    assert run("run", "--to", "out", "--format", "tfds")[0] == 0
+    assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 4
+    np.testing.assert_array_equal(data.load("tfds:synthesised", "train", data_dir=tmp_path / "out").images, images)
+
+
+def test_images_without_labels_are_not_evaluated(run, tmp_path):
+    make_run(tmp_path / "run", labels=[[1, -1]])
+    assert run("run", "--to", "out", "--format", "tfds")[0] == 0
+    with pytest.raises(UserError, match="examples of split 'train' of tfds:synthesised have no label"):
+        data.load("tfds:synthesised", "train", data_dir=tmp_path / "out")
+
+
+def test_both_formats_evaluate_alike(run, tmp_path):
+    """Through the whole path: a student in the workdir tells the classes, and is measured on what was written."""
+    workdir, labels = tmp_path / "run", [[0, 2, 3], [9, 2]]
+    network, variables = convert.load_network(data.digits.TEACHER_PATH)
+    test, chosen, shards = data.load("digits", "test"), [], Shards(workdir / "pool")
+    convert.save_network(workdir / "student.safetensors", network, variables)
+    for index, part in enumerate(labels):
+        rows = [int(np.flatnonzero(test.labels == label)[index]) for label in part]
+        shards.write(index, test.images[rows], np.array(part, np.int32))
+        chosen += rows
+    evaluate = make_evaluator(network, 8)
+    expected = evaluate(variables, test._replace(images=test.images[chosen], labels=test.labels[chosen]))
+    for name, source in {"folder": "folder:folder", "tfds": "tfds:synthesised"}.items():
+        assert run(workdir, "--to", name, "--format", name)[0] == 0
+        root = tmp_path / name if name == "tfds" else tmp_path
+        found = evaluate(variables, data.load(source, "train", data_dir=root))
+        assert found == pytest.approx(expected)
+    assert expected["accuracy"] > 50
+
+
+# --- What is refused
+
+
+def test_workdirs_that_hold_no_pool(refused, tmp_path):
+    last = ("--to", "out", "--format", "folder")
+    refused("expected a run's workdir or its pool folder, found no folder absent", "absent", *last)
+    (tmp_path / "empty").mkdir()
+    refused("empty holds no pool shards", "empty", *last)
+    (tmp_path / "run" / "pool").mkdir(parents=True)
+    refused("run/pool holds no pool shards", "run", *last)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_shards_that_are_damaged_or_missing(refused, tmp_path, file_format):
+    make_run(tmp_path / "run")
+    path, last = tmp_path / "run" / "pool" / "000001.npz", ("--to", "out", "--format", file_format)
+    path.write_bytes(path.read_bytes()[:-40])
+    refused("pool shard run/pool/000001.npz is damaged.*", "run", *last)
+    path.unlink()
+    refused("pool shard run/pool/000001.npz is missing: .*", "run", *last)
+
+
+def test_classes_that_are_not_known_or_too_few(run, refused, tmp_path):
+    make_run(tmp_path / "run")
+    config, last = tmp_path / "run" / "config.json", ("--to", "out", "--format", "folder")
+    refused("expected labels below 10 in run/pool/000000.npz, found 0 to 10: .*", "run", *last, "--num-classes", 10)
+    refused("--num-classes must be at least 1, found 0", "run", *last, "--num-classes", 0)
+    config.write_text("{}")
+    refused("config.json is not the record of a run: give --num-classes", "run", *last)
+    config.unlink()
+    refused("does not tell the number of classes.*: give --num-classes", "run", *last)
+    assert run("run", *last, "--num-classes", 11)[1] == "out: 11 images, 11 classes\n"
+
+
+def test_shards_that_do_not_fit_together(refused, tmp_path):
+    make_run(tmp_path / "run")
+    last = ("--to", "out", "--format", "tfds")
+    shards = Shards(tmp_path / "run" / "pool")
+    shards.write(3, np.zeros((2, 7, 5, 3), np.uint8), np.zeros(2, np.int32))
+    refused(r"expected uint8 images of 6x5x3, .*000003.npz, found uint8\[2, 7, 5, 3\]", "run", *last)
+    shards.write(3, np.zeros((2, 6, 5, 3), np.uint8), np.zeros(3, np.int32))
+    refused(r"expected 2 integer labels in .*000003.npz, found int32\[3\]", "run", *last)
+
+
+def test_targets_that_cannot_be_used(run, refused, tmp_path, monkeypatch):
+    make_run(tmp_path / "run")
+    (tmp_path / "file").touch()
+    refused("file is a file: give a new folder", "run", "--to", "file", "--format", "folder")
+    refused("run is not empty: give a new folder, .*", "run", "--to", "run", "--format", "folder")
+    refused("cannot write .*: choose a folder that can be written", "run", "--to", "file/x", "--format", "folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_mount", lambda _: True)
+        refused("out is a file system of its own: give a new folder in it", "run", "--to", "out", "--format", "tfds")
+    (tmp_path / "out").mkdir()
+    assert run("run", "--to", "out", "--format", "folder")[0] == 0, "an empty folder serves"
+
+
+def test_arguments_that_are_wrong(refused, tmp_path):
+    make_run(tmp_path / "run")
+    refused(
+        "invalid choice: 'zip'.*: see python -m fastdfkd_jax.export --help", "run", "--to", "out", "--format", "zip"
+    )
+    refused("required: --to, --format: see .*", "run")
+
+
+# --- What is cut off
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_full_disk_leaves_nothing(run, refused, tmp_path, monkeypatch, file_format):
+    make_run(tmp_path / "run")
+    arguments = ("run", "--to", "out", "--format", file_format)
+    with monkeypatch.context() as patch:
+        message = f"write() failed: {os.strerror(errno.ENOSPC)}; writing x"
+        full = OSError(errno.ENOSPC, "") if file_format == "folder" else RuntimeError(message)
+        patch.setattr(folder if file_format == "folder" else records, "encode", raising(full))
+        refused("no space left for .*out: free some and run the same command again, it begins anew", *arguments)
+    assert run(*arguments)[0] == 0
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_what_a_killed_export_left_is_replaced(run, tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / ".out.partial" / "99").mkdir(parents=True)
+    (tmp_path / ".out.partial" / "stray.png").touch()
+    assert run("run", "--to", "out", "--format", "folder")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    assert len(list((tmp_path / "out").iterdir())) == CLASSES
+
+
+def test_two_exports_do_not_share_a_folder(refused, tmp_path):
+    make_run(tmp_path / "run")
+    with target.whole(tmp_path / "out") as partial:
+        (partial / "mine").touch()
+        refused("out is being written by another export: .*", "run", "--to", "out", "--format", "folder")
+    assert contents(tmp_path / "out") == ["mine"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number):
+    make_run(tmp_path / "run")
+    encode, main = folder.encode, threading.main_thread().ident
+    assert main is not None
+
+    def stop(image):
+        signal.pthread_kill(main, number)
+        return encode(image)
+
+    monkeypatch.setattr(folder, "encode", stop)
+    refused("stopped: nothing was written to out, the same command begins anew", "run", "--to", "out",
+            "--format", "folder")  # fmt: skip
+
+
+# --- As a user runs it
+
+
+def test_progress_is_told(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_SECONDS_BETWEEN_LINES", -1)
+    make_run(tmp_path / "run")
+    _, _, err = run("run", "--to", "out", "--format", "folder")
+    assert "wrote 8 images, 2 of 3 shards" in err
+
+
+def test_the_command_itself(tmp_path):
+    make_run(tmp_path / "run")
+    line = [sys.executable, "-m", "fastdfkd_jax.export", str(tmp_path / "run"), "--format", "tfds", "--to"]
+    done, again = (
+        subprocess.run([*line, str(tmp_path / "out")], capture_output=True, text=True, check=False, cwd=ROOT)
+        for _ in range(2)
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}: 11 images, 12 classes\n"), done.stderr
+    assert done.stderr == ""
+    assert (again.returncode, again.stdout) == (2, "")
+    assert re.fullmatch("error: .*out is not empty: give a new folder.*\n", again.stderr)
