@@ -21,7 +21,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.export import __main__ as command
 from fastdfkd_jax.export import folder, records, target
-from fastdfkd_jax.pool import Shards
+from fastdfkd_jax.shards import Shards
 
 FORMATS = ["folder", "tfds"]
 # Classes 1, 5 and 11 have no image; ten and more make the sorted order of names matter.

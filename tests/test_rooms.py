@@ -30,7 +30,7 @@ ALLOWED = {
     "checkpoint": {"files"},
     "metrics": {"files"},
     "report": {"files", "configuration"},
-    "export": {"export", "configuration", "convert", "files", "pool"},
+    "export": {"export", "configuration", "convert", "files", "shards"},
     "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel"},
 }
 

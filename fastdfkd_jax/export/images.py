@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastdfkd_jax.convert.files import read_state_dict
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool import Rows, read_shard
+from fastdfkd_jax.shards import Rows, read_shard
 
 
 class Batch(NamedTuple):
