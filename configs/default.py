@@ -192,6 +192,8 @@ def get_config() -> ConfigDict:
     config.kd.crop_padding = 4  # pixels
     config.kd.least_crop = 0.0  # as inversion.least_crop
     config.kd.flip = True
+    config.kd.cutmix = 0.0  # probability that a batch is mixed (docs/methods.md)
+    config.kd.cutmix_alpha = 1.0  # of Beta(alpha, alpha), the share that an image keeps of itself
     config.kd.steps_per_dispatch = 20  # steps compiled into one program
 
     config.pool = ConfigDict()

@@ -96,6 +96,9 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
 def _require_fit(config: ConfigDict, method: Method) -> None:
     """What a method's lifetime asks of the rest of the config."""
     name = config.method.name
+    if method.network_input:
+        expected = f"0 for the method {name}, whose images are not augmented"
+        require(config.kd.cutmix == 0, "kd.cutmix", expected, config.kd.cutmix)
     if method.lifetime == base.ONCE:
         steps, batch = config.kd.steps_per_call, config.synthesis_batch
         require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)

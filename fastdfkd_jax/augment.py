@@ -1,22 +1,68 @@
 """Image augmentation on the device, differentiable with respect to the images.
 
-A crop, a flip or a resize is separable: one weight matrix for the rows and one for the columns of each image. As two
-batched products it needs no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
+How a batch is shown is drawn (`draw_view`) apart from showing it (`apply_view`), so that a view can be stored and met
+again.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from fastdfkd_jax.windows import Box, Shift, random_boxes, random_shifts, resized_crop, shifted
 
 Array = jax.Array
 
-_DRAWS = 10  # of a window that need not fit
+
+class Mix(NamedTuple):
+    """What each image of a batch shows of another one.
+
+    Attributes:
+      partner: i32[B], a permutation: whose pixels are pasted over image i.
+      box: i32[], where, the same place in all images; of no height or width where nothing is pasted.
+    """
+
+    partner: Array
+    box: Box
+
+
+class View(NamedTuple):
+    """How a batch is shown, None for what its options never do.
+
+    Attributes:
+      shift: of each image, i32[B].
+      window: of each image, i32[B], brought to the images' size.
+      flip: bool[B], whether it is then mirrored.
+      mix: what then covers it.
+    """
+
+    shift: Shift | None = None
+    window: Box | None = None
+    flip: Array | None = None
+    mix: Mix | None = None
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Static choices of the training views of CIFAR and ImageNet (METHOD 1.4 and 4), and CutMix.
+
+    Attributes:
+      crop_padding: largest shift in pixels, zeros coming in; 0 for none.
+      flip: whether images are mirrored at random.
+      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
+      cutmix: probability that a batch is mixed.
+      cutmix_alpha: both parameters of the Beta distribution of the share that an image keeps of itself.
+    """
+
+    crop_padding: int = 4
+    flip: bool = True
+    least_crop: float = 0.0
+    cutmix: float = 0.0
+    cutmix_alpha: float = 1.0
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
@@ -29,6 +75,45 @@ def denormalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> A
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)
 
 
+def draw_view(key: Array, shape: tuple[int, ...], options: ViewOptions) -> View:
+    """Draws how images [B, H, W, C] are shown; a view is a function of the key, the shape and the options."""
+    crop_key, flip_key = jax.random.split(key)
+    shift, window, flip, mix = None, None, None, None
+    if options.least_crop:
+        window = random_boxes(crop_key, shape, (options.least_crop, 1.0))
+    elif options.crop_padding:
+        shift = random_shifts(crop_key, shape[0], options.crop_padding)
+    if options.flip:
+        flip = _coins(flip_key, shape[0])
+    if options.cutmix:
+        # Folding in 0 or 1 would give the two keys above again.
+        mix = random_mix(jax.random.fold_in(key, 2), shape, options.cutmix, options.cutmix_alpha)
+    return View(shift, window, flip, mix)
+
+
+def apply_view(images: Array, view: View) -> Array:
+    """Shows images f32[B, H, W, C] in [0, 1], zero being black, as a view of them says; integers may be narrow."""
+    view = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int32), view)
+    if view.shift is not None:
+        images = shifted(images, view.shift)
+    if view.window is not None:
+        images = resized_crop(images, view.window)
+    if view.flip is not None:
+        images = _mirror(images, view.flip)
+    return images if view.mix is None else cutmix(images, view.mix)
+
+
+def compact(view: View) -> View:
+    """The same view in the fewest bytes: pixels as int16, partners as uint16.
+
+    For images of up to 32,767 pixels a side and batches of up to 65,536.
+    """
+    small = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int16), view)
+    if view.mix is None:
+        return small
+    return small._replace(mix=small.mix._replace(partner=view.mix.partner.astype(jnp.uint16)))
+
+
 def random_crop(key: Array, images: Array, padding: int) -> Array:
     """Shifts each image by up to `padding` pixels a side, zeros coming in (METHOD 1.1: crop of the padded image).
 
@@ -37,35 +122,53 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
       images: f32[B, H, W, C] in [0, 1]; zero is black.
       padding: largest shift in pixels; 0 gives the images back.
     """
-    if not padding:
-        return images
-    batch, height, width, _ = images.shape
-    shifts = jax.random.randint(key, (2, batch, 1, 1), -padding, padding + 1)
-    return _resample(images, _shift_matrix(shifts[0], height), _shift_matrix(shifts[1], width))
+    return shifted(images, random_shifts(key, images.shape[0], padding)) if padding else images
 
 
 def random_flip(key: Array, images: Array) -> Array:
     """Mirrors each image left to right with probability one half; images: f32[B, H, W, C]."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
+    return _mirror(images, _coins(key, images.shape[0]))
 
 
 def random_crop_flip(key: Array, images: Array, padding: int, flip: bool = True, least_crop: float = 0.0) -> Array:
-    """A crop, then `random_flip` where asked for: the training views of CIFAR and ImageNet (METHOD 1.4 and 4).
+    """A drawn view of f32[B, H, W, C] without mixing; `ViewOptions` explains the choices."""
+    return apply_view(images, draw_view(key, images.shape, ViewOptions(padding, flip, least_crop)))
+
+
+def random_mix(key: Array, shape: tuple[int, ...], probability: float, alpha: float = 1.0) -> Mix:
+    """Draws partners and the one box of a batch [B, H, W, C], as CutMix's own code does (Yun et al., ICCV 2019).
 
     Args:
       key: one key for the batch.
-      images: f32[B, H, W, C] in [0, 1].
-      padding: largest shift of `random_crop`, in pixels.
-      flip: whether images are mirrored at random.
-      least_crop: where it is not 0, the least share of the area that a `random_resized_crop` keeps, in place of shifts.
+      shape: of the images.
+      probability: that anything is mixed.
+      alpha: of Beta(alpha, alpha), the share of the area that is not pasted over, before the box is cut at the border.
     """
-    crop_key, flip_key = jax.random.split(key)
-    if least_crop:
-        images = random_resized_crop(crop_key, images, (least_crop, 1.0))
-    else:
-        images = random_crop(crop_key, images, padding)
-    return random_flip(flip_key, images) if flip else images
+    batch, *sides, _ = shape
+    coin_key, share_key, place_key, partner_key = jax.random.split(key, 4)
+    # The same at 1, without the loops in which a Beta variable is drawn.
+    share = jax.random.uniform(share_key) if alpha == 1 else jax.random.beta(share_key, alpha, alpha)
+    half = (jnp.sqrt(1 - share) * jnp.array(sides)).astype(jnp.int32) // 2
+    centre = jax.random.randint(place_key, (2,), 0, jnp.array(sides))
+    start, end = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, jnp.array(sides))
+    extent = jnp.where(jax.random.bernoulli(coin_key, probability), end - start, 0)
+    return Mix(jax.random.permutation(partner_key, batch), Box(start[0], start[1], extent[0], extent[1]))
+
+
+def cutmix(images: Array, mix: Mix) -> Array:
+    """Pastes the partners' pixels into the box of f32[B, H, W, C]."""
+    box = mix.box
+    rows, columns = (jnp.arange(side) for side in images.shape[1:3])
+    inside_rows = (rows >= box.top) & (rows < box.top + box.height)
+    inside_columns = (columns >= box.left) & (columns < box.left + box.width)
+    inside = inside_rows[:, None, None] & inside_columns[:, None]
+    # Each image is a partner once, so the gradient's scatter adds nothing twice and its order does not matter.
+    return jnp.where(inside, images.at[mix.partner].get(unique_indices=True), images)
+
+
+def own_share(mix: Mix, shape: tuple[int, ...]) -> Array:
+    """The share, f32[], of their own pixels that mixed images [B, H, W, C] show: the weight of their labels."""
+    return 1 - mix.box.height.astype(jnp.float32) * mix.box.width / (shape[1] * shape[2])
 
 
 def random_roll(key: Array, images: Array, most: int) -> Array:
@@ -91,15 +194,6 @@ def half_size(images: Array) -> Array:
     return images.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-class Box(NamedTuple):
-    """A window of each image in pixels, i32[B] each; `top` and `left` are its first row and column."""
-
-    top: Array
-    left: Array
-    height: Array
-    width: Array
-
-
 def random_resized_crop(
     key: Array, images: Array, scale: tuple[float, float] = (0.25, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Array:
@@ -114,43 +208,9 @@ def random_resized_crop(
     return resized_crop(images, random_boxes(key, images.shape, scale, ratio))
 
 
-def random_boxes(key: Array, shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """Windows of images [B, H, W, C] as torchvision draws them: the first of ten that fits, else all of the image."""
-    batch, height, width, _ = shape
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
-    area = height * width * jax.random.uniform(area_key, (_DRAWS, batch), minval=scale[0], maxval=scale[1])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = jnp.exp(jax.random.uniform(ratio_key, (_DRAWS, batch), minval=low, maxval=high))
-    widths = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
-    heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
-    fits = (widths <= width) & (heights <= height) & (widths > 0) & (heights > 0)
-    first, images = fits.argmax(0), jnp.arange(batch)
-    some = fits.any(0)
-    widths = jnp.where(some, widths[first, images], width)
-    heights = jnp.where(some, heights[first, images], height)
-    top, left = jax.random.randint(place_key, (2, batch), 0, jnp.stack([height - heights, width - widths]) + 1)
-    return Box(top, left, heights, widths)
+def _coins(key: Array, count: int) -> Array:
+    return jax.random.bernoulli(key, 0.5, (count,))
 
 
-def resized_crop(images: Array, box: Box) -> Array:
-    """The windows of f32[B, H, W, C] brought to H x W: bilinear, of pixel centres, nothing from outside a window."""
-    _, height, width, _ = images.shape
-    return _resample(images, _resize_matrix(box.top, box.height, height), _resize_matrix(box.left, box.width, width))
-
-
-def _resize_matrix(start: Array, length: Array, size: int) -> Array:
-    """f32[B, size, size] that interpolates linearly between rows start to start + length - 1."""
-    centres = (jnp.arange(size) + 0.5) * (length[:, None] / size) - 0.5
-    source = start[:, None] + jnp.clip(centres, 0, length[:, None] - 1)
-    return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(size)))
-
-
-def _shift_matrix(shift: Array, size: int) -> Array:
-    """f32[B, size, size] that picks row i + shift; rows outside the image give zero."""
-    target = jnp.arange(size)[:, None] + shift
-    return (jnp.arange(size)[None, None, :] == target).astype(jnp.float32)
-
-
-def _resample(images: Array, rows: Array, columns: Array) -> Array:
-    # HIGHEST: a selection must not round the pixels where products are done in TF32 or bf16.
-    return jnp.einsum("bip,bpqc,bjq->bijc", rows, images, columns, precision=lax.Precision.HIGHEST)
+def _mirror(images: Array, flip: Array) -> Array:
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -11,6 +11,7 @@ import optax
 
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.models import Network, Outputs
+from fastdfkd_jax.soft_labels import SoftLabels, decode
 
 Array = jax.Array
 Tree = Any
@@ -21,7 +22,8 @@ class Objective(NamedTuple):
     """What a student minimises.
 
     Attributes:
-      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image.
+      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image, of whose terms
+        each is either linear in the (one-hot) label or does not look at it, so that labels can be mixed.
       init: `init(key) -> extra`, what is trained beside the student; () for nothing.
       optimizer: of the extra trainables, or None.
     """
@@ -119,6 +121,8 @@ def make_step(
     crop_padding: int = 4,
     flip: bool = True,
     least_crop: float = 0.0,
+    cutmix: float = 0.0,
+    cutmix_alpha: float = 1.0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the pure KD step.
 
@@ -128,29 +132,87 @@ def make_step(
       loss: of each image (`Objective.loss`).
       extra_optimizer: of what is trained beside the student, or None.
       network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
-      crop_padding: largest random shift in pixels; 0 for none.
-      flip: whether images are mirrored at random.
-      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
+      crop_padding, flip, least_crop, cutmix, cutmix_alpha: how images are shown (`augment.ViewOptions`). The teacher
+        sees mixed images too, so that its answer is their label.
 
     Returns:
       `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
       in [0, 1], weights f32[B] of the images in the loss, and info the scalars 'loss' and 'agreement' (share of equal
       predictions in the augmented batch) and, where there are weights, 'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
+    views = augment.ViewOptions(crop_padding, flip, least_crop, cutmix, cutmix_alpha)
+    learn = _make_learner(student, optimizer, loss, extra_optimizer)
 
     def step(
         state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None, weights: Any = None
     ):
+        view = augment.View()
         if not network_input:
-            images = augment.random_crop_flip(key, images, crop_padding, flip, least_crop)
-            images = augment.normalize(images, teacher.spec.mean, teacher.spec.std)
-        target = teacher.apply(teacher_vars, images)
+            view = augment.draw_view(key, images.shape, views)
+            images = augment.normalize(augment.apply_view(images, view), teacher.spec.mean, teacher.spec.std)
+        return learn(state, images, view, teacher.apply(teacher_vars, images), key, labels, weights)
 
+    return step
+
+
+def make_step_from_stored(
+    student: Network,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    temperature: float,
+    *,
+    extra_optimizer: optax.GradientTransformation | None = None,
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
+    """Builds the KD step that knows what the teacher said (`soft_labels.make_labeller`) and does not run it.
+
+    Args:
+      student: the network, whose images are normalised as the teacher's.
+      optimizer: the student's.
+      loss: of each image; it may look at the teacher's logits, over the temperature, and at nothing else of it.
+      temperature: of KD.
+      extra_optimizer: of what is trained beside the student, or None.
+
+    Returns:
+      `step(state, images, view, soft_labels, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in
+      [0, 1] before they are shown; the key is that of `make_step`, which makes the same of it up to float16's rounding.
+    """
+    spec = student.spec
+    learn = _make_learner(student, optimizer, loss, extra_optimizer)
+
+    def step(
+        state: StudentState, images: Array, view: augment.View, stored: SoftLabels, key: Array, labels: Any = None
+    ):
+        shown = augment.normalize(augment.apply_view(images, view), spec.mean, spec.std)
+        logits = decode(stored, spec.num_classes, temperature)
+        return learn(state, shown, view, Outputs(logits, logits[:, :0], (), {}, {}), key, labels, None)
+
+    return step
+
+
+def _make_learner(
+    student: Network,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    extra_optimizer: optax.GradientTransformation | None,
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
+    """What a KD step is once the teacher has answered."""
+
+    def losses_of(extra: Tree, outputs: Outputs, target: Outputs, labels: Any, mix: augment.Mix | None, shape: Any):
+        values = loss(extra, outputs, target, labels)
+        if mix is None or labels is None:
+            return values
+        # Linear in the label, as a cross-entropy is: that of the mixed label. What looks at no label stays as it is.
+        share = augment.own_share(mix, shape)
+        return share * values + (1 - share) * loss(extra, outputs, target, labels[mix.partner])
+
+    def learn(
+        state: StudentState, images: Array, view: augment.View, target: Outputs, key: Array, labels: Any, weights: Any
+    ):
         def objective(params: Tree, extra: Tree):
             variables = {"params": params, "batch_stats": state.batch_stats}
             # Of the views' key, so that a student without dropout meets the same views as ever.
             outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
-            values = loss(extra, outputs, target, labels)
+            values = losses_of(extra, outputs, target, labels, view.mix, images.shape)
             return (values if weights is None else weights * values).mean(), outputs
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
@@ -171,4 +233,4 @@ def make_step(
             state = state._replace(extra=optax.apply_updates(state.extra, updates), extra_opt_state=opt_state)
         return state, info
 
-    return step
+    return learn

@@ -66,6 +66,8 @@ class Programs:
             crop_padding=config.kd.crop_padding,
             flip=config.kd.flip,
             least_crop=config.kd.least_crop,
+            cutmix=config.kd.cutmix,
+            cutmix_alpha=config.kd.cutmix_alpha,
         )
 
         def draw_once(key: Array, step: Array, source: base.Batch, known: None):

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import make_folder, write_atomically
+from fastdfkd_jax import npz
+from fastdfkd_jax.files import make_folder
 
+_KIND, _REMEDY = "pool shard", "restore it, or start in a new workdir"
 _CHUNK = 1 << 20  # bytes, of a checksum's reads
 
 
@@ -59,21 +60,17 @@ class Shards:
 
     def path(self, index: int) -> Path:
         """File of the shard with this index, counted from 0."""
-        return self.directory / f"{index:06d}.npz"
+        return npz.path_of(self.directory, index)
 
     def write(self, index: int, images: np.ndarray, labels: np.ndarray, weights: Any = ()) -> None:
         """Writes one shard durably: images uint8[N, H, W, C], labels i32[N], and any weights beside them."""
         named = {f"weights{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(weights)}
         images = np.ascontiguousarray(images)  # one image after another, whatever the device's layout was
-        write_atomically(self.path(index), lambda file: np.savez(file, images=images, labels=labels, **named))
+        npz.write(self.path(index), {"images": images, "labels": labels, **named})
 
     def truncate(self, count: int) -> None:
         """Deletes the shards from `count` on, and anything half-written, so that a call can be repeated."""
-        for path in self.directory.glob("*.npz"):
-            if not path.stem.isdigit() or int(path.stem) >= count:
-                path.unlink()
-        for path in self.directory.glob(".*.partial"):
-            path.unlink()
+        npz.truncate(self.directory, count)
 
     def read(self, count: int) -> Iterator[Rows]:
         """Yields the rows of the first `count` shards, each checked against its checksum."""
@@ -92,14 +89,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 def read_shard(path: Path) -> Rows:
     """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
-    try:
-        # Opened here, because numpy does not close a file that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Rows(arrays["images"], arrays["labels"])
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except _DAMAGED as error:
-        raise _damaged(path, error) from None
+    return Rows(*npz.read(path, ["images", "labels"], _KIND, _REMEDY))
 
 
 def locate(paths: Sequence[Path]) -> list[Shard]:
@@ -115,23 +105,18 @@ def locate(paths: Sequence[Path]) -> list[Shard]:
 
 def locate_one(path: Path, verify: bool = True) -> Shard:
     """Where the images of one shard lie, as `locate`; without its checksums for one that was written just now."""
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            if verify:
-                for name in archive.namelist():
-                    with archive.open(name) as member:
-                        while member.read(_CHUNK):
-                            pass
-            with archive.open("labels.npy") as member:
-                labels = np.lib.format.read_array(member, allow_pickle=False)
-            offset, shape = _find_array(file, archive.getinfo("images.npy"))
-            if len(labels) != shape[0]:
-                raise ValueError(f"{shape[0]} images, {len(labels)} labels")
-            return Shard(path, offset, shape[1:], labels)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except _DAMAGED as error:
-        raise _damaged(path, error) from None
+    with npz.reading(path, _KIND, _REMEDY), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        if verify:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    while member.read(_CHUNK):
+                        pass
+        with archive.open("labels.npy") as member:
+            labels = np.lib.format.read_array(member, allow_pickle=False)
+        offset, shape = _find_array(file, archive.getinfo("images.npy"))
+        if len(labels) != shape[0]:
+            raise ValueError(f"{shape[0]} images, {len(labels)} labels")
+        return Shard(path, offset, shape[1:], labels)
 
 
 def _find_array(file, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:
@@ -147,14 +132,3 @@ def _find_array(file, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:
     if dtype != np.uint8 or fortran_order or len(shape) != 4:
         raise ValueError(f"images are {dtype}{list(shape)}, not uint8[N, H, W, C]")
     return file.tell(), shape
-
-
-_DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, struct.error)
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"pool shard {path} is missing: restore it, or start in a new workdir")
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"pool shard {path} is damaged ({error}): restore it, or start in a new workdir")

@@ -62,6 +62,7 @@ _POSITIVE = (
     "kd.lr",
     "kd.lr_decay",
     "kd.temperature",
+    "kd.cutmix_alpha",
     "inversion.jsd_temperature",
 )
 
@@ -75,7 +76,7 @@ def validate(config: ConfigDict) -> None:
             _require(_get(config, key) >= bound, config, key, f"at least {bound}")
     for key in _POSITIVE:
         _require(_get(config, key) > 0, config, key, "more than 0")
-    for key in ("inversion.least_crop", "kd.least_crop", "data.crop"):
+    for key in ("inversion.least_crop", "kd.least_crop", "kd.cutmix", "data.crop"):
         _require(0 <= _get(config, key) <= 1, config, key, "in [0, 1]")
     _require(0 <= config.inversion.accumulator_weight < 1, config, "inversion.accumulator_weight", "in [0, 1)")
     _require(
@@ -88,6 +89,9 @@ def validate(config: ConfigDict) -> None:
     _require(config.synthesis_calls <= config.calls, config, "synthesis_calls", f"at most calls={config.calls}")
     if config.mode == "distill":
         _require(bool(config.pool.initial), config, "pool.initial", "a folder of images, as mode='distill' needs")
+    if config.replay.difficulty_exponent or config.replay.importance_exponent:
+        expected = "0 with replay.difficulty_exponent or .importance_exponent, as these are of one image and not of two"
+        _require(config.kd.cutmix == 0, config, "kd.cutmix", expected)
     for count, key in (
         (config.synthesis_batch, "synthesis_batch"),
         (config.kd.batch, "kd.batch"),

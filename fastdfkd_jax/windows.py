@@ -1,0 +1,90 @@
+"""Windows of images, and bringing them to the images' size; differentiable with respect to the images.
+
+A crop or a resize is separable: one weight matrix for the rows and one for the columns of each image. As two batched
+products it needs no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+_DRAWS = 10  # of a window that need not fit
+
+
+class Box(NamedTuple):
+    """A window in pixels, i32 each, [B] of each image or [] of all; `top` and `left` are its first row and column."""
+
+    top: Array
+    left: Array
+    height: Array
+    width: Array
+
+
+class Shift(NamedTuple):
+    """First row and column, i32[B] each, of a window of the images' own size; zero is black outside an image."""
+
+    top: Array
+    left: Array
+
+
+def random_shifts(key: Array, batch: int, padding: int) -> Shift:
+    """Shifts of so many images by up to `padding` pixels a side."""
+    top, left = jax.random.randint(key, (2, batch), -padding, padding + 1)
+    return Shift(top, left)
+
+
+def shifted(images: Array, shift: Shift) -> Array:
+    """The windows of f32[B, H, W, C], to the bit; what they have outside an image is zero."""
+    _, height, width, _ = images.shape
+    return _resample(images, _shift_matrix(shift.top, height), _shift_matrix(shift.left, width))
+
+
+def random_boxes(
+    key: Array, shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Box:
+    """Windows of images [B, H, W, C] as torchvision draws them: the first of ten that fits, else all of the image."""
+    batch, height, width, _ = shape
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = height * width * jax.random.uniform(area_key, (_DRAWS, batch), minval=scale[0], maxval=scale[1])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = jnp.exp(jax.random.uniform(ratio_key, (_DRAWS, batch), minval=low, maxval=high))
+    widths = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (widths <= width) & (heights <= height) & (widths > 0) & (heights > 0)
+    first, images = fits.argmax(0), jnp.arange(batch)
+    some = fits.any(0)
+    widths = jnp.where(some, widths[first, images], width)
+    heights = jnp.where(some, heights[first, images], height)
+    top, left = jax.random.randint(place_key, (2, batch), 0, jnp.stack([height - heights, width - widths]) + 1)
+    return Box(top, left, heights, widths)
+
+
+def resized_crop(images: Array, box: Box) -> Array:
+    """The windows of f32[B, H, W, C] brought to H x W: bilinear, of pixel centres, nothing from outside a window."""
+    _, height, width, _ = images.shape
+    return _resample(images, _resize_matrix(box.top, box.height, height), _resize_matrix(box.left, box.width, width))
+
+
+def _resize_matrix(start: Array, length: Array, size: int) -> Array:
+    """f32[B, size, size] that interpolates linearly between rows start to start + length - 1."""
+    centres = (jnp.arange(size) + 0.5) * (length[:, None] / size) - 0.5
+    source = start[:, None] + jnp.clip(centres, 0, length[:, None] - 1)
+    return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(size)))
+
+
+def _shift_matrix(start: Array, size: int) -> Array:
+    """f32[B, size, size] that picks row i + start; rows outside the image give zero."""
+    target = jnp.arange(size)[:, None] + start[:, None, None]
+    return (jnp.arange(size) == target).astype(jnp.float32)
+
+
+def _resample(images: Array, rows: Array, columns: Array) -> Array:
+    # HIGHEST: a selection must not round the pixels where products are done in TF32 or bf16.
+    return jnp.einsum("bip,bpqc,bjq->bijc", rows, images, columns, precision=lax.Precision.HIGHEST)
