@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from fastdfkd_jax import parallel
-from fastdfkd_jax.shards import Shards, locate_one
-from fastdfkd_jax.stream import Stream
+from fastdfkd_jax.shards import Shards
+from fastdfkd_jax.store import DiskStore
 
 SHAPE = (224, 224, 3)
 SHARD, BATCH, STEPS = 100, 100, 4
@@ -52,36 +52,38 @@ def drop_from_cache(folder: Path) -> None:
         os.close(file)
 
 
-def read_rate(stream: Stream) -> float:
+def read_rate(store: DiskStore) -> float:
     """Images a second that reach the device."""
     start = time.perf_counter()
     for step in range(READS):
-        stream.take(step * STEPS, (step + 1) * STEPS).images.block_until_ready()
+        store.source(step * STEPS, (step + 1) * STEPS).images.block_until_ready()
     return READS * STEPS * BATCH / (time.perf_counter() - start)
 
 
 def measure(images: int, folder: Path) -> dict[str, Any]:
     """Writes and reads."""
     shards, draws = Shards(folder), np.random.default_rng(0)
-    stream = Stream(lambda step, size: draws.integers(0, size, (STEPS, BATCH)), parallel.place)
+    store = DiskStore(
+        None, folder / "initial", lambda step, size: draws.integers(0, size, (STEPS, BATCH)), parallel.place
+    )
     memory, write_seconds = {}, 0.0
     for index in range(images // SHARD):
         rows = random_images(index)
         start = time.perf_counter()
         shards.write(index, rows, np.zeros(SHARD, np.int32))
-        stream.extend([locate_one(shards.path(index), verify=False)])
+        store.added(shards.path(index))
         write_seconds += time.perf_counter() - start
         if (index + 1) % 10 == 0:
-            stream.take(index * STEPS)
+            store.source(index * STEPS, None)
         if (index + 1) * SHARD in (1000, 3000, 10_000, 20_000, 30_000, 140_000):
             memory[(index + 1) * SHARD] = round(peak_memory())
     start = time.perf_counter()
     shards.locate(images // SHARD)
     verify_seconds = time.perf_counter() - start
-    cached = read_rate(stream)
+    cached = read_rate(store)
     drop_from_cache(folder)
-    cold = read_rate(stream)
-    stream.close()
+    cold = read_rate(store)
+    store.close()
     size = images * int(np.prod(SHAPE))
     return {
         "images": images,

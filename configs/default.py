@@ -200,6 +200,12 @@ def get_config() -> ConfigDict:
     config.pool.place = "device"  # where the student's images are read from: 'device' memory, or 'disk' as it learns
     config.pool.initial = ""  # folder of images, or an earlier run's workdir, to begin with
 
+    config.soft_labels = ConfigDict()  # the teacher answers once a view, and the student meets it again and again (FKD)
+    config.soft_labels.steps = 0  # student steps that are stored, once all images are there; 0: it answers every step
+    config.soft_labels.top_k = 0  # probabilities stored of each view, the rest spread evenly; 0: all logits, float16
+    config.soft_labels.dir = ""  # folder, which runs on the same images may share; '' for workdir/soft_labels
+    config.soft_labels.seed = 0  # of the stored views
+
     config.replay = ConfigDict()  # how the student draws from D'; replay.py explains each, all 0 is uniform
     config.replay.class_exponent = 0.0  # 1: every class as often, as the teacher sees them
     config.replay.difficulty_exponent = 0.0  # of the student's divergence from the teacher

@@ -73,6 +73,8 @@ def assemble(config: ConfigDict) -> Parts:
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, split))
     objective = objective_of(config, method)
     _require_fit(config, method)
+    top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
+    require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
     begun_with = _initial_images(config, method, teacher, teacher_vars)
     return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, begun_with)
 
@@ -111,6 +113,8 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         exponents = config.replay.to_dict()
         expected = f"all 0 for the method {name}, which keeps no images"
         require(replay.Options(**exponents).uniform, "replay", expected, exponents)
+    if config.soft_labels.steps:
+        _require_stored_labels_fit(config, method)
     if method.lifetime == base.POOL and config.pool.place == "disk":
         exponents = config.replay.to_dict()
         expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
@@ -123,6 +127,20 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         crops = config.transfer.crops
         expected = f"0 for the method {name}, which learns labels"
         require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
+
+
+def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
+    """What soft labels that are made once ask of a run."""
+    key, steps = "soft_labels.steps", config.soft_labels.steps
+    vanilla = method.lifetime == base.POOL and method.objective is None
+    expected = f"0 for the method {config.method.name}: they serve vanilla KD on images that are kept"
+    require(vanilla, key, expected, steps)
+    complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
+    expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
+    require(complete, key, expected, steps)
+    exponents = config.replay.to_dict()
+    expected = "all 0 with soft_labels.steps, of which each is met as often"
+    require(replay.Options(**exponents).uniform, "replay", expected, exponents)
 
 
 def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -32,6 +32,7 @@ _FREE_KEYS = (
     "compilation_cache",
     "teacher.checkpoint",
     "data.dir",
+    "soft_labels.dir",
     "pool.place",  # the student meets the same images
     "noise_control",
     "parallel.cpu_devices",  # the checkpoint's fingerprint tells of another number

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import models, pool
+from fastdfkd_jax import models, pool, soft_labels
 from fastdfkd_jax.assemble import Parts, last_synthesis_call
+from fastdfkd_jax.label_store import Taught
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.parallel import CompiledStep
-from fastdfkd_jax.programs import Programs, initial_state, on_disk
-from fastdfkd_jax.stream import Batches
+from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -73,6 +73,12 @@ def describe(config: ConfigDict, parts: Parts) -> str:
     if synthesis_calls and method.lifetime == base.POOL:
         pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
         lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
+    if config.soft_labels.steps and count_kd_steps(config):
+        spec, chosen = parts.teacher.spec, config.soft_labels
+        view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, view_options(config), config.kd.batch)
+        lines.append(
+            f"disk: {chosen.steps * config.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each"
+        )
     costs = measure(config, parts)
     hours = sum(cost.total_seconds for cost in costs) / 3600
     return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
@@ -129,6 +135,9 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
         if not streamed:
             source = made[1]  # the batch, or the pool with as much room as the run's
     if kd_steps := count_kd_steps(config):
+        if config.soft_labels.steps:
+            cost, source = _labelling(parts, config, programs, source, key)
+            costs.append(cost)
 
         def distill() -> Any:
             state["student"], _, info = programs.distill(state["student"], parts.teacher_vars, source, key)
@@ -139,6 +148,18 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     return costs
 
 
+def _labelling(parts: Parts, config: ConfigDict, programs: Programs, source: Any, key: Any) -> tuple[Cost, Taught]:
+    """What it costs that the teacher answers once for all, and what the student then learns from."""
+    zero = np.int32(0)
+
+    def label() -> Any:
+        return programs.label(parts.teacher_vars, source, key, zero, np.int32(1))
+
+    times = math.ceil(config.soft_labels.steps / programs.steps)
+    cost, steps = _cost("label_seconds", f"answers to {programs.steps} steps", programs.label, times, label)
+    return cost, Taught(source, jax.tree.map(np.asarray, steps))
+
+
 def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
     count = max(1, parts.method.images_per_call)
     shape = parts.teacher.spec.input_shape
@@ -146,9 +167,9 @@ def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
     return pool.append(pool.empty(count, shape, replayed), rows, jax.numpy.zeros(count, jax.numpy.int32))
 
 
-def _batches(parts: Parts, config: ConfigDict, steps: int) -> Batches:
+def _batches(parts: Parts, config: ConfigDict, steps: int) -> pool.Batches:
     images = jax.numpy.full((steps, config.kd.batch, *parts.teacher.spec.input_shape), 255, jax.numpy.uint8)
-    return Batches(images, jax.numpy.zeros(images.shape[:2], jax.numpy.int32))
+    return pool.Batches(images, jax.numpy.zeros(images.shape[:2], jax.numpy.int32))
 
 
 def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:

@@ -29,6 +29,18 @@ class Pool(NamedTuple):
     replay: Replay | None = None
 
 
+class Batches(NamedTuple):
+    """Images of a pool that were read for a few student steps.
+
+    Attributes:
+      images: uint8[steps, B, H, W, C].
+      labels: i32[steps, B]; -1 where not known.
+    """
+
+    images: Array
+    labels: Array
+
+
 def empty(capacity: int, image_shape: tuple[int, int, int], replayed: bool = False) -> Pool:
     """An empty pool with room for `capacity` images; `replayed` if they will not be drawn uniformly."""
     images = jnp.zeros((capacity, *image_shape), jnp.uint8)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, distill, models, parallel, pool, replay
+from fastdfkd_jax import augment, distill, models, parallel, pool, replay, soft_labels
 from fastdfkd_jax.assemble import Parts
+from fastdfkd_jax.label_store import Taught
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.stream import Batches
 
 Array = jax.Array
 Tree = Any
@@ -26,9 +26,12 @@ class Programs:
       synthesize: of a method whose images stay, `(state, pool, teacher_vars, student_vars, key, index) -> (state,
         pool, batch, info)`, the batch's images as uint8, the pool None where it lies on disk; of a method whose
         batches live once, the same without a pool.
-      distill: `(student state, teacher_vars, pool or batches, key) -> (student state, the pool's replay, info)`.
-      draw_rows: `(key, step, size) -> i32[steps, B]`, what a dispatch of `distill` draws from a pool on disk of so many
-        images: the rows that it would draw from one on the device.
+      distill: `(student state, teacher_vars, source, key) -> (student state, the pool's replay, info)`, the source
+        being the pool, batches, or `Taught` where the teacher's answers are stored.
+      label: `(teacher_vars, pool or batches, key, step, size) -> LabelledViews` of a dispatch's steps from `step` on,
+        where D' has `size` images.
+      draw_rows: `(key, step, size) -> i32[steps, B]`, what a dispatch of `distill` draws from a pool on disk of so
+        many images: the rows that it would draw from one on the device.
       replay: how the pool is sampled.
       steps: KD steps of one dispatch of `distill`.
     """
@@ -42,20 +45,34 @@ class Programs:
             self.steps = math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
         synthesize = _synthesize_once(parts.method) if once else _synthesize_into_pool(parts)
         self.synthesize = parallel.CompiledStep(synthesize, donate=(0,) if once else (0, 1))
-        self.distill = parallel.CompiledStep(self._distill(parts, config), donate=(0,))
-        self.draw_rows = jax.jit(self._draw_rows(config.kd.batch))
+        learn = self._distill_from_stored if config.soft_labels.steps else self._distill
+        self.distill = parallel.CompiledStep(learn(parts, config), donate=(0,))
+        self.label = parallel.CompiledStep(self._label(parts, config))
+        self.draw_rows = jax.jit(lambda key, step, size: self._rows(key, step, size, config.kd.batch))
 
-    def _draw_rows(self, batch: int):
-        def draw(key: Array, step: Array, size: Array) -> Array:
-            steps = step + jnp.arange(self.steps)
-            return jax.vmap(lambda step: pool.draw(_keys_of_step(key, step)[0], size, batch))(steps)
+    def _rows(self, key: Array, step: Array, size: Array, batch: int) -> Array:
+        steps = step + jnp.arange(self.steps)
+        return jax.vmap(lambda step: pool.draw(_keys_of_step(key, step)[0], size, batch))(steps)
 
-        return draw
+    def _label(self, parts: Parts, config: ConfigDict):
+        temperature, top_k = config.kd.temperature, config.soft_labels.top_k
+        answer = soft_labels.make_labeller(_answering(parts.teacher), view_options(config), temperature, top_k)
+
+        def label_steps(teacher_vars, source, key, step, size):
+            rows = self._rows(key, step, size, config.kd.batch)
+
+            def one(_, turn):
+                images = source.images[rows[turn]] if isinstance(source, pool.Pool) else source.images[turn]
+                view_key = _keys_of_step(key, step + turn)[1]
+                return None, answer(teacher_vars, parts.split(pool.to_float(images)), view_key)
+
+            _, (views, labels) = jax.lax.scan(one, None, jnp.arange(self.steps))
+            return soft_labels.LabelledViews(rows, views, labels)
+
+        return label_steps
 
     def _distill(self, parts: Parts, config: ConfigDict):
-        # Nothing but predictions is asked of the teacher there.
-        teacher = models.in_chunks(parts.teacher, 8) if jax.default_backend() == "cpu" else parts.teacher
-        method = parts.method
+        teacher, method = _answering(parts.teacher), parts.method
         kd_step = distill.make_step(
             teacher,
             parts.student,
@@ -74,7 +91,7 @@ class Programs:
             turn = step % self.steps % len(source.images)
             return source.images[turn], source.labels[turn], None, None
 
-        def draw_read(key: Array, step: Array, source: Batches, known: None):
+        def draw_read(key: Array, step: Array, source: pool.Batches, known: None):
             turn = step % self.steps
             return pool.to_float(source.images[turn]), source.labels[turn], None, None
 
@@ -107,6 +124,35 @@ class Programs:
             return state, known, jax.tree.map(jnp.mean, info)
 
         return distill_steps
+
+    def _distill_from_stored(self, parts: Parts, config: ConfigDict):
+        objective = parts.objective
+        kd_step = distill.make_step_from_stored(
+            parts.student, parts.optimizer, objective.loss, config.kd.temperature, extra_optimizer=objective.optimizer
+        )
+
+        def distill_steps(state, teacher_vars, source: Taught, key):
+            def one(state, _):
+                view_key, turn = _keys_of_step(key, state.step)[1], state.step % self.steps
+                rows, view, stored = jax.tree.map(lambda x: x[turn], source.steps)
+                images = source.images.images[rows if isinstance(source.images, pool.Pool) else turn]
+                return kd_step(state, parts.split(pool.to_float(images)), view, stored, view_key)
+
+            state, info = jax.lax.scan(one, state, None, length=self.steps)
+            return state, None, jax.tree.map(jnp.mean, info)
+
+        return distill_steps
+
+
+def _answering(teacher: models.Network) -> models.Network:
+    """A teacher of which nothing but predictions is asked."""
+    return models.in_chunks(teacher, 8) if jax.default_backend() == "cpu" else teacher
+
+
+def view_options(config: ConfigDict) -> augment.ViewOptions:
+    """How the student is shown images."""
+    kd = config.kd
+    return augment.ViewOptions(kd.crop_padding, kd.flip, kd.least_crop, kd.cutmix, kd.cutmix_alpha)
 
 
 def on_disk(method: base.Method, config: ConfigDict) -> bool:

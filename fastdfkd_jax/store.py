@@ -5,6 +5,7 @@ Both are filled from what a run begins with and from its shards, and give what a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from fastdfkd_jax import initial, pool, replay
 from fastdfkd_jax.initial import Located
 from fastdfkd_jax.replay import Replay
 from fastdfkd_jax.shards import Rows, Shards, locate_one
-from fastdfkd_jax.stream import Batches, Place, Stream
+from fastdfkd_jax.stream import Ahead, Reader
+
+Place = Callable[[tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], jax.Array]
+_HASHED = 256  # images that a digest is fed with at a time
 
 
 class DeviceStore:
@@ -65,6 +69,20 @@ class DeviceStore:
         """What the student's steps from `step` on learn from."""
         return self.pool
 
+    def of_rows(self, rows: np.ndarray) -> pool.Pool:
+        """Where a program finds the images of rows i32[steps, B]."""
+        return self.pool
+
+    def __len__(self) -> int:
+        return int(self.pool.size)
+
+    def digest(self) -> str:
+        """SHA-256 of all images in their order."""
+        sha = hashlib.sha256()
+        for start in range(0, len(self), _HASHED):
+            sha.update(np.ascontiguousarray(self.pool.images[start : min(start + _HASHED, len(self))]).tobytes())
+        return sha.hexdigest()
+
     def close(self) -> None:
         """Nothing is pending."""
 
@@ -75,7 +93,9 @@ class DiskStore:
     Args:
       first: images to begin with.
       directory: where pictures among these become shards.
-      draw, place: of the `Stream`.
+      draw: `draw(step, size) -> i32[steps, B]`, the rows of the student's steps from `step` on where D' has `size`.
+      place: `place(shape, read) -> array` on the devices; `read(slices) -> part` gives what each of them holds
+        (`parallel.place`).
 
     Attributes:
       pool: None, as synthesis has nothing on the device to append to.
@@ -87,7 +107,13 @@ class DiskStore:
     def __init__(self, first: Located | None, directory: Path, draw: Callable[[int, int], np.ndarray], place: Place):
         self._first, self._directory = first, directory
         self.pool: pool.Pool | None = None
-        self._stream = Stream(draw, place)
+        self._reader = Reader()
+        self._place = place
+        self._draw = draw
+        self._ahead = Ahead(self._load)
+
+    def _load(self, wanted: tuple[int, int]) -> pool.Batches:
+        return self.of_rows(self._draw(*wanted))
 
     def learned(self, known: Replay | None) -> None:
         """Nothing is known of single images."""
@@ -99,19 +125,37 @@ class DiskStore:
           UserError: a shard or a picture is missing or damaged, or the disk is full.
         """
         if (first := self._first) is not None:
-            self._stream.extend(first.shards)
+            self._reader.extend(first.shards)
             if first.pictures:
-                self._stream.extend(initial.import_pictures(first.pictures, Shards(self._directory), first.channels))
-        self._stream.extend(shards.locate(count))
+                self._reader.extend(initial.import_pictures(first.pictures, Shards(self._directory), first.channels))
+        self._reader.extend(shards.locate(count))
 
     def added(self, path: Path) -> None:
         """Takes the images of a shard that was written just now."""
-        self._stream.extend([locate_one(path, verify=False)])
+        self._reader.extend([locate_one(path, verify=False)])
 
-    def source(self, step: int, ahead: int | None) -> Batches:
+    def source(self, step: int, ahead: int | None) -> pool.Batches:
         """What the student's steps from `step` on learn from; for those from `ahead` on it is read meanwhile."""
-        return self._stream.take(step, ahead)
+        size = len(self)
+        return self._ahead.take((step, size), None if ahead is None else (ahead, size))
+
+    def of_rows(self, rows: np.ndarray) -> pool.Batches:
+        """Reads the images of rows i32[steps, B]."""
+        shape = (*rows.shape, *self._reader.image_shape)
+        images = self._place(shape, lambda part: self._reader.images(rows[part[:2]]))
+        return pool.Batches(images, self._place(rows.shape, lambda part: self._reader.labels(rows[part])))
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def digest(self) -> str:
+        """SHA-256 of all images in their order."""
+        sha = hashlib.sha256()
+        for start in range(0, len(self), _HASHED):
+            sha.update(self._reader.images(np.arange(start, min(start + _HASHED, len(self)))).tobytes())
+        return sha.hexdigest()
 
     def close(self) -> None:
         """Drops what is still being read."""
-        self._stream.close()
+        self._ahead.close()
+        self._reader.close()

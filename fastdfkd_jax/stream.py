@@ -1,57 +1,56 @@
-"""Batches of a D' that lies on disk, read while the device is busy with those before."""
+"""Images of a D' that lies on disk, and whatever else the student needs, read while the device is busy."""
 
 from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
-import jax
 import numpy as np
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.shards import Shard
 
-Array = jax.Array
-Place = Callable[[tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], Array]
 _READERS = 16  # reads that the disk is given at a time
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
-class Batches(NamedTuple):
-    """What a few student steps learn from.
-
-    Attributes:
-      images: uint8[steps, B, H, W, C].
-      labels: i32[steps, B].
-    """
-
-    images: Array
-    labels: Array
-
-
-class Stream:
-    """Images by their rows, of all shards together; memory holds two dispatches of them, not the pool.
+class Ahead(Generic[_Key, _Value]):
+    """Loads one thing while its caller works with the one before.
 
     Args:
-      draw: `draw(step, size) -> i32[steps, B]`, the rows of the student's steps from `step` on where D' has `size`.
-      place: `place(shape, read) -> array` on the devices; `read(slices) -> part` gives what each of them holds
-        (`parallel.place`).
+      load: `load(key) -> value`; it runs in a thread of its own where something is loaded ahead.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[int, int], np.ndarray],
-        place: Place,
-    ):
-        self._draw, self._place = draw, place
+    def __init__(self, load: Callable[[_Key], _Value]):
+        self._load = load
+        self._thread = ThreadPoolExecutor(1, "load ahead")
+        self._pending: tuple[_Key, Future[_Value]] | None = None
+
+    def take(self, wanted: _Key, ahead: _Key | None = None) -> _Value:
+        """The value of a key; that of `ahead` is loaded meanwhile, in case that it is wanted next."""
+        pending, self._pending = self._pending, None
+        value = pending[1].result() if pending is not None and pending[0] == wanted else self._load(wanted)
+        if ahead is not None:
+            self._pending = ahead, self._thread.submit(self._load, ahead)
+        return value
+
+    def close(self) -> None:
+        """Waits for what is being loaded, and drops it."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class Reader:
+    """Images by their rows, of all shards together; none is held in memory."""
+
+    def __init__(self) -> None:
         self._shards: list[Shard] = []
         self._ends: list[int] = []
         self._labels = np.zeros(0, np.int32)
         self._readers = ThreadPoolExecutor(_READERS, "pool reader")
-        self._ahead = ThreadPoolExecutor(1, "pool prefetch")
-        self._pending: tuple[tuple[int, int], Future[Batches]] | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -63,29 +62,18 @@ class Stream:
             self._ends.append(len(self) + len(shard.labels))
         self._labels = np.concatenate([self._labels, *(shard.labels for shard in shards)])
 
-    def take(self, step: int, ahead: int | None = None) -> Batches:
-        """The batches of the student's steps from `step` on; those from `ahead` on are read meanwhile."""
-        wanted = (step, len(self))
-        if self._pending is not None and self._pending[0] == wanted:
-            batches = self._pending[1].result()
-        else:
-            batches = self._load(*wanted)
-        self._pending = None
-        if ahead is not None:
-            next_wanted = (ahead, len(self))
-            self._pending = (next_wanted, self._ahead.submit(self._load, *next_wanted))
-        return batches
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C); there must be an image."""
+        return self._shards[0].image_shape
 
-    def _load(self, step: int, size: int) -> Batches:
-        rows = self._draw(step, size)
-        shape = (*rows.shape, *self._shards[0].image_shape)
-        images = self._place(shape, lambda part: self.read(rows[part[:2]]))
-        labels = self._place(rows.shape, lambda part: self._labels[rows[part]])
-        return Batches(images, labels)
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Labels i32[...] of rows i32[...]."""
+        return self._labels[rows]
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def images(self, rows: np.ndarray) -> np.ndarray:
         """Images uint8[..., H, W, C] of rows i32[...]; UserError where a shard has been spoiled since it was found."""
-        images = np.empty((rows.size, *self._shards[0].image_shape), np.uint8)
+        images = np.empty((rows.size, *self.image_shape), np.uint8)
         order = np.argsort(rows, axis=None)  # so that what lies together is read together
         flat = rows.reshape(-1)
 
@@ -112,6 +100,5 @@ class Stream:
             raise UserError(f"pool shard {shard.path} has been cut off: restore it, or start in a new workdir")
 
     def close(self) -> None:
-        """Waits for what is still being read, and drops it."""
-        self._ahead.shutdown(cancel_futures=True)
+        """Waits for reads that are going on."""
         self._readers.shutdown()

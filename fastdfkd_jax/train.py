@@ -17,20 +17,21 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax import augment, convert, parallel, pool, report
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
-from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax.checkpoint import Checkpoints, digest
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.initial import Located
+from fastdfkd_jax.label_files import Description, LabelFiles
+from fastdfkd_jax.label_store import LabelStore, Taught
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
-from fastdfkd_jax.programs import Programs, initial_state, on_disk
+from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
 from fastdfkd_jax.replay import Replay
 from fastdfkd_jax.shards import Rows, Shards
 from fastdfkd_jax.store import DeviceStore, DiskStore
-from fastdfkd_jax.stream import Batches
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Progress:
     distill_seconds: float = 0.0
     compile_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    label_seconds: float = 0.0
     teacher_accuracy: float | None = None
     accuracy_last: float | None = None
     accuracy_best: float | None = None
@@ -88,6 +90,7 @@ class Training:
         if self.store is not None:
             made = self.progress.shards if self.synthesizes else 0
             self.store.fill(self.shards, made, self.checkpoints.latest is not None)
+        self.labels: LabelStore | None = None
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
         self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
 
@@ -145,6 +148,8 @@ class Training:
                     self._begin_call()
                 elif self.once:
                     self._round()
+                elif self.config.soft_labels.steps and (self.labels is None or not self.labels.complete):
+                    self._label()
                 else:
                     self._distill(self._next_source())
                 if not self._steps_left():
@@ -160,6 +165,8 @@ class Training:
             self._end_trace()
             self.metrics.close()
             self.checkpoints.close()
+            if self.labels is not None:
+                self.labels.close()
             if self.store is not None:
                 self.store.close()
 
@@ -245,16 +252,58 @@ class Training:
     def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
         report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
 
-    def _next_source(self) -> pool.Pool | Batches:
+    def _label(self) -> None:
+        """The teacher's answers to as many steps as one program holds; the first time, finds those that there are."""
+        assert self.store is not None
+        if self.labels is None:
+            self.labels = self._open_labels(self.store)
+            return
+        key, steps, size = jax.random.key(self.config.soft_labels.seed), self.programs.steps, len(self.store)
+        step = np.int32(self.labels.made * steps)
+        rows = np.asarray(self.programs.draw_rows(key, step, np.int32(size)))
+        made = self.programs.label(self.parts.teacher_vars, self.store.of_rows(rows), key, step, np.int32(size))
+        self.labels.append(made)
+        self.progress.label_seconds += self.programs.label.run_seconds
+        self.progress.compile_seconds += self.programs.label.compile_seconds
+
+    def _open_labels(self, store: DeviceStore | DiskStore) -> LabelStore:
+        chosen, spec, steps = self.config.soft_labels, self.parts.teacher.spec, self.programs.steps
+        description = Description(
+            teacher=digest(self.parts.teacher_vars),
+            classes=spec.num_classes,
+            pool=store.digest(),
+            pool_size=len(store),
+            seed=chosen.seed,
+            batch=self.config.kd.batch,
+            steps=steps,
+            top_k=chosen.top_k,
+            temperature=self.config.kd.temperature,
+            views=view_options(self.config),
+        )
+        directory = Path(chosen.dir).expanduser() if chosen.dir else self.workdir / "soft_labels"
+        labels = LabelStore(LabelFiles(directory, description), math.ceil(chosen.steps / steps), self._order, store)
+        gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
+        if not labels.complete:
+            self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
+        return labels
+
+    def _order(self, turn: int) -> np.ndarray:
+        """In which order the student meets the shards of soft labels."""
+        shards = math.ceil(self.config.soft_labels.steps / self.programs.steps)
+        return np.asarray(jax.random.permutation(jax.random.fold_in(self.distill_key, turn), shards))
+
+    def _next_source(self) -> pool.Pool | pool.Batches | Taught:
         """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
         assert self.store is not None
         step, steps, config = int(self.state["student"].step), self.programs.steps, self.config
         same_call = self.progress.kd_steps + steps < config.kd.steps_per_call
         grows = self.synthesizes and self.progress.call < last_synthesis_call(config)
         more = same_call or not (grows or self.progress.call == self.last_call)
+        if self.labels is not None:
+            return self.labels.source(step // steps, step // steps + 1 if more else None)
         return self.store.source(step, step + steps if more else None)
 
-    def _distill(self, source: pool.Pool | base.Batch | Batches) -> None:
+    def _distill(self, source: pool.Pool | pool.Batches | base.Batch | Taught) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
         self.state["student"], known, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, source, self.distill_key
@@ -324,7 +373,13 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         done = self.progress
         save_student(self.workdir, self.parts.student, self.state["student"].variables)
-        worked = (done.synthesis_seconds, done.distill_seconds, done.compile_seconds, done.evaluate_seconds)
+        worked = (
+            done.synthesis_seconds,
+            done.distill_seconds,
+            done.label_seconds,
+            done.compile_seconds,
+            done.evaluate_seconds,
+        )
         return {
             "teacher": self.parts.teacher.spec.arch,
             "student": self.parts.student.spec.arch,
@@ -337,6 +392,7 @@ class Training:
             "images": done.images,
             "synthesis_seconds": done.synthesis_seconds,
             "distill_seconds": done.distill_seconds,
+            "label_seconds": done.label_seconds,
             "evaluate_seconds": done.evaluate_seconds,
             "compile_seconds": done.compile_seconds,
             "total_seconds": sum(worked),

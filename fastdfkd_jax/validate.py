@@ -47,6 +47,7 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
         "kd.clip_norm",
         "transfer.crops", "transfer.limit", "transfer.select",
+        "soft_labels.steps", "soft_labels.top_k", "soft_labels.seed",
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",

@@ -16,7 +16,6 @@ from fastdfkd_jax import assemble as assemble_module
 from fastdfkd_jax import main, models, pool
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.programs import Programs, initial_state
-from fastdfkd_jax.stream import Batches
 
 
 def programs_and_arguments(config):
@@ -57,7 +56,7 @@ def imagenet_programs():
     state = jax.eval_shape(lambda key: initial_state(key, parts), jax.random.key(0))
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), np.int32)
     images = jax.ShapeDtypeStruct((programs.steps, config.kd.batch, 224, 224, 3), np.uint8)
-    batches = Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
+    batches = pool.Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
     return {
         "synthesize": (
             programs.synthesize,

@@ -10,7 +10,7 @@ import pytest
 from fastdfkd_jax import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.shards import Shards, locate_one
-from fastdfkd_jax.stream import Stream
+from fastdfkd_jax.store import DiskStore
 
 SHAPE = (4, 6, 3)
 COUNTS = (5, 1, 7)
@@ -33,30 +33,31 @@ def written(images, tmp_path):
     return shards
 
 
-def stream_of(shards, draw=None):
-    made = Stream(draw or (lambda step, size: np.arange(step, step + 6).reshape(2, 3) % size), parallel.place)
-    made.extend(shards.locate(len(COUNTS)))
+def store_of(shards, draw=None):
+    draw = draw or (lambda step, size: np.arange(step, step + 6).reshape(2, 3) % size)
+    made = DiskStore(None, shards.directory / "initial", draw, parallel.place)
+    made.fill(shards, len(COUNTS), resumed=False)
     return made
 
 
 def test_rows_of_all_shards_are_found(images, written):
-    stream = stream_of(written)
-    assert len(stream) == len(images)
+    store = store_of(written)
+    assert len(store) == len(images)
     rows = np.random.default_rng(1).integers(0, len(images), (20, 10))
-    np.testing.assert_array_equal(stream.read(rows), images[rows])
-    stream.close()
+    np.testing.assert_array_equal(store.of_rows(rows).images, images[rows])
+    store.close()
 
 
 def test_batches_are_what_was_drawn_with_their_labels(images, written):
-    stream = stream_of(written)
+    store = store_of(written)
     labels = np.concatenate([np.arange(count) + 10 * index for index, count in enumerate(COUNTS)])
     for step in (0, 4, 11):
         rows = np.arange(step, step + 6).reshape(2, 3) % len(images)
-        batches = stream.take(step, step + 4)
+        batches = store.source(step, step + 4)
         assert isinstance(batches.images, jax.Array)
         np.testing.assert_array_equal(batches.images, images[rows])
         np.testing.assert_array_equal(batches.labels, labels[rows])
-    stream.close()
+    store.close()
 
 
 def test_what_was_read_ahead_is_used_once_and_only_for_what_it_is(images, written):
@@ -66,29 +67,29 @@ def test_what_was_read_ahead_is_used_once_and_only_for_what_it_is(images, writte
         drawn.append((step, size))
         return np.full((1, 2), step % size)
 
-    stream = stream_of(written, draw)
-    stream.take(0, 1)
-    stream.take(1, 2)
-    np.testing.assert_array_equal(stream.take(5).images[0, 0], images[5])
+    store = store_of(written, draw)
+    store.source(0, 1)
+    store.source(1, 2)
+    np.testing.assert_array_equal(store.source(5, None).images[0, 0], images[5])
     assert sorted(drawn) == [(0, 13), (1, 13), (2, 13), (5, 13)]
-    stream.take(6, 7)
+    store.source(6, 7)
     written.write(3, images[:2], np.zeros(2, np.int32))
-    stream.extend([locate_one(written.path(3), verify=False)])
-    stream.take(7)
+    store.added(written.path(3))
+    store.source(7, None)
     assert drawn[-1] == (7, 15), "the rows of a pool that has grown are others"
-    stream.close()
+    store.close()
 
 
 def test_a_shard_that_is_spoiled_while_the_student_learns_is_named(written):
-    stream = stream_of(written)
+    store = store_of(written)
     path = written.path(2)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=r"000002.npz has been cut off"):
-        stream.read(np.array([12]))
+        store.of_rows(np.array([[12]]))
     path.unlink()
     with pytest.raises(UserError, match=r"000002.npz cannot be read"):
-        stream.take(7)
-    stream.close()
+        store.source(7, None)
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -115,18 +116,18 @@ _FLAT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from fastdfkd_jax.shards import Shards, locate_one
-from fastdfkd_jax.stream import Stream
+from fastdfkd_jax.shards import Shards
+from fastdfkd_jax.store import DiskStore
 
 shards = Shards(Path(sys.argv[1]))
 draws = np.random.default_rng(0)
 whole = lambda shape, read: read((slice(None),) * len(shape))
-stream = Stream(lambda step, size: draws.integers(0, size, (4, 25)), whole)
+store = DiskStore(None, Path(sys.argv[1]) / "initial", lambda step, size: draws.integers(0, size, (4, 25)), whole)
 peaks = []
 for index in range(40):
     shards.write(index, np.full((50, 128, 128, 3), index, np.uint8), np.full(50, index, np.int32))
-    stream.extend([locate_one(shards.path(index))])
-    batches = stream.take(index, index + 1)
+    store.added(shards.path(index))
+    batches = store.source(index, index + 1)
     assert (batches.images[:, :, 0, 0, 0] == batches.labels).all()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[9], peaks[-1])

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from fastdfkd_jax import data, main, parallel, train
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.shards import Rows, read_shard
-from fastdfkd_jax.stream import Stream
+from fastdfkd_jax.store import DiskStore
 from fastdfkd_jax.train import Training
 
 # What does not change the compiled programs.
@@ -250,13 +250,13 @@ def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch
 
 
 def test_batches_from_disk_are_read_ahead_unless_the_pool_will_have_grown(tmp_path, monkeypatch):
-    reads, take = [], Stream.take
+    reads, source = [], DiskStore.source
 
-    def spy(stream, step, ahead=None):
+    def spy(store, step, ahead):
         reads.append((step, ahead))
-        return take(stream, step, ahead)
+        return source(store, step, ahead)
 
-    monkeypatch.setattr(Stream, "take", spy)
+    monkeypatch.setattr(DiskStore, "source", spy)
     config = tiny_config(calls=4, synthesis_calls=3, warmup_calls=1, pool__place="disk")
     main.run(config, tmp_path / "disk")
     # Calls 2, 3 and 4 take steps 0 to 3, 4 to 7 and 8 to 11, two at a time; call 3 makes images first.

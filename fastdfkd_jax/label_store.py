@@ -1,0 +1,84 @@
+"""Soft labels of a run: made once D' is complete, then learned from again and again, in another order each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fastdfkd_jax.label_files import LabelFiles
+from fastdfkd_jax.pool import Batches, Pool
+from fastdfkd_jax.soft_labels import LabelledViews
+from fastdfkd_jax.store import DeviceStore, DiskStore
+from fastdfkd_jax.stream import Ahead
+
+
+class Taught(NamedTuple):
+    """What a few student steps learn from where the teacher has answered before.
+
+    Attributes:
+      images: the pool, or the images of `steps.rows` read from it.
+      steps: rows, views and answers; all with leading axis steps.
+    """
+
+    images: Pool | Batches
+    steps: LabelledViews
+
+
+class LabelStore:
+    """Shards of soft labels, each of as many steps as one dispatch of the student takes.
+
+    Args:
+      files: where they lie.
+      shards: how many make a round.
+      order: `order(round) -> i32[shards]`, the order in which the student meets them.
+      store: D'.
+
+    Attributes:
+      count: shards of a round.
+    """
+
+    def __init__(
+        self, files: LabelFiles, shards: int, order: Callable[[int], np.ndarray], store: DeviceStore | DiskStore
+    ):
+        self.count = shards
+        self._files, self._order, self._store = files, order, store
+        self._made = min(files.count, shards)
+        self._ahead = Ahead(self._load)
+
+    @property
+    def made(self) -> int:
+        """Shards that there are."""
+        return self._made
+
+    @property
+    def complete(self) -> bool:
+        """Whether the student can begin."""
+        return self._made == self.count
+
+    def append(self, steps: LabelledViews, write: bool = True) -> None:
+        """Adds the next shard; of several processes one writes."""
+        if write:
+            self._files.write(self._made, steps)
+        self._made += 1
+
+    def source(self, dispatch: int, ahead: int | None) -> Taught:
+        """What a dispatch, counted from 0, learns from; for `ahead` it is read meanwhile.
+
+        Raises:
+          UserError: a shard, of soft labels or of the pool, is missing or damaged.
+        """
+        return self._ahead.take(self._index(dispatch), None if ahead is None else self._index(ahead))
+
+    def _index(self, dispatch: int) -> int:
+        turn, place = divmod(dispatch, self.count)
+        return int(self._order(turn)[place])
+
+    def _load(self, index: int) -> Taught:
+        steps = self._files.read(index)
+        return Taught(self._store.of_rows(np.asarray(steps.rows)), steps)
+
+    def close(self) -> None:
+        """Drops what is still being read."""
+        self._ahead.close()
