@@ -9,7 +9,7 @@ import pytest
 from runs import tiny_config
 from toy_network import SPEC, toy_network, toy_parts
 
-from fastdfkd_jax import augment, distill, losses, pool
+from fastdfkd_jax import augment, distill, losses, parallel, pool
 from fastdfkd_jax.programs import Programs, initial_state
 
 PEAK, FINAL, CALLS, STEPS = 0.2, 2e-4, 5, 3
@@ -183,9 +183,9 @@ def test_a_run_mixes_as_its_config_says():
     parts = toy_parts(config)
     rows = jax.random.randint(jax.random.key(0), (16, *SPEC.input_shape), 0, 256).astype(jnp.uint8)
     filled = pool.append(pool.empty(16, SPEC.input_shape), rows, jnp.zeros(16, jnp.int32))
-    seen = []
+    start, seen = initial_state(jax.random.key(1), parts)["student"], []
     for config.kd.cutmix, config.kd.cutmix_alpha in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.2)):
-        state = initial_state(jax.random.key(1), parts)["student"]
+        state = parallel.copy(start)  # the program takes it over
         _, _, info = Programs(parts, config).distill(state, parts.teacher_vars, filled, jax.random.key(2))
         seen.append(float(info["loss"]))
     assert len(set(seen)) == 3
