@@ -23,12 +23,12 @@ LAYOUTS = {
     "1 device, 4 lanes": {"fastdfkd__num_tasks": 4},
     "2 devices, 2 lanes": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 2},
     "4 devices, 1 lane": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 4},
-    "1 device": {},
-    "4 devices": {"parallel__batch_devices": 4},
+    "1 device": {"kd__cutmix": 1.0},
+    "4 devices": {"kd__cutmix": 1.0, "parallel__batch_devices": 4},
 }
 
 
-def results(changes: dict[str, int]) -> dict[str, Any]:
+def results(changes: dict[str, float]) -> dict[str, Any]:
     """Everything that the two compiled programs of a run return in one layout."""
     config: Any = tiny_config(data__source="", **changes)
     # SGD in place of Adam, which would divide rounding errors by gradients as small as they.

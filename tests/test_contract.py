@@ -149,6 +149,7 @@ def test_labels_reach_the_student_s_loss(tmp_path, monkeypatch):
         ({"kd__batch": 16}, "config.kd.batch must be synthesis_batch=8"),
         ({"synthesis_calls": 2}, "config.synthesis_calls must be 0 for the method"),
         ({"replay__class_exponent": 1.0}, "config.replay must be all 0 for the method noise"),
+        ({"kd__cutmix": 0.5}, "config.kd.cutmix must be 0 for the method noise, whose images are not augmented"),
     ],
 )
 def test_what_batches_that_live_once_cannot_do_is_refused(monkeypatch, changes, message):

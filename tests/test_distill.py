@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_network import SPEC, toy_network
+from runs import tiny_config
+from toy_network import SPEC, toy_network, toy_parts
 
-from fastdfkd_jax import augment, distill, losses
+from fastdfkd_jax import augment, distill, losses, parallel, pool
+from fastdfkd_jax.programs import Programs, initial_state
 
 PEAK, FINAL, CALLS, STEPS = 0.2, 2e-4, 5, 3
 TEMPERATURE = 4.0
@@ -135,3 +137,55 @@ def test_a_new_student_is_drawn_from_its_key_and_a_given_one_is_kept():
     given = distill.from_variables(student_vars, optimizer)
     assert drawn.step == given.step == 0
     jax.tree.map(np.testing.assert_array_equal, drawn.variables, given.variables)
+
+
+def mixed_step(loss, labels, weights=None, **views):
+    """What a first step with CutMix says, and the images that it must have shown."""
+    built, teacher_vars, student_vars = network()
+    optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
+    step = jax.jit(distill.make_step(built, built, optimizer, loss, crop_padding=0, flip=False, **views))
+    key = jax.random.key(30)
+    _, info = step(distill.from_variables(student_vars, optimizer), teacher_vars, images(), key, labels, weights)
+    options = augment.ViewOptions(0, False, **views)
+    view = jax.jit(lambda key: augment.draw_view(key, images().shape, options))(key)
+    shown = augment.normalize(augment.apply_view(images(), view), SPEC.mean, SPEC.std)
+    student = jax.jit(functools.partial(built.apply, train=True))(student_vars, shown).logits
+    return info, view.mix, jax.jit(built.apply)(teacher_vars, shown).logits, student
+
+
+def test_the_teacher_answers_for_the_mixed_image():
+    info, mix, teacher, student = mixed_step(distill.kd_loss(TEMPERATURE), None, cutmix=1.0)
+    assert mix.box.height * mix.box.width > 8, "a box that matters"
+    expected = losses.distillation(teacher, student, TEMPERATURE).mean()
+    np.testing.assert_allclose(info["loss"], expected, rtol=1e-4)
+    plain = mixed_step(distill.kd_loss(TEMPERATURE), None, cutmix=1e-9)[0]["loss"]
+    assert plain == stepped()[1][0]["loss"]
+    assert abs(plain - info["loss"]) > 0.01 * plain
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_labels_are_mixed_by_the_area_that_is_shown(alpha):
+    def loss(extra, student, teacher, labels):
+        known = jnp.where(labels < 0, 0.0, losses.cross_entropies(student.logits, labels))
+        return losses.distillation(teacher.logits, student.logits, TEMPERATURE) + 0.3 * known
+
+    labels, weights = jnp.array([3, 1, 4, -1, 5, 9]), jnp.arange(6.0)
+    info, mix, teacher, student = mixed_step(loss, labels, weights, cutmix=1.0, cutmix_alpha=alpha)
+    share = 1 - mix.box.height * mix.box.width / 64
+    assert 0.1 < share < 0.95, "a box that matters"
+    own, lent = (np.where(x < 0, 0, losses.cross_entropies(student, x)) for x in (labels, labels[mix.partner]))
+    expected = losses.distillation(teacher, student, TEMPERATURE) + 0.3 * (share * own + (1 - share) * lent)
+    np.testing.assert_allclose(info["loss"], (weights * expected).mean(), rtol=1e-4)
+
+
+def test_a_run_mixes_as_its_config_says():
+    config = tiny_config(method__name="noise", parallel__batch_devices=1)
+    parts = toy_parts(config)
+    rows = jax.random.randint(jax.random.key(0), (16, *SPEC.input_shape), 0, 256).astype(jnp.uint8)
+    filled = pool.append(pool.empty(16, SPEC.input_shape), rows, jnp.zeros(16, jnp.int32))
+    start, seen = initial_state(jax.random.key(1), parts)["student"], []
+    for config.kd.cutmix, config.kd.cutmix_alpha in ((1.0, 1.0), (1.0, 0.2)):
+        state = parallel.copy(start)  # the program takes it over
+        _, _, info = Programs(parts, config).distill(state, parts.teacher_vars, filled, jax.random.key(2))
+        seen.append(float(info["loss"]))
+    assert seen[0] != seen[1]

@@ -115,6 +115,8 @@ ARGUMENTS = {
     "all calls warm up": ("--config.warmup_calls=2", "warmup_calls must be less than calls=2, found 2"),
     "more synthesis than calls": ("--config.synthesis_calls=3", "synthesis_calls must be at most calls=2, found 3"),
     "a crop of more than all": ("--config.kd.least_crop=1.5", r"kd.least_crop must be in \[0, 1\], found 1.5"),
+    "more mixing than always": ("--config.kd.cutmix=2.", r"kd.cutmix must be in \[0, 1\], found 2"),
+    "a Beta of 0": ("--config.kd.cutmix_alpha=0.", "kd.cutmix_alpha must be more than 0, found 0"),
     "negative seed": ("--config.seed=-1", "config.seed must be at least 0"),
     "unknown meta rule": ("--config.fastdfkd.meta_rule=imaml", "one of reptile, .*maml, found 'imaml'"),
     "unknown method": ("--config.method.name=gan", "one of fastdfkd, noise, .*generative_dfd, found 'gan'"),

@@ -6,8 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from toy_network import toy_network
 
-from fastdfkd_jax import augment, soft_labels
+from fastdfkd_jax import augment, distill, soft_labels
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.label_files import Description, LabelFiles, check
 
@@ -204,3 +205,41 @@ def test_a_shard_of_other_steps_is_refused(tmp_path):
 def test_the_description_is_plain_json(tmp_path):
     filled(tmp_path, 0)
     assert json.loads((tmp_path / "description.json").read_text()) == DESCRIPTION.record
+
+
+def test_a_student_learns_the_same_from_the_disk(tmp_path):
+    """As in a run: the teacher labels a shard in one program, a student takes its steps in another."""
+    network = toy_network()
+    description = varied(pool_size=20, batch=6, steps=3)
+    label = soft_labels.make_labeller(network, description.views, description.temperature, description.top_k)
+    optimizer = distill.sgd(lambda _: 0.05, 0.9, 0.0)
+    loss = distill.kd_loss(description.temperature)
+    step = distill.make_step_from_stored(network, optimizer, loss, description.temperature)
+    images = jax.random.uniform(jax.random.key(0), (20, *network.spec.input_shape))
+    teacher_vars, student_vars = (jax.jit(network.init)(jax.random.key(seed)) for seed in (1, 2))
+
+    @jax.jit
+    def label_steps(teacher_vars, keys):
+        def one(_, key):
+            row_key, view_key = jax.random.split(key)
+            rows = jax.random.randint(row_key, (description.batch,), 0, description.pool_size)
+            return None, soft_labels.LabelledViews(rows, *label(teacher_vars, images[rows], view_key))
+
+        return jax.lax.scan(one, None, keys)[1]
+
+    @jax.jit
+    def learn(state, labelled):
+        def one(state, told):
+            return step(state, images[told.rows], told.view, told.labels, jax.random.key(0))
+
+        return jax.lax.scan(one, state, labelled)
+
+    files = LabelFiles(tmp_path, description)
+    states = [distill.from_variables(student_vars, optimizer)] * 2
+    for index in range(2):
+        made = label_steps(teacher_vars, jax.random.split(jax.random.key(index), description.steps))
+        files.write(index, made)
+        states = [learn(state, told)[0] for state, told in zip(states, (made, files.read(index)), strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert states[0].step == 6
+    assert np.any(np.asarray(states[0].params["readout"]) != student_vars["params"]["readout"])

@@ -11,6 +11,7 @@ from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.replay import Options, Replay
 from fastdfkd_jax.train import Training
+from fastdfkd_jax.validate import validate
 
 # Six rows, the last not filled: three of class 0, one of class 1, one not known.
 KNOWN = Replay(jnp.array([0, 0, 1, 0, -1, 1]), jnp.array([1.0, 2.0, 4.0, 1.0, 2.0, 9.0]))
@@ -67,6 +68,15 @@ def test_what_is_new_is_as_hard_as_the_hardest_and_what_is_met_is_noted():
 def test_negative_exponents_are_refused(name):
     with pytest.raises(UserError, match=f"config.replay.{name} must be at least 0, found -1"):
         Options(**{name: -1.0})
+
+
+@pytest.mark.parametrize("name", ["difficulty_exponent", "importance_exponent"])
+def test_what_is_known_of_one_image_does_not_fit_a_mixed_one(name):
+    config = tiny_config(kd__cutmix=0.5, replay__class_exponent=1.0)
+    validate(config)
+    config.replay[name] = 0.5
+    with pytest.raises(UserError, match=r"config.kd.cutmix must be 0 with replay.difficulty_exponent or .*found 0.5"):
+        validate(config)
 
 
 def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, monkeypatch):
