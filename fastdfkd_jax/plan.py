@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import models, pool
+from fastdfkd_jax import models, parallel, pool
 from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.parallel import CompiledStep
@@ -107,11 +107,11 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     state = initial_state(key, parts)
     costs: list[Cost] = []
     replayed = not programs.replay.uniform
-    source: Any = _a_call_of_images(parts, replayed)
+    source: Any = parallel.everywhere(_a_call_of_images(parts, replayed))
     if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
         images = synthesis_calls * parts.method.images_per_call
-        filled = [] if once else [pool.empty(images, parts.teacher.spec.input_shape, replayed)]
+        filled = [] if once else [parallel.everywhere(pool.empty(images, parts.teacher.spec.input_shape, replayed))]
         donated = [state["method"], *filled]
 
         def synthesize() -> Any:

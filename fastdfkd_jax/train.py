@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, pool, replay, report
+from fastdfkd_jax import augment, convert, hosts, parallel, pool, replay, report
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
+from fastdfkd_jax.metrics import Metrics, Silent, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
 from fastdfkd_jax.programs import Programs, initial_state
@@ -78,14 +78,16 @@ class Training:
         self.state = initial_state(init_key, parts)
         self.once = parts.method.lifetime == base.ONCE
         self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
+        self.writes = hosts.is_writer()
         self.shards = pool.Shards(workdir / "pool")
-        self.checkpoints = Checkpoints(workdir / "checkpoints")
+        self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout)
         self.pool = self._empty_pool()
         self._restore()
         if self.pool is not None:
             self._fill()
-        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
-        self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
+        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile and self.writes else None)
+        done = self.progress
+        self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
 
     def _restore(self) -> None:
         restored = self.checkpoints.restore(self._saved_state())
@@ -98,7 +100,8 @@ class Training:
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.synthesizes:
             self.progress.call = self.config.warmup_calls
-        if self.synthesizes and not self.once:
+        hosts.require_same("checkpoint", dataclasses.asdict(self.progress))
+        if self.synthesizes and not self.once and self.writes:
             self.shards.truncate(self.progress.shards)
 
     def _saved_state(self) -> dict[str, Any]:
@@ -112,14 +115,14 @@ class Training:
         initial = 0 if self.parts.initial is None else len(self.parts.initial.labels)
         made = self.parts.method.images_per_call * last_synthesis_call(self.config) if self.synthesizes else 0
         replayed = not self.programs.replay.uniform
-        return pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed)
+        return parallel.everywhere(pool.empty(initial + made, self.parts.teacher.spec.input_shape, replayed))
 
     def _fill(self) -> None:
         """Puts back what the run began with and has made, in place and a shard at a time, as it may fill the memory.
 
         What is known of the images was restored, or is set here.
         """
-        append = jax.jit(pool.append, donate_argnums=0)
+        append = parallel.jit(pool.append, donate=(0,))
         initial = self.parts.initial
         if initial is not None:
             self.pool = append(self.pool, initial.images, initial.labels)
@@ -154,7 +157,7 @@ class Training:
                 if not self._steps_left():
                     self._end_trace()
                     self._end_call()
-                if self.stop_requested:
+                if hosts.any_process(self.stop_requested):
                     self._save()
                     self.metrics.say("stopped by SIGTERM, everything saved; the same command goes on")
                     return {}
@@ -202,7 +205,8 @@ class Training:
         )
         if bool(batch.kept):
             rows = jax.tree.map(np.asarray, batch)
-            self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
+            if self.writes:
+                self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
             self.progress.shards += 1
             self.progress.images += self.parts.method.images_per_call
         self._count_synthesis()
@@ -243,7 +247,8 @@ class Training:
         return self.progress.call % self.config.images_every == 0
 
     def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
-        report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
+        if self.writes:
+            report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
 
     def _distill(self, source: pool.Pool | base.Batch | None) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
@@ -314,7 +319,8 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         done = self.progress
-        save_student(self.workdir, self.parts.student, self.state["student"].variables)
+        if self.writes:
+            save_student(self.workdir, self.parts.student, self.state["student"].variables)
         worked = (done.synthesis_seconds, done.distill_seconds, done.compile_seconds, done.evaluate_seconds)
         return {
             "teacher": self.parts.teacher.spec.arch,
