@@ -44,7 +44,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     summary = json.loads((workdir / "summary.json").read_text())
     return {
         "student": load_file(workdir / "student.safetensors"),
-        "pool": {path.name: read_shard(path) for path in shards},
+        "pool": {path.name: read_shard(path)._asdict() for path in shards},
         "metrics": (workdir / "metrics.jsonl").read_text(),
         "accuracies": {name: value for name, value in summary.items() if "accuracy" in name},
     }

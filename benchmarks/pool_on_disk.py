@@ -63,9 +63,8 @@ def read_rate(store: DiskStore) -> float:
 def measure(images: int, folder: Path) -> dict[str, Any]:
     """Writes and reads."""
     shards, draws = Shards(folder), np.random.default_rng(0)
-    store = DiskStore(
-        None, folder / "initial", lambda step, size: draws.integers(0, size, (STEPS, BATCH)), parallel.place
-    )
+    place = parallel.placer(parallel.devices(1))
+    store = DiskStore(None, folder / "initial", lambda step, size: draws.integers(0, size, (STEPS, BATCH)), place)
     memory, write_seconds = {}, 0.0
     for index in range(images // SHARD):
         rows = random_images(index)

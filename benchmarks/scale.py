@@ -1,4 +1,4 @@
-"""What a synthesis call needs of an accelerator, computed from shapes: work, live memory, and bounds for an H100.
+"""What synthesis and KD need of an accelerator, computed from shapes: work, live memory, and bounds for an H100.
 
     python -m benchmarks.scale
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from benchmarks import flops
 from fastdfkd_jax import moments
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, make_inversion_loss
-from fastdfkd_jax.models import NetworkSpec, build, build_generator, rematerialised, usual_image_size
+from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator, rematerialised, usual_image_size
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 
 # NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
@@ -35,11 +35,14 @@ class Needs(NamedTuple):
       flops: floating-point operations.
       kept_bytes: arrays that the forward pass leaves to the backward pass.
       state_bytes: weights, and generator and latents with their gradients and optimizer moments.
+      kd_kept_bytes, kd_state_bytes: the same of a KD step, of a batch of the same size.
     """
 
     flops: float
     kept_bytes: int
     state_bytes: int
+    kd_kept_bytes: int
+    kd_state_bytes: int
 
 
 def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") -> Needs:
@@ -60,6 +63,7 @@ def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") 
     teacher_vars, student_vars = jax.eval_shape(teacher.init, key), jax.eval_shape(student.init, key)
     accumulators = jax.eval_shape(moments.init, teacher_vars["batch_stats"])
     images = -(-batch // devices)
+    kd_kept, kd_state = _distillation(teacher, student, images, teacher_vars, student_vars)
     params = {
         "generator": jax.eval_shape(generator.init, key),
         "latents": jax.ShapeDtypeStruct((images, *generator.latent_shape), jnp.float32),
@@ -80,7 +84,24 @@ def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") 
     kept -= _bytes(teacher_vars["params"]) + _bytes(student_vars["params"]) + _bytes(params["generator"])
     state = _bytes(teacher_vars) + _bytes(student_vars) + 6 * _bytes(params)
     costs = flops.count(teacher, student, generator, images)
-    return Needs(costs.synthesis_call(1), max(kept, 0), state)
+    return Needs(costs.synthesis_call(1), max(kept, 0), state, kd_kept, kd_state)
+
+
+def _distillation(teacher: Network, student: Network, images: int, teacher_vars: Any, student_vars: Any):
+    """Bytes that the student's forward pass keeps in a KD step, and bytes of state."""
+    spec = student.spec
+    pixels = jax.ShapeDtypeStruct((images, *spec.input_shape), jnp.float32)
+
+    def backward(params, batch_stats, pixels):
+        def logits(params):
+            return student.apply({"params": params, "batch_stats": batch_stats}, pixels, train=True).logits
+
+        return jax.vjp(logits, params)[1]
+
+    kept = _bytes(jax.eval_shape(backward, student_vars["params"], student_vars["batch_stats"], pixels))
+    # Weights, gradient and momentum.
+    state = _bytes(teacher_vars) + _bytes(student_vars) + 2 * _bytes(student_vars["params"])
+    return max(kept - _bytes(student_vars["params"]), 0), state
 
 
 def _bytes(tree: Any) -> int:
@@ -127,6 +148,18 @@ def main() -> None:
                 f"{memory:.2f}",
                 "memory" if memory > work else "work",
             )
+            print(f"| {' | '.join(map(str, cells))} |")
+    print()
+    print("Computed, not run: one KD step.")
+    print()
+    columns = ("pair", "batch", "devices", "kept GB", *(f"… remat {kind}" for kind in KINDS), "state GB")
+    print(f"| {' | '.join(columns)} |")
+    print(f"| {' | '.join('---' for _ in columns)} |")
+    for pair, batch in args.pairs:
+        for devices in (1, 8):
+            needed = [needs(pair, batch, devices, "bfloat16", kind) for kind in ("none", *KINDS)]
+            kept = (f"{need.kd_kept_bytes / 1e9:.2f}" for need in needed)
+            cells = (pair, batch, devices, *kept, f"{needed[0].kd_state_bytes / 1e9:.2f}")
             print(f"| {' | '.join(map(str, cells))} |")
 
 

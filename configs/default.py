@@ -223,8 +223,14 @@ def get_config() -> ConfigDict:
 
     config.parallel = ConfigDict()
     config.parallel.task_devices = 1  # devices that share the lanes (pmap)
-    config.parallel.batch_devices = 0  # devices that share each batch (sharding); 0 for every core of a CPU, else 1
+    # Devices that share each batch (sharding), or those of KD alone where lanes are shared; 0 for every core of a CPU,
+    # the task_devices, or all devices of several processes, else 1
+    config.parallel.batch_devices = 0
     config.parallel.cpu_devices = 0  # split the CPU into so many devices; 0 for one a core
+    config.parallel.hosts = "one"  # several: 'cluster' where JAX finds them, or HOST:PORT of process 0; docs/scale.md
+    config.parallel.processes = 0  # how many where hosts is HOST:PORT ...
+    config.parallel.process = 0  # ... and the number of this one, from 0
+    config.parallel.lost_after = 100.0  # seconds without a sign of life after which another process is taken for lost
     return config
 
 

@@ -33,10 +33,11 @@ class Parts(NamedTuple):
       student_vars: weights it starts from, or None for fresh ones.
       optimizer: the student's.
       method: the data-free method.
-      split: lays a batch over devices inside a compiled program.
+      split: lays a batch of distillation over devices inside a compiled program.
       objective: what the student minimises.
       test: evaluation data, or None.
       initial: images to begin with, in memory or, where D' is on disk, in files; or None.
+      layout: how many devices and processes share the work, by name.
     """
 
     teacher: Network
@@ -49,6 +50,7 @@ class Parts(NamedTuple):
     objective: distill.Objective
     test: data.Dataset | None
     initial: Rows | Located | None
+    layout: dict[str, int] = {}  # noqa: RUF012 - read-only
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -65,18 +67,40 @@ def assemble(config: ConfigDict) -> Parts:
         test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **crop)
         data.require(test, teacher.spec)
     optimizer = _student_optimizer(config)
-    shared = config.parallel.task_devices > 1  # the lanes have them
-    batches = (config.synthesis_batch, config.kd.batch)
-    split = parallel.batch_splitter(
-        parallel.devices(1 if shared else parallel.batch_devices(config.parallel.batch_devices, batches))
-    )
-    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, split))
+    layout = _layout(config)
+    split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
+    synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
+    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
     objective = objective_of(config, method)
     _require_fit(config, method)
     top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
     require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
     begun_with = _initial_images(config, method, teacher, teacher_vars)
-    return Parts(teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, begun_with)
+    teacher_vars = parallel.everywhere(teacher_vars)
+    return Parts(
+        teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, begun_with, layout
+    )
+
+
+def _layout(config: ConfigDict) -> dict[str, int]:
+    """How many devices share lanes and batches, and of how many processes; UserError where it cannot be."""
+    chosen, lanes = config.parallel, config.parallel.task_devices
+    batches = (config.kd.batch,) if lanes > 1 else (config.synthesis_batch, config.kd.batch)
+    count = parallel.batch_devices(chosen.batch_devices, batches, lanes)
+    if jax.process_count() > 1:
+        found = jax.device_count()
+        expected = f"1 or all {found} devices of the {jax.process_count()} processes"
+        require(lanes in (1, found), "parallel.task_devices", expected, lanes)
+        if lanes == 1:
+            # A process without a share would have nothing to do.
+            expected = f"multiples of {found}, the devices of the {jax.process_count()} processes"
+            require(chosen.batch_devices in (0, found), "parallel.batch_devices", f"0 or {found}", chosen.batch_devices)
+            require(count == found, "synthesis_batch and kd.batch", expected, batches)
+    return {"batch devices": count, "task devices": lanes, "processes": jax.process_count()}
+
+
+def _whole(batch: jax.Array) -> jax.Array:
+    return batch
 
 
 def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:

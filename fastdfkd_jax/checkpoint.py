@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,16 @@ class Checkpoints:
     it, so that damage that happens later is recognised too.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, layout: dict[str, int] | None = None):
+        """Opens the folder, which all processes of a run share.
+
+        Args:
+          directory: is made where it is missing.
+          keep: how many are kept.
+          layout: how the run lies on devices; another one, like another machine, changes results by rounding.
+        """
         self.directory = directory.absolute()
+        self._layout = layout or {}
         make_folder(self.directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -72,6 +80,7 @@ class Checkpoints:
             "format": FORMAT,
             "digest": digest(state),
             "fingerprint": fingerprint(),
+            "layout": self._layout,
             "progress": progress,
         }
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -136,8 +145,9 @@ class Checkpoints:
         except Exception as error:
             log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
             return None
-        if meta["fingerprint"] != fingerprint():
-            changed = [name for name, value in fingerprint().items() if meta["fingerprint"].get(name) != value]
+        here, there = fingerprint() | self._layout, meta["fingerprint"] | meta.get("layout", self._layout)
+        changed = [name for name, value in here.items() if there.get(name) != value]
+        if changed:
             log.warning(
                 "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
                 ", ".join(changed),
@@ -236,12 +246,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same_run(path: Path, identity: dict[str, Any]) -> None:
+def check_same_run(path: Path, identity: dict[str, Any], free: Sequence[str] = ()) -> None:
     """Refuses a workdir that another configuration has used.
 
     Args:
       path: the identity recorded there, if any.
       identity: flat names and values that must be equal.
+      free: names that an older version recorded and that need not be equal.
 
     Raises:
       UserError: names every differing key.
@@ -253,7 +264,8 @@ def check_same_run(path: Path, identity: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not the record of a run: start in a new workdir") from None
     wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
-    differing = sorted(key for key in recorded.keys() | wanted.keys() if recorded.get(key) != wanted.get(key))
+    names = (recorded.keys() | wanted.keys()) - set(free)
+    differing = sorted(key for key in names if recorded.get(key) != wanted.get(key))
     if differing:
         changes = ", ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
         raise UserError(f"{path.parent} holds a run of another configuration ({changes}): use a new workdir")

@@ -66,13 +66,15 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
     split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch_size,))))
 
     # Defined here, so that the compiled function is this evaluator's own and its traces can be counted.
-    @jax.jit
-    def step(variables, images, labels, count):
+    def sums_of_batch(variables, images, labels, count):
         return batch_sums(network, variables, split(images), labels, count)
+
+    step = parallel.jit(sums_of_batch)
 
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, float]:
         data.require(dataset, network.spec)
         total = len(dataset.labels)
+        variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
         sums = []
         for start in range(0, total, batch_size):
             rows = slice(start, start + batch_size)

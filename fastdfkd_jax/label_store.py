@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastdfkd_jax import parallel
 from fastdfkd_jax.label_files import LabelFiles
 from fastdfkd_jax.pool import Batches, Pool
 from fastdfkd_jax.soft_labels import LabelledViews
@@ -77,7 +78,7 @@ class LabelStore:
 
     def _load(self, index: int) -> Taught:
         steps = self._files.read(index)
-        return Taught(self._store.of_rows(np.asarray(steps.rows)), steps)
+        return Taught(self._store.of_rows(np.asarray(steps.rows)), parallel.everywhere(steps))
 
     def close(self) -> None:
         """Drops what is still being read."""

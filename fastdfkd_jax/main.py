@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import __version__, configuration, parallel, plan, report
+from fastdfkd_jax import __version__, configuration, hosts, parallel, plan, report
 from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.checkpoint import check_same_run, digest
 from fastdfkd_jax.errors import UserError
@@ -24,6 +24,7 @@ from fastdfkd_jax.validate import validate
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "configs/quickstart.py"
+_LOCK = ".lock"
 # What may differ between a run and its resumption: where things lie (weights are compared by digest) and
 # how often it looks at itself.
 _FREE_KEYS = (
@@ -35,8 +36,17 @@ _FREE_KEYS = (
     "soft_labels.dir",
     "pool.place",  # the student meets the same images
     "noise_control",
-    "parallel.cpu_devices",  # the checkpoint's fingerprint tells of another number
+    # How a run lies on devices and hosts, of which the checkpoint tells.
+    "parallel.task_devices",
+    "parallel.batch_devices",
+    "parallel.cpu_devices",
+    "parallel.hosts",
+    "parallel.processes",
+    "parallel.process",
+    "parallel.lost_after",
 )
+# What may differ between the processes of a run.
+_OWN_KEYS = ("teacher.checkpoint", "data.dir", "compilation_cache", "parallel.process", "parallel.lost_after")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,15 +54,30 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
     validate(config)
     set_up_jax(config)
+    chosen = config.parallel
+    hosts.join(chosen.hosts, chosen.processes, chosen.process, chosen.lost_after)
+    if not hosts.is_writer():
+        logging.getLogger("fastdfkd_jax").setLevel(logging.ERROR)  # the writer says the same
+    with hosts.together():
+        output = _output(config, workdir)
+        if output and hosts.is_writer():
+            print(output, flush=True)
+
+
+def _output(config: ConfigDict, workdir: Path) -> str:
+    """What is printed in the end: the plan of a dry run, else the summary; '' where the run was stopped."""
     if config.dry_run:
-        print(plan.describe(config, assemble(config)))
-        return
+        return plan.describe(config, assemble(config))
     summary = run(config, workdir)
     if summary and config.noise_control:
         summary |= run_noise_control(config, workdir)
+        _write_summary(workdir, summary)
+    return json.dumps(summary) if summary else ""
+
+
+def _write_summary(workdir: Path, summary: dict[str, Any]) -> None:
+    if hosts.is_writer():
         report.write_json(workdir / "summary.json", summary)
-    if summary:
-        print(json.dumps(summary))
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -62,15 +87,18 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: anything that a user can mend; the workdir then holds what it held before.
     """
     parts = assemble(config)
-    lock = open_workdir(workdir)
+    hosts.require_same("config", {k: v for k, v in flatten(config.to_dict()).items() if k not in _OWN_KEYS})
+    lock = open_workdir(workdir) if hosts.is_writer() else None
     try:
+        hosts.require_shared(workdir, _LOCK)
         record_identity(config, parts, workdir)
         summary = Training(config, parts, workdir).run()
         if summary:
-            report.write_json(workdir / "summary.json", summary)
+            _write_summary(workdir, summary)
         return summary
     finally:
-        lock.close()
+        if lock is not None:
+            lock.close()
 
 
 def run_noise_control(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -93,7 +121,7 @@ def open_workdir(workdir: Path):
     """Creates the folder and locks it against a second run; the lock lives as long as the returned file."""
     make_folder(workdir)
     try:
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - the caller closes it
+        lock = open(workdir / _LOCK, "w")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise disk_error(workdir, error) from error
     try:
@@ -108,9 +136,11 @@ def record_identity(config: ConfigDict, parts: Parts, workdir: Path) -> None:
     """Writes config.json, or refuses a workdir that holds another run."""
     path = workdir / "config.json"
     identity = {**identity_of(config), "teacher weights": digest(parts.teacher_vars)}
-    check_same_run(path, identity)
-    content = {"config": config.to_dict(), "identity": identity, "version": __version__}
-    report.write_json(path, content)
+    hosts.require_same("teacher", {"digest of its weights": identity["teacher weights"]})
+    if hosts.is_writer():
+        check_same_run(path, identity, _FREE_KEYS)
+        content = {"config": config.to_dict(), "identity": identity, "version": __version__}
+        report.write_json(path, content)
 
 
 def identity_of(config: ConfigDict) -> dict[str, Any]:

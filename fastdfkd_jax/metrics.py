@@ -65,6 +65,24 @@ class Metrics:
             self._bar.close()
 
 
+class Silent:
+    """What stands in the place of `Metrics` in the processes that do not write."""
+
+    offset = 0
+
+    def write(self, call: int, values: dict[str, Any]) -> None:
+        """Records nothing."""
+
+    def say(self, line: str) -> None:
+        """Shows nothing."""
+
+    def advance(self, call: int, status: str) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 class Events:
     """TensorBoard's file of scalars, written at once.
 
@@ -100,7 +118,7 @@ def _checksum(data: bytes) -> bytes:
 
 def device_peak_bytes() -> int | None:
     """Peak of the first device's memory, or None where the device does not tell, as a CPU does not."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def peak_memory_bytes() -> int:

@@ -1,12 +1,14 @@
 """Devices: where lanes run, how a batch is split, and the one place that compiles, donates and times.
 
-Two axes (they exclude each other in one run): `tasks`, lanes of the meta-learning problem spread by `jax.pmap`, and
-`batch`, one task split by sharding the unchanged single-device function.
+Two axes: `tasks`, lanes of the meta-learning problem spread by `jax.pmap`, and `batch`, a batch split by sharding the
+unchanged single-device function. Synthesis has one of them, distillation `batch`. In a run of several processes all
+their devices serve both, every array that outlives a program lies whole on each device, and what follows is the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -16,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastdfkd_jax.errors import UserError
@@ -23,6 +26,7 @@ from fastdfkd_jax.errors import UserError
 Array = jax.Array
 Tree = Any
 Device = Any  # a jax.Device, which is no type to a type checker
+_AUTO = AxisType.Auto
 
 
 def devices(count: int) -> list[Device]:
@@ -56,18 +60,25 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def batch_devices(count: int, batches: Sequence[int]) -> int:
+def batch_devices(count: int, batches: Sequence[int], task_devices: int = 1) -> int:
     """How many devices share every batch.
 
     Args:
-      count: so many; 0 leaves it to the machine: on a CPU as many as get at least 32 images each, elsewhere one.
+      count: so many; 0 leaves it to the machine: on a CPU as many as get at least 32 images each, elsewhere one. Where
+        lanes lie on several devices, those or one; of several processes, all devices or, where they do not divide the
+        batches, one.
       batches: sizes that must divide.
+      task_devices: devices that share the lanes.
     """
     if count:
         return count
-    if jax.default_backend() != "cpu":
+    images, on_cpu = math.gcd(*batches), jax.default_backend() == "cpu"
+    if jax.process_count() > 1:
+        return jax.device_count() if images % jax.device_count() == 0 else 1
+    if task_devices > 1:
+        return task_devices if images % (task_devices * (32 if on_cpu else 1)) == 0 else 1
+    if not on_cpu:
         return 1
-    images = math.gcd(*batches)
     return max(n for n in range(1, jax.device_count() + 1) if n == 1 or images % (32 * n) == 0)
 
 
@@ -84,6 +95,8 @@ def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tr
     local = _sequential if task_devices[0].platform == "cpu" else _vectorised
     if count == 1:
         return local
+    if jax.process_count() > 1:
+        return functools.partial(_over_processes, local, Mesh(list(task_devices), ("tasks",), axis_types=(_AUTO,)))
 
     def spread(f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
         split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), stacked)
@@ -96,6 +109,17 @@ def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tr
         return jax.tree.map(lambda x: x.reshape(num_tasks, *x.shape[2:]), run(split, shared))
 
     return spread
+
+
+def _over_processes(local: Callable[..., Tree], mesh: Mesh, f: Callable[..., Tree], stacked: Tree, shared: Tree):
+    """What `jax.pmap` does in one process: in several it would take this process's lanes only for all."""
+    return jax.shard_map(
+        lambda lanes, shared: local(f, lanes, shared),
+        mesh=mesh,
+        in_specs=(PartitionSpec("tasks"), PartitionSpec()),
+        out_specs=PartitionSpec("tasks"),
+        check_vma=False,  # or it would sum the gradients of what lanes share, which are each lane's own
+    )(stacked, shared)
 
 
 def _sequential(f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
@@ -117,7 +141,7 @@ def batch_splitter(batch_devices: Sequence[Device]) -> Callable[[Array], Array]:
     """
     if len(batch_devices) == 1:
         return lambda x: x
-    mesh = Mesh(list(batch_devices), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(list(batch_devices), ("batch",), axis_types=(_AUTO,))
 
     def split(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("batch")))
@@ -125,9 +149,52 @@ def batch_splitter(batch_devices: Sequence[Device]) -> Callable[[Array], Array]:
     return split
 
 
-def place(shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]) -> Array:
-    """Puts what the host reads on the device; `read(slices)` gives a part of an array of this shape."""
-    return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+Place = Callable[[tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], Array]
+
+
+def placer(batch_devices: Sequence[Device]) -> Place:
+    """How batches that the host reads come to the devices: `place(shape [steps, B, ...], read) -> array`.
+
+    `read(slices)` gives a part of an array of that shape. Each device gets its share of every batch, and a process
+    reads what its own devices get.
+    """
+    if len(batch_devices) > 1:
+        sharding = NamedSharding(
+            Mesh(list(batch_devices), ("batch",), axis_types=(_AUTO,)), PartitionSpec(None, "batch")
+        )
+    elif jax.process_count() > 1:
+        sharding = _whole()
+    else:
+        return lambda shape, read: jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+    return lambda shape, read: jax.make_array_from_callback(shape, sharding, lambda part: read(part or ()))
+
+
+def jit(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
+    """`jax.jit`; in a run of several processes each gets the whole of every result, as the host reads it."""
+    if jax.process_count() == 1:
+        return jax.jit(function, donate_argnums=donate)
+    return jax.jit(function, donate_argnums=donate, out_shardings=_whole())
+
+
+def _whole() -> NamedSharding:
+    return NamedSharding(Mesh(jax.devices(), ("all",), axis_types=(_AUTO,)), PartitionSpec())
+
+
+def everywhere(tree: Tree) -> Tree:
+    """In a run of several processes, arrays that are equal in all of them become one on all devices."""
+    if jax.process_count() == 1:
+        return tree
+    sharding = _whole()
+
+    def place(x: np.ndarray) -> Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+
+def from_first(tree: Tree) -> Tree:
+    """The same with those of process 0: what processors of two kinds compute is equal to rounding only."""
+    return tree if jax.process_count() == 1 else everywhere(multihost_utils.broadcast_one_to_all(tree))
 
 
 class CompiledStep:
@@ -141,7 +208,7 @@ class CompiledStep:
     """
 
     def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()):
-        self.jitted = jax.jit(function, donate_argnums=donate)
+        self.jitted = jit(function, donate)
         self.compiled: jax.stages.Compiled | None = None
         self.compile_seconds = 0.0
         self.run_seconds = 0.0
@@ -170,4 +237,6 @@ def copy(tree: Tree) -> Tree:
     By way of the host: a copy on a device would stay bound to that one, and a program that lays a batch over several
     devices refuse it.
     """
+    if jax.process_count() > 1:
+        return everywhere(tree)
     return jax.tree.map(lambda x: jnp.array(np.asarray(x)), tree)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import models, pool, soft_labels
+from fastdfkd_jax import models, parallel, pool, soft_labels
 from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.label_store import Taught
 from fastdfkd_jax.methods import base
@@ -115,13 +115,16 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     costs: list[Cost] = []
     replayed = not programs.replay.uniform
     streamed = on_disk(parts.method, config)
-    source: Any = _batches(parts, config, programs.steps) if streamed else _a_call_of_images(parts, replayed)
+    source: Any = parallel.everywhere(
+        _batches(parts, config, programs.steps) if streamed else _a_call_of_images(parts, replayed)
+    )
     if synthesis_calls := count_synthesis_calls(config, parts):
         student, once = state["student"].variables, parts.method.lifetime == base.ONCE
         images = synthesis_calls * parts.method.images_per_call
         filled: list[pool.Pool | None] = []
         if not once:
-            filled = [None if streamed else pool.empty(images, parts.teacher.spec.input_shape, replayed)]
+            empty = None if streamed else pool.empty(images, parts.teacher.spec.input_shape, replayed)
+            filled = [parallel.everywhere(empty)]
         donated = [state["method"], *filled]
 
         def synthesize() -> Any:

@@ -209,4 +209,5 @@ def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:
     else:
         variables = parallel.copy(parts.student_vars)
         student = distill.from_variables(variables, parts.optimizer, parts.objective, student_key)
-    return {"method": jax.jit(parts.method.init)(method_key, parts.teacher_vars), "student": student}
+    method = parallel.jit(parts.method.init)(method_key, parts.teacher_vars)
+    return parallel.from_first({"method": method, "student": student})

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import initial, pool, replay
+from fastdfkd_jax import initial, parallel, pool, replay
 from fastdfkd_jax.initial import Located
 from fastdfkd_jax.replay import Replay
-from fastdfkd_jax.shards import Rows, Shards, locate_one
+from fastdfkd_jax.shards import Rows, Shard, Shards, locate_one
 from fastdfkd_jax.stream import Ahead, Reader
 
-Place = Callable[[tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], jax.Array]
 _HASHED = 256  # images that a digest is fed with at a time
 
 
@@ -38,7 +37,8 @@ class DeviceStore:
 
     def __init__(self, first: Rows | None, made: int, image_shape: tuple[int, int, int], replayed: bool):
         self._first = first
-        self.pool = pool.empty(made + (0 if first is None else len(first.labels)), image_shape, replayed)
+        capacity = made + (0 if first is None else len(first.labels))
+        self.pool = parallel.everywhere(pool.empty(capacity, image_shape, replayed))
 
     @property
     def replay(self) -> Replay | None:
@@ -54,7 +54,7 @@ class DeviceStore:
 
         They may fill the memory. What is known of the images was restored where the run is resumed, or is set here.
         """
-        append = jax.jit(pool.append, donate_argnums=0)
+        append = parallel.jit(pool.append, donate=(0,))
         if (first := self._first) is not None:
             self.pool = append(self.pool, first.images, first.labels)
             if self.pool.replay is not None and not resumed:
@@ -95,7 +95,8 @@ class DiskStore:
       directory: where pictures among these become shards.
       draw: `draw(step, size) -> i32[steps, B]`, the rows of the student's steps from `step` on where D' has `size`.
       place: `place(shape, read) -> array` on the devices; `read(slices) -> part` gives what each of them holds
-        (`parallel.place`).
+        (`parallel.placer`).
+      writer_first: has work done that writes what other processes then find (`hosts.writer_first`).
 
     Attributes:
       pool: None, as synthesis has nothing on the device to append to.
@@ -104,11 +105,18 @@ class DiskStore:
 
     replay = None
 
-    def __init__(self, first: Located | None, directory: Path, draw: Callable[[int, int], np.ndarray], place: Place):
+    def __init__(
+        self,
+        first: Located | None,
+        directory: Path,
+        draw: Callable[[int, int], np.ndarray],
+        place: parallel.Place,
+        writer_first: Callable[[Callable[[], list[Shard]]], list[Shard]] = lambda work: work(),
+    ):
         self._first, self._directory = first, directory
         self.pool: pool.Pool | None = None
         self._reader = Reader()
-        self._place = place
+        self._place, self._writer_first = place, writer_first
         self._draw = draw
         self._ahead = Ahead(self._load)
 
@@ -127,7 +135,9 @@ class DiskStore:
         if (first := self._first) is not None:
             self._reader.extend(first.shards)
             if first.pictures:
-                self._reader.extend(initial.import_pictures(first.pictures, Shards(self._directory), first.channels))
+                into = Shards(self._directory)
+                work = partial(initial.import_pictures, first.pictures, into, first.channels)
+                self._reader.extend(self._writer_first(work))
         self._reader.extend(shards.locate(count))
 
     def added(self, path: Path) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, parallel, pool, report
+from fastdfkd_jax import augment, convert, hosts, parallel, pool, report
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints, digest
 from fastdfkd_jax.data import Dataset
@@ -25,7 +25,7 @@ from fastdfkd_jax.initial import Located
 from fastdfkd_jax.label_files import Description, LabelFiles
 from fastdfkd_jax.label_store import LabelStore, Taught
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
+from fastdfkd_jax.metrics import Metrics, Silent, class_balance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
 from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
@@ -83,16 +83,18 @@ class Training:
         self.state = initial_state(init_key, parts)
         self.once = parts.method.lifetime == base.ONCE
         self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
+        self.writes = hosts.is_writer()
         self.shards = Shards(workdir / "pool")
-        self.checkpoints = Checkpoints(workdir / "checkpoints")
+        self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout)
         self.store = self._empty_store()
         self._restore()
         if self.store is not None:
             made = self.progress.shards if self.synthesizes else 0
             self.store.fill(self.shards, made, self.checkpoints.latest is not None)
         self.labels: LabelStore | None = None
-        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile else None)
-        self.metrics = Metrics(workdir, self.last_call, self.progress.call, self.progress.metrics_offset)
+        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile and self.writes else None)
+        done = self.progress
+        self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
 
     def _restore(self) -> None:
         restored = self.checkpoints.restore(self._saved_state())
@@ -105,7 +107,8 @@ class Training:
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.synthesizes:
             self.progress.call = self.config.warmup_calls
-        if self.synthesizes and not self.once:
+        hosts.require_same("checkpoint", dataclasses.asdict(self.progress))
+        if self.synthesizes and not self.once and self.writes:
             self.shards.truncate(self.progress.shards)
 
     def _saved_state(self) -> dict[str, Any]:
@@ -119,7 +122,8 @@ class Training:
         first = self.parts.initial
         if on_disk(self.parts.method, self.config):
             assert not isinstance(first, Rows)
-            return DiskStore(first, self.workdir / "initial", self._rows, parallel.place)
+            place = parallel.placer(parallel.devices(self.parts.layout["batch devices"]))
+            return DiskStore(first, self.workdir / "initial", self._rows, place, hosts.writer_first)
         assert not isinstance(first, Located)
         made = self.parts.method.images_per_call * last_synthesis_call(self.config) if self.synthesizes else 0
         replayed = not self.programs.replay.uniform
@@ -155,7 +159,7 @@ class Training:
                 if not self._steps_left():
                     self._end_trace()
                     self._end_call()
-                if self.stop_requested:
+                if hosts.any_process(self.stop_requested):
                     self._save()
                     self.metrics.say("stopped by SIGTERM, everything saved; the same command goes on")
                     return {}
@@ -208,7 +212,9 @@ class Training:
         )
         if bool(batch.kept):
             rows = jax.tree.map(np.asarray, batch)
-            self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
+            if self.writes:
+                self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
+            hosts.wait()
             self.store.added(self.shards.path(self.progress.shards))
             self.progress.shards += 1
             self.progress.images += self.parts.method.images_per_call
@@ -250,7 +256,8 @@ class Training:
         return self.progress.call % self.config.images_every == 0
 
     def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
-        report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
+        if self.writes:
+            report.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
 
     def _label(self) -> None:
         """The teacher's answers to as many steps as one program holds; the first time, finds those that there are."""
@@ -262,7 +269,7 @@ class Training:
         step = np.int32(self.labels.made * steps)
         rows = np.asarray(self.programs.draw_rows(key, step, np.int32(size)))
         made = self.programs.label(self.parts.teacher_vars, self.store.of_rows(rows), key, step, np.int32(size))
-        self.labels.append(made)
+        self.labels.append(made, write=self.writes)
         self.progress.label_seconds += self.programs.label.run_seconds
         self.progress.compile_seconds += self.programs.label.compile_seconds
 
@@ -281,7 +288,8 @@ class Training:
             views=view_options(self.config),
         )
         directory = Path(chosen.dir).expanduser() if chosen.dir else self.workdir / "soft_labels"
-        labels = LabelStore(LabelFiles(directory, description), math.ceil(chosen.steps / steps), self._order, store)
+        files = hosts.writer_first(lambda: LabelFiles(directory, description))
+        labels = LabelStore(files, math.ceil(chosen.steps / steps), self._order, store)
         gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
         if not labels.complete:
             self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
@@ -372,7 +380,8 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         done = self.progress
-        save_student(self.workdir, self.parts.student, self.state["student"].variables)
+        if self.writes:
+            save_student(self.workdir, self.parts.student, self.state["student"].variables)
         worked = (
             done.synthesis_seconds,
             done.distill_seconds,

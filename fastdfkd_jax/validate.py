@@ -93,15 +93,33 @@ def validate(config: ConfigDict) -> None:
     if config.replay.difficulty_exponent or config.replay.importance_exponent:
         expected = "0 with replay.difficulty_exponent or .importance_exponent, as these are of one image and not of two"
         _require(config.kd.cutmix == 0, config, "kd.cutmix", expected)
+    _validate_devices(config)
+
+
+def _validate_devices(config: ConfigDict) -> None:
+    chosen = config.parallel
+    devices, lanes = chosen.batch_devices, chosen.task_devices
     for count, key in (
-        (config.synthesis_batch, "synthesis_batch"),
+        (0 if lanes > 1 else config.synthesis_batch, "synthesis_batch"),  # lanes are not split
         (config.kd.batch, "kd.batch"),
     ):
-        devices = config.parallel.batch_devices
         _require(not devices or count % devices == 0, config, key, f"a multiple of parallel.batch_devices={devices}")
-    if config.parallel.batch_devices > 1:
-        key = "parallel.task_devices"
-        _require(config.parallel.task_devices == 1, config, key, "1 where batch_devices is more than 1")
+    if lanes > 1:
+        expected = f"0, 1 or task_devices={lanes}, which serve distillation too"
+        _require(devices in (0, 1, lanes), config, "parallel.batch_devices", expected)
+        has_lanes = "fastdfkd" in METHODS[config.method.name].sections
+        _require(has_lanes, config, "parallel.task_devices", f"1 for the method {config.method.name}, without lanes")
+    if chosen.hosts in ("one", "cluster"):
+        expected = f"0 where hosts={chosen.hosts!r}"
+        _require(chosen.processes == 0, config, "parallel.processes", expected)
+        _require(chosen.process == 0, config, "parallel.process", expected)
+    else:
+        address, _, port = chosen.hosts.rpartition(":")
+        _require(bool(address) and port.isdigit(), config, "parallel.hosts", "'one', 'cluster' or HOST:PORT")
+        _require(chosen.processes >= 1, config, "parallel.processes", "at least 1 where hosts is HOST:PORT")
+        expected = f"from 0 to {chosen.processes - 1}, as processes={chosen.processes}"
+        _require(0 <= chosen.process < chosen.processes, config, "parallel.process", expected)
+    _require(chosen.lost_after >= 5, config, "parallel.lost_after", "at least 5 s")
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -35,7 +35,7 @@ def written(images, tmp_path):
 
 def store_of(shards, draw=None):
     draw = draw or (lambda step, size: np.arange(step, step + 6).reshape(2, 3) % size)
-    made = DiskStore(None, shards.directory / "initial", draw, parallel.place)
+    made = DiskStore(None, shards.directory / "initial", draw, parallel.placer(parallel.devices(1)))
     made.fill(shards, len(COUNTS), resumed=False)
     return made
 

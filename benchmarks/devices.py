@@ -1,0 +1,196 @@
+"""Whether lanes and batches on four devices give what they give on one: the same calls, compared after each.
+
+    python -m benchmarks.devices cifar --axis tasks --teacher resnet20-12fca82f.th --record results/devices
+
+Every layout runs in a process of its own, on a CPU split into devices. `cifar` is Fast-5 on CIFAR-10 with the real
+ResNet-20 as teacher, `imagenet` the config `configs/imagenet.py:smoke` at 224 pixels. Prints the record and, with
+--record, writes it. Exit status 1 where the first call differs by more than the tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import cifar10, imagenet
+from fastdfkd_jax import parallel, pool, report
+from fastdfkd_jax.assemble import assemble
+from fastdfkd_jax.programs import Programs, initial_state
+
+_DEVICES = 4
+_KD_STEPS = 4
+# Of the first call and its first KD step, which begin with equal states. A float32 sum over the batch or over lanes is
+# off by some 1e-7 of its terms. Adam divides gradients by their own size, so that a few parameters with gradients as
+# small as that move otherwise by up to the whole rate; means and norms hardly see them.
+TOLERANCE = {
+    "images, levels of 255: mean": 0.1,
+    "generator: relative norm": 1e-3,
+    "student after one step: relative norm": 1e-4,
+    "metrics: relative": 1e-2,
+}
+
+
+def config_of(name: str, axis: str, devices: int, teacher: str, batch: int, optimizer: str) -> ConfigDict:
+    """The config of a case with one axis on so many devices."""
+    if name == "cifar":
+        config = cifar10.get_config("resnet20-wrn16_1-fast5")
+        config.synthesis_batch = config.kd.batch = batch
+        config.fastdfkd.reset_first_layer_at = 0
+    else:
+        config = imagenet.get_config("smoke")
+        config.synthesis_batch = config.kd.batch = batch
+    config.teacher.checkpoint = teacher
+    config.data.source = ""
+    config.kd.steps_per_call, config.kd.steps_per_dispatch = _KD_STEPS, 1
+    config.calls, config.warmup_calls, config.synthesis_calls = 4, 1, 0  # the adversarial term is on from call 1
+    if optimizer == "sgd":  # rates that move parameters about as far
+        config.inner.optimizer, config.inner.generator_lr, config.inner.latents_lr = "sgd", 1e-2, 1e-1
+        config.meta.optimizer, config.meta.lr, config.meta.kwargs = "sgd", 1e-2, ConfigDict()
+    if axis == "tasks":
+        config.fastdfkd.num_tasks = _DEVICES
+        config.synthesis_batch = batch // _DEVICES  # of each lane
+        config.parallel.task_devices = devices
+    config.parallel.batch_devices = devices
+    config.parallel.cpu_devices = _DEVICES
+    return config
+
+
+def run(config: ConfigDict, calls: int, path: Path) -> None:
+    """Runs calls with their KD steps and saves, after each, images, generator, student and metrics."""
+    parallel.split_cpu(config.parallel.cpu_devices)
+    parts = assemble(config)
+    programs, key = Programs(parts, config), jax.random.key(config.seed)
+    state = initial_state(key, parts)
+    filled = pool.empty(calls * parts.method.images_per_call, parts.teacher.spec.input_shape)
+    found, devices = {}, {}
+    for call in range(1, calls + 1):
+        state["method"], filled, batch, info = programs.synthesize(
+            state["method"], filled, parts.teacher_vars, state["student"].variables, key, np.int32(call)
+        )
+        first_step: Any = None
+        kd: dict[str, Any] = {}
+        for _ in range(_KD_STEPS):
+            state["student"], _, kd = programs.distill(state["student"], parts.teacher_vars, filled, key)
+            if first_step is None:
+                first_step = jax.tree.map(np.asarray, state["student"].variables)
+        devices = {
+            "synthesis": len(batch.images.sharding.device_set),
+            "kd": len(jax.tree.leaves(state["student"].variables)[0].sharding.device_set),
+        }
+        trees = {
+            "images": batch.images,
+            "generator": state["method"].generator,
+            "student after one step": first_step,
+            "student": state["student"].variables,
+            "metrics": {"synthesis": info, "kd": kd},
+        }
+        for leaf, value in jax.tree.leaves_with_path(trees):
+            found[f"{call}|{jax.tree_util.keystr(leaf)}"] = np.asarray(value)
+    np.savez(path, **found, devices=json.dumps(devices))
+
+
+def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray], call: int) -> dict[str, float]:
+    """The greatest differences of a call, by what is compared."""
+
+    def leaves(part: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        names = [name for name in one if name.startswith(f"{call}|['{part}']")]
+        return [(one[name].astype(np.float64), other[name].astype(np.float64)) for name in names]
+
+    def norm(part: str) -> float:
+        flat = [np.concatenate([pair[i].ravel() for pair in leaves(part)]) for i in (0, 1)]
+        return float(np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]))
+
+    ((images, others),) = leaves("images")
+    levels = np.abs(images - others)
+    metrics = [float(np.max(np.abs(a - b) / (np.abs(a).max() + 1e-6))) for a, b in leaves("metrics") if a.ndim == 0]
+    return {
+        "images, levels of 255: greatest": float(levels.max()),
+        "images, levels of 255: mean": float(levels.mean()),
+        "images, pixels that differ: share": float((levels > 0).mean()),
+        "generator: greatest": max(float(np.abs(a - b).max()) for a, b in leaves("generator")),
+        "generator: relative norm": norm("generator"),
+        "student after one step: greatest": max(
+            float(np.abs(a - b).max()) for a, b in leaves("student after one step")
+        ),
+        "student after one step: relative norm": norm("student after one step"),
+        "student: greatest": max(float(np.abs(a - b).max()) for a, b in leaves("student")),
+        "student: relative norm": norm("student"),
+        "metrics: relative": max(metrics),
+    }
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Both layouts, each in its process, and the record of how they differ."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    used: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for devices in (1, _DEVICES):
+            path = Path(folder) / f"{devices}.npz"
+            line = [sys.executable, "-m", "benchmarks.devices", *sys.argv[1:], "--devices", str(devices)]
+            subprocess.run([*line, "--into", str(path)], check=True)
+            with np.load(path) as arrays:
+                found[devices] = dict(arrays)
+            used[f"layout of {devices}"] = json.loads(str(found[devices].pop("devices")))
+    by_call = {
+        f"call {call}": {"differences": differences(found[1], found[_DEVICES], call)}
+        for call in range(1, args.calls + 1)
+    }
+    first = by_call["call 1"]["differences"]
+    config = config_of(args.case, args.axis, _DEVICES, args.teacher, args.batch, args.optimizer)
+    return {
+        "compared": f"{_DEVICES} devices x 1 lane with 1 device x {_DEVICES} lanes"
+        if args.axis == "tasks"
+        else f"a batch on {_DEVICES} devices with one on 1",
+        "tolerance of call 1": TOLERANCE,
+        "within": all(first[name] <= bound for name, bound in TOLERANCE.items()),
+        "why": "float32 sums over lanes and over a batch are taken in another order, and programs are fused otherwise; "
+        "Adam divides gradients by their own size, and ReLUs, clamps and the choice of the best step decide by a sign, "
+        "so that later calls, which start from what the first left, differ by more than rounding",
+        "calls": by_call,
+        "devices used": used,
+        "kd steps of a call": _KD_STEPS,
+        "config": report.without_places(config.to_dict()),
+        "jax": jax.__version__,
+        "cores": len(os.sched_getaffinity(0)),
+        "written": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("case", choices=("cifar", "imagenet"))
+    parser.add_argument("--axis", choices=("tasks", "batch"), required=True)
+    parser.add_argument("--teacher", required=True, help="checkpoint of ResNet-20, or of EfficientNet-Lite0")
+    parser.add_argument("--batch", type=int, default=64, help="images of a call and of a KD step")
+    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--optimizer", choices=("published", "sgd"), default="published", help="of synthesis")
+    parser.add_argument("--record", type=Path, help="folder in which the record is written")
+    parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)  # the two are for the processes that run
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.into is not None:
+        config = config_of(args.case, args.axis, args.devices, args.teacher, args.batch, args.optimizer)
+        run(config, args.calls, args.into)
+        return
+    record = compare(args)
+    if args.record is not None:
+        args.record.mkdir(parents=True, exist_ok=True)
+        report.write_json(args.record / f"{args.case}-{args.axis}-{args.optimizer}.json", record)
+    print(json.dumps(record, indent=2))
+    sys.exit(not record["within"])
+
+
+if __name__ == "__main__":
+    main()
