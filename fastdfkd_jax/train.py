@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ class Training:
             signal.signal(signal.SIGTERM, previous)
             self._end_trace()
             self.metrics.close()
-            self.checkpoints.close()
+            if hosts.count() == 1 or sys.exc_info()[0] is None:  # it waits for the others, of which one may be lost
+                self.checkpoints.close()
 
     def _request_stop(self, *_) -> None:
         self.stop_requested = True

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,7 +78,7 @@ def two(place: Path, workdir: Path, *arguments: str, own: tuple[str, str] = ("",
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = (f"--config.parallel.hosts=127.0.0.1:{port}", "--config.parallel.processes=2")
-    shared += ("--config.parallel.cpu_devices=1", "--config.parallel.lost_after=20.", *arguments)
+    shared += ("--config.parallel.cpu_devices=1", "--config.parallel.lost_after=12.", *arguments)
     numbered = [(f"--config.parallel.process={n}", *filter(None, own[n : n + 1])) for n in range(2)]
     started = [Process(place, workdir, shared + numbered[n], n) for n in range(2)]
     try:
@@ -162,14 +164,12 @@ def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(place, tmp_p
     with two(place, tmp_path / "run", *NOISE) as processes:
         processes[0].until("call 3:")
         processes[killed].popen.kill()
-        start = time.monotonic()
-        status, output, errors = processes[1 - killed].end(60)
+        status, output, errors = processes[1 - killed].end(90)
     assert (status, output) == (2, "")
     line = errors.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert "lost" in line
+    # By the connection that is closed, or by silence, whichever is met first.
+    assert re.match("error: (another process was lost|process [01] of 2 (was lost|has given no sign of life))", line)
     assert "start the same command in all processes again, it goes on from the last checkpoint" in line
-    assert time.monotonic() - start < 30
     finish(place, tmp_path / "run", *NOISE)
     assert_equal(tmp_path / "run", undisturbed)
 
@@ -180,7 +180,7 @@ def test_a_process_that_does_nothing_more_is_taken_for_lost(place, tmp_path):
         processes[1].popen.send_signal(signal.SIGSTOP)
         status, _, errors = processes[0].end(60)
         assert status == 2
-        assert "error: process 1 of 2 has given no sign of life for 2" in errors.splitlines()[-1]
+        assert "error: process 1 of 2 has given no sign of life for 1" in errors.splitlines()[-1]
 
 
 def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
@@ -205,27 +205,22 @@ def test_processes_without_a_common_folder_are_refused(place, tmp_path):
 
 @pytest.mark.parametrize("method", ["noise", pytest.param("fastdfkd", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_four_devices_goes_on_with_fewer(place, tmp_path, method):
-    """And in two processes. Equal to rounding: other sums, which momentum carries on for a few dozen steps."""
-    arguments = (f"--config.method.name={method}", "--config.calls=6")
+    """And in two processes. Equal to rounding: other sums, which momentum carries on for some steps."""
+    arguments = (f"--config.method.name={method}", "--config.calls=6", "--config.checkpoint_every=3")
     alone(place, tmp_path / "four", 4, *arguments)
-    process = Process(
-        place,
-        tmp_path / "stopped",
-        (*arguments, "--config.parallel.cpu_devices=4", "--config.parallel.batch_devices=4"),
-    )
-    process.until("call 3:")
-    process.popen.send_signal(signal.SIGTERM)
-    status, output, errors = process.end()
-    assert (status, output) == (0, ""), errors
     expected = results(tmp_path / "four")
+    newest = max((tmp_path / "four" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for devices in (1, 2):
-        workdir = tmp_path / f"on {devices}"
-        subprocess.run(["cp", "-r", tmp_path / "stopped", workdir], check=True)
+        workdir = Path(shutil.copytree(tmp_path / "four", tmp_path / f"on {devices}"))
+        shutil.rmtree(workdir / "checkpoints" / newest.name)
         said = alone(place, workdir, devices, *arguments)
+        assert "resumed at call 3" in said
         assert "(devices, batch devices differ): results will agree to rounding, not to the bit" in said
         compare_to_rounding(results(workdir), expected)
-    finish(place, tmp_path / "stopped", *arguments)
-    compare_to_rounding(results(tmp_path / "stopped"), expected)
+    if method == "fastdfkd":
+        shutil.rmtree(newest)
+        finish(place, tmp_path / "four", *arguments)
+        compare_to_rounding(results(tmp_path / "four"), expected)
 
 
 def compare_to_rounding(found: dict[str, Any], expected: dict[str, Any]) -> None:
