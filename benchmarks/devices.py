@@ -30,14 +30,15 @@ from fastdfkd_jax.programs import Programs, initial_state
 
 _DEVICES = 4
 _KD_STEPS = 4
-# Of the first call and its first KD step, which begin with equal states. A float32 sum over the batch or over lanes is
-# off by some 1e-7 of its terms. Adam divides gradients by their own size, so that a few parameters with gradients as
-# small as that move otherwise by up to the whole rate; means and norms hardly see them.
-TOLERANCE = {
-    "images, levels of 255: mean": 0.1,
-    "generator: relative norm": 1e-3,
-    "student after one step: relative norm": 1e-4,
-    "metrics: relative": 1e-2,
+# What begins with equal states must differ by rounding: the first inner step of the first call, and a KD step on given
+# images. A float32 sum over the batch or over lanes is off by some 1e-7 of its terms.
+_FIRST_STEPS = {"first inner step: relative": 1e-4, "student after a step on given images: relative norm": 1e-4}
+# A whole call only where its optimizers are gradient descent. Adam divides a gradient by its own size, so that in its
+# first step every parameter moves by the whole rate, in a direction that for small gradients rounding decides; five
+# steps and the choice of the best one carry that on.
+TOLERANCES = {
+    "published": _FIRST_STEPS,
+    "sgd": {**_FIRST_STEPS, "images, levels of 255: mean": 0.1, "generator: relative norm": 1e-3},
 }
 
 
@@ -73,17 +74,21 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
     programs, key = Programs(parts, config), jax.random.key(config.seed)
     state = initial_state(key, parts)
     filled = pool.empty(calls * parts.method.images_per_call, parts.teacher.spec.input_shape)
-    found, devices = {}, {}
+    found: dict[str, np.ndarray] = {}
+    devices: dict[str, int] = {}
+    pixels = np.random.default_rng(0).integers(0, 256, filled.images.shape, np.uint8)
+    given = filled._replace(images=pixels, size=np.int32(len(pixels)))
+    student = parallel.copy(state["student"])  # as a KD step takes over what it is given
+    alone, _, _ = programs.distill(student, parts.teacher_vars, given, key)
+    alone = jax.tree.map(np.asarray, alone.variables)
+    state = parallel.copy(state)
     for call in range(1, calls + 1):
         state["method"], filled, batch, info = programs.synthesize(
             state["method"], filled, parts.teacher_vars, state["student"].variables, key, np.int32(call)
         )
-        first_step: Any = None
         kd: dict[str, Any] = {}
         for _ in range(_KD_STEPS):
             state["student"], _, kd = programs.distill(state["student"], parts.teacher_vars, filled, key)
-            if first_step is None:
-                first_step = jax.tree.map(np.asarray, state["student"].variables)
         devices = {
             "synthesis": len(batch.images.sharding.device_set),
             "kd": len(jax.tree.leaves(state["student"].variables)[0].sharding.device_set),
@@ -91,13 +96,15 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
         trees = {
             "images": batch.images,
             "generator": state["method"].generator,
-            "student after one step": first_step,
+            "student after a step on given images": alone,
             "student": state["student"].variables,
+            "first": {"loss": info["loss/first"], "moment gap": info["by_step/moment_gap"][0]},
             "metrics": {"synthesis": info, "kd": kd},
         }
         for leaf, value in jax.tree.leaves_with_path(trees):
             found[f"{call}|{jax.tree_util.keystr(leaf)}"] = np.asarray(value)
-    np.savez(path, **found, devices=json.dumps(devices))
+    found["devices"] = np.array(json.dumps(devices))
+    np.savez(path, **found)  # pyright: ignore[reportArgumentType] - names are keywords
 
 
 def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray], call: int) -> dict[str, float]:
@@ -113,17 +120,18 @@ def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray], call: 
 
     ((images, others),) = leaves("images")
     levels = np.abs(images - others)
-    metrics = [float(np.max(np.abs(a - b) / (np.abs(a).max() + 1e-6))) for a, b in leaves("metrics") if a.ndim == 0]
+    metrics = [float(abs(a - b) / (abs(a) + 1e-6)) for a, b in leaves("metrics") if a.ndim == 0]
+    first = {
+        "first inner step: relative": max(float(abs(a - b) / abs(a)) for a, b in leaves("first")),
+        "student after a step on given images: relative norm": norm("student after a step on given images"),
+    }
     return {
+        **(first if call == 1 else {}),
         "images, levels of 255: greatest": float(levels.max()),
         "images, levels of 255: mean": float(levels.mean()),
         "images, pixels that differ: share": float((levels > 0).mean()),
         "generator: greatest": max(float(np.abs(a - b).max()) for a, b in leaves("generator")),
         "generator: relative norm": norm("generator"),
-        "student after one step: greatest": max(
-            float(np.abs(a - b).max()) for a, b in leaves("student after one step")
-        ),
-        "student after one step: relative norm": norm("student after one step"),
         "student: greatest": max(float(np.abs(a - b).max()) for a, b in leaves("student")),
         "student: relative norm": norm("student"),
         "metrics: relative": max(metrics),
@@ -146,17 +154,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         f"call {call}": {"differences": differences(found[1], found[_DEVICES], call)}
         for call in range(1, args.calls + 1)
     }
-    first = by_call["call 1"]["differences"]
+    first, tolerance = by_call["call 1"]["differences"], TOLERANCES[args.optimizer]
     config = config_of(args.case, args.axis, _DEVICES, args.teacher, args.batch, args.optimizer)
     return {
         "compared": f"{_DEVICES} devices x 1 lane with 1 device x {_DEVICES} lanes"
         if args.axis == "tasks"
         else f"a batch on {_DEVICES} devices with one on 1",
-        "tolerance of call 1": TOLERANCE,
-        "within": all(first[name] <= bound for name, bound in TOLERANCE.items()),
-        "why": "float32 sums over lanes and over a batch are taken in another order, and programs are fused otherwise; "
-        "Adam divides gradients by their own size, and ReLUs, clamps and the choice of the best step decide by a sign, "
-        "so that later calls, which start from what the first left, differ by more than rounding",
+        "tolerance of call 1": tolerance,
+        "within": all(first[name] <= bound for name, bound in tolerance.items()),
+        "why": "float32 sums over lanes and over a batch are taken in another order, and programs are fused otherwise: "
+        "what begins equal differs by rounding. Adam's first steps move each parameter by the whole rate in a "
+        "direction that rounding decides where a gradient is small; ReLUs, clamps and the choice of the best step "
+        "decide by a sign too. So what follows differs by more, and the more the later",
         "calls": by_call,
         "devices used": used,
         "kd steps of a call": _KD_STEPS,

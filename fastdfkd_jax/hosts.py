@@ -145,6 +145,7 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
         )
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         expected = "expected SLURM, Kubernetes, Open MPI or a Cloud TPU" if hosts == "cluster" else "is its port free?"
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
         line = " ".join(str(error).split())
         raise UserError(f"config.parallel.hosts={hosts!r} cannot be joined ({line}): {expected}") from error
     from jax._src import distributed  # the store has no public name

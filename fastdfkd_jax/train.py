@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ class Training:
             signal.signal(signal.SIGTERM, previous)
             self._end_trace()
             self.metrics.close()
-            self.checkpoints.close()
+            if hosts.count() == 1 or sys.exc_info()[0] is None:  # it waits for the others, of which one may be lost
+                self.checkpoints.close()
             if self.labels is not None:
                 self.labels.close()
             if self.store is not None:

@@ -128,6 +128,17 @@ ARGUMENTS = {
     "learning rate that is no number": ("--config.kd.lr=nan", "kd.lr must be more than 0, found nan"),
     "momentum of 1": ("--config.inversion.accumulator_weight=1.", r"in \[0, 1\), found 1"),
     "uneven batches": ("--config.parallel.batch_devices=3", "multiple of parallel.batch_devices=3, found 8"),
+    "no address": (
+        "--config.parallel.hosts=host",
+        "must be 'one', 'cluster' or HOST:PORT, found 'host'",
+    ),
+    "no count of processes": ("--config.parallel.hosts=h:1", "processes must be at least 1 where hosts is HOST:PORT"),
+    "processes of nothing": ("--config.parallel.processes=2", "processes must be 0 where hosts='one', found 2"),
+    "no time to live": ("--config.parallel.lost_after=1.", "lost_after must be at least 5 s, found 1"),
+    "no cluster": (
+        "--config.parallel.hosts=cluster",
+        "'cluster' cannot be joined .*expected SLURM, Kubern",
+    ),
     "lanes that do not divide": ("--config.fastdfkd.num_tasks=0", "num_tasks must be at least 1, found 0"),
     "no pool to distil from": ("--config.mode=distill", "pool.initial must be a folder of images"),
     "unknown data source": ("--config.data.source=mnist", "unknown data source 'mnist': expected one of tfds"),

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +35,8 @@ def get_config():
 NOISE = ("--config.method.name=noise", "--config.mode=synthesize", "--config.calls=24", "--config.checkpoint_every=2")
 NOISE += ("--config.data.source=",)
 LANES = ("--config.fastdfkd.num_tasks=2", "--config.parallel.task_devices=2", "--config.parallel.batch_devices=2")
+# Every file that processes share: shards of the pool, and the teacher's answers to two rounds of steps.
+DISK = ("--config.pool.place=disk", "--config.synthesis_calls=1", "--config.calls=3", "--config.soft_labels.steps=4")
 SECONDS = 240  # until a process is taken to hang
 
 
@@ -76,7 +80,7 @@ def two(place: Path, workdir: Path, *arguments: str, own: tuple[str, str] = ("",
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = (f"--config.parallel.hosts=127.0.0.1:{port}", "--config.parallel.processes=2")
-    shared += ("--config.parallel.cpu_devices=1", "--config.parallel.lost_after=20.", *arguments)
+    shared += ("--config.parallel.cpu_devices=1", "--config.parallel.lost_after=12.", *arguments)
     numbered = [(f"--config.parallel.process={n}", *filter(None, own[n : n + 1])) for n in range(2)]
     started = [Process(place, workdir, shared + numbered[n], n) for n in range(2)]
     try:
@@ -127,6 +131,7 @@ def results(workdir: Path) -> dict[str, Any]:
 def assert_equal(one: Path, other: Path) -> None:
     """To the bit: both add the same two numbers for every sum over devices, and two numbers have one sum."""
     found, expected = results(one), results(other)
+    assert found.pop("records") == expected.pop("records")  # to NumPy 0.0 and -0.0 are two numbers
     np.testing.assert_equal(found, expected)
 
 
@@ -136,7 +141,9 @@ def undisturbed(place) -> Path:
     return place / "undisturbed"
 
 
-@pytest.mark.parametrize("layout", [(), pytest.param(LANES, marks=pytest.mark.slow)], ids=["batch", "tasks"])
+@pytest.mark.parametrize(
+    "layout", [(), pytest.param(LANES, marks=pytest.mark.slow), DISK], ids=["batch", "tasks", "disk"]
+)
 def test_two_processes_end_as_one_with_two_devices(place, tmp_path, layout):
     finish(place, tmp_path / "two", *layout)
     alone(place, tmp_path / "one", 2, *layout)
@@ -162,14 +169,12 @@ def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(place, tmp_p
     with two(place, tmp_path / "run", *NOISE) as processes:
         processes[0].until("call 3:")
         processes[killed].popen.kill()
-        start = time.monotonic()
-        status, output, errors = processes[1 - killed].end(60)
+        status, output, errors = processes[1 - killed].end(90)
     assert (status, output) == (2, "")
     line = errors.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert "lost" in line
+    # By the connection that is closed, or by silence, whichever is met first.
+    assert re.match("error: (another process was lost|process [01] of 2 (was lost|has given no sign of life))", line)
     assert "start the same command in all processes again, it goes on from the last checkpoint" in line
-    assert time.monotonic() - start < 30
     finish(place, tmp_path / "run", *NOISE)
     assert_equal(tmp_path / "run", undisturbed)
 
@@ -180,7 +185,7 @@ def test_a_process_that_does_nothing_more_is_taken_for_lost(place, tmp_path):
         processes[1].popen.send_signal(signal.SIGSTOP)
         status, _, errors = processes[0].end(60)
         assert status == 2
-        assert "error: process 1 of 2 has given no sign of life for 2" in errors.splitlines()[-1]
+        assert "error: process 1 of 2 has given no sign of life for 1" in errors.splitlines()[-1]
 
 
 def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
@@ -205,27 +210,22 @@ def test_processes_without_a_common_folder_are_refused(place, tmp_path):
 
 @pytest.mark.parametrize("method", ["noise", pytest.param("fastdfkd", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_four_devices_goes_on_with_fewer(place, tmp_path, method):
-    """And in two processes. Equal to rounding: other sums, which momentum carries on for a few dozen steps."""
-    arguments = (f"--config.method.name={method}", "--config.calls=6")
+    """And in two processes. Equal to rounding: other sums, which momentum carries on for some steps."""
+    arguments = (f"--config.method.name={method}", "--config.calls=6", "--config.checkpoint_every=3")
     alone(place, tmp_path / "four", 4, *arguments)
-    process = Process(
-        place,
-        tmp_path / "stopped",
-        (*arguments, "--config.parallel.cpu_devices=4", "--config.parallel.batch_devices=4"),
-    )
-    process.until("call 3:")
-    process.popen.send_signal(signal.SIGTERM)
-    status, output, errors = process.end()
-    assert (status, output) == (0, ""), errors
     expected = results(tmp_path / "four")
+    newest = max((tmp_path / "four" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for devices in (1, 2):
-        workdir = tmp_path / f"on {devices}"
-        subprocess.run(["cp", "-r", tmp_path / "stopped", workdir], check=True)
+        workdir = Path(shutil.copytree(tmp_path / "four", tmp_path / f"on {devices}"))
+        shutil.rmtree(workdir / "checkpoints" / newest.name)
         said = alone(place, workdir, devices, *arguments)
+        assert "resumed at call 3" in said
         assert "(devices, batch devices differ): results will agree to rounding, not to the bit" in said
         compare_to_rounding(results(workdir), expected)
-    finish(place, tmp_path / "stopped", *arguments)
-    compare_to_rounding(results(tmp_path / "stopped"), expected)
+    if method == "fastdfkd":
+        shutil.rmtree(newest)
+        finish(place, tmp_path / "four", *arguments)
+        compare_to_rounding(results(tmp_path / "four"), expected)
 
 
 def compare_to_rounding(found: dict[str, Any], expected: dict[str, Any]) -> None:

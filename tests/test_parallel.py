@@ -102,20 +102,31 @@ def test_more_devices_than_there_are_is_a_user_error():
 
 
 @pytest.mark.parametrize(
-    ("asked", "batches", "backend", "expected"),
+    ("asked", "batches", "backend", "lanes", "processes", "expected"),
     [
-        (0, (256, 256), "cpu", 4),
-        (0, (64, 128), "cpu", 2),
-        (0, (96, 96), "cpu", 3),
-        (0, (8, 8), "cpu", 1),
-        (0, (256, 256), "gpu", 1),
-        (8, (8, 8), "cpu", 8),
+        (0, (256, 256), "cpu", 1, 1, 4),
+        (0, (64, 128), "cpu", 1, 1, 2),
+        (0, (96, 96), "cpu", 1, 1, 3),
+        (0, (8, 8), "cpu", 1, 1, 1),
+        (0, (256, 256), "gpu", 1, 1, 1),
+        (8, (8, 8), "cpu", 1, 1, 8),
+        (0, (256,), "gpu", 2, 1, 2),
+        (0, (7,), "gpu", 2, 1, 1),
+        (0, (64,), "cpu", 2, 1, 2),
+        (0, (32,), "cpu", 2, 1, 1),
+        (0, (8, 8), "cpu", 1, 2, 4),
+        (0, (8,), "gpu", 4, 2, 4),
+        (0, (6, 8), "cpu", 1, 2, 1),
     ],
 )
-def test_a_cpus_devices_share_a_batch_while_each_gets_enough_of_it(monkeypatch, asked, batches, backend, expected):
+def test_a_cpus_devices_share_a_batch_while_each_gets_enough_of_it(
+    monkeypatch, asked, batches, backend, lanes, processes, expected
+):
+    """Elsewhere one has it, or those of the lanes; several processes give it to all their devices."""
     monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert parallel.batch_devices(asked, batches) == expected
+    assert parallel.batch_devices(asked, batches, lanes) == expected
 
 
 def test_lanes_that_cannot_be_shared_equally_are_refused():
