@@ -73,7 +73,8 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
     parts = assemble(config)
     programs, key = Programs(parts, config), jax.random.key(config.seed)
     state = initial_state(key, parts)
-    filled = pool.empty(calls * parts.method.images_per_call, parts.teacher.spec.input_shape)
+    # With room for more: a pool that one batch fills would be laid over the devices as the batch is.
+    filled = pool.empty((calls + 1) * parts.method.images_per_call, parts.teacher.spec.input_shape)
     found: dict[str, np.ndarray] = {}
     devices: dict[str, int] = {}
     pixels = np.random.default_rng(0).integers(0, 256, filled.images.shape, np.uint8)

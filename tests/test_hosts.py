@@ -32,7 +32,7 @@ def get_config():
     return tiny_config(data__split="test[:64]", data__batch=64)
 """
 # Nothing to compile, so that starts cost little; a checkpoint every other call, so that calls are lost with a process.
-NOISE = ("--config.method.name=noise", "--config.mode=synthesize", "--config.calls=24", "--config.checkpoint_every=2")
+NOISE = ("--config.method.name=noise", "--config.mode=synthesize", "--config.calls=12", "--config.checkpoint_every=2")
 NOISE += ("--config.data.source=",)
 LANES = ("--config.fastdfkd.num_tasks=2", "--config.parallel.task_devices=2", "--config.parallel.batch_devices=2")
 # Every file that processes share: shards of the pool, and the teacher's answers to two rounds of steps.
@@ -150,7 +150,7 @@ def test_two_processes_end_as_one_with_two_devices(place, tmp_path, layout):
     assert_equal(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_to_one_process_stops_both_at_the_same_call(place, tmp_path, undisturbed, stopped):
     with two(place, tmp_path / "run", *NOISE) as processes:
         processes[0].until("call 3:")
@@ -164,7 +164,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_call(place, tmp_path, und
     assert_equal(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(place, tmp_path, undisturbed, killed):
     with two(place, tmp_path / "run", *NOISE) as processes:
         processes[0].until("call 3:")
@@ -179,6 +179,7 @@ def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(place, tmp_p
     assert_equal(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_process_that_does_nothing_more_is_taken_for_lost(place, tmp_path):
     with two(place, tmp_path / "run", *NOISE) as processes:
         processes[0].until("call 1:")
@@ -199,6 +200,7 @@ def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
         assert errors == f"error: {line}\n"
 
 
+@pytest.mark.slow
 def test_processes_without_a_common_folder_are_refused(place, tmp_path):
     elsewhere = f"--workdir={tmp_path / 'elsewhere'}"
     with two(place, tmp_path / "run", *NOISE, own=("", elsewhere)) as processes:
@@ -211,7 +213,8 @@ def test_processes_without_a_common_folder_are_refused(place, tmp_path):
 @pytest.mark.parametrize("method", ["noise", pytest.param("fastdfkd", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_four_devices_goes_on_with_fewer(place, tmp_path, method):
     """And in two processes. Equal to rounding: other sums, which momentum carries on for some steps."""
-    arguments = (f"--config.method.name={method}", "--config.calls=6", "--config.checkpoint_every=3")
+    noise = NOISE if method == "noise" else ()
+    arguments = (*noise, f"--config.method.name={method}", "--config.calls=6", "--config.checkpoint_every=3")
     alone(place, tmp_path / "four", 4, *arguments)
     expected = results(tmp_path / "four")
     newest = max((tmp_path / "four" / "checkpoints").iterdir(), key=lambda path: int(path.name))
