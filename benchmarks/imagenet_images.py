@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
+from PIL import Image
 
 from fastdfkd_jax import augment, pool, report
 from fastdfkd_jax.assemble import conv_gradient, load_teacher
@@ -57,7 +58,9 @@ def record(workdir: Path) -> dict[str, Any]:
     content = json.loads((workdir / "config.json").read_text())["config"]
     config, gaps = ConfigDict(content), gaps_by_step(workdir)
     steps = config.fastdfkd.num_adapt_steps if config.method.name == "fastdfkd" else config.deepinversion.num_steps
+    content["teacher"]["checkpoint"], content["data"]["dir"] = Path(config.teacher.checkpoint).name, ""
     return {
+        "config": content,
         "method": config.method.name,
         "calls": len(gaps),
         "batch": config.synthesis_batch,
@@ -96,7 +99,11 @@ def main() -> None:
     records = {name: record(workdir) for name, workdir in workdirs.items()}
     for name, workdir in workdirs.items():
         images = last_images(workdir).images[: 2 * COLUMNS]
-        report.write_grid(args.out / f"{name.lower()}.png", images, columns=COLUMNS, scale=1)
+        grid = args.out / f"{name.lower()}.png"
+        report.write_grid(grid, images, columns=COLUMNS, scale=1)
+        with Image.open(grid) as picture:
+            picture.save(grid.with_suffix(".jpg"), quality=90)  # a tenth of the bytes
+        grid.unlink()
     plot(records, args.out / "by_step.png")
     report.write_json(args.out / "images.json", records)
     print(json.dumps({name: found["teacher"] for name, found in records.items()}))
