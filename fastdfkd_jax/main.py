@@ -105,6 +105,7 @@ def run_noise_control(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the same student with the same budget on Gaussian noise, in a folder of its own."""
     control = config.copy_and_resolve_references()
     control.method.name = "noise"
+    control.soft_labels.dir = ""  # those are of other images
     log.info("noise control: the same student, distilled from Gaussian noise images")
     summary = run(control, workdir / "noise_control")
     return {f"noise_{name}": summary[name] for name in ("student_accuracy_last",) if summary}

@@ -32,7 +32,7 @@ def shared_programs():
     programs, compiled = train.Programs, {}
 
     def compile_once(parts, config):
-        name = json.dumps([config.pool.place, config.soft_labels.top_k, config.mode == "distill"])
+        name = json.dumps([config.pool.place, config.soft_labels.top_k, config.mode == "distill", config.method.name])
         if name not in compiled:
             compiled[name] = programs(parts, config)
         return compiled[name]
@@ -135,6 +135,12 @@ def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkey
 def test_other_answers_are_refused(changes, message, finished, tmp_path):
     with pytest.raises(UserError, match=rf"holds other soft labels \(.*{message}"):
         main.run(config_of(soft_labels__dir=str(finished[0] / "soft_labels"), **changes), tmp_path)
+
+
+def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
+    config = config_of(soft_labels__dir=str(finished[0] / "soft_labels"))
+    assert main.run_noise_control(config, tmp_path)["noise_student_accuracy_last"] is not None
+    assert (tmp_path / "noise_control" / "soft_labels" / "description.json").exists()
 
 
 def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):
