@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from fastdfkd_jax.errors import UserError
+
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -45,6 +48,25 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(path, error) from error
+
+
+def lock_folder(path: Path) -> IO[str]:
+    """Makes a folder and locks it against a second run; the lock lives as long as the returned file.
+
+    Raises:
+      UserError: another run has it, or it cannot be written.
+    """
+    make_folder(path)
+    try:
+        lock = open(path / LOCK, "w")  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"{path} is in use by another run: wait for it, or use another folder") from None
+    return lock
 
 
 class AppendFile:

@@ -54,8 +54,9 @@ class _Link:
         self._asked: dict[str, int] = {}
         self._leaving = threading.Event()
         # Apart, because a call to a store that has lost its host does not return.
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     def _beat(self) -> None:
         number = 0
@@ -103,6 +104,8 @@ class _Link:
     def leave(self) -> None:
         """Lets the others go on without signs of life of this process, and waits for them."""
         self._leaving.set()
+        for thread in self._threads:
+            thread.join(2 * _BEAT_SECONDS)  # or a last sign of life might come after "left"
         try:
             self.client.key_value_set(f"alive/{self.process}", "left", allow_overwrite=True)
             jax.distributed.shutdown()

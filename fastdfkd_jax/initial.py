@@ -34,7 +34,7 @@ class Located(NamedTuple):
 
 
 def find(directory: Path) -> Found:
-    """The pool of an earlier run (its workdir or `pool` folder), or a folder of pictures.
+    """The pool of an earlier run (its workdir or `pool` folder), or pictures; of a run that made none what it began with.
 
     Raises:
       UserError: nothing there.
@@ -42,7 +42,7 @@ def find(directory: Path) -> Found:
     if not directory.is_dir():
         raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
     source = directory / "pool" if (directory / "pool").is_dir() else directory
-    files = tuple(sorted(source.glob("[0-9]*.npz")))
+    files = tuple(sorted(source.glob("[0-9]*.npz"))) or tuple(sorted((directory / "initial").glob("[0-9]*.npz")))
     pictures = () if files else tuple(p for p in sorted(source.rglob("*")) if p.suffix.lower() in _SUFFIXES)
     if not files and not pictures:
         raise UserError(f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images")

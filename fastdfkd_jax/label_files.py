@@ -29,6 +29,7 @@ class Description:
 
     Attributes:
       teacher: digest of its variables.
+      arch, mean, std, precision: of it: how it looks at images, and in which numbers.
       classes: of the teacher.
       pool: digest of the images that rows count in.
       pool_size: how many they are.
@@ -42,6 +43,10 @@ class Description:
     """
 
     teacher: str
+    arch: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
     classes: int
     pool: str
     pool_size: int
@@ -58,7 +63,8 @@ class Description:
         flat = dataclasses.asdict(self)
         views = {f"views.{name}": value for name, value in flat.pop("views").items()}
         flat["temperature"] = float(self.temperature) if self.top_k else "any"
-        return {"format": FORMAT, **flat, **views}
+        lists = {name: list(flat.pop(name)) for name in ("mean", "std")}  # as JSON gives them back
+        return {"format": FORMAT, **flat, **lists, **views}
 
     @property
     def bytes_per_shard(self) -> int:
@@ -135,7 +141,3 @@ class LabelFiles:
                 found = f"{array.dtype}{list(array.shape)}"
                 raise UserError(f"{_KIND} {path} has {name} as {found}, expected {dtype}{list(shape)}: {_REMEDY}")
         return jax.tree.unflatten(self._structure, arrays)
-
-    def truncate(self, count: int) -> None:
-        """Deletes the shards from `count` on; not for a run that only reads what another has made."""
-        npz.truncate(self.directory, count)

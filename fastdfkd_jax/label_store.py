@@ -32,6 +32,7 @@ class LabelStore:
 
     Args:
       files: where they lie.
+      made: how many there are.
       shards: how many make a round.
       order: `order(round) -> i32[shards]`, the order in which the student meets them.
       store: D'.
@@ -41,11 +42,16 @@ class LabelStore:
     """
 
     def __init__(
-        self, files: LabelFiles, shards: int, order: Callable[[int], np.ndarray], store: DeviceStore | DiskStore
+        self,
+        files: LabelFiles,
+        made: int,
+        shards: int,
+        order: Callable[[int], np.ndarray],
+        store: DeviceStore | DiskStore,
     ):
         self.count = shards
         self._files, self._order, self._store = files, order, store
-        self._made = min(files.count, shards)
+        self._made = min(made, shards)
         self._ahead = Ahead(self._load)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from ml_collections import ConfigDict
 from fastdfkd_jax import __version__, configuration, hosts, parallel, plan, report
 from fastdfkd_jax.assemble import Parts, assemble
 from fastdfkd_jax.checkpoint import check_same_run, digest
-from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import disk_error, make_folder
+from fastdfkd_jax.files import LOCK, lock_folder
 from fastdfkd_jax.registry import other_sections
 from fastdfkd_jax.train import Training
 from fastdfkd_jax.validate import validate
@@ -24,7 +22,6 @@ from fastdfkd_jax.validate import validate
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "configs/quickstart.py"
-_LOCK = ".lock"
 # What may differ between a run and its resumption: where things lie (weights are compared by digest) and
 # how often it looks at itself.
 _FREE_KEYS = (
@@ -88,9 +85,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     parts = assemble(config)
     hosts.require_same("config", {k: v for k, v in flatten(config.to_dict()).items() if k not in _OWN_KEYS})
-    lock = open_workdir(workdir) if hosts.is_writer() else None
+    lock = lock_folder(workdir) if hosts.is_writer() else None
     try:
-        hosts.require_shared(workdir, _LOCK)
+        hosts.require_shared(workdir, LOCK)
         record_identity(config, parts, workdir)
         summary = Training(config, parts, workdir).run()
         if summary:
@@ -116,21 +113,6 @@ def set_up_jax(config: ConfigDict) -> None:
     parallel.split_cpu(config.parallel.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).expanduser()))
-
-
-def open_workdir(workdir: Path):
-    """Creates the folder and locks it against a second run; the lock lives as long as the returned file."""
-    make_folder(workdir)
-    try:
-        lock = open(workdir / _LOCK, "w")  # noqa: SIM115 - the caller closes it
-    except OSError as error:
-        raise disk_error(workdir, error) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UserError(f"{workdir} is in use by another run: wait for it, or use another workdir") from None
-    return lock
 
 
 def record_identity(config: ConfigDict, parts: Parts, workdir: Path) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import models, parallel, pool, soft_labels
+from fastdfkd_jax import hosts, models, parallel, pool, soft_labels
 from fastdfkd_jax.assemble import Parts, last_synthesis_call
 from fastdfkd_jax.label_store import Taught
 from fastdfkd_jax.methods import base
@@ -59,7 +59,8 @@ class Cost:
 def describe(config: ConfigDict, parts: Parts) -> str:
     """A few lines: networks, counts, memory, disk and time.
 
-    Both programs are compiled, for their memory, and run on this machine, for their time; nothing is written.
+    All programs are compiled, for their memory, and run on this machine, for their time, in which reading a pool from
+    disk is not. Nothing is written.
     """
     method = parts.method
     synthesis_calls = count_synthesis_calls(config, parts)
@@ -108,7 +109,7 @@ def _network(role: str, network: models.Network, variables) -> str:
 
 
 def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
-    """Compiles both programs and times each on this machine; programs that the run does not need are left out."""
+    """Compiles the programs and times each on this machine; those that the run does not need are left out."""
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
@@ -179,7 +180,8 @@ def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable
     """The cost of a step, and what its last call gave; `call` makes one."""
     result = call()
     compile_seconds, seconds = step.compile_seconds, [step.run_seconds]
-    while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH_SECONDS:
+    # All processes of a run repeat it as often, whatever their clocks say.
+    while len(seconds) < _REPEATS and hosts.any_process(sum(seconds) < _ENOUGH_SECONDS):
         result = call()
         seconds.append(step.run_seconds)
     memory = step.compiled.memory_analysis() if step.compiled is not None else None

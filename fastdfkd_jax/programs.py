@@ -1,4 +1,4 @@
-"""The two compiled programs of a run, one synthesis call and a few KD steps, and the state that they start from."""
+"""The compiled programs of a run, a synthesis call and a few KD steps, and the state that they start from."""
 
 from __future__ import annotations
 

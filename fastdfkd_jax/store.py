@@ -118,10 +118,11 @@ class DiskStore:
         self._reader = Reader()
         self._place, self._writer_first = place, writer_first
         self._draw = draw
+        self._rows: dict[tuple[int, int], np.ndarray] = {}
         self._ahead = Ahead(self._load)
 
     def _load(self, wanted: tuple[int, int]) -> pool.Batches:
-        return self.of_rows(self._draw(*wanted))
+        return self.of_rows(self._rows[wanted])
 
     def learned(self, known: Replay | None) -> None:
         """Nothing is known of single images."""
@@ -146,8 +147,11 @@ class DiskStore:
 
     def source(self, step: int, ahead: int | None) -> pool.Batches:
         """What the student's steps from `step` on learn from; for those from `ahead` on it is read meanwhile."""
-        size = len(self)
-        return self._ahead.take((step, size), None if ahead is None else (ahead, size))
+        wanted, next_wanted = (step, len(self)), None if ahead is None else (ahead, len(self))
+        # Here and not in the thread: on an accelerator they would wait behind the steps that reading is to overlap.
+        keys = [key for key in (wanted, next_wanted) if key is not None]
+        self._rows = {key: self._rows[key] if key in self._rows else self._draw(*key) for key in keys}
+        return self._ahead.take(wanted, next_wanted)
 
     def of_rows(self, rows: np.ndarray) -> pool.Batches:
         """Reads the images of rows i32[steps, B]."""

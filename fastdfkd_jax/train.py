@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from fastdfkd_jax.checkpoint import Checkpoints, digest
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.files import lock_folder
 from fastdfkd_jax.initial import Located
 from fastdfkd_jax.label_files import Description, LabelFiles
 from fastdfkd_jax.label_store import LabelStore, Taught
@@ -93,6 +94,7 @@ class Training:
             made = self.progress.shards if self.synthesizes else 0
             self.store.fill(self.shards, made, self.checkpoints.latest is not None)
         self.labels: LabelStore | None = None
+        self._label_lock: IO[str] | None = None
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile and self.writes else None)
         done = self.progress
         self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
@@ -173,6 +175,8 @@ class Training:
                 self.checkpoints.close()
             if self.labels is not None:
                 self.labels.close()
+            if self._label_lock is not None:
+                self._label_lock.close()
             if self.store is not None:
                 self.store.close()
 
@@ -269,16 +273,23 @@ class Training:
             return
         key, steps, size = jax.random.key(self.config.soft_labels.seed), self.programs.steps, len(self.store)
         step = np.int32(self.labels.made * steps)
-        rows = np.asarray(self.programs.draw_rows(key, step, np.int32(size)))
-        made = self.programs.label(self.parts.teacher_vars, self.store.of_rows(rows), key, step, np.int32(size))
+        begin = time.perf_counter()
+        source = self.store.of_rows(np.asarray(self.programs.draw_rows(key, step, np.int32(size))))
+        made = self.programs.label(self.parts.teacher_vars, source, key, step, np.int32(size))
         self.labels.append(made, write=self.writes)
-        self.progress.label_seconds += self.programs.label.run_seconds
         self.progress.compile_seconds += self.programs.label.compile_seconds
+        self.progress.label_seconds += time.perf_counter() - begin - self.programs.label.compile_seconds
+        if self.labels.complete and self._label_lock is not None:
+            self._label_lock.close()
 
     def _open_labels(self, store: DeviceStore | DiskStore) -> LabelStore:
         chosen, spec, steps = self.config.soft_labels, self.parts.teacher.spec, self.programs.steps
         description = Description(
             teacher=digest(self.parts.teacher_vars),
+            arch=spec.arch,
+            mean=tuple(spec.mean),
+            std=tuple(spec.std),
+            precision=self.config.precision,
             classes=spec.num_classes,
             pool=store.digest(),
             pool_size=len(store),
@@ -291,7 +302,10 @@ class Training:
         )
         directory = Path(chosen.dir).expanduser() if chosen.dir else self.workdir / "soft_labels"
         files = hosts.writer_first(lambda: LabelFiles(directory, description))
-        labels = LabelStore(files, math.ceil(chosen.steps / steps), self._order, store)
+        made = hosts.from_writer("soft labels", files.count)
+        labels = LabelStore(files, made, math.ceil(chosen.steps / steps), self._order, store)
+        if not labels.complete and self.writes:
+            self._label_lock = lock_folder(directory)
         gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
         if not labels.complete:
             self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
@@ -305,13 +319,17 @@ class Training:
     def _next_source(self) -> pool.Pool | pool.Batches | Taught:
         """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
         assert self.store is not None
+        begin = time.perf_counter()
         step, steps, config = int(self.state["student"].step), self.programs.steps, self.config
         same_call = self.progress.kd_steps + steps < config.kd.steps_per_call
         grows = self.synthesizes and self.progress.call < last_synthesis_call(config)
         more = same_call or not (grows or self.progress.call == self.last_call)
         if self.labels is not None:
-            return self.labels.source(step // steps, step // steps + 1 if more else None)
-        return self.store.source(step, step + steps if more else None)
+            source = self.labels.source(step // steps, step // steps + 1 if more else None)
+        else:
+            source = self.store.source(step, step + steps if more else None)
+        self.progress.distill_seconds += time.perf_counter() - begin  # what is not there yet is waited for
+        return source
 
     def _distill(self, source: pool.Pool | pool.Batches | base.Batch | Taught) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""

@@ -17,10 +17,10 @@ import pytest
 from runs import ROOT, tiny_config
 
 from configs.compare import parts
-from fastdfkd_jax import main
 from fastdfkd_jax.compare import __main__ as compare
 from fastdfkd_jax.compare import comparison, folders
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import lock_folder
 
 LONG = "calls=600, warmup_calls=599, eval_every=600, checkpoint_every=600, images_every=600"
 SECTION = "Digits, WRN-16-1 → WRN-10-1"
@@ -171,7 +171,7 @@ def test_a_name_with_another_config_is_refused(finished, places):
 
 def test_a_workdir_is_used_by_one_comparison_at_a_time(finished, places):
     workdir, _, _ = finished
-    with main.open_workdir(workdir), pytest.raises(UserError, match="in use by another run"):
+    with lock_folder(workdir), pytest.raises(UserError, match="in use by another run"):
         command("--config", config_file(places), "--workdir", workdir)
 
 

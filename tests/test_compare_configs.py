@@ -31,6 +31,8 @@ def test_every_config_builds_and_all_its_runs_are_valid(module, variant):
     for run in found.runs.values():
         validate(run.config)
         assert run.config.method.name in METHODS
+        if run.config.method.name in ("kd", "scratch", "dfnd"):
+            assert run.config.pool.place == "device", "their images are read into memory"
         assert run.teacher in config.teachers
     shown = {row.run for table in found.tables for row in table.rows} - {""}
     assert shown == set(found.runs), "every run is shown, and every row's run is there"

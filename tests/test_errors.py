@@ -438,7 +438,7 @@ def test_a_workdir_in_use(refused, workdir):
 
     with open(workdir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert not refused("is in use by another run: wait for it, or use another workdir")
+        assert not refused("is in use by another run: wait for it, or use another folder")
 
 
 def test_a_checkpoint_of_another_version(refused, workdir):

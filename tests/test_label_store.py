@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from fastdfkd_jax import main, plan, train
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import lock_folder
 from fastdfkd_jax.label_store import LabelStore
 from fastdfkd_jax.train import Training
 
@@ -57,7 +58,7 @@ def assert_same_student(a, b):
 
 def test_each_step_is_answered_once_and_the_student_learns_from_that(finished):
     workdir, summary = finished
-    assert sorted(path.name for path in (workdir / "soft_labels").iterdir()) == [
+    assert sorted(path.name for path in (workdir / "soft_labels").glob("[!.]*")) == [
         "000000.npz", "000001.npz", "000002.npz", "description.json",
     ]  # fmt: skip
     with np.load(workdir / "soft_labels" / "000000.npz") as arrays:
@@ -130,6 +131,7 @@ def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkey
         ({"kd__least_crop": 0.5}, r"views.least_crop: 0.0 there, 0.5 now"),
         ({"soft_labels__top_k": 3}, r"top_k: 0 there, 3 now"),
         ({"seed": 1}, r"pool: '\w+' there, '\w+' now"),
+        ({"teacher__mean": (0.5,)}, r"mean: \[[\d.]+\] there, \[0.5\] now"),
     ],
 )
 def test_other_answers_are_refused(changes, message, finished, tmp_path):
@@ -141,6 +143,11 @@ def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
     config = config_of(soft_labels__dir=str(finished[0] / "soft_labels"))
     assert main.run_noise_control(config, tmp_path)["noise_student_accuracy_last"] is not None
     assert (tmp_path / "noise_control" / "soft_labels" / "description.json").exists()
+
+
+def test_a_folder_in_which_another_run_has_answers_made_is_refused(tmp_path):
+    with lock_folder(tmp_path / "shared"), pytest.raises(UserError, match="shared is in use by another run"):
+        main.run(config_of(soft_labels__dir=str(tmp_path / "shared")), tmp_path / "run")
 
 
 def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, main, parallel, train
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import lock_folder
 from fastdfkd_jax.shards import Rows, read_shard
 from fastdfkd_jax.store import DiskStore
 from fastdfkd_jax.train import Training
@@ -372,10 +373,10 @@ def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
-    lock = main.open_workdir(tmp_path)
+    lock = lock_folder(tmp_path)
     with lock, pytest.raises(UserError, match="is in use by another run"):
         main.run(tiny_config(), tmp_path)
-    main.open_workdir(tmp_path).close()
+    lock_folder(tmp_path).close()
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):

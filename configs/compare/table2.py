@@ -68,6 +68,7 @@ def on_other_pictures(student):
     config = imagenet.get_config(student)
     config.method.name = "kd"
     config.calls, config.synthesis_calls, config.warmup_calls = config.calls - config.warmup_calls, 0, 0
+    config.pool.place = "device"  # whole, as its pictures are read into memory
     config.transfer.source, config.transfer.crops, config.transfer.limit = "", 1, IMAGES
     return config
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import configuration, main
+from fastdfkd_jax import configuration
 from fastdfkd_jax.compare import estimates, folders, outputs, processes
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
 from fastdfkd_jax.compare.estimates import Entry
 from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
 from fastdfkd_jax.errors import EXIT_STATUS
+from fastdfkd_jax.files import lock_folder
 
 log = logging.getLogger("fastdfkd_jax.compare")  # not __name__, which is __main__
 
@@ -32,7 +33,7 @@ def command(argv: Sequence[str]) -> int:
         _finish(config, workdir, comparison, {})
         return 0
     cores = processes.shares(config.jobs)
-    lock = main.open_workdir(workdir)
+    lock = lock_folder(workdir)
     try:
         with processes.stoppable() as stop:
             return _compare(config, workdir, comparison, cores, stop)

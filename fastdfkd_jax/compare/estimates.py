@@ -17,7 +17,7 @@ from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
 log = logging.getLogger(__name__)
 
 # Seconds of a run that are measured, by their names in its summary.
-PARTS = ("synthesis_seconds", "distill_seconds", "compile_seconds")
+PARTS = ("synthesis_seconds", "distill_seconds", "label_seconds", "compile_seconds")
 
 
 class Entry(NamedTuple):
@@ -64,7 +64,7 @@ def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured
 
     def seconds(entry: Entry) -> float | None:
         found = known.get(keys.get(entry.run.name, ""))
-        return sum(found[name] for name in PARTS) if found else None
+        return sum(found.get(name, 0.0) for name in PARTS) if found else None
 
     return [entry._replace(seconds=seconds(entry)) for entry in entries]
 
@@ -78,7 +78,7 @@ def time_all(workdir: Path, comparison: Comparison, cores: Sequence[Cores], stop
 def measured_seconds(workdir: Path, cores: Sequence[Cores], run: Run) -> dict[str, float] | None:
     """What a whole run takes by what was measured, as its summary names it (`PARTS`); None where it was not."""
     found = _known(workdir).get(_digest(run, len(cores[0])))
-    return {name: found[name] for name in PARTS} if found else None
+    return {name: found.get(name, 0.0) for name in PARTS} if found else None
 
 
 def _known(workdir: Path) -> dict[str, Any]:
