@@ -34,7 +34,9 @@ class Located(NamedTuple):
 
 
 def find(directory: Path) -> Found:
-    """The pool of an earlier run (its workdir or `pool` folder), or pictures; of a run that made none what it began with.
+    """The pool of an earlier run (its workdir or `pool` folder) or, of one that made none, what it began with.
+
+    Else a folder of pictures.
 
     Raises:
       UserError: nothing there.
