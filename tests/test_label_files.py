@@ -118,10 +118,11 @@ def test_every_part_of_a_description_is_compared(tmp_path):
     filled(tmp_path, 0)
     flat = {**dataclasses.asdict(DESCRIPTION), **dataclasses.asdict(VIEWS)}
     del flat["views"]
-    assert len(flat) == 14
+    assert len(flat) == 18
+    other = {str: lambda value: f"{value}x", tuple: lambda value: (*value, 1.0)}
     for name, value in flat.items():
         with pytest.raises(UserError, match=rf"{name}: "):
-            check(tmp_path, varied(**{name: f"{value}x" if isinstance(value, str) else value + 1}))
+            check(tmp_path, varied(**{name: other.get(type(value), lambda value: value + 1)(value)}))
     check(tmp_path, DESCRIPTION)
 
 

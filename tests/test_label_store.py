@@ -98,9 +98,10 @@ def test_a_round_is_in_another_order_than_the_one_before(finished, tmp_path, mon
     assert len({tuple(order) for order in rounds}) > 1
 
 
-@pytest.mark.parametrize(("method", "after"), [("_label", 2), ("_distill", 1), ("_distill", 3)])
-@pytest.mark.parametrize("place", ["device", "disk"])
-def test_a_run_that_crashes_goes_on_to_the_bit(place, method, after, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "after", "place"), [("_label", 2, "device"), ("_distill", 1, "disk"), ("_distill", 3, "disk")]
+)
+def test_a_run_that_crashes_goes_on_to_the_bit(method, after, place, finished, tmp_path, monkeypatch):
     original, count = getattr(Training, method), [0]
 
     def crash(training, *args):

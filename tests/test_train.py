@@ -233,7 +233,7 @@ def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
     assert_same_end(tmp_path, finished.workdir)
 
 
-@pytest.mark.parametrize(("method", "call"), [("_end_call", 1), ("_distill", 2), ("_begin_call", 2), ("_distill", 3)])
+@pytest.mark.parametrize(("method", "call"), [("_end_call", 1), ("_distill", 3)])
 def test_a_run_with_its_pool_on_disk_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
     with pytest.raises(Stop):
