@@ -334,8 +334,13 @@ def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number)
         return encode(image)
 
     monkeypatch.setattr(folder, "encode", stop)
-    refused("stopped: nothing was written to out, the same command begins anew", "run", "--to", "out",
-            "--format", "folder")  # fmt: skip
+    # A suite that runs in the background may have been told to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        refused("stopped: nothing was written to out, the same command begins anew", "run", "--to", "out",
+                "--format", "folder")  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- As a user runs it
