@@ -134,15 +134,13 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
         expected = f"0 for the method {name}, whose images live once"
         require(config.synthesis_calls == 0, "synthesis_calls", expected, config.synthesis_calls)
-        exponents = config.replay.to_dict()
         expected = f"all 0 for the method {name}, which keeps no images"
-        require(replay.Options(**exponents).uniform, "replay", expected, exponents)
+        _require_uniform(config, expected)
     if config.soft_labels.steps:
         _require_stored_labels_fit(config, method)
     if method.lifetime == base.POOL and config.pool.place == "disk":
-        exponents = config.replay.to_dict()
         expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
-        require(replay.Options(**exponents).uniform, "replay", expected, exponents)
+        _require_uniform(config, expected)
     if method.lifetime == base.DATA:
         expected = f"'device' for the method {name}, whose images are read into memory"
         require(config.pool.place == "device", "pool.place", expected, config.pool.place)
@@ -151,6 +149,11 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         crops = config.transfer.crops
         expected = f"0 for the method {name}, which learns labels"
         require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
+
+
+def _require_uniform(config: ConfigDict, expected: str) -> None:
+    exponents = config.replay.to_dict()
+    require(replay.Options(**exponents).uniform, "replay", expected, exponents)
 
 
 def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
@@ -162,9 +165,8 @@ def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
     complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
     expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
     require(complete, key, expected, steps)
-    exponents = config.replay.to_dict()
     expected = "all 0 with soft_labels.steps, of which each is met as often"
-    require(replay.Options(**exponents).uniform, "replay", expected, exponents)
+    _require_uniform(config, expected)
 
 
 def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:

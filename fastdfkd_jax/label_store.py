@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class LabelStore:
       files: where they lie.
       made: how many there are.
       shards: how many make a round.
-      order: `order(round) -> i32[shards]`, the order in which the student meets them.
+      order: `order(round, shards) -> i32[shards]`, the order in which the student meets them.
       store: D'.
 
     Attributes:
@@ -46,11 +47,12 @@ class LabelStore:
         files: LabelFiles,
         made: int,
         shards: int,
-        order: Callable[[int], np.ndarray],
+        order: Callable[[int, int], np.ndarray],
         store: DeviceStore | DiskStore,
     ):
         self.count = shards
-        self._files, self._order, self._store = files, order, store
+        self._files, self._store = files, store
+        self._order = functools.lru_cache(2)(order)  # asked twice a dispatch, of a round and perhaps the next
         self._made = min(made, shards)
         self._ahead = Ahead(self._load)
 
@@ -80,7 +82,7 @@ class LabelStore:
 
     def _index(self, dispatch: int) -> int:
         turn, place = divmod(dispatch, self.count)
-        return int(self._order(turn)[place])
+        return int(self._order(turn, self.count)[place])
 
     def _load(self, index: int) -> Taught:
         steps = self._files.read(index)

@@ -78,10 +78,7 @@ class DeviceStore:
 
     def digest(self) -> str:
         """SHA-256 of all images in their order."""
-        sha = hashlib.sha256()
-        for start in range(0, len(self), _HASHED):
-            sha.update(np.ascontiguousarray(self.pool.images[start : min(start + _HASHED, len(self))]).tobytes())
-        return sha.hexdigest()
+        return _digest(len(self), lambda start, stop: np.asarray(self.pool.images[start:stop]))
 
     def close(self) -> None:
         """Nothing is pending."""
@@ -164,12 +161,17 @@ class DiskStore:
 
     def digest(self) -> str:
         """SHA-256 of all images in their order."""
-        sha = hashlib.sha256()
-        for start in range(0, len(self), _HASHED):
-            sha.update(self._reader.images(np.arange(start, min(start + _HASHED, len(self)))).tobytes())
-        return sha.hexdigest()
+        return _digest(len(self), lambda start, stop: self._reader.images(np.arange(start, stop)))
 
     def close(self) -> None:
         """Drops what is still being read."""
         self._ahead.close()
         self._reader.close()
+
+
+def _digest(size: int, images: Callable[[int, int], np.ndarray]) -> str:
+    """SHA-256 of so many images, of which `images(start, stop)` gives a few."""
+    sha = hashlib.sha256()
+    for start in range(0, size, _HASHED):
+        sha.update(images(start, min(start + _HASHED, size)).tobytes())
+    return sha.hexdigest()

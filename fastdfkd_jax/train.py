@@ -304,16 +304,15 @@ class Training:
         files = hosts.writer_first(lambda: LabelFiles(directory, description))
         made = hosts.from_writer("soft labels", files.count)
         labels = LabelStore(files, made, math.ceil(chosen.steps / steps), self._order, store)
-        if not labels.complete and self.writes:
-            self._label_lock = lock_folder(directory)
-        gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
         if not labels.complete:
+            if self.writes:
+                self._label_lock = lock_folder(directory)
+            gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
             self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
         return labels
 
-    def _order(self, turn: int) -> np.ndarray:
+    def _order(self, turn: int, shards: int) -> np.ndarray:
         """In which order the student meets the shards of soft labels."""
-        shards = math.ceil(self.config.soft_labels.steps / self.programs.steps)
         return np.asarray(jax.random.permutation(jax.random.fold_in(self.distill_key, turn), shards))
 
     def _next_source(self) -> pool.Pool | pool.Batches | Taught:
