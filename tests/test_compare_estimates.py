@@ -84,5 +84,5 @@ def test_times_are_taken_anew_of_all_that_is_chosen(tmp_path, runs):
     estimates.time_all(tmp_path, chosen, [(0,)], processes.Stop())
     assert sorted((tmp_path / "measured").read_text().splitlines()[3:]) == ["measure 10", "measure 20"]
     assert estimates.measured_seconds(tmp_path, [(0,)], runs.runs["a"]) == {
-        "synthesis_seconds": 36000, "distill_seconds": 0, "compile_seconds": 360
+        "synthesis_seconds": 36000, "distill_seconds": 0, "label_seconds": 0, "compile_seconds": 360
     }  # fmt: skip
