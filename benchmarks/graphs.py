@@ -113,11 +113,7 @@ def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
         module, size = twins.twin(spec), spec.image_size
     else:
         spec, module, size = None, constructed(name, _CLASSES), _SIDES.get(name, _SIDE)
-    with torch.no_grad():
-        for norm in norms(module):  # nothing keeps its initial value, so that a swapped one shows
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.2)
-    calibrate(module, size)
+    seed_norms(module, size)
     return module, size, spec
 
 
@@ -139,6 +135,17 @@ def norms(module: Any) -> list[Any]:
     import torch
 
     return [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def seed_norms(module: Any, size: int) -> None:
+    """Leaves no initial value in a BatchNorm, so that a swapped one shows; their statistics are those of noise."""
+    import torch
+
+    with torch.no_grad():
+        for norm in norms(module):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.2)
+    calibrate(module, size)
 
 
 def calibrate(module: Any, size: int) -> None:

@@ -1,0 +1,98 @@
+"""`convert verify` on ImageNet's networks: torchvision's own modules with seeded weights, and any checkpoints given.
+
+    python -m benchmarks.verified                       # torchvision's, which must be installed
+    python -m benchmarks.verified FILE.safetensors ...  # against our PyTorch twins
+    python -m benchmarks.verified --table               # writes the table of all records into docs/conversion.md
+
+Each leaves a record, results/verified/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import graphs
+from fastdfkd_jax import report
+from fastdfkd_jax.convert import record, verify
+
+RESULTS, TABLE = Path("results/verified"), Path("docs/conversion.md")
+MODULES = Path(__file__).parent / "modules" / "torchvision_networks.py"
+NETWORKS = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet", "mobilenetv2_imagenet")
+# Columns of the table, and what the names of their checks have in common.
+_COLUMNS = {"logits": "logits", "moments": " input ", "gradient of cross-entropy": "cross_entropy",
+            "gradient of moments": "batch_norm", "round trip": "round trip"}  # fmt: skip
+
+
+def of_torchvision(arch: str) -> verify.Report:
+    """Seeded weights of torchvision's module, imported by us, against the module itself."""
+    import torch
+
+    factory = f"{MODULES}:{arch}"
+    torch.manual_seed(0)
+    module = record.load_factory(factory)
+    graphs.seed_norms(module, 224)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{arch}.pth"
+        torch.save(module.state_dict(), path)
+        return verify.verify(path, torch_factory=factory, image_size=224)
+
+
+def keep(found: verify.Report, reference: str) -> dict[str, Any]:
+    """Writes the record of a network: the worst error of every kind of check.
+
+    Raises:
+      SystemExit: a check failed.
+    """
+    if not found.passed:
+        raise SystemExit(f"{found.spec.arch}: {[check for check in found.checks if not check.passed]}")
+    result = {
+        "network": found.spec.arch,
+        "image_size": found.spec.image_size,
+        "num_classes": found.spec.num_classes,
+        "reference": reference,
+        "checks": len(found.checks),
+        "errors": {
+            column: max(check.error for check in found.checks if part in check.name)
+            for column, part in _COLUMNS.items()
+        },
+        "versions": {package: importlib.metadata.version(package) for package in ("jax", "torch")},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    report.write_json(RESULTS / f"{found.spec.arch}.json", result)
+    return result
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One row a record, in Markdown."""
+    columns = ("network", "against", *_COLUMNS)
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for found in records:
+        errors = (f"{found['errors'][column]:.0e}" if found["errors"][column] else "0" for column in _COLUMNS)
+        lines.append(f"| {' | '.join([found['network'], found['reference'], *errors])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoints", nargs="*", help="compared with our twins; by default torchvision's networks")
+    parser.add_argument("--table", action="store_true", help="write the table of the records")
+    args = parser.parse_args()
+    if args.table:
+        records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+        TABLE.write_text(report.insert(TABLE.read_text(), table(records)))
+        return
+    for path in args.checkpoints:
+        print(keep(verify.verify(path), "our twin, the file's weights"), flush=True)
+    for arch in () if args.checkpoints else NETWORKS:
+        reference = f"torchvision {importlib.metadata.version('torchvision')}, seeded weights"
+        print(keep(of_torchvision(arch), reference), flush=True)
+
+
+if __name__ == "__main__":
+    main()
