@@ -30,16 +30,18 @@ def get_config() -> ConfigDict:
     config.student.checkpoint = ""  # weights to start from; '' for a fresh student
 
     config.data = ConfigDict()  # for evaluation only: nothing of it reaches synthesis or distillation
-    config.data.source = ""  # 'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', 'folder:DIR', 'digits'; '' for none
+    config.data.source = ""  # 'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', ... (docs/data.md); '' for none
     config.data.dir = ""  # where the source lies; '' for its default (~/tensorflow_datasets)
     config.data.split = "test"
     config.data.crop = 0.0  # of pictures: part of the shorter side that is kept, ImageNet's is 0.875; 0: as they are
+    config.data.short_side = 0  # of images with a class for every pixel: pixels to which it is brought; 0: as they are
     config.data.batch = 256  # images an evaluation step
 
     config.transfer = ConfigDict()  # real images, for the methods that are given some and declare it; no other reads it
     config.transfer.source = ""  # as data.source
     config.transfer.dir = ""
     config.transfer.split = "train"
+    config.transfer.short_side = 0  # as data.short_side
     config.transfer.crops = 0  # 0: a labelled data set as it is; n: n random crops of each picture, without labels
     config.transfer.limit = 0  # most images; 0 for all
     config.transfer.select = 0  # how many a method that chooses (DFND) keeps; 0 for all
@@ -193,6 +195,7 @@ def get_config() -> ConfigDict:
     config.kd.least_crop = 0.0  # as inversion.least_crop
     config.kd.flip = True
     config.kd.cutmix = 0.0  # probability that a batch is mixed (docs/methods.md)
+    config.kd.square = 0  # side in pixels of what is first cut out of larger images at random; 0 for whole ones
     config.kd.cutmix_alpha = 1.0  # of Beta(alpha, alpha), the share that an image keeps of itself
     config.kd.steps_per_dispatch = 20  # steps compiled into one program
 

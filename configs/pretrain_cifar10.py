@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "tfds:cifar10"  # as `data.load` takes it
     config.data.dir = "~/tensorflow_datasets"  # folder of the data
+    config.data.short_side = 0  # of images with masks; 0: as they are
     config.data.train_split = "train"
     config.data.test_split = "test"  # for reporting, not for selection
 
@@ -28,6 +29,8 @@ def get_config() -> ConfigDict:
     config.recipe.lr_decay = 0.2  # factor at each milestone; CMI's recipe has 0.1
     config.recipe.momentum = 0.9
     config.recipe.weight_decay = 1e-4  # of every parameter
+    config.recipe.square = 0  # pixels, random crop of larger images
+    config.recipe.least_crop = 0.0  # of the area, randomly resized crops in place of shifts
     config.recipe.padding = 4  # pixels, random crop (METHOD section 4)
     config.recipe.flip = True  # random mirror image
     config.recipe.seed = 0

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "digits"  # as `data.load` takes it
     config.data.dir = "~/tensorflow_datasets"  # folder of the data; the digits need none
+    config.data.short_side = 0  # of images with masks; 0: as they are
     config.data.train_split = "train"
     config.data.test_split = "test"  # for reporting, not for selection
 
@@ -27,6 +28,8 @@ def get_config() -> ConfigDict:
     config.recipe.lr_decay = 0.2  # factor at each milestone
     config.recipe.momentum = 0.9
     config.recipe.weight_decay = 1e-4  # of every parameter
+    config.recipe.square = 0  # pixels, random crop of larger images
+    config.recipe.least_crop = 0.0  # of the area, randomly resized crops in place of shifts
     config.recipe.padding = 2  # pixels: one of the original 8x8 scan
     config.recipe.flip = False  # a mirrored digit is another sign
     config.recipe.seed = 0

@@ -63,8 +63,10 @@ def assemble(config: ConfigDict) -> Parts:
     teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
     test = None
     if config.data.source:
-        crop = {"image_size": teacher.spec.image_size, "crop": config.data.crop} if config.data.crop else {}
-        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **crop)
+        sizes: dict[str, Any] = {"short_side": config.data.short_side or None}
+        if config.data.crop:
+            sizes |= {"image_size": teacher.spec.image_size, "crop": config.data.crop}
+        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **sizes)
         data.require(test, teacher.spec)
     optimizer = _student_optimizer(config)
     layout = _layout(config)
@@ -73,6 +75,8 @@ def assemble(config: ConfigDict) -> Parts:
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
     objective = objective_of(config, method)
     _require_fit(config, method)
+    if teacher.spec.gives_maps:
+        _require_maps_fit(config)
     top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
     require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
     begun_with = _initial_images(config, method, teacher, teacher_vars)
@@ -112,7 +116,7 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
         return find(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
     chosen = config.transfer
     directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
-    limits = {"crops": chosen.crops, "limit": chosen.limit}
+    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": chosen.short_side}
     rows = transfer.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
     if method.select is None or not chosen.select:
         return rows
@@ -149,6 +153,15 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         crops = config.transfer.crops
         expected = f"0 for the method {name}, which learns labels"
         require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
+
+
+def _require_maps_fit(config: ConfigDict) -> None:
+    """What a teacher of segmentation asks of a run."""
+    name, expected = config.method.name, [name for name, entry in METHODS.items() if entry.maps]
+    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
+    _require_uniform(config, "all 0 for a teacher of segmentation, whose images have no class")
+    steps = config.soft_labels.steps
+    require(not steps, "soft_labels.steps", "0 for a teacher of segmentation, whose answers are maps", steps)
 
 
 def _require_uniform(config: ConfigDict, expected: str) -> None:
@@ -227,7 +240,6 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
         std=given.std or None,
         **options,
     )
-    convert.require_classifier(teacher)
     convert.require_batch_norm(teacher, variables)
     return teacher, variables
 
@@ -243,7 +255,9 @@ def conv_gradient(config: ConfigDict) -> str:
 def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
     given, spec = config.student, teacher.spec
     if not given.checkpoint and not given.graph:
-        return models.build(dataclasses.replace(spec, arch=given.arch), **options), None
+        student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
+        _require_same_task(student, teacher)
+        return student, None
     path = Path(given.checkpoint or given.graph).expanduser()
     student, variables = convert.load_network(
         path,
@@ -254,6 +268,15 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
         std=spec.std,
         **options,
     )
-    convert.require_classifier(student)
+    _require_same_task(student, teacher)
     # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.
     return student, variables if given.checkpoint else None
+
+
+def _require_same_task(student: Network, teacher: Network) -> None:
+    ours, theirs = student.spec, teacher.spec
+    if ours.task != theirs.task:
+        raise UserError(
+            f"the teacher {theirs.arch} is for {theirs.task}, the student {ours.arch} for {ours.task}: expected both "
+            "for one task"
+        )

@@ -13,7 +13,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.windows import Box, Shift, random_boxes, random_shifts, resized_crop, shifted
+from fastdfkd_jax.windows import (
+    Box,
+    Shift,
+    random_boxes,
+    random_places,
+    random_shifts,
+    resized_crop,
+    resized_labels,
+    shifted,
+    shifted_labels,
+    squares,
+)
 
 Array = jax.Array
 
@@ -101,6 +112,44 @@ def apply_view(images: Array, view: View) -> Array:
     if view.flip is not None:
         images = _mirror(images, view.flip)
     return images if view.mix is None else cutmix(images, view.mix)
+
+
+def apply_view_to_labels(labels: Array, view: View) -> Array:
+    """Shows maps of labels as `apply_view` shows their images: the nearest pixel's, -1 where nothing is known.
+
+    Args:
+      labels: int[B, H, W].
+      view: of images of that size.
+
+    Returns:
+      i32[B, H, W].
+    """
+    labels = labels.astype(jnp.int32)
+    view = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int32), view)
+    if view.shift is not None:
+        labels = shifted_labels(labels, view.shift)
+    if view.window is not None:
+        labels = resized_labels(labels, view.window)
+    if view.flip is not None:
+        labels = jnp.where(view.flip[:, None, None], labels[:, :, ::-1], labels)
+    return labels if view.mix is None else cutmix(labels[..., None], view.mix)[..., 0]
+
+
+def random_squares(key: Array, images: Array, labels: Array | None, side: int) -> tuple[Array, Array | None]:
+    """Cuts a random square out of each image, and the same out of its map of labels.
+
+    Args:
+      key: one key for the batch.
+      images: f32[B, H, W, C], no smaller than the square.
+      labels: int[B, H, W]; what is no map comes back as it is.
+      side: of the square in pixels; 0 for whole images.
+    """
+    if not side:
+        return images, labels
+    place = random_places(key, images.shape, side)
+    if labels is not None and labels.ndim == 3:
+        labels = squares(labels[..., None], place, side)[..., 0]
+    return squares(images, place, side), labels
 
 
 def compact(view: View) -> View:

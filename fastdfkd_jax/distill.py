@@ -123,6 +123,7 @@ def make_step(
     least_crop: float = 0.0,
     cutmix: float = 0.0,
     cutmix_alpha: float = 1.0,
+    square: int = 0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the pure KD step.
 
@@ -133,12 +134,14 @@ def make_step(
       extra_optimizer: of what is trained beside the student, or None.
       network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
       crop_padding, flip, least_crop, cutmix, cutmix_alpha: how images are shown (`augment.ViewOptions`). The teacher
-        sees mixed images too, so that its answer is their label.
+        sees mixed images too, so that its answer is their label. Maps of labels are shown as their images.
+      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
 
     Returns:
       `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
-      in [0, 1], weights f32[B] of the images in the loss, and info the scalars 'loss' and 'agreement' (share of equal
-      predictions in the augmented batch) and, where there are weights, 'difficulty', f32[B], KL(p_t || p_s) in nats.
+      in [0, 1], labels i32[B] or maps int[B, H, W], weights f32[B] of the images in the loss. Info holds the scalars
+      'loss' and 'agreement' (share of equal predictions in the augmented batch) and, where there are weights,
+      'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
     views = augment.ViewOptions(crop_padding, flip, least_crop, cutmix, cutmix_alpha)
     learn = _make_learner(student, optimizer, loss, extra_optimizer)
@@ -148,8 +151,11 @@ def make_step(
     ):
         view = augment.View()
         if not network_input:
+            images, labels = augment.random_squares(jax.random.fold_in(key, 3), images, labels, square)
             view = augment.draw_view(key, images.shape, views)
             images = augment.normalize(augment.apply_view(images, view), teacher.spec.mean, teacher.spec.std)
+            if labels is not None and labels.ndim == 3:
+                labels, view = augment.apply_view_to_labels(labels, view), augment.View()  # mixed pixel by pixel
         return learn(state, images, view, teacher.apply(teacher_vars, images), key, labels, weights)
 
     return step
@@ -221,7 +227,7 @@ def _make_learner(
         agreement = (outputs.logits.argmax(-1) == target.logits.argmax(-1)).mean()
         info = {"loss": value, "agreement": agreement}
         if weights is not None:
-            info["difficulty"] = losses.kl_divergence(target.logits, outputs.logits)
+            info["difficulty"] = losses.of_images(losses.kl_divergence(target.logits, outputs.logits))
         state = state._replace(
             params=optax.apply_updates(state.params, updates),
             batch_stats=outputs.batch_stats,

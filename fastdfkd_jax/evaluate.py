@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on labelled images, as a function and as a command.
+"""What a network reaches on labelled images, as a function and as a command.
 
 python -m fastdfkd_jax.evaluate CHECKPOINT --data tfds:cifar10 --data-dir DIR --split test --json
 """
@@ -13,81 +13,53 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from fastdfkd_jax import augment, configuration, convert, data, parallel
+from fastdfkd_jax import augment, configuration, convert, data, parallel, scores
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
-Array = jax.Array
-_TOP = 5
+# Measurements in percent, as they are printed.
+_SHARES = {"accuracy": "accuracy", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
 
-def batch_sums(network: Network, variables: Variables, images: Array, labels: Array, count: Array) -> Array:
-    """Correct first guesses, labels among the first five, and summed cross-entropy of a padded batch.
-
-    A row with a logit that is not finite counts as wrong, whatever `argmax` makes of it.
-
-    Args:
-      network: bound before compilation.
-      variables: of the network.
-      images: u8[B, H, W, C].
-      labels: i32[B].
-      count: i32[]; rows from here on are padding.
-
-    Returns:
-      f32[3]; the second is meaningless with five classes or fewer.
-    """
-    spec = network.spec
-    inputs = augment.normalize(images.astype(jnp.float32) / 255, spec.mean, spec.std)
-    logits = network.apply(variables, inputs).logits
-    valid = jnp.arange(len(labels)) < count
-    first = lax.top_k(logits, min(_TOP, spec.num_classes))[1] == labels[:, None]
-    hits = jnp.stack([first[:, 0], first.any(1)]) & valid & jnp.isfinite(logits).all(1)
-    loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
-    return jnp.append(hits.sum(1), jnp.where(valid, loss, 0).sum())
-
-
-def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variables, Dataset], dict[str, float]]:
-    """Builds `evaluate(variables, dataset) -> measurements`, which compiles once for all data sets.
+def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variables, Dataset], dict[str, Any]]:
+    """Builds `evaluate(variables, dataset) -> measurements`, which compiles once for all data sets of one size.
 
     Args:
       network: images are normalised by its spec.
       batch_size: images a step; the last step is padded to it.
 
     Returns:
-      A function that gives `accuracy` and, with more than five classes, `top5` in percent, `loss` (mean
-      cross-entropy in nats) and `count` (images). It raises UserError when the data set does not fit the
-      network (`data.require`).
+      A function that gives what the score of the network's task reads (`scores.of_task`), and `count` (images). It
+      raises UserError when the data set does not fit the network (`data.require`).
     """
-
+    spec, score = network.spec, scores.of_task(network.spec)
     split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch_size,))))
 
     # Defined here, so that the compiled function is this evaluator's own and its traces can be counted.
-    def sums_of_batch(variables, images, labels, count):
-        return batch_sums(network, variables, split(images), labels, count)
+    def sums_of_batch(variables, images, labels):
+        inputs = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
+        return score.sums(network.apply(variables, inputs).logits, labels)
 
     step = parallel.jit(sums_of_batch)
 
-    def evaluate(variables: Variables, dataset: Dataset) -> dict[str, float]:
-        data.require(dataset, network.spec)
+    def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
+        data.require(dataset, spec)
         total = len(dataset.labels)
         variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
         sums = []
         for start in range(0, total, batch_size):
             rows = slice(start, start + batch_size)
-            images, labels = dataset.images[rows], dataset.labels[rows]
-            padding = batch_size - len(labels)
-            images = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
-            sums.append(step(variables, images, np.pad(labels, (0, padding)), np.int32(len(labels))))
+            images, labels = dataset.images[rows], dataset.labels[rows].astype(np.int32)
+            padding = (0, batch_size - len(labels))
+            images = np.pad(images, (padding, *[(0, 0)] * (images.ndim - 1)))
+            labels = np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1)), constant_values=-1)
+            sums.append(step(variables, images, labels))
         # Added on the host in float64: a float32 sum of many batches would lose digits.
-        first, top5, loss = np.asarray(jax.device_get(sums), np.float64).sum(0).tolist()
-        measurements = {"accuracy": 100 * first / total}
-        if network.spec.num_classes > _TOP:
-            measurements["top5"] = 100 * top5 / total
-        return {**measurements, "loss": loss / total, "count": total}
+        whole = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *jax.device_get(sums))
+        return {**score.read(whole), "count": total}
 
     return evaluate
 
@@ -112,10 +84,14 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         std=arguments.std,
     )
     size = arguments.image_size or (network.spec.image_size if arguments.crop else None)
-    dataset = data.load(
-        arguments.data, arguments.split, data_dir=arguments.data_dir, image_size=size, crop=arguments.crop
-    )
+    sizes: dict[str, Any] = {"image_size": size, "crop": arguments.crop}
+    if network.spec.gives_maps:
+        sizes = {"short_side": arguments.short_side}  # it takes images of any size, and so may they be
+    dataset = data.load(arguments.data, arguments.split, data_dir=arguments.data_dir, **sizes)
     measurements = make_evaluator(network, arguments.batch_size)(variables, dataset)
+    if "iou" in measurements:
+        names = dataset.class_names or [f"class {number}" for number in range(network.spec.num_classes)]
+        measurements["iou"] = dict(zip(names, measurements["iou"], strict=True))
     return {
         "checkpoint": arguments.checkpoint,
         "arch": network.spec.arch,
@@ -144,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-classes", type=int, help="classes that the checkpoint must have")
     parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of images")
     parser.add_argument("--crop", type=float, default=0.0, help="part of a picture's shorter side; ImageNet's is 0.875")
+    parser.add_argument("--short-side", type=int, help="shorter side to which images with masks are brought")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
     parser.add_argument("--std", type=_numbers, help="likewise")
     parser.add_argument("--batch-size", type=int, default=256, help="images a step (default: %(default)s)")
@@ -159,11 +136,14 @@ def main(argv: Sequence[str]) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    top5 = f", top-5 {result['top5']:.2f} %" if "top5" in result else ""
+    shares = {name: title for name, title in _SHARES.items() if name in result}
+    measured = ", ".join(f"{title} {result[name]:.2f} %" for name, title in shares.items())
     print(
-        f"{result['arch']} on {result['data']} {result['split']}: accuracy {result['accuracy']:.2f} %{top5}, "
-        f"loss {result['loss']:.4f} nats, {result['count']} images"
+        f"{result['arch']} on {result['data']} {result['split']}: {measured}, loss {result['loss']:.4f} nats, "
+        f"{result['count']} images"
     )
+    for name, iou in result.get("iou", {}).items():
+        print(f"  {name}: {'not there' if iou is None else f'IoU {iou:.2f} %'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Losses of data-free distillation: arrays in, scalar out (paper Eq. 12, 13 and 15; METHOD 1.1)."""
+"""Losses of data-free distillation: arrays in, scalar out (paper Eq. 12, 13 and 15; METHOD 1.1).
+
+Logits are f32[B, ..., C]: of images f32[B, C], or of a map that has a class for every pixel f32[B, H, W, C]. What is
+said of "each sample" is then said of each pixel; a loss "of each image" is the mean over its pixels.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ STATISTICS = ("variance", "deviation")
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """KL(p_teacher || p_student) of each sample in nats, f32[B], of logits f32[B, C] over a temperature."""
+    """KL(p_teacher || p_student) of each sample in nats, f32[B, ...], of logits f32[B, ..., C] over a temperature."""
     log_teacher = log_softmax(teacher_logits / temperature)
     log_student = log_softmax(student_logits / temperature)
     return (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
@@ -26,12 +30,31 @@ def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: flo
 
 def distillation(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
     """The KD loss of each image, temperature^2 times KL(p_teacher || p_student), f32[B] (Eq. 12, METHOD 1.8)."""
-    return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
+    return temperature**2 * of_images(kl_divergence(teacher_logits, student_logits, temperature))
+
+
+def of_images(values: Array) -> Array:
+    """The mean of each image, f32[B], of values f32[B, ...] of its samples."""
+    return values.mean(tuple(range(1, values.ndim)))
 
 
 def cross_entropies(logits: Array, labels: Array) -> Array:
-    """-log p(label) of each image in nats, f32[B]; logits f32[B, C], labels i32[B]."""
-    return -jnp.take_along_axis(log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+    """-log p(label) of each sample in nats, f32[B, ...]; logits f32[B, ..., C], labels i32[B, ...]."""
+    return -jnp.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+
+
+def known_cross_entropies(logits: Array, labels: Array) -> Array:
+    """-log p(label) of each image in nats, f32[B]: the mean over those of its samples whose label is known.
+
+    Labels int[B, ...] outside [0, C), as -1 or the 255 of void pixels, are not known; an image without any other has 0.
+    Where logits are maps, i32[B] stands for maps of one label each.
+    """
+    labels = labels.astype(jnp.int32).reshape(labels.shape + (1,) * (logits.ndim - 1 - labels.ndim))
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    values = jnp.where(known, cross_entropies(logits, jnp.where(known, labels, 0)), 0.0)
+    samples = tuple(range(1, values.ndim))
+    return values.sum(samples) / jnp.maximum(known.sum(samples), 1)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -42,14 +65,14 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:
     """Negative KL(p_teacher || p_student), counted where both predict the same class (METHOD T5).
 
-    The mean is over the whole batch. The mask has no gradient; the logits f32[B, C] of both networks do.
+    The mean is over the whole batch. The mask has no gradient; the logits f32[B, ..., C] of both networks do.
     """
     agree = teacher_logits.argmax(-1) == student_logits.argmax(-1)
     return -(agree * kl_divergence(teacher_logits, student_logits)).mean()
 
 
 def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """Jensen-Shannon divergence of each sample in nats, f32[B] in [0, log 2], of tempered logits f32[B, C]."""
+    """Jensen-Shannon divergence of each sample in nats, f32[B, ...] in [0, log 2], of logits f32[B, ..., C]."""
     log_p = log_softmax(teacher_logits / temperature)
     log_q = log_softmax(student_logits / temperature)
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
@@ -160,8 +183,8 @@ def entropy(probabilities: Array) -> Array:
 
 
 def mean_prediction(logits: Array) -> Array:
-    """Mean softmax of a batch, f32[C], of logits f32[B, C]."""
-    return softmax(logits).mean(0)
+    """Mean softmax of a batch, f32[C], of logits f32[B, ..., C]."""
+    return softmax(logits).mean(tuple(range(logits.ndim - 1)))
 
 
 def _distances(moments: Tree, batch_stats: Tree, statistic: str) -> Iterator[Array]:

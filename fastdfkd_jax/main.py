@@ -105,7 +105,7 @@ def run_noise_control(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     control.soft_labels.dir = ""  # those are of other images
     log.info("noise control: the same student, distilled from Gaussian noise images")
     summary = run(control, workdir / "noise_control")
-    return {f"noise_{name}": summary[name] for name in ("student_accuracy_last",) if summary}
+    return {f"noise_{name}": summary[name] for name in (report.score_key(summary, "student_{}_last"),) if summary}
 
 
 def set_up_jax(config: ConfigDict) -> None:

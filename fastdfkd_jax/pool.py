@@ -12,13 +12,16 @@ from fastdfkd_jax.replay import Replay
 
 Array = jax.Array
 
+_CLASS = jax.ShapeDtypeStruct((), jnp.int32)
+
 
 class Pool(NamedTuple):
     """Images on the device.
 
     Attributes:
       images: uint8[capacity, H, W, C]; rows from `size` on are not yet filled.
-      labels: i32[capacity], the classes that were asked for or that data have; -1 where not known.
+      labels: i32[capacity], the classes that were asked for or that data have; -1 where not known. Of data with a class
+        for every pixel uint8[capacity, H, W].
       size: i32[], rows that are filled.
       replay: what is known of each image where sampling is not uniform, else None.
     """
@@ -41,11 +44,21 @@ class Batches(NamedTuple):
     labels: Array
 
 
-def empty(capacity: int, image_shape: tuple[int, int, int], replayed: bool = False) -> Pool:
-    """An empty pool with room for `capacity` images; `replayed` if they will not be drawn uniformly."""
+def empty(
+    capacity: int, image_shape: tuple[int, int, int], replayed: bool = False, label: jax.ShapeDtypeStruct = _CLASS
+) -> Pool:
+    """An empty pool with room for `capacity` images.
+
+    Args:
+      capacity: how many.
+      image_shape: (H, W, C) of each.
+      replayed: whether they will not be drawn uniformly.
+      label: shape and type of the label of each.
+    """
     images = jnp.zeros((capacity, *image_shape), jnp.uint8)
-    labels, size = jnp.full(capacity, -1, jnp.int32), jnp.zeros((), jnp.int32)
-    return Pool(images, labels, size, replay.init(capacity) if replayed else None)
+    # Of unsigned maps this is 255, void.
+    labels = jnp.full((capacity, *label.shape), -1, jnp.int32).astype(label.dtype)
+    return Pool(images, labels, jnp.zeros((), jnp.int32), replay.init(capacity) if replayed else None)
 
 
 def to_uint8(images: Array) -> Array:
@@ -59,9 +72,9 @@ def to_float(images: Array) -> Array:
 
 
 def append(pool: Pool, rows: Array, labels: Array, kept: Array | bool = True) -> Pool:
-    """Adds uint8[N, H, W, C] and i32[N] (Algorithm 1 line 11) if they are kept; the capacity must hold them."""
+    """Adds uint8[N, H, W, C] and their labels (Algorithm 1 line 11) if they are kept; the capacity must hold them."""
     images = jax.lax.dynamic_update_slice(pool.images, rows, (pool.size, 0, 0, 0))
-    labels = jax.lax.dynamic_update_slice(pool.labels, labels, (pool.size,))
+    labels = jax.lax.dynamic_update_slice(pool.labels, labels, (pool.size, *[0] * (labels.ndim - 1)))
     return pool._replace(images=images, labels=labels, size=pool.size + jnp.where(kept, rows.shape[0], 0))
 
 
@@ -74,7 +87,7 @@ def sample(key: Array, pool: Pool, batch: int) -> tuple[Array, Array]:
     """Draws uniformly with replacement (Algorithm 1 line 18).
 
     Returns:
-      Images f32[batch, H, W, C] in [0, 1] and labels i32[batch].
+      Images f32[batch, H, W, C] in [0, 1] and their labels.
     """
     rows = draw(key, pool.size, batch)
     return to_float(pool.images[rows]), pool.labels[rows]

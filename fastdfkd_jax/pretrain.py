@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax import configuration, convert, data, models
+from fastdfkd_jax import configuration, convert, data, models, scores
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
@@ -49,7 +49,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
     train, test = _datasets(config["data"])
     steps_per_epoch(recipe, len(train.labels))
-    network = models.build(_spec(config, train))
+    network = models.build(_spec(config, train, recipe))
     data.require(test, network.spec)
     _prepare(workdir, config)
     report, records = _reporter(network, recipe, test, workdir)
@@ -63,16 +63,17 @@ def _expect_keys(where: str, found: Mapping[str, Any], expected: Set[str]) -> No
 
 
 def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
-    _expect_keys("data", source, {"source", "dir", "train_split", "test_split"})
-    train, test = (
-        data.load(source["source"], source[split], data_dir=source["dir"]) for split in ("train_split", "test_split")
-    )
+    _expect_keys("data", source, {"source", "dir", "short_side", "train_split", "test_split"})
+    place = {"data_dir": source["dir"] or None, "short_side": source["short_side"] or None}
+    train, test = (data.load(source["source"], source[split], **place) for split in ("train_split", "test_split"))
     return train, test
 
 
-def _spec(config: Mapping[str, Any], dataset: Dataset) -> NetworkSpec:
+def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> NetworkSpec:
     height, width, channels = dataset.images.shape[1:]
     mean, std = tuple(config["mean"]), tuple(config["std"])
+    if dataset.labels.ndim == 3:
+        height = width = recipe.square or min(height, width)  # of what is synthesised for it
     if height != width:
         raise UserError(f"expected square training images, found {height}x{width}")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
@@ -91,7 +92,7 @@ def _reporter(
     network: Network, recipe: Recipe, test: Dataset, workdir: Path
 ) -> tuple[Callable[[int, float, Variables], None], list[dict[str, Any]]]:
     """The function that evaluates and stores a teacher, and the list of records that it fills."""
-    evaluate = make_evaluator(network)
+    evaluate, score = make_evaluator(network, recipe.batch_size), scores.of_task(network.spec)
     records: list[dict[str, Any]] = []
     start = time.perf_counter()
 
@@ -101,14 +102,15 @@ def _reporter(
         records.append({"epoch": epoch, "train_loss": loss, **measured, "seconds": seconds})
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomically(workdir / "metrics.jsonl", lambda file: file.write(lines.encode()))
-        accuracy = measured["test_accuracy"]
+        found = measured[f"test_{score.name}"]
         convert.save_network(
             workdir / "teacher.safetensors",
             network,
             variables,
-            metadata={"epoch": epoch, "test_accuracy": accuracy},
+            metadata={"epoch": epoch, f"test_{score.name}": found},
         )
-        log.info("epoch %d/%d: loss %.4f, test accuracy %.2f %%, %.0f s", epoch, recipe.epochs, loss, accuracy, seconds)
+        line = "epoch %d/%d: loss %.4f, test %s %.2f %%, %.0f s"
+        log.info(line, epoch, recipe.epochs, loss, score.title, found, seconds)
 
     return report, records
 

@@ -85,6 +85,7 @@ class Programs:
             least_crop=config.kd.least_crop,
             cutmix=config.kd.cutmix,
             cutmix_alpha=config.kd.cutmix_alpha,
+            square=config.kd.square,
         )
 
         def draw_once(key: Array, step: Array, source: base.Batch, known: None):

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import parallel
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import (
     base,
     cmi,
@@ -39,10 +39,12 @@ class Entry(NamedTuple):
     Attributes:
       build: `build(config, setting) -> Method`.
       sections: of the config that it reads and others do not.
+      maps: whether it serves teachers that give maps (segmentation) too.
     """
 
     build: Callable[[ConfigDict, base.Setting], Method]
     sections: tuple[str, ...]
+    maps: bool = False
 
 
 def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
@@ -54,6 +56,8 @@ def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
     else:
         generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **setting.forms)
         if kind == "noisy_layer":
+            expected = "another for a teacher of segmentation, of whose images no class is asked"
+            require(not spec.gives_maps, "fastdfkd.representation", expected, kind)
             rendered = representation.from_noisy_layers(generator, spec.num_classes, label_dim, setting.batch)
         else:
             rendered = representation.from_generator(generator)
@@ -125,23 +129,25 @@ def _outer_optimizer(meta: ConfigDict) -> optax.GradientTransformation:
     return optimizer
 
 
-def _with_options(build: Callable[[Any, base.Setting], Method], options: Callable[..., Any], section: str) -> Entry:
+def _with_options(
+    build: Callable[[Any, base.Setting], Method], options: Callable[..., Any], section: str, maps: bool = False
+) -> Entry:
     """For a method whose options are one section of the config."""
-    return Entry(lambda config, setting: build(options(**config[section].to_dict()), setting), (section,))
+    return Entry(lambda config, setting: build(options(**config[section].to_dict()), setting), (section,), maps)
 
 
 METHODS: dict[str, Entry] = {
-    "fastdfkd": Entry(_fastdfkd, ("fastdfkd", "generator", "inversion", "inner", "meta")),
-    "noise": Entry(lambda config, setting: noise.build(setting, config.fastdfkd.num_tasks), ("fastdfkd",)),
-    "scratch": Entry(_scratch, ()),
-    "kd": Entry(_kd, ("kd_on_data",)),
-    "dfnd": Entry(_dfnd, ("dfnd",)),
-    "deepinversion": _with_options(deepinversion.build, deepinversion.DeepInversionOptions, "deepinversion"),
+    "fastdfkd": Entry(_fastdfkd, ("fastdfkd", "generator", "inversion", "inner", "meta"), maps=True),
+    "noise": Entry(lambda config, setting: noise.build(setting, config.fastdfkd.num_tasks), ("fastdfkd",), True),
+    "scratch": Entry(_scratch, (), maps=True),
+    "kd": Entry(_kd, ("kd_on_data",), maps=True),
+    "dfnd": Entry(_dfnd, ("dfnd",), maps=True),
+    "deepinversion": _with_options(deepinversion.build, deepinversion.DeepInversionOptions, "deepinversion", maps=True),
     "cmi": Entry(_cmi, ("cmi", "generator", "inversion")),
-    "dafl": _with_options(dafl.build, dafl.Options, "dafl"),
+    "dafl": _with_options(dafl.build, dafl.Options, "dafl", maps=True),
     "zskt": _with_options(zskt.build, zskt.Options, "zskt"),
     "dfq": _with_options(dfq.build, dfq.Options, "dfq"),
-    "dfad": _with_options(dfad.build, dfad.Options, "dfad"),
+    "dfad": _with_options(dfad.build, dfad.Options, "dfad", maps=True),
     "generative_dfd": _with_options(generative_dfd.build, generative_dfd.Options, "generative_dfd"),
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def table(directory: Path) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def score_key(summary: Mapping[str, Any], name: str) -> str:
+    """A key such as 'student_{}_last' with the score of a run's task in it; older records are all of accuracy."""
+    return name.format(summary.get("score", "accuracy"))
+
+
 def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
     first = summaries[0]
 
@@ -91,10 +96,10 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
         name,
         f"{first['teacher']} → {first['student']}",
         ", ".join(str(summary["seed"]) for summary in summaries),
-        f"{first['teacher_accuracy']:.2f}",
-        mean("student_accuracy_last", 2),
-        mean("student_accuracy_best_on_test", 2),
-        mean("noise_student_accuracy_last", 2),
+        f"{first[score_key(first, 'teacher_{}')]:.2f}",
+        mean(score_key(first, "student_{}_last"), 2),
+        mean(score_key(first, "student_{}_best_on_test"), 2),
+        mean(score_key(first, "noise_student_{}_last"), 2),
         f"{first['images']:,}",
         mean("synthesis_seconds", 0),
         mean("distill_seconds", 0),

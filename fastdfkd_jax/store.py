@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,7 +40,11 @@ class DeviceStore:
     def __init__(self, first: Rows | None, made: int, image_shape: tuple[int, int, int], replayed: bool):
         self._first = first
         capacity = made + (0 if first is None else len(first.labels))
-        self.pool = parallel.everywhere(pool.empty(capacity, image_shape, replayed))
+        shapes: dict[str, Any] = {"image_shape": image_shape}
+        if first is not None:  # of data with maps images need not have the network's size
+            label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
+            shapes = {"image_shape": first.images.shape[1:], "label": label}
+        self.pool = parallel.everywhere(pool.empty(capacity, replayed=replayed, **shapes))
 
     @property
     def replay(self) -> Replay | None:

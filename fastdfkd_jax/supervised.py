@@ -1,4 +1,4 @@
-"""Supervised training of a classifier on labelled images: how the teachers are made (METHOD section 5)."""
+"""Supervised training on labelled images, of one class each or of one a pixel: how the teachers are made (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fastdfkd_jax import augment
+from fastdfkd_jax import augment, losses
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -37,6 +37,8 @@ class Recipe:
       flip: whether images are mirrored at random.
       seed: of weights, order and augmentation.
       eval_every: epochs between evaluations; the checkpoint is written at each.
+      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
+      least_crop: where it is not 0, the least share of the area that a random crop keeps, in place of padding.
     """
 
     epochs: int
@@ -50,12 +52,14 @@ class Recipe:
     flip: bool
     seed: int
     eval_every: int
+    square: int = 0
+    least_crop: float = 0.0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected recipe.{name} of at least 1, got {getattr(self, name)}")
-        for name in ("lr", "lr_decay", "momentum", "weight_decay", "padding", "seed"):
+        for name in ("lr", "lr_decay", "momentum", "weight_decay", "square", "least_crop", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected recipe.{name} of at least 0, got {getattr(self, name)}")
 
@@ -115,21 +119,22 @@ def train_step(
       network, optimizer, recipe: bound before compilation.
       state: of training.
       images: u8[B, H, W, C].
-      labels: i32[B].
-      key: of this step's augmentation.
+      labels: i32[B], or maps int[B, H, W], of which pixels outside the classes have no part in the loss.
+      key: of this step's augmentation and dropout.
 
     Returns:
       The new state and the batch's mean cross-entropy in nats.
     """
     spec = network.spec
-    views = images.astype(jnp.float32) / 255
-    views = augment.random_crop_flip(key, views, recipe.padding, recipe.flip)
-    inputs = augment.normalize(views, spec.mean, spec.std)
+    square_key, dropout_key = (jax.random.fold_in(key, number) for number in (2, 3))
+    views, labels = augment.random_squares(square_key, images.astype(jnp.float32) / 255, labels, recipe.square)
+    view = augment.draw_view(key, views.shape, augment.ViewOptions(recipe.padding, recipe.flip, recipe.least_crop))
+    inputs = augment.normalize(augment.apply_view(views, view), spec.mean, spec.std)
+    shown = augment.apply_view_to_labels(labels, view) if labels.ndim == 3 else labels
 
     def loss_of(params):
-        outputs = network.apply({**state.variables, "params": params}, inputs, train=True)
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
-        return losses.mean(), outputs.batch_stats
+        outputs = network.apply({**state.variables, "params": params}, inputs, train=True, key=dropout_key)
+        return losses.known_cross_entropies(outputs.logits, shown).mean(), outputs.batch_stats
 
     params = state.variables["params"]
     (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -169,11 +174,11 @@ def train_teacher(
 
     for epoch in range(recipe.epochs):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(dataset.labels)))
-        losses = []
+        history = []
         for i, rows in enumerate(order[: steps * recipe.batch_size].reshape(steps, -1)):
             state, loss = step(state, dataset.images[rows], dataset.labels[rows], epoch * steps + i)
-            losses.append(loss)
-        mean_loss = float(np.mean(jax.device_get(losses)))
+            history.append(loss)
+        mean_loss = float(np.mean(jax.device_get(history)))
         if not math.isfinite(mean_loss):
             raise UserError(f"the training loss became {mean_loss} in epoch {epoch + 1}: lower recipe.lr")
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, hosts, parallel, pool, report
+from fastdfkd_jax import augment, convert, hosts, parallel, pool, report, scores
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints, digest
 from fastdfkd_jax.data import Dataset
@@ -52,7 +52,7 @@ class Progress:
       images: images synthesised, those of a method that keeps some of its calls without the others.
       shards: calls whose images are in D' and on disk.
       *_seconds: time of each kind of work, apart from the others.
-      teacher_accuracy, accuracy_last, accuracy_best: top-1 on the evaluation data, percent.
+      teacher_score, score_last, score_best: on the evaluation data, percent (`scores.of_task`).
       metrics_offset: bytes of metrics.jsonl that belong to this point.
     """
 
@@ -65,9 +65,9 @@ class Progress:
     compile_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     label_seconds: float = 0.0
-    teacher_accuracy: float | None = None
-    accuracy_last: float | None = None
-    accuracy_best: float | None = None
+    teacher_score: float | None = None
+    score_last: float | None = None
+    score_best: float | None = None
     metrics_offset: int = 0
 
 
@@ -80,7 +80,7 @@ class Training:
         self.progress = Progress()
         self.last_call = last_call(config)
         self.stop_requested = False
-        self.evaluate = make_evaluator(parts.student, config.data.batch)
+        self.evaluate, self.score = make_evaluator(parts.student, config.data.batch), scores.of_task(parts.teacher.spec)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
         self.state = initial_state(init_key, parts)
         self.once = parts.method.lifetime == base.ONCE
@@ -353,8 +353,8 @@ class Training:
             self._evaluate(self.parts.test)
         if last or done.call % self.config.checkpoint_every == 0:
             self._save()
-        accuracy = "" if done.accuracy_last is None else f", test accuracy {done.accuracy_last:.2f} %"
-        self.metrics.advance(done.call, f"{done.images} images{accuracy}")
+        score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
+        self.metrics.advance(done.call, f"{done.images} images{score}")
 
     def _record(self, part: str, info: dict[str, jax.Array]) -> None:
         values = {f"{part}/{name}": np.asarray(value).tolist() for name, value in info.items()}
@@ -377,18 +377,18 @@ class Training:
         )
 
     def _evaluate_teacher(self) -> None:
-        if self.parts.test is not None and self.progress.teacher_accuracy is None:
+        if self.parts.test is not None and self.progress.teacher_score is None:
             evaluate = make_evaluator(self.parts.teacher, self.config.data.batch)
             result = evaluate(self.parts.teacher_vars, self.parts.test)
-            self.progress.teacher_accuracy = result["accuracy"]
-            self.metrics.say(f"teacher accuracy {result['accuracy']:.2f} %")
+            self.progress.teacher_score = result[self.score.name]
+            self.metrics.say(f"teacher {self.score.title} {self.progress.teacher_score:.2f} %")
 
     def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
         result = self.evaluate(self.state["student"].variables, test)
         done.evaluate_seconds += time.perf_counter() - start
-        done.accuracy_last = result["accuracy"]
-        done.accuracy_best = max(done.accuracy_last, done.accuracy_best or 0.0)
+        found: float = result[self.score.name]
+        done.score_last, done.score_best = found, max(found, done.score_best or 0.0)
         self.metrics.write(done.call, {f"eval/{name}": value for name, value in result.items()})
 
     def _save(self) -> None:
@@ -414,9 +414,10 @@ class Training:
             "method": self.config.method.name,
             "knows": self.parts.method.knows,
             "seed": self.config.seed,
-            "teacher_accuracy": done.teacher_accuracy,
-            "student_accuracy_last": done.accuracy_last,
-            "student_accuracy_best_on_test": done.accuracy_best,
+            "score": self.score.name,
+            f"teacher_{self.score.name}": done.teacher_score,
+            f"student_{self.score.name}_last": done.score_last,
+            f"student_{self.score.name}_best_on_test": done.score_best,
             "images": done.images,
             "synthesis_seconds": done.synthesis_seconds,
             "distill_seconds": done.distill_seconds,

@@ -17,20 +17,25 @@ from fastdfkd_jax.shards import Rows
 _BATCH = 256
 
 
-def read(source: str, split: str, directory: str, spec: NetworkSpec, *, crops: int, limit: int) -> Rows:
-    """Images of the teacher's size.
+def read(
+    source: str, split: str, directory: str, spec: NetworkSpec, *, crops: int, limit: int, short_side: int = 0
+) -> Rows:
+    """Images of the teacher's size, or with maps of labels of any.
 
     Args:
       source, split, directory: as `data.load` takes them, or `data.unlabelled.load` where crops are wanted.
       spec: the teacher's.
       crops: 0 for a labelled data set as it is, else so many random crops of each picture, without labels.
       limit: most images; 0 for all.
+      short_side: to which images with maps are brought; 0 for as they are.
 
     Raises:
       UserError: the data are missing or damaged, or do not fit the teacher.
     """
     if not crops:
-        dataset = data.require(data.load(source, split, data_dir=directory or None), spec)
+        dataset = data.require(
+            data.load(source, split, data_dir=directory or None, short_side=short_side or None), spec
+        )
         rows = slice(limit or None)
         return Rows(dataset.images[rows], dataset.labels[rows])
     root = Path(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else ".")).expanduser()

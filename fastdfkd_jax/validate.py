@@ -47,7 +47,8 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
         "inversion.adversarial_weight", "inversion.feature_weight", "kd.momentum", "kd.weight_decay", "kd.final_lr",
         "kd.clip_norm",
         "transfer.crops", "transfer.limit", "transfer.select",
-        "soft_labels.steps", "soft_labels.top_k", "soft_labels.seed",
+        "soft_labels.steps", "soft_labels.top_k", "soft_labels.seed", "data.short_side", "transfer.short_side",
+        "kd.square",
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",

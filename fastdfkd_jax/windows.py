@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """First row and column, i32[B] each, of a window of the images' own size; zero is black outside an image."""
+    """First row and column, i32[B] each, of a window of one size for all; zero is black outside an image."""
 
     top: Array
     left: Array
@@ -44,6 +44,22 @@ def shifted(images: Array, shift: Shift) -> Array:
     """The windows of f32[B, H, W, C], to the bit; what they have outside an image is zero."""
     _, height, width, _ = images.shape
     return _resample(images, _shift_matrix(shift.top, height), _shift_matrix(shift.left, width))
+
+
+def random_places(key: Array, shape: tuple[int, ...], side: int) -> Shift:
+    """First rows and columns of squares of `side` pixels that lie within images [B, H, W, C]."""
+    batch, height, width, _ = shape
+    top, left = jax.random.randint(key, (2, batch), 0, jnp.array([[height - side], [width - side]]) + 1)
+    return Shift(top, left)
+
+
+def squares(images: Array, place: Shift, side: int) -> Array:
+    """The squares of [B, H, W, C] at these places, [B, side, side, C], to the bit, of any type."""
+
+    def cut(image: Array, top: Array, left: Array) -> Array:
+        return lax.dynamic_slice(image, (top, left, 0), (side, side, image.shape[-1]))
+
+    return jax.vmap(cut)(images, place.top, place.left)
 
 
 def random_boxes(
@@ -70,6 +86,29 @@ def resized_crop(images: Array, box: Box) -> Array:
     """The windows of f32[B, H, W, C] brought to H x W: bilinear, of pixel centres, nothing from outside a window."""
     _, height, width, _ = images.shape
     return _resample(images, _resize_matrix(box.top, box.height, height), _resize_matrix(box.left, box.width, width))
+
+
+def shifted_labels(labels: Array, shift: Shift) -> Array:
+    """The windows of i32[B, H, W]; -1 outside a map."""
+    _, height, width = labels.shape
+    rows, columns = (start[:, None] + jnp.arange(size) for start, size in ((shift.top, height), (shift.left, width)))
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+    return jnp.where(inside, _picked(labels, jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)), -1)
+
+
+def resized_labels(labels: Array, box: Box) -> Array:
+    """The windows of i32[B, H, W] brought to H x W: the pixel in which a new one's centre lies."""
+    _, height, width = labels.shape
+
+    def nearest(start: Array, length: Array, size: int) -> Array:
+        return start[:, None] + (2 * jnp.arange(size) + 1) * length[:, None] // (2 * size)
+
+    return _picked(labels, nearest(box.top, box.height, height), nearest(box.left, box.width, width))
+
+
+def _picked(labels: Array, rows: Array, columns: Array) -> Array:
+    """Pixels of [B, H, W] at these rows and columns, i32[B, H] and i32[B, W]."""
+    return jax.vmap(lambda image, row, column: image[row][:, column])(labels, rows, columns)
 
 
 def _resize_matrix(start: Array, length: Array, size: int) -> Array:

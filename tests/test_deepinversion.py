@@ -1,5 +1,6 @@
 """DeepInversion: its loss against a few lines of NumPy, its stages, what it keeps, and a run in small."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -188,12 +189,18 @@ def test_half_size_is_refused_where_the_teacher_cannot():
 
 
 def test_balanced_labels_hold_every_class_equally_often():
-    labels = method.draw_labels(jax.random.key(0), 25, 10, "balanced")
+    spec = models.NetworkSpec("resnet20", 10)
+    labels = method.draw_labels(jax.random.key(0), 25, spec, "balanced")
     assert sorted(np.bincount(labels)) == [2] * 5 + [3] * 5
-    other = method.draw_labels(jax.random.key(1), 25, 10, "balanced")
+    other = method.draw_labels(jax.random.key(1), 25, spec, "balanced")
     assert not np.array_equal(np.bincount(labels), np.bincount(other))
-    assert len(np.unique(method.draw_labels(jax.random.key(0), 8, 1000, "balanced"))) == 8
-    uniform = method.draw_labels(jax.random.key(0), 1000, 10, "uniform")
+    assert (
+        len(
+            np.unique(method.draw_labels(jax.random.key(0), 8, dataclasses.replace(spec, num_classes=1000), "balanced"))
+        )
+        == 8
+    )
+    uniform = method.draw_labels(jax.random.key(0), 1000, spec, "uniform")
     assert 60 < np.bincount(uniform).min() < 100
 
 

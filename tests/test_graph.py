@@ -690,7 +690,7 @@ def test_a_segmentation_network_gives_a_map_and_is_verified(tmp_path, capsys):
     assert convert_main(["verify", str(tmp_path)]) == 0, capsys.readouterr()
     config = tiny_config(teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,) * 3)
     config.teacher.std = (0.5,) * 3
-    with pytest.raises(UserError, match="is for segmentation: expected a classifier"):
+    with pytest.raises(UserError, match=r"is for segmentation, the student .* for classification: expected both"):
         main.run(config, tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "fastdfkd_jax"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
 ALGORITHMS = {"methods", "meta", "losses", "moments", "augment", "distill", "models", "replay"}
-ALGORITHMS |= {"windows", "soft_labels"}
+ALGORITHMS |= {"windows", "soft_labels", "scores"}
 # What computing needs; anything else in an algorithm room would be input, output or a device. NumPy is for constants.
 PURE = {"__future__", "collections", "dataclasses", "fractions", "functools", "math", "re", "typing"}
 PURE |= {"jax", "flax", "numpy", "optax"}
@@ -24,7 +24,8 @@ ALLOWED = {
     "label_files": {"augment", "files", "npz", "soft_labels"},
     "losses": {"moments"},
     "models": {"models"},
-    "supervised": {"augment", "models", "data"},
+    "scores": {"losses", "models"},
+    "supervised": {"augment", "losses", "models", "data"},
     "data": {"data", "models"},
     "convert": {"convert", "models"},
     "pool": {"replay"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "metrics": {"files"},
     "report": {"files", "configuration"},
     "export": {"export", "configuration", "convert", "files", "shards"},
-    "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel"},
+    "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel", "scores"},
 }
 
 

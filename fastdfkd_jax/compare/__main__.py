@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import configuration
+from fastdfkd_jax import configuration, report
 from fastdfkd_jax.compare import estimates, folders, outputs, processes
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
 from fastdfkd_jax.compare.estimates import Entry
@@ -84,7 +84,7 @@ def _run(
         done += 1
         name = run_names[task.name]
         if outcome.kind == processes.FINISHED:
-            accuracy = outcome.answer.get("student_accuracy_last")
+            accuracy = outcome.answer.get(report.score_key(outcome.answer, "student_{}_last"))
             text = "" if accuracy is None else f", student {accuracy:.2f} %"
             log.info("%s: finished in %.2f hours%s; %d of %d", task.name, outcome.seconds / 3600, text, done, len(left))
         elif outcome.kind == processes.STOPPED:

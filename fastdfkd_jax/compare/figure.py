@@ -61,7 +61,8 @@ def _panel(axes, section: str, lines: Sequence[Line]) -> None:
             axes.axhline(line.accuracy, color="grey", linestyle="--", label=line.row.label)
     axes.set_xscale("log")
     axes.set_xlabel("synthesis seconds")
-    axes.set_ylabel("student accuracy %, last epoch")
+    score = "mIoU" if any(line.score == "miou" for line in lines) else "accuracy"
+    axes.set_ylabel(f"student {score} %, last epoch")
     axes.set_title(section, fontsize="medium")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

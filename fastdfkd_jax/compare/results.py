@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastdfkd_jax import report
 from fastdfkd_jax.compare.comparison import Row, Table
 
 Summary = Mapping[str, Any]
@@ -21,11 +22,12 @@ class Line:
 
     Attributes:
       row: what it shows.
+      score: what is measured, 'accuracy' or 'miou'.
       seeds: finished runs.
       wanted: runs that were asked for.
       failures: one line for each run that failed.
       knows: what the method is given of the world.
-      accuracy: top-1 of the student after the last call, percent, mean over seeds.
+      accuracy: the score of the student after the last call, percent, mean over seeds.
       deviation: its standard deviation over seeds (n - 1), where there are several.
       best_on_test: the mean of the best readings on the test set, percent.
       teacher_accuracy: percent.
@@ -40,6 +42,7 @@ class Line:
     """
 
     row: Row
+    score: str = "accuracy"
     seeds: int = 0
     wanted: int = 0
     failures: tuple[str, ...] = ()
@@ -86,16 +89,17 @@ def sections(
 
 def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> Line:
     of_run = summaries.get(row.run, ())
-    line = Line(row, len(of_run), wanted.get(row.run, 0), tuple(failures.get(row.run, ())), row.knows or None)
+    score = all_of[0].get("score", "accuracy") if all_of else "accuracy"
+    line = Line(row, score, len(of_run), wanted.get(row.run, 0), tuple(failures.get(row.run, ())), row.knows or None)
     if row.shows == "teacher":
-        return replace(line, accuracy=_mean(all_of, "teacher_accuracy"), synthesises=False)
+        return replace(line, accuracy=_mean(all_of, "teacher_{}"), synthesises=False)
     if not of_run:
         return line
     images = _mean(of_run, "images")
     line = replace(
         line,
         knows=of_run[0].get("knows") or line.knows,
-        teacher_accuracy=_mean(of_run, "teacher_accuracy"),
+        teacher_accuracy=_mean(of_run, "teacher_{}"),
         images=images,
         synthesises=images != 0,
         synthesis_seconds=_mean(of_run, "synthesis_seconds"),
@@ -107,12 +111,12 @@ def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> L
         return replace(
             line, seeds=0, wanted=0, failures=(), synthesis_seconds=computed, is_computed=computed is not None
         )
-    accuracies = _values(of_run, "student_accuracy_last")
+    accuracies = _values(of_run, "student_{}_last")
     return replace(
         line,
-        accuracy=_mean(of_run, "student_accuracy_last"),
+        accuracy=_mean(of_run, "student_{}_last"),
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        best_on_test=_mean(of_run, "student_accuracy_best_on_test"),
+        best_on_test=_mean(of_run, "student_{}_best_on_test"),
         total_seconds=_mean(of_run, "total_seconds"),
         peak_bytes=max(_values(of_run, "peak_memory_bytes"), default=None),
         devices=tuple(sorted({kind for summary in of_run for kind in summary.get("devices", ())})),
@@ -131,10 +135,11 @@ def _with_speed_ups(lines: list[Line]) -> list[Line]:
     ]
 
 
-def _values(summaries: Sequence[Summary], key: str) -> list[float]:
-    return [summary[key] for summary in summaries if summary.get(key) is not None]
+def _values(summaries: Sequence[Summary], name: str) -> list[float]:
+    found = (summary.get(report.score_key(summary, name)) for summary in summaries)
+    return [value for value in found if value is not None]
 
 
-def _mean(summaries: Sequence[Summary], key: str) -> float | None:
-    values = _values(summaries, key)
+def _mean(summaries: Sequence[Summary], name: str) -> float | None:
+    values = _values(summaries, name)
     return statistics.fmean(values) if values else None

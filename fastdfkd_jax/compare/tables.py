@@ -73,6 +73,7 @@ def as_csv(table: Table, sections: Sections) -> str:
 
 _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
     ("knows", lambda line: line.knows),
+    ("score", lambda line: line.score),
     ("student_accuracy_last", lambda line: line.accuracy),
     ("student_accuracy_last_sd", lambda line: line.deviation),
     ("seeds", lambda line: line.seeds),
@@ -92,10 +93,11 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
 
 def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[Line], str]]]:
     """The columns of a section's table: the head, and what a line has there."""
+    measured = " mIoU" if any(line.score == "miou" for line in lines) else ""
     made: list[tuple[str, Callable[[Line], str]]] = [
         ("method", lambda line: line.row.label),
         ("knows", lambda line: line.knows or MISSING),
-        ("student %, last epoch", _accuracy),
+        (f"student{measured} %, last epoch", _accuracy),
         ("n", _seeds),
         ("best on test %", _of_students(lambda line: _number(line.best_on_test, 2))),
         ("teacher %", _of_students(lambda line: _number(line.teacher_accuracy, 2))),

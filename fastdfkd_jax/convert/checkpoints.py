@@ -272,13 +272,3 @@ def require_batch_norm(network: Network, variables: Mapping[str, Any]) -> None:
             f"the teacher {network.spec.arch} has no BatchNorm layers, whose statistics this method "
             "inverts: choose a teacher with BatchNorm"
         )
-
-
-def require_classifier(network: Network) -> None:
-    """Refuses a network that does not give one row of logits an image.
-
-    Raises:
-      UserError: it has another task.
-    """
-    if network.spec.task != "classification":
-        raise UserError(f"the network {network.spec.arch} is for {network.spec.task}: expected a classifier")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.distill import Objective
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Network, NetworkSpec
 
 Array = jax.Array
 Tree = Any
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
     Attributes:
       images: f32[N, H, W, C] in [0, 1]; of a method whose batches live once f32[M, N, H, W, C], M batches that
         the student's steps take in turn, as `Method.network_input` says.
-      labels: i32[N] or i32[M, N], the classes that were asked for.
+      labels: i32[N] or i32[M, N], the classes that were asked for, -1 for none.
       kept: bool[], whether the images join D'; a call may only prepare those to come.
       weights: tree of arrays that is stored beside images that are kept, a generator's for instance; () for nothing.
     """
@@ -71,7 +72,8 @@ class Method(NamedTuple):
       init: `init(key, teacher_vars) -> state`.
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
         under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
-        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class), and of methods
+        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class, of maps in
+        pixels), and of methods
         that take many steps in a call 'by_step/moment_gap', f32[at most 50].
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
@@ -94,6 +96,13 @@ class Method(NamedTuple):
     needs_labels: bool = False
     select: Callable[[Tree, Array], Array] | None = None
     knows: str = TEACHER_ONLY
+
+
+def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
+    """A class for each of so many images, i32[count], uniformly; -1 where a network gives maps and none is asked."""
+    if spec.gives_maps:
+        return jnp.full(count, -1, jnp.int32)
+    return jax.random.randint(key, (count,), 0, spec.num_classes)
 
 
 def evenly(values: Array, most: int = 50) -> Array:

@@ -16,9 +16,9 @@ import optax
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting, evenly
+from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, evenly
 from fastdfkd_jax.methods.descent import Descent, descend
-from fastdfkd_jax.models import Network, first_batch_norms
+from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms
 
 Array = jax.Array
 Tree = Any
@@ -124,12 +124,16 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     """Binds networks and options.
 
     Raises:
-      UserError: the teacher takes no images of half the size, as `half_size_steps` need.
+      UserError: the teacher takes no images of half the size, as `half_size_steps` need; or it gives maps, and there is
+        a class term.
     """
     teacher, student, classes = setting.teacher, setting.student, setting.teacher.spec.num_classes
     pixels = representation.laid_out(representation.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
+    expected = "0 for a teacher of segmentation, of whose images no class is asked"
+    classified = not (teacher.spec.gives_maps and options.class_weight)
+    require(classified, "deepinversion.class_weight", expected, options.class_weight)
     # As FastDFKD has it: the student's opinion counts from the last call that it does not learn in.
     student_start = max(1, setting.warmup_calls)
 
@@ -154,7 +158,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         """One call; the names are those of `Method.synthesize`."""
         state = state._replace(call=state.call + 1)
         label_key, draw_key, half_key, full_key = jax.random.split(key, 4)
-        labels = draw_labels(label_key, setting.batch, classes, options.labels)
+        labels = draw_labels(label_key, setting.batch, teacher.spec, options.labels)
         student_on = (state.call >= student_start).astype(jnp.float32)
         frozen = Frozen(teacher_vars, student_vars, labels, student_on)
 
@@ -178,7 +182,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
             "agreement": (last.predicted == student_predicted).mean(),
             "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
             "by_step/moment_gap": evenly(jnp.concatenate([*gaps, stage.watched])),
-            "predicted": jnp.bincount(last.predicted, length=classes),
+            "predicted": jnp.bincount(last.predicted.reshape(-1), length=classes),
         }
         return state, Batch(images, labels), info
 
@@ -216,12 +220,13 @@ def make_loss(
         seen = teacher.apply(frozen.teacher_vars, view, moments=True)
         by_layer = losses.feature_by_layer(seen.moments, frozen.teacher_vars["batch_stats"])
         terms = {
-            "class": losses.cross_entropy(seen.logits, frozen.labels),
             "feature": (of_layers * by_layer).sum(),
             "tv_l1": losses.total_variation_l1(view),
             "tv_l2": losses.total_variation(view),
             "l2": losses.mean_l2(view),
         }
+        if "class" in weights:
+            terms["class"] = losses.cross_entropy(seen.logits, frozen.labels)
         if of_student:
             theirs = student.apply(frozen.student_vars, view, moments="student_feature" in of_student)
             terms["adversarial"] = _adversarial(seen.logits, theirs.logits, options)
@@ -237,11 +242,11 @@ def make_loss(
     return loss
 
 
-def draw_labels(key: Array, batch: int, classes: int, kind: str) -> Array:
+def draw_labels(key: Array, batch: int, spec: NetworkSpec, kind: str) -> Array:
     """Classes to ask for, i32[batch]: 'uniform' or 'balanced' (a random order of all classes, repeated)."""
-    if kind == "uniform":
-        return jax.random.randint(key, (batch,), 0, classes)
-    return jnp.resize(jax.random.permutation(key, classes), (batch,)).astype(jnp.int32)
+    if kind == "uniform" or spec.gives_maps:
+        return asked_classes(key, batch, spec)
+    return jnp.resize(jax.random.permutation(key, spec.num_classes), (batch,)).astype(jnp.int32)
 
 
 def _adversarial(teacher_logits: Array, student_logits: Array, options: DeepInversionOptions) -> Array:

@@ -17,7 +17,7 @@ from jax.nn import log_softmax, softmax
 from fastdfkd_jax import augment
 from fastdfkd_jax.distill import Objective, kd_loss
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.losses import cross_entropies
+from fastdfkd_jax.losses import cross_entropies, of_images
 from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting
 from fastdfkd_jax.methods.given import on_data
 from fastdfkd_jax.models import Network
@@ -64,7 +64,7 @@ def selection(teacher: Network):
 
     def select(teacher_vars: Any, images: Array) -> Array:
         logits = teacher.apply(teacher_vars, augment.normalize(images, teacher.spec.mean, teacher.spec.std)).logits
-        return cross_entropies(logits, logits.argmax(-1))
+        return of_images(cross_entropies(logits, logits.argmax(-1)))
 
     return select
 
@@ -80,7 +80,7 @@ def noise_matrix(logits: Array, accuracy: float) -> Array:
 
 
 def noise_loss(matrix_logits: Array, student_logits: Array, teacher_logits: Array, accuracy: float) -> Array:
-    """-log p(the teacher's label), f32[B], where the student's prediction passes through the noise matrix."""
+    """-log p(the teacher's label) of each image, f32[B], the student's prediction passing through the noise matrix."""
     log_matrix = jnp.log(jnp.maximum(noise_matrix(matrix_logits, accuracy), 1e-12))
     said = teacher_logits.argmax(-1)
-    return -jax.scipy.special.logsumexp(log_softmax(student_logits) + log_matrix.T[said], axis=-1)
+    return -of_images(jax.scipy.special.logsumexp(log_softmax(student_logits) + log_matrix.T[said], axis=-1))

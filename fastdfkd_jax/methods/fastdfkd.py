@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import losses, meta, moments
-from fastdfkd_jax.methods.base import Batch, Method, evenly
+from fastdfkd_jax.methods.base import Batch, Method, asked_classes, evenly
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
 from fastdfkd_jax.models import Network
@@ -137,7 +137,7 @@ def build(
         generator, frozen = shared
         label_key, view_key = jax.random.split(key)
         if representation.labels is None:
-            labels = jax.random.randint(label_key, (options.synthesis_batch,), 0, teacher.spec.num_classes)
+            labels = asked_classes(label_key, options.synthesis_batch, teacher.spec)
         else:
             labels = representation.labels(label_key, options.synthesis_batch)
         views = jax.random.split(view_key, options.num_adapt_steps + 1)

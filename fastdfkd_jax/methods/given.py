@@ -31,7 +31,7 @@ class Options:
 
 def scratch(setting: Setting) -> Method:
     """The student learns the labels, by cross-entropy; the teacher has no part in it."""
-    objective = Objective(lambda extra, student, teacher, labels: _own_labels(student.logits, labels))
+    objective = Objective(lambda extra, student, teacher, labels: losses.known_cross_entropies(student.logits, labels))
     return on_data(objective, ORIGINAL_DATA)._replace(needs_labels=True)
 
 
@@ -49,7 +49,7 @@ def kd(options: Options, temperature: float, original: bool, setting: Setting) -
     def loss(extra: Any, student, teacher, labels: Array) -> Array:
         total = distilled(extra, student, teacher, labels)
         if options.label_weight:
-            total += options.label_weight * _own_labels(student.logits, labels)
+            total += options.label_weight * losses.known_cross_entropies(student.logits, labels)
         return total
 
     return on_data(Objective(loss), ORIGINAL_DATA if original else OTHER_DATA)
@@ -64,8 +64,3 @@ def on_data(objective: Objective, knows: str) -> Method:
     return Method(
         lambda key, teacher_vars: (), synthesize, images_per_call=0, lifetime=DATA, objective=objective, knows=knows
     )
-
-
-def _own_labels(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of each image with its label, f32[B]; 0 where that is not known (-1)."""
-    return jax.numpy.where(labels < 0, 0.0, losses.cross_entropies(logits, labels))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import augment, losses
+from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Network, Outputs
 from fastdfkd_jax.moments import Accumulators
 
@@ -25,7 +26,8 @@ class InversionOptions:
     """Weights and kinds of the terms.
 
     Attributes:
-      class_weight, adversarial_weight, feature_weight: of the three terms (METHOD section 2: oh, adv, bn).
+      class_weight, adversarial_weight, feature_weight: of the three terms (METHOD section 2: oh, adv, bn). Of a teacher
+        that gives maps there is no class term, as in the paper (Table 3): its weight must be 0.
       adversarial: 'kl', masked and without temperature (METHOD T5), or 'jsd' with `jsd_temperature` (Eq. 13).
       jsd_temperature: tau of Eq. 13.
       feature: 'momentum' (Eq. 15) or 'plain' (Eq. 13).
@@ -68,9 +70,9 @@ class Observed(NamedTuple):
     """What one evaluation of the loss shows.
 
     Attributes:
-      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each.
+      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each; of maps without the first.
       moments: the teacher's BatchNorm input moments, a tree of f32[C].
-      predicted: i32[B], the teacher's predictions.
+      predicted: i32[B], or of maps i32[B, H, W], the teacher's predictions.
       agreement: f32[], share of the batch on which the student predicts the same.
       described: what the loss was built to describe of the teacher's outputs; () for nothing.
     """
@@ -93,7 +95,13 @@ def make_inversion_loss(
     Images are f32[B, H, W, C] in [0, 1] before augmentation, labels i32[B]; the key draws the augmented view,
     the same for teacher and student. One teacher pass serves all three terms, and `describe`, whose result on the
     teacher's outputs is among what is observed.
+
+    Raises:
+      UserError: a class term is asked for of a teacher that gives maps.
     """
+    names_classes = not teacher.spec.gives_maps
+    expected = "0 for a teacher of segmentation, of whose images no class is asked"
+    require(names_classes or not options.class_weight, "inversion.class_weight", expected, options.class_weight)
 
     def feature_loss(moments: Tree, frozen: Frozen) -> Array:
         batch_stats = frozen.teacher_vars["batch_stats"]
@@ -113,16 +121,15 @@ def make_inversion_loss(
         view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
         seen = teacher.apply(frozen.teacher_vars, view, moments=True)
         student_logits = student.apply(frozen.student_vars, view).logits
-        terms = {
-            "class": losses.cross_entropy(seen.logits, labels),
-            "adversarial": adversarial_loss(seen.logits, student_logits),
-            "feature": feature_loss(seen.moments, frozen),
+        terms = {"class": losses.cross_entropy(seen.logits, labels)} if names_classes else {}
+        terms["adversarial"] = adversarial_loss(seen.logits, student_logits)
+        terms["feature"] = feature_loss(seen.moments, frozen)
+        weights = {
+            "class": options.class_weight,
+            "adversarial": options.adversarial_weight * frozen.adversarial_on,
+            "feature": options.feature_weight,
         }
-        total = (
-            options.class_weight * terms["class"]
-            + options.adversarial_weight * frozen.adversarial_on * terms["adversarial"]
-            + options.feature_weight * terms["feature"]
-        )
+        total = jnp.asarray(sum(weights[name] * term for name, term in terms.items()))
         predicted = seen.logits.argmax(-1).astype(jnp.int32)
         agreement = (predicted == student_logits.argmax(-1)).mean()
         return total, Observed(terms, seen.moments, predicted, agreement, describe(seen))

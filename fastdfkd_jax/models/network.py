@@ -31,7 +31,7 @@ class NetworkSpec:
       image_size: side of the square input in pixels.
       channels: channels of the input.
       mean, std: per-channel normalisation of images in [0, 1].
-      task: 'classification' (other tasks have other outputs, losses and metrics).
+      task: 'classification', or 'segmentation', whose logits are a map: a class for every pixel.
     """
 
     arch: str
@@ -41,6 +41,11 @@ class NetworkSpec:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     task: str = "classification"
+
+    @property
+    def gives_maps(self) -> bool:
+        """Whether logits and labels are maps, so that no class can be asked of an image as a whole."""
+        return self.task == "segmentation"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
