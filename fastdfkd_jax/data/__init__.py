@@ -40,7 +40,8 @@ def load(
         which their shorter side is brought, masks by the nearest pixel; None keeps them.
 
     Returns:
-      A `Dataset`, of maps from the sources just named; the same source and split always give the same examples in the same order.
+      A `Dataset`, of maps from the sources just named; the same source and split always give the same examples in the
+      same order.
 
     Raises:
       UserError: the source or the split is unknown, or the data are missing, damaged or another data set.

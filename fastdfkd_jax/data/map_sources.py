@@ -134,7 +134,7 @@ def _read_folders(
     root: Path, images: str, masks: str, source: str, split: Split, classes: Classes, short_side: int | None
 ) -> Dataset:
     """Reads a split of which the folders' names are `images` and `masks` with the split's in the place of {}."""
-    places = [root / name.format(split.name) for name in (images, masks)]
+    places = root / images.format(split.name), root / masks.format(split.name)
     if not all(place.is_dir() for place in places):
         splits = _splits(root, images, masks)
         if splits and not any(place.is_dir() for place in places):

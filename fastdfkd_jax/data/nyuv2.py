@@ -2,8 +2,8 @@
 
 python -m fastdfkd_jax.data.nyuv2 nyu_depth_v2_labeled.mat --meta nyuv2-meta-data --to NYUv2
 
-The file is http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat (2.8 GB); the folder of --meta
-is https://github.com/ankurhanda/nyuv2-meta-data, of which classMapping40.mat, class13Mapping.mat and splits.mat are read.
+The file is http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat (2.8 GB); the folder of
+--meta is https://github.com/ankurhanda/nyuv2-meta-data: classMapping40.mat, class13Mapping.mat and splits.mat are read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def prepare(file: Path, meta: Path, to: Path) -> dict[str, int]:
         is full.
     """
     known = read_meta(meta)
-    counts = dict.fromkeys(("train", "test"), 0)
+    counts: dict[str, int] = {"train": 0, "test": 0}
     with _opened(file) as (images, labels):
         if len(images) < max(known.splits):
             raise UserError(
