@@ -20,7 +20,8 @@ from fastdfkd_jax import configuration, convert, data
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.export import __main__ as command
-from fastdfkd_jax.export import folder, records, target
+from fastdfkd_jax.export import folder, records
+from fastdfkd_jax.files import whole_folder
 from fastdfkd_jax.shards import Shards
 
 FORMATS = ["folder", "tfds"]
@@ -317,9 +318,9 @@ def test_what_a_killed_export_left_is_replaced(run, tmp_path):
 
 def test_two_exports_do_not_share_a_folder(refused, tmp_path):
     make_run(tmp_path / "run")
-    with target.whole(tmp_path / "out") as partial:
+    with whole_folder(tmp_path / "out") as partial:
         (partial / "mine").touch()
-        refused("out is being written by another export: .*", "run", "--to", "out", "--format", "folder")
+        refused("out is being written by another process: .*", "run", "--to", "out", "--format", "folder")
     assert contents(tmp_path / "out") == ["mine"]
 
 

@@ -13,6 +13,8 @@ from fastdfkd_jax.errors import UserError
 if TYPE_CHECKING:
     from fastdfkd_jax.models import NetworkSpec
 
+# The label of a pixel that has no class, as in most sets of masks.
+VOID = 255
 _SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
@@ -21,7 +23,8 @@ class Dataset(NamedTuple):
 
     Attributes:
       images: uint8[N, H, W, C].
-      labels: int32[N], class indices from 0.
+      labels: int32[N], class indices from 0, or of maps uint8[N, H, W] with `VOID` where a pixel has no class
+        (a quarter of int32's memory, and no set here has more classes).
       class_names: a name for every class, or None where the source has none.
     """
 
@@ -55,13 +58,12 @@ def parse_split(split: str) -> Split:
     return Split(*match.groups())
 
 
-def take(dataset: Dataset, split: Split) -> Dataset:
-    """The examples between a split's bounds, in the order in which they lie.
+def rows(split: Split, count: int) -> slice:
+    """The rows between a split's bounds, of the `count` that the whole split has.
 
     Raises:
       UserError: there are none.
     """
-    count = len(dataset.labels)
 
     def position(bound: str | None) -> int | None:
         if bound is None or not bound.endswith("%"):
@@ -69,11 +71,20 @@ def take(dataset: Dataset, split: Split) -> Dataset:
         return round(count * int(bound[:-1]) / 100)
 
     chosen = slice(position(split.start), position(split.stop))
-    images, labels = dataset.images[chosen], dataset.labels[chosen]
-    if not len(labels):
+    if not range(count)[chosen]:
         bounds = f"[{split.start or ''}:{split.stop or ''}]"
         raise UserError(f"split {split.name}{bounds} holds no example: {split.name} has {count} of them")
-    return dataset._replace(images=images, labels=labels)
+    return chosen
+
+
+def take(dataset: Dataset, split: Split) -> Dataset:
+    """The examples between a split's bounds, in the order in which they lie.
+
+    Raises:
+      UserError: there are none.
+    """
+    chosen = rows(split, len(dataset.labels))
+    return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 
 def unknown_split(split: str, source: str, available: Sequence[str]) -> UserError:
@@ -81,7 +92,10 @@ def unknown_split(split: str, source: str, available: Sequence[str]) -> UserErro
     return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
 
 
-def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
+_CROP = "give a crop (--crop, config.data.crop)"
+
+
+def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.ndarray:
     """Stacks uint8[H, W] and uint8[H, W, C] images to uint8[N, H, W, C].
 
     Grey images among coloured ones become coloured; grey images alone keep one channel.
@@ -89,6 +103,7 @@ def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
     Args:
       images: at least one image.
       where: the place they came from, for the message.
+      remedy: what to do about mixed sizes, for the message.
 
     Raises:
       UserError: the sizes are mixed.
@@ -96,10 +111,7 @@ def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
     sizes = {image.shape[:2] for image in images}
     if len(sizes) > 1:
         found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
-        raise UserError(
-            f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): "
-            "give a crop (--crop, config.data.crop)"
-        )
+        raise UserError(f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): {remedy}")
     channels = max(image.shape[2] if image.ndim == 3 else 1 for image in images)
     stacked = np.empty((len(images), *next(iter(sizes)), channels), np.uint8)
     for row, image in zip(stacked, images, strict=True):
@@ -110,22 +122,37 @@ def stack(images: Sequence[np.ndarray], where: str) -> np.ndarray:
 def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
     """Checks that a network can be evaluated on a data set.
 
+    A segmentation network takes images of any size, and may have outputs beyond the classes, as one for void.
+
     Returns:
       The data set.
 
     Raises:
-      UserError: the images' shape or the classes are not those of the spec.
+      UserError: the task, the images' shape or the classes are not those of the spec.
     """
+    maps, wants_maps = dataset.labels.ndim == 3, spec.task == "segmentation"
+    if maps != wants_maps:
+        one, each = "one class for every image", "a class for every pixel"
+        raise UserError(
+            f"the {spec.arch} network gives {each if wants_maps else one}, the data set has "
+            f"{each if maps else one}: give the data set that the network was trained for"
+        )
     height, width, channels = dataset.images.shape[1:]
+    if maps and channels != spec.channels:
+        raise UserError(f"the {spec.arch} network expects {spec.channels} channels, the data set has {channels}")
     found, expected = f"{height}x{width}x{channels}", "x".join(map(str, spec.input_shape))
-    if found != expected:
+    if not maps and found != expected:
         raise UserError(f"the {spec.arch} network expects images of {expected}, the data set has {found}")
-    classes, known = int(dataset.labels.max()) + 1, dataset.class_names
-    if known is not None:
-        classes = len(known)
-    if classes > spec.num_classes or (known is not None and classes != spec.num_classes):
+    known = dataset.class_names
+    classes = len(known) if known is not None else _count_classes(dataset.labels)
+    if classes > spec.num_classes or (known is not None and classes != spec.num_classes and not maps):
         raise UserError(
             f"the {spec.arch} network has {spec.num_classes} classes, the data set {classes}: "
             "give the data set that the network was trained for"
         )
     return dataset
+
+
+def _count_classes(labels: np.ndarray) -> int:
+    # Void is no class of maps, but may be one of a thousand of images.
+    return int(labels.max() if labels.ndim == 1 else labels.max(where=labels != VOID, initial=0)) + 1

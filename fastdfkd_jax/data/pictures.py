@@ -51,6 +51,19 @@ def _cut(image: Image.Image, square: Square) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
+def resize(image: np.ndarray, short_side: int, resampling: Image.Resampling) -> np.ndarray:
+    """Brings the shorter side of uint8[H, W] or uint8[H, W, 3] to so many pixels and keeps the aspect.
+
+    Bilinear resampling averages where it makes smaller; nearest takes the value at the centre of the new pixel and
+    makes no other.
+    """
+    scale = short_side / min(image.shape[:2])
+    height, width = (max(short_side, round(side * scale)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), resampling))
+
+
 def concatenated(content: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     """The files that lie one after another in `jpeg`, u8[bytes], the i-th from `offsets[i]` to `offsets[i + 1]`."""
     for start, stop in itertools.pairwise(content["offsets"]):

@@ -19,8 +19,9 @@ import numpy as np
 
 from fastdfkd_jax import configuration
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.export import folder, images, records, target
+from fastdfkd_jax.export import folder, images, records
 from fastdfkd_jax.export.images import Batch
+from fastdfkd_jax.files import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def export(place: Path, to: Path, file_format: str, num_classes: int | None = No
     paths = images.shards(place)
     num_classes = num_classes or images.count_classes(paths[0].absolute().parent)
     counts = np.zeros(num_classes + 1, np.int64)
-    with target.whole(to) as partial, ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+    with whole_folder(to) as partial, ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         batches = _counted(images.read(paths, num_classes), counts, len(paths))
         FORMATS[file_format](batches, partial, num_classes, threads)
     return counts

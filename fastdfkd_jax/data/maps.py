@@ -1,0 +1,152 @@
+"""Images with a class for every pixel: the checks and the resizing that their sources share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fastdfkd_jax.data import pictures
+from fastdfkd_jax.data.dataset import VOID, Dataset, Split, rows, stack
+from fastdfkd_jax.data.folder import SUFFIXES
+from fastdfkd_jax.errors import UserError
+
+_LISTED = 3
+_SIZES = "make them of one size, by a short side where they have one aspect"
+
+
+class Classes(NamedTuple):
+    """What the values of a source's masks mean.
+
+    Attributes:
+      names: of the classes, or None where any value below `VOID` may be one.
+      void: the value of a pixel without a class, beside `VOID`.
+      hint: what a value beyond the classes may come from, for the message.
+    """
+
+    names: tuple[str, ...] | None
+    void: int = VOID
+    hint: str = "give the masks of this data set"
+
+
+class Pair(NamedTuple):
+    """An image, uint8[H, W] or uint8[H, W, 3], its mask, uint8[H, W], and where they lie."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    where: str
+
+
+def collect(pairs: Iterable[Pair], classes: Classes, short_side: int | None, where: str) -> Dataset:
+    """Checks and resizes pairs one by one and stacks them.
+
+    Args:
+      pairs: at least one.
+      classes: of the masks.
+      short_side: pixels, or None for the size they have.
+      where: the place they came from, for the message.
+
+    Returns:
+      A `Dataset` of maps.
+
+    Raises:
+      UserError: a mask is not of its image's size or has other classes; sizes are mixed.
+    """
+    images, masks = [], []
+    for pair in pairs:
+        mask = _checked(pair, classes)
+        bring = short_side is not None
+        images.append(pictures.resize(pair.image, short_side, Image.Resampling.BILINEAR) if bring else pair.image)
+        masks.append(pictures.resize(mask, short_side, Image.Resampling.NEAREST) if bring else mask)
+    return Dataset(stack(images, where, _SIZES), np.stack(masks), classes.names)
+
+
+def _checked(pair: Pair, classes: Classes) -> np.ndarray:
+    """The mask with `VOID` for the source's own value of it."""
+    size, expected = ("x".join(map(str, array.shape[:2])) for array in (pair.mask, pair.image))
+    if size != expected:
+        raise UserError(f"expected the mask {pair.where} to be of its image's {expected} pixels, found {size}")
+    mask = np.where(pair.mask == classes.void, np.uint8(VOID), pair.mask)
+    count = VOID if classes.names is None else len(classes.names)
+    if (strange := mask[(mask >= count) & (mask != VOID)]).size:
+        void = " or ".join(map(str, sorted({classes.void, VOID})))
+        raise UserError(
+            f"expected classes 0 to {count - 1}, or {void} where there is none, in the mask {pair.where}, found "
+            f"{strange.max()}: {classes.hint}"
+        )
+    return mask
+
+
+def read_folders(images: Path, masks: Path, split: Split, classes: Classes, short_side: int | None) -> Dataset:
+    """Reads the pictures of one folder with the masks of the same names in another, in the order of the names.
+
+    Args:
+      images: a folder of pictures.
+      masks: a folder of palette or grey PNG files of class indices.
+      split: of which the bounds count; only what is between them is read.
+      classes: of the masks.
+      short_side: pixels, or None for the size they have.
+
+    Raises:
+      UserError: a picture lacks its mask or a mask its picture, one is damaged or no mask, or as `collect`.
+    """
+    pictures_by_name, masks_by_name = _by_name(images, SUFFIXES), _by_name(masks, {".png"})
+    if not pictures_by_name:
+        raise UserError(f"expected images in {images}, found none")
+    if alone := sorted(pictures_by_name.keys() ^ masks_by_name.keys()):
+        listed = ", ".join((pictures_by_name | masks_by_name)[name].name for name in alone[:_LISTED])
+        more = f" and {len(alone) - _LISTED} more" if len(alone) > _LISTED else ""
+        raise UserError(
+            f"expected a mask NAME.png in {masks} for every image NAME of {images} and no other, found without "
+            f"the other: {listed}{more}"
+        )
+    names = sorted(pictures_by_name)[rows(split, len(pictures_by_name))]
+    pairs = (Pair(_image(pictures_by_name[name]), read_mask(path := masks_by_name[name]), str(path)) for name in names)
+    return collect(pairs, classes, short_side, str(images))
+
+
+def _by_name(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise UserError(
+                    f"expected one file of each name in {folder}, found {found[path.stem].name} and {path.name}"
+                )
+            found[path.stem] = path
+    return found
+
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return pictures.decode(path)
+    except pictures.DAMAGED as error:
+        raise UserError(f"cannot read the image {path}: it is damaged or of another kind") from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Reads uint8[H, W], class indices, of a PNG file: those of its palette, or grey levels.
+
+    Raises:
+      UserError: the file is damaged or another kind of picture.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            kind, mode = opened.format, opened.mode
+            values = np.asarray(opened)
+    except pictures.DAMAGED as error:
+        raise UserError(f"cannot read the mask {path}: it is damaged or of another kind") from error
+    bits = content[24]  # of a sample, in a PNG's header
+    # Grey levels of fewer bits are stretched to 0 to 255 when they are read, and JPEG changes them.
+    if kind != "PNG" or mode not in ("P", "L") or (mode == "L" and bits != 8):
+        found = f"{bits}-bit {mode}" if kind == "PNG" else kind
+        raise UserError(
+            f"expected the mask {path} to be a PNG file of class indices, palette or 8-bit grey, found {found}: "
+            "replace colours by the numbers of the classes"
+        )
+    return values

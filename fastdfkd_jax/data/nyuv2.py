@@ -1,0 +1,199 @@
+"""Prepares NYUv2 with 13 classes from its official file.
+
+python -m fastdfkd_jax.data.nyuv2 nyu_depth_v2_labeled.mat --meta nyuv2-meta-data --to NYUv2
+
+The file is http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat (2.8 GB); the folder of
+--meta is https://github.com/ankurhanda/nyuv2-meta-data: classMapping40.mat, class13Mapping.mat and splits.mat are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from fastdfkd_jax import configuration
+from fastdfkd_jax.data.dataset import VOID
+from fastdfkd_jax.data.map_sources import NYUV2
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import whole_folder
+
+log = logging.getLogger(__name__)
+
+URL = "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat"
+META_URL = "https://github.com/ankurhanda/nyuv2-meta-data"
+_RAW, _MIDDLE = 894, 40
+_CACHE = 2**26  # bytes: chunks of the file may span several images
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Meta(NamedTuple):
+    """What the three files of `META_URL` say.
+
+    Attributes:
+      classes: uint8[895], the class from 0, or `VOID`, of each raw label; raw 0 is unlabelled.
+      splits: the split of every image by its number from 1, in the order of the numbers.
+    """
+
+    classes: np.ndarray
+    splits: dict[int, str]
+
+
+def prepare(file: Path, meta: Path, to: Path) -> dict[str, int]:
+    """Writes `image/SPLIT/NUMBER.png` and `seg13/SPLIT/NUMBER.png`, one image in memory at a time.
+
+    Args:
+      file: the official MATLAB file: `images`, uint8[N, 3, W, H], and `labels`, uint16[N, W, H], as HDF5 gives them.
+      meta: the folder of the class mappings and the splits.
+      to: a folder that is not there yet or empty; it appears when all is written.
+
+    Returns:
+      The number of images of each split.
+
+    Raises:
+      UserError: a file is missing, damaged or another one, h5py is not installed, the target is not empty, or the disk
+        is full.
+    """
+    known = read_meta(meta)
+    counts: dict[str, int] = {"train": 0, "test": 0}
+    with _opened(file) as (images, labels):
+        if len(images) < max(known.splits):
+            raise UserError(
+                f"expected {max(known.splits)} images in {file}, as {meta} splits them, found {len(images)}"
+            )
+        with whole_folder(to) as partial:
+            for folder in ("image", "seg13"):
+                for split in counts:
+                    (partial / folder / split).mkdir(parents=True)
+            told = time.monotonic()
+            for done, (number, split) in enumerate(known.splits.items()):
+                if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    log.info("wrote %d of %d images", done, len(known.splits))
+                image, raw = _read(images, labels, number, file)
+                if raw.max() >= len(known.classes):
+                    raise UserError(f"expected labels 0 to {_RAW} in image {number} of {file}, found {raw.max()}")
+                Image.fromarray(image).save(partial / "image" / split / f"{number:05d}.png")
+                Image.fromarray(known.classes[raw]).save(partial / "seg13" / split / f"{number:05d}.png")
+                counts[split] += 1
+    return counts
+
+
+def read_meta(folder: Path) -> Meta:
+    """Reads `classMapping40.mat`, `class13Mapping.mat` and `splits.mat`.
+
+    Raises:
+      UserError: one is missing, damaged or another file.
+    """
+    middle = _numbers(folder / "classMapping40.mat", "mapClass")
+    coarse = _numbers(folder / "class13Mapping.mat", "classMapping13", "labels13")
+    train, test = (_numbers(folder / "splits.mat", name).tolist() for name in ("trainNdxs", "testNdxs"))
+    for name, found, size, largest in (
+        ("classMapping40.mat", middle, _RAW, _MIDDLE),
+        ("class13Mapping.mat", coarse, _MIDDLE, len(NYUV2)),
+    ):
+        if len(found) != size or found.min() < 1 or found.max() > largest:
+            raise UserError(
+                f"expected {size} classes from 1 to {largest} in {folder / name}, found {len(found)}: fetch it anew "
+                f"from {META_URL}"
+            )
+    numbers = [*train, *test]
+    if not train or not test or len(set(numbers)) != len(numbers) or min(numbers) < 1:
+        raise UserError(f"expected two splits of images from 1 in {folder / 'splits.mat'}: fetch it from {META_URL}")
+    splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
+    # Raw label 0 has no class; the others go through both tables, which count from 1 as MATLAB does.
+    classes = np.concatenate([[VOID], coarse[middle - 1] - 1]).astype(np.uint8)
+    return Meta(classes, dict(sorted(splits.items())))
+
+
+def _numbers(path: Path, name: str, field: str | None = None) -> np.ndarray:
+    """i64[N], the variable `name` of a MATLAB file, or a field of that structure."""
+    import scipy.io
+
+    if not path.is_file():
+        raise UserError(f"expected {path}, found none: give --meta the folder of {META_URL}")
+    try:
+        value = scipy.io.loadmat(str(path))[name]
+        return np.asarray(value[field][0, 0] if field else value).ravel().astype(np.int64)
+    except Exception as error:  # a damaged MATLAB file can raise nearly anything
+        raise UserError(
+            f"cannot read {name} of {path}: it is damaged or another file; fetch it from {META_URL}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The file's images and labels, of which rows are read when they are asked for."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("reading NYUv2's file takes h5py, which is not installed: pip install h5py") from error
+    if not path.is_file():
+        raise UserError(f"expected the file {path}, found none: fetch it from {URL}")
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=_CACHE)
+    except OSError as error:
+        raise UserError(f"cannot read {path} as HDF5 (MATLAB v7.3): it is damaged; fetch it from {URL}") from error
+    with file:
+        found: list[Any] = [file.get(name) for name in ("images", "labels")]
+        shapes = [getattr(part, "shape", ()) for part in found]
+        kinds = [getattr(part, "dtype", None) for part in found]
+        if (
+            [len(shape) for shape in shapes] != [4, 3]
+            or shapes[0] != (len(found[1]), 3, *shapes[1][1:])
+            or kinds != [np.uint8, np.uint16]
+        ):
+            described = " and ".join(f"{kind}{list(shape)}" for kind, shape in zip(kinds, shapes, strict=True))
+            raise UserError(
+                f"expected images uint8[N, 3, W, H] and labels uint16[N, W, H] in {path}, found {described}: fetch "
+                f"{URL}"
+            )
+        yield found[0], found[1]
+
+
+def _read(images: Any, labels: Any, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """uint8[H, W, 3] and uint16[H, W] of an image by its number from 1: HDF5 gives MATLAB's axes in reverse."""
+    try:
+        image, raw = images[number - 1], labels[number - 1]
+    except OSError as error:
+        raise UserError(f"cannot read image {number} of {path}: it is damaged; fetch it from {URL}") from error
+    return np.ascontiguousarray(image.transpose(2, 1, 0)), np.ascontiguousarray(raw.T)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, prepares and says what was written; `argv` begins with the program's name."""
+    parser = _OneLineParser(
+        prog="python -m fastdfkd_jax.data.nyuv2",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="nyu_depth_v2_labeled.mat")
+    parser.add_argument("--meta", type=Path, required=True, metavar="DIR", help="of the three files of mappings")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
+    arguments = parser.parse_args(argv[1:])
+    # As by Ctrl-C, so that nothing half-written stays.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        counts = prepare(arguments.file.expanduser(), arguments.meta.expanduser(), arguments.to)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped: nothing was written to {arguments.to}, the same command begins anew") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(f"{arguments.to}: " + ", ".join(f"{count:,} images of {split}" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    configuration.run_command(main)
