@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,13 +135,13 @@ def apply_view_to_labels(labels: Array, view: View) -> Array:
     return labels if view.mix is None else cutmix(labels[..., None], view.mix)[..., 0]
 
 
-def random_squares(key: Array, images: Array, labels: Array | None, side: int) -> tuple[Array, Array | None]:
+def random_squares(key: Array, images: Array, labels: Any, side: int) -> tuple[Array, Any]:
     """Cuts a random square out of each image, and the same out of its map of labels.
 
     Args:
       key: one key for the batch.
       images: f32[B, H, W, C], no smaller than the square.
-      labels: int[B, H, W]; what is no map comes back as it is.
+      labels: int[B, H, W]; what is no map, or None, comes back as it is.
       side: of the square in pixels; 0 for whole images.
     """
     if not side:

@@ -64,7 +64,7 @@ def _expect_keys(where: str, found: Mapping[str, Any], expected: Set[str]) -> No
 
 def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
     _expect_keys("data", source, {"source", "dir", "short_side", "train_split", "test_split"})
-    place = {"data_dir": source["dir"] or None, "short_side": source["short_side"] or None}
+    place: dict[str, Any] = {"data_dir": source["dir"] or None, "short_side": source["short_side"] or None}
     train, test = (data.load(source["source"], source[split], **place) for split in ("train_split", "test_split"))
     return train, test
 

@@ -127,10 +127,10 @@ def train_step(
     """
     spec = network.spec
     square_key, dropout_key = (jax.random.fold_in(key, number) for number in (2, 3))
-    views, labels = augment.random_squares(square_key, images.astype(jnp.float32) / 255, labels, recipe.square)
+    views, shown = augment.random_squares(square_key, images.astype(jnp.float32) / 255, labels, recipe.square)
     view = augment.draw_view(key, views.shape, augment.ViewOptions(recipe.padding, recipe.flip, recipe.least_crop))
     inputs = augment.normalize(augment.apply_view(views, view), spec.mean, spec.std)
-    shown = augment.apply_view_to_labels(labels, view) if labels.ndim == 3 else labels
+    shown = augment.apply_view_to_labels(shown, view) if shown.ndim == 3 else shown
 
     def loss_of(params):
         outputs = network.apply({**state.variables, "params": params}, inputs, train=True, key=dropout_key)

@@ -249,3 +249,47 @@ def test_so_many_batches_are_mixed_as_was_asked_for():
     never = jax.jit(lambda key: augment.random_mix(key, IMAGES.shape, 0.0))(jax.random.key(1))
     np.testing.assert_array_equal(augment.cutmix(IMAGES, never), IMAGES)
     assert augment.own_share(never, IMAGES.shape) == 1
+
+
+LABELS = jax.random.randint(jax.random.key(20), IMAGES.shape[:3], 0, 9)
+
+
+@pytest.mark.parametrize("options", [{}, {"crop_padding": 2}, {"flip": False, "cutmix": 1.0}, {"cutmix": 1.0}])
+def test_labels_are_shown_as_their_pixels(options):
+    view = augment.draw_view(jax.random.key(21), IMAGES.shape, augment.ViewOptions(**options))
+    # Of one more than the label an image shows where nothing is known as 0.
+    shown = augment.apply_view(LABELS[..., None].astype(jnp.float32) + 1, view)[..., 0]
+    found = augment.apply_view_to_labels(LABELS.astype(jnp.uint8), view)
+    np.testing.assert_array_equal(found, shown - 1)
+    assert (np.asarray(found) == -1).any() or options.get("crop_padding") == 0
+
+
+def test_labels_of_a_resized_crop_are_the_nearest_pixels_of_torch():
+    torch = pytest.importorskip("torch")
+    view = augment.draw_view(jax.random.key(22), IMAGES.shape, augment.ViewOptions(flip=False, least_crop=0.2))
+    found, box = np.asarray(augment.apply_view_to_labels(LABELS, view)), view.window
+    assert box is not None
+    for i in range(len(LABELS)):
+        top, left, height, width = (int(side[i]) for side in box)
+        window = torch.tensor(np.asarray(LABELS[i, top : top + height, left : left + width], np.float32))
+        expected = torch.nn.functional.interpolate(window[None, None], LABELS.shape[1:], mode="nearest-exact")[0, 0]
+        np.testing.assert_array_equal(found[i], expected)
+
+
+def test_a_square_is_cut_out_of_images_and_maps_alike():
+    images, labels = augment.random_squares(jax.random.key(23), IMAGES, LABELS, 4)
+    assert images.shape == (64, 4, 4, 3)
+    assert labels.shape == (64, 4, 4)
+    places = set()
+    for image, label, whole, map_ in zip(images, labels, IMAGES, LABELS, strict=True):
+        found = [(y, x) for y in range(3) for x in range(4) if np.array_equal(whole[y : y + 4, x : x + 4], image)]
+        ((top, left),) = found
+        np.testing.assert_array_equal(label, map_[top : top + 4, left : left + 4])
+        places.add((top, left))
+    assert len(places) == 12, "every place within the images is drawn"
+
+
+def test_no_square_leaves_images_and_labels_of_images_alone():
+    classes = jnp.arange(64)
+    assert augment.random_squares(jax.random.key(24), IMAGES, classes, 0) == (IMAGES, classes)
+    assert augment.random_squares(jax.random.key(24), IMAGES, classes, 4)[1] is classes

@@ -148,3 +148,32 @@ def test_image_priors_are_their_definitions():
     expected = sum(np.abs(d).mean() for d in differences)
     np.testing.assert_allclose(losses.total_variation_l1(x), expected, rtol=1e-6)
     np.testing.assert_allclose(losses.mean_l2(x), np.linalg.norm(x.reshape(2, -1), axis=1).mean(), rtol=1e-6)
+
+
+def test_losses_of_maps_are_means_over_pixels_of_those_of_samples():
+    teacher, student = draw(30, 2, 3, 4, 5), draw(31, 2, 3, 4, 5)
+    flat = [logits.reshape(-1, 5) for logits in (teacher, student)]
+    of_pixels = np.asarray(losses.distillation(*flat, 3.0)).reshape(2, -1)
+    np.testing.assert_allclose(losses.distillation(teacher, student, 3.0), of_pixels.mean(1), rtol=1e-5)
+    for loss in (losses.adversarial_kl, lambda t, s: losses.adversarial_jsd(t, s, 2.0)):
+        np.testing.assert_allclose(loss(teacher, student), loss(*flat), rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_prediction(teacher), losses.mean_prediction(flat[0]), rtol=1e-5)
+
+
+def test_void_pixels_have_no_part_in_the_cross_entropy():
+    logits = draw(32, 3, 2, 4, 5)
+    labels = np.random.default_rng(33).integers(0, 5, (3, 2, 4)).astype(np.uint8)
+    labels[0, :, 0], labels[2] = 255, 255
+    values = -np.log(np.take_along_axis(softmax(logits), np.minimum(labels, 4)[..., None].astype(int), -1)[..., 0])
+    expected = [values[0][labels[0] < 5].mean(), values[1].mean(), 0.0]
+    np.testing.assert_allclose(losses.known_cross_entropies(logits, labels), expected, rtol=1e-5)
+    gradient = jax.grad(lambda x: losses.known_cross_entropies(x, labels).sum())(logits)
+    assert not np.asarray(gradient)[labels == 255].any()
+
+
+def test_a_label_of_the_whole_image_stands_for_all_its_pixels():
+    logits = draw(34, 2, 3, 3, 5)
+    maps = np.broadcast_to(np.array([4, -1])[:, None, None], (2, 3, 3))
+    expected = losses.known_cross_entropies(logits, maps)
+    np.testing.assert_array_equal(losses.known_cross_entropies(logits, jnp.array([4, -1])), expected)
+    assert expected[1] == 0
