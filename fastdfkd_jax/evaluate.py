@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import augment, configuration, convert, data, parallel, scores
+from fastdfkd_jax.arguments import OneLineParser, numbers
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -101,17 +102,8 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see {self.prog} --help")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(item) for item in text.split(","))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m fastdfkd_jax.evaluate", description=__doc__)
+    parser = OneLineParser(prog="python -m fastdfkd_jax.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="torch file, .safetensors or Keras's model.json")
     parser.add_argument("--data", required=True, help=f"one of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help=f"where the data lie (default: {data.DEFAULT_DATA_DIR})")
@@ -121,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of images")
     parser.add_argument("--crop", type=float, default=0.0, help="part of a picture's shorter side; ImageNet's is 0.875")
     parser.add_argument("--short-side", type=int, help="shorter side to which images with masks are brought")
-    parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
-    parser.add_argument("--std", type=_numbers, help="likewise")
+    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
+    parser.add_argument("--std", type=numbers, help="likewise")
     parser.add_argument("--batch-size", type=int, default=256, help="images a step (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser

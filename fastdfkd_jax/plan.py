@@ -18,6 +18,7 @@ from fastdfkd_jax.label_store import Taught
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.parallel import CompiledStep
 from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
+from fastdfkd_jax.shards import Rows
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -165,6 +166,10 @@ def _labelling(parts: Parts, config: ConfigDict, programs: Programs, source: Any
 
 
 def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
+    if parts.method.lifetime == base.DATA and isinstance(first := parts.initial, Rows):
+        # Data may have another size than the network's, and a class for every pixel.
+        label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
+        return pool.append(pool.empty(1, first.images.shape[1:], replayed, label), first.images[:1], first.labels[:1])
     count = max(1, parts.method.images_per_call)
     shape = parts.teacher.spec.input_shape
     rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)

@@ -15,12 +15,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from fastdfkd_jax import configuration
+from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.data.dataset import VOID
 from fastdfkd_jax.data.map_sources import NYUV2
 from fastdfkd_jax.errors import UserError
@@ -168,14 +169,9 @@ def _read(images: Any, labels: Any, number: int, path: Path) -> tuple[np.ndarray
     return np.ascontiguousarray(image.transpose(2, 1, 0)), np.ascontiguousarray(raw.T)
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see {self.prog} --help")
-
-
 def main(argv: Sequence[str]) -> None:
     """Parses, prepares and says what was written; `argv` begins with the program's name."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m fastdfkd_jax.data.nyuv2",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from fastdfkd_jax import configuration
+from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export import folder, images, records
 from fastdfkd_jax.export.images import Batch
@@ -68,13 +68,8 @@ def _counted(batches: Iterable[Batch], counts: np.ndarray, total: int) -> Iterat
         counts += np.bincount(np.where(batch.labels < 0, len(counts) - 1, batch.labels), minlength=len(counts))
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m fastdfkd_jax.export", description=__doc__)
+    parser = OneLineParser(prog="python -m fastdfkd_jax.export", description=__doc__)
     parser.add_argument("workdir", type=Path, help="of the run, or its pool folder")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--format", choices=FORMATS, required=True, help="CLASS/NUMBER.png, or array_record files")

@@ -1,0 +1,21 @@
+"""What the commands' parsers of arguments share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from fastdfkd_jax.errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says a mistake of the command line in one line, as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it as UserError."""
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(item) for item in text.split(","))

@@ -1,0 +1,92 @@
+"""What segmentation networks see, as colours over the pictures, for people to look at.
+
+    python -m fastdfkd_jax.overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
+
+A row for each picture: the picture, its labels, then what each network predicts, in the order of the checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax import arguments, augment, configuration, convert, data, parallel, report
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network
+
+_BATCH = 8
+
+
+def palette(classes: int) -> np.ndarray:
+    """Colours that differ, uint8[classes, 3]: those of Pascal VOC, whose first, black, is left to unlabelled pixels."""
+    colours = np.zeros((classes, 3), np.uint8)
+    for number in range(1, classes + 1):
+        for bit in range(8):
+            for channel in range(3):
+                colours[number - 1, channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return colours
+
+
+def painted(images: np.ndarray, maps: np.ndarray, classes: int, opacity: float = 0.6) -> np.ndarray:
+    """Pictures uint8[N, H, W, 3] under the colours of int[N, H, W]; what is no class is black."""
+    colours = np.vstack([palette(classes), np.zeros((1, 3), np.uint8)])
+    chosen = colours[np.where((maps >= 0) & (maps < classes), maps, classes)]
+    return np.rint((1 - opacity) * images + opacity * chosen).astype(np.uint8)
+
+
+def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
+    """The likeliest class of every pixel, i32[N, H, W], of uint8[N, H, W, C]."""
+    spec = network.spec
+
+    @jax.jit
+    def likeliest(variables: Any, images: jax.Array) -> jax.Array:
+        shown = augment.normalize(images.astype(jnp.float32) / 255, spec.mean, spec.std)
+        return network.apply(variables, shown).logits.argmax(-1).astype(jnp.int32)
+
+    parts = [likeliest(variables, images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def rows(images: np.ndarray, labels: np.ndarray, networks: Sequence[tuple[Network, Any]]) -> np.ndarray:
+    """Pictures, labels and predictions side by side, uint8[N * (2 + networks), H, W, 3], a picture after the other."""
+    classes = networks[0][0].spec.num_classes
+    maps = [labels, *(predict(network, variables, images) for network, variables in networks)]
+    columns = [images, *(painted(images, map_, classes) for map_ in maps)]
+    return np.stack(columns, 1).reshape(-1, *images.shape[1:])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, predicts and writes the PNG; `argv` begins with the program's name."""
+    parser = arguments.OneLineParser(prog="python -m fastdfkd_jax.overlay", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", help="networks of one task and one number of classes")
+    parser.add_argument("--data", required=True, help=f"pictures with maps, of {', '.join(data.SOURCES)}")
+    parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")
+    parser.add_argument("--split", default="val[:6]", help="NAME or NAME[start:stop] (default: %(default)s)")
+    parser.add_argument("--short-side", type=int, help="shorter side to which pictures are brought")
+    parser.add_argument("--arch", help="architecture, where no checkpoint tells")
+    parser.add_argument("--mean", type=arguments.numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
+    parser.add_argument("--std", type=arguments.numbers, help="likewise")
+    parser.add_argument("--out", required=True, type=Path, help="the PNG")
+    chosen = parser.parse_args(argv[1:])
+    parallel.split_cpu(0)
+    known = {"arch": chosen.arch, "mean": chosen.mean, "std": chosen.std}
+    networks = [convert.load_network(path, **known) for path in chosen.checkpoints]
+    dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, short_side=chosen.short_side)
+    for (network, _), path in zip(networks, chosen.checkpoints, strict=True):
+        if not network.spec.gives_maps:
+            raise UserError(f"{path} holds {network.spec.arch}, a classifier: expected a network for segmentation")
+        data.require(dataset, network.spec)
+    if len({network.spec.num_classes for network, _ in networks}) > 1:
+        raise UserError("the networks differ in the number of their classes: expected one for all")
+    pictures = rows(dataset.images, dataset.labels, networks)
+    report.write_grid(chosen.out, pictures, columns=2 + len(networks), scale=1)
+    print(f"{chosen.out}: {len(dataset.images)} pictures, each with its labels and {len(networks)} predictions")
+
+
+if __name__ == "__main__":
+    configuration.run_command(main)
