@@ -169,7 +169,11 @@ def _a_call_of_images(parts: Parts, replayed: bool) -> pool.Pool:
     if parts.method.lifetime == base.DATA and isinstance(first := parts.initial, Rows):
         # Data may have another size than the network's, and a class for every pixel.
         label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
-        return pool.append(pool.empty(1, first.images.shape[1:], replayed, label), first.images[:1], first.labels[:1])
+        return pool.append(
+            pool.empty(1, first.images.shape[1:], replayed, label),
+            jax.numpy.asarray(first.images[:1]),
+            jax.numpy.asarray(first.labels[:1]),
+        )
     count = max(1, parts.method.images_per_call)
     shape = parts.teacher.spec.input_shape
     rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)

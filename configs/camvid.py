@@ -1,0 +1,41 @@
+"""CamVid with 11 classes in a size for two CPU cores: a DeepLabv3-ResNet18 teaches a DeepLabv3-MobileNetV2.
+
+Not in the paper. Frames are brought to 120x160, images of 96 pixels are synthesised, the output stride is 16.
+
+    python -m fastdfkd_jax.pretrain --config configs/pretrain_camvid.py --workdir TEACHER --config.data.dir=FOLDER
+    python -m fastdfkd_jax.main --config configs/camvid.py:fast10 --workdir DIR --config.data.dir=FOLDER \
+        --config.teacher.checkpoint=TEACHER/teacher.safetensors
+
+`:METHOD` as in configs/nyuv2.py, then `-smoke`, or `:smoke` alone. FOLDER holds `camvid` (docs/data.md).
+"""
+
+from configs import segmentation
+
+SHORT_SIDE, SIDE = 120, 96
+# Of the student's, after calls without it where images are kept; 1,600 steps in all.
+CALLS, WARMUP_CALLS, STEPS_PER_CALL, BATCH = 40, 4, 40, 16
+
+
+def get_config(variant=None):
+    """The config of a method; without one, Fast-10."""
+    return segmentation.make(base, variant, {"smoke": segmentation.smoke}, always=_short)
+
+
+def base():
+    """Data and pair."""
+    config = segmentation.base("deeplabv3_resnet18_os16", "deeplabv3_mobilenetv2_os16", 11)
+    config.teacher.image_size = SIDE
+    config.data.source, config.data.split, config.data.short_side = "camvid:camvid", "val", SHORT_SIDE
+    return config
+
+
+def _short(config):
+    """The same student steps and the same recipe for every method; the rate falls as a cosine."""
+    config.warmup_calls = WARMUP_CALLS if config.warmup_calls else 0
+    config.calls, config.synthesis_calls = CALLS + config.warmup_calls, 0
+    config.synthesis_batch = config.kd.batch = BATCH
+    config.kd.steps_per_call = config.kd.steps_per_dispatch = STEPS_PER_CALL
+    config.kd.milestones, config.kd.final_lr = (), 1e-3
+    config.dfad.milestones = ()
+    config.transfer.select = min(config.transfer.select, BATCH * (CALLS + WARMUP_CALLS))
+    config.eval_every = config.checkpoint_every = 4

@@ -1,0 +1,22 @@
+"""A DeepLabv3-ResNet18 on CamVid at 120x160: the teacher of configs/camvid.py.
+
+    python -m fastdfkd_jax.pretrain --config configs/pretrain_camvid.py --workdir DIR --config.data.dir=FOLDER
+
+CamVid is CC BY-NC 4.0, and so are weights that are trained on it: for research only.
+"""
+
+from configs import camvid, pretrain_cifar10
+
+
+def get_config():
+    """Every key."""
+    config = pretrain_cifar10.get_config()
+    config.arch = "deeplabv3_resnet18_os16"
+    config.mean = config.std = (0.5, 0.5, 0.5)
+    config.data.source, config.data.short_side, config.data.test_split = "camvid:camvid", camvid.SHORT_SIDE, "val"
+    config.data.dir = "."
+    recipe = config.recipe
+    recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay = 120, 16, 0.05, 5e-4
+    recipe.lr_milestones, recipe.lr_decay = (80, 105), 0.1
+    recipe.square, recipe.padding = camvid.SIDE, 0
+    return config

@@ -1,0 +1,141 @@
+"""What the configs for segmentation share: the rows of Table 3, each method with the same student steps."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs import cifar, default
+from fastdfkd_jax.errors import UserError
+
+
+Change = Callable[[ConfigDict], None]
+
+
+def make(
+    base: Callable[[], ConfigDict], variant: str | None, budgets: dict[str, Change], always: Change | None = None
+) -> ConfigDict:
+    """The config of 'METHOD[-BUDGET]', or of 'smoke'.
+
+    Args:
+      base: data, pair and the student's recipe.
+      variant: without one, FastDFKD.
+      budgets: by name, what changes in any method's config.
+      always: what does so whatever is chosen, before them.
+    """
+    if variant == "smoke":
+        variant = "fast10-smoke"
+    name, *chosen = (variant or "fast10").split("-")
+    if name not in METHODS or set(chosen) - budgets.keys():
+        raise UserError(
+            f"unknown variant {variant!r}: expected METHOD[-BUDGET] with a method of {', '.join(METHODS)} and budgets "
+            f"of {', '.join(budgets)}, or smoke"
+        )
+    config = base()
+    METHODS[name](config)
+    if always is not None:
+        always(config)
+    for budget in chosen:
+        budgets[budget](config)
+    return config
+
+
+def base(teacher: str, student: str, classes: int) -> ConfigDict:
+    """The student's recipe, DFAD's for NYUv2: SGD 0.1, weight decay 5e-5, rate times 0.3 at each third (METHOD 6).
+
+    300 epochs of 250 steps on 64 images. The paper has no other for its rows; KD is without temperature.
+    """
+    config = default.get_config()
+    config.teacher.arch, config.student.arch, config.teacher.num_classes = teacher, student, classes
+    config.teacher.image_size = 128
+    config.teacher.mean = config.teacher.std = (0.5, 0.5, 0.5)
+    config.calls, config.warmup_calls = 300, 0
+    config.synthesis_batch = config.kd.batch = 64
+    config.kd.steps_per_call, config.kd.steps_per_dispatch, config.kd.temperature = 250, 25, 1.0
+    config.kd.lr, config.kd.milestones, config.kd.lr_decay, config.kd.weight_decay = 0.1, (100, 200), 0.3, 5e-5
+    config.kd.crop_padding = 0
+    config.data.batch = 16
+    return config
+
+
+def fast10(config: ConfigDict) -> None:
+    """17,024 images, with the feature and the adversarial term (paper, 'Results on Segmentation'); k = 10.
+
+    Weights and rates are those of the CIFAR rows, as none are published for segmentation.
+    """
+    config.method.name = "fastdfkd"
+    config.calls, config.synthesis_calls, config.warmup_calls = 310, 266, 10
+    config.inversion.class_weight = 0.0
+    config.inversion.adversarial_weight, config.inversion.feature_weight = 1.1, 10.0
+    config.inversion.crop_padding = 0
+    cifar.apply(config, 10, ())
+    config.fastdfkd.reset_first_layer_at = 0
+    config.eval_every = config.checkpoint_every = 5
+
+
+def deepinversion(config: ConfigDict) -> None:
+    """As many images on their pixels, with the feature term and the student's; no row of Table 3."""
+    fast10(config)
+    config.method.name = "deepinversion"
+    config.deepinversion.class_weight = 0.0
+    config.deepinversion.num_steps, config.deepinversion.learning_rate = 2000, 0.1
+
+
+def dfad(config: ConfigDict) -> None:
+    """300 epochs of 50 rounds: a generator step, five of the student; -log(1 + L1), Adam 1e-3 (METHOD 6)."""
+    config.method.name = "dfad"
+    config.dfad.generator, config.dfad.generator_loss = "dcgan", "log_l1"
+    config.dfad.milestones = (100, 200)
+
+
+def dafl(config: ConfigDict) -> None:
+    """As many rounds; the terms of the classifiers' DAFL are means over pixels."""
+    config.method.name = "dafl"
+    config.dafl.generator, config.dafl.latent_dim, config.dafl.lr = "dcgan", 256, 1e-3
+    config.dafl.student_images, config.dafl.student_steps = "fresh", 5
+
+
+def kd(config: ConfigDict) -> None:
+    """KD on the training images, in random squares and mirrored (METHOD section 4); labels weigh 0.1."""
+    _on_data(config, "kd")
+
+
+def scratch(config: ConfigDict) -> None:
+    """The labels of the training images alone."""
+    _on_data(config, "scratch")
+
+
+def _on_data(config: ConfigDict, name: str) -> None:
+    config.method.name = name
+    config.transfer.source, config.transfer.short_side = config.data.source, config.data.short_side
+    config.kd.square = config.teacher.image_size
+
+
+def dfnd(config: ConfigDict) -> None:
+    """Other pictures (`--config.transfer.source=folder:DIR`), a random crop of each, of which the surest are kept."""
+    config.method.name = "dfnd"
+    config.transfer.source, config.transfer.crops, config.transfer.select = "tfds:imagenet2012", 1, 17_024
+    config.dfnd.teacher_accuracy = 0.7  # share of pixels; the published teacher's is not known
+
+
+def noise(config: ConfigDict) -> None:
+    """The control: the student of `fast10` on Gaussian noise."""
+    fast10(config)
+    config.method.name = "noise"
+
+
+def smoke(config: ConfigDict) -> None:
+    """Minutes on a CPU: every stage runs, nothing is learned."""
+    config.calls, config.synthesis_calls, config.warmup_calls = 3, 0, min(1, config.warmup_calls)
+    config.synthesis_batch = config.kd.batch = 2
+    config.kd.steps_per_call = config.kd.steps_per_dispatch = 5
+    config.kd.milestones = ()
+    config.fastdfkd.num_adapt_steps, config.deepinversion.num_steps = 2, 2
+    config.transfer.select = min(config.transfer.select, 8)
+    config.data.split = f"{config.data.split}[:4]"
+    config.data.batch = 2
+    config.eval_every = config.checkpoint_every = config.images_every = 1
+
+
+METHODS = {
+    made.__name__: made for made in (fast10, deepinversion, dfad, dafl, dfnd, kd, scratch, noise)
+}
