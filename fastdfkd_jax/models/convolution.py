@@ -22,9 +22,12 @@ _THIN = 16  # channels up to which minimal filtering takes longer than several c
 _CHUNK_BYTES = 600_000  # of the input in one chunk, or of the output if that has more channels; for 1 MB of L2
 
 
-def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int = 1) -> Array:
     """Plain 2-D convolution; `padding` is zeros before and behind, the same for both axes."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [padding, padding], dimension_numbers=_DIMENSIONS)
+    far = (dilation, dilation)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [padding, padding], rhs_dilation=far, dimension_numbers=_DIMENSIONS
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

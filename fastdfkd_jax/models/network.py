@@ -31,7 +31,7 @@ class NetworkSpec:
       image_size: side of the square input in pixels.
       channels: channels of the input.
       mean, std: per-channel normalisation of images in [0, 1].
-      task: 'classification' (other tasks have other outputs, losses and metrics).
+      task: 'classification', or 'segmentation' where logits are a map; the architecture's own in `models.build`.
     """
 
     arch: str
