@@ -158,6 +158,34 @@ def _strided_input_gradient(dy: Array, transposed: Array, x_shape, stride: int, 
     return dx[:, : x_shape[1], : x_shape[2]]
 
 
+@jax.custom_vjp
+def transposed_conv(x: Array, kernel: Array) -> Array:
+    """The transposed 4x4 convolution of stride 2 and padding 1, and gradients as of `canonical_conv`.
+
+    Args:
+      x: f32[B, H, W, I].
+      kernel: f32[4, 4, I, O].
+
+    Returns:
+      f32[B, 2H, 2W, O].
+    """
+    height, width = (2 * side for side in x.shape[1:3])
+    return _strided_input_gradient(x, kernel, (x.shape[0], height, width, kernel.shape[3]), 2, 1)
+
+
+def _transposed_forward(x, kernel):
+    return transposed_conv(x, kernel), (x, kernel)
+
+
+def _transposed_backward(residuals, dy):
+    x, kernel = residuals
+    strided = kernel.swapaxes(2, 3)
+    return _convolve_fast(dy, strided, 2, 1), kernel_gradient(dy, x, strided.shape, 2, 1).swapaxes(2, 3)
+
+
+transposed_conv.defvjp(_transposed_forward, _transposed_backward)
+
+
 def double(x: Array) -> Array:
     """Nearest-neighbour upsampling by two: [B, H, W, C] to [B, 2H, 2W, C]."""
     batch, height, width, channels = x.shape
