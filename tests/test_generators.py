@@ -115,4 +115,72 @@ def test_sizes_that_cannot_be_doubled_so_often_are_refused(kind, factor, size):
 
 
 def test_all_generators_are_named_once():
-    assert sorted(ALL_GENERATORS) == sorted({*ARCHITECTURES, "spatial"})
+    assert sorted(ALL_GENERATORS) == sorted({*ARCHITECTURES, "spatial", "dcgan"})
+
+
+# Linear layer to 512 channels of 8 x 8, its BatchNorm, four transposed convolutions and their BatchNorms, the last one.
+_DCGAN = 257 * 512 * 64 + 2 * 512 + 16 * (512 * 256 + 256 * 128 + 128 * 64 + 64 * 64) + 2 * (256 + 128 + 64 + 64) + 1731
+LARGE = {
+    ("dcgan", 128): _DCGAN,
+    ("dcgan", 256): _DCGAN + 16 * 64 * 64 + 2 * 64,
+    ("dfad", 128): SIZES["dfad"][1] + 257 * 8192 * 15,  # a linear layer to 16 times the pixels
+    ("linear", 256): SIZES["dfad"][1] + 257 * 8192 * 63,
+    ("large", 128): SIZES["large"][1] + 257 * 16_384 * 15,
+    ("spatial", 128): 1_398_403 - 256 * 3_136 - 3_136,  # the latent map grows instead
+    ("spatial", 256): 1_398_403 - 256 * 3_136 - 3_136,
+}
+
+
+@pytest.mark.parametrize(("kind", "size"), LARGE)
+def test_generators_of_large_images(kind, size):
+    generator = build_generator(size, 3, 256, kind=kind)
+    params = jax.eval_shape(generator.init, jax.random.key(0))
+    assert models.count_parameters({"params": params}) == LARGE[kind, size]
+    latents = jax.ShapeDtypeStruct((2, *generator.latent_shape), jnp.float32)
+    assert jax.eval_shape(generator.apply, params, latents).shape == (2, size, size, 3)
+
+
+def test_the_generator_of_transposed_convolutions_equals_torch():
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    def stage(inputs, outputs):
+        return [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
+
+    layers = [nn.BatchNorm2d(32), *stage(32, 16), *stage(16, 8), nn.Conv2d(8, 3, 3, padding=1), nn.Tanh()]
+    with jax.enable_x64(True):
+        generator = build_generator(32, 3, 6, 4, kind="dcgan", dtype=jnp.float64)
+        drawn = jax.jit(generator.init)(jax.random.key(0))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) + 0.1, drawn)
+        latents = np.random.default_rng(0).normal(size=(5, 6))
+        out = np.asarray(jax.jit(generator.apply)(params, latents))
+    linear, sequence = nn.Linear(6, 32 * 64), nn.Sequential(*layers)
+    give(linear, params["l1.0"])
+    for name in set(params) - {"l1.0"}:
+        layer = sequence[int(name.removeprefix("conv_blocks."))]
+        if isinstance(layer, nn.ConvTranspose2d):
+            layer.weight.data = torch.tensor(params[name]["kernel"].transpose(2, 3, 0, 1).copy())
+        else:
+            give(layer, params[name])
+    hidden = linear.double()(torch.tensor(latents)).reshape(5, 32, 8, 8)
+    expected = sequence.double()(hidden).detach().numpy().transpose(0, 2, 3, 1)
+    # Torch's biases before its BatchNorms are drawn at random: they have no effect.
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
+
+
+def test_the_generator_of_transposed_convolutions_is_drawn_as_published():
+    generator = build_generator(16, 3, 64, 8, kind="dcgan")
+    params = jax.jit(generator.init)(jax.random.key(0))
+    assert generator.network_input
+    assert not np.any(params["l1.0"]["bias"])
+    # 262,144 draws, 32 draws.
+    assert float(params["l1.0"]["kernel"].std()) == pytest.approx(0.02, rel=0.01)
+    assert 0 < np.abs(params["conv_blocks.2"]["scale"] - 1).max() < 0.1
+    new = jax.jit(generator.reset_first_layer)(jax.random.key(1), params)
+    assert {name for name in params if np.any(new[name].get("kernel", 0) != params[name].get("kernel", 0))} == {"l1.0"}
+
+
+@pytest.mark.parametrize("size", [7, 100, 130])
+def test_sizes_of_transposed_convolutions_that_are_refused(size):
+    with pytest.raises(UserError, match=f"multiple of [0-9]+, found {size}"):
+        build_generator(size, kind="dcgan")

@@ -11,6 +11,9 @@ from jax import lax
 
 from fastdfkd_jax.models import convolution, kernel_gradient, layers, winograd
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
+from fastdfkd_jax.models.dcgan_generator import TransposedConv
+from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.dilated import dilated_conv, place_strides
 from fastdfkd_jax.models.general_convolution import general_conv, merged_groups
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
@@ -74,6 +77,48 @@ def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, st
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), False)(x, kernel)
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), False)(x, kernel)
     assert_close(canonical, native, SUMMATION)
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 9), (16, 13)])
+@pytest.mark.parametrize("dilation", [2, 3, 4, 12])
+def test_dilated_convolution_equals_native(height, width, dilation, in_scan):
+    """As small images where taps reach less than half the image, as products of overlaps otherwise."""
+    x, kernel = draw(0, 2, height, width, 5), draw(1, 3, 3, 5, 4)
+    ours = value_and_gradients(lambda x, k: dilated_conv(x, k, dilation), in_scan)(x, kernel)
+    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (dilation, dilation), dilation), in_scan)(x, kernel)
+    assert_close(ours, native, SUMMATION)
+
+
+@pytest.mark.parametrize("module", [layers.Conv(4, 3, dilation=2), DepthwiseConv(3, dilation=2, padding=0)])
+def test_dilated_layers_equal_their_native_form(module):
+    x = draw(0, 2, 9, 7, 3)
+    variables = module.init(jax.random.key(1), x)
+    ours, native = (apply(module.clone(gradient=form), variables, x) for form in ("canonical", "native"))
+    assert ours.shape[1:3] == ((9, 7) if isinstance(module, layers.Conv) else (5, 3))
+    assert_close(ours, native, SUMMATION)
+
+
+def test_strides_past_the_output_stride_become_dilations_of_what_follows():
+    assert place_strides((1, 2, 2, 2), 4, 32) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]
+    assert place_strides((1, 2, 2, 2), 4, 16) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2)]
+    assert place_strides((1, 2, 2, 2), 4, 8) == [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)]
+    assert place_strides((2, 1, 2, 1), 4, 8)[1:] == [(1, 1, 1), (1, 1, 2), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_transposed_convolution_equals_native_and_torch(in_scan):
+    x, kernel = draw(0, 2, 5, 3, 4), draw(1, 4, 4, 4, 6)
+
+    def conv(form):
+        return lambda x, k: apply(TransposedConv(6, form), {"params": {"kernel": k}}, x)
+
+    ours, native = (value_and_gradients(conv(form), in_scan)(x, kernel) for form in ("canonical", "native"))
+    assert_close(ours, native, SUMMATION)
+    torch = pytest.importorskip("torch")
+    arrays = (torch.tensor(np.asarray(a).transpose(axes)) for a, axes in ((x, (0, 3, 1, 2)), (kernel, (2, 3, 0, 1))))
+    expected = torch.nn.functional.conv_transpose2d(*arrays, stride=2, padding=1).numpy().transpose(0, 2, 3, 1)
+    assert_close(conv("canonical")(x, kernel), expected, SUMMATION)
 
 
 @pytest.mark.parametrize(

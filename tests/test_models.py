@@ -36,6 +36,9 @@ PUBLISHED = {
     "resnet32x4": (7_410_730, 34, 3, 256),
     "mobilenetv2_imagenet": (2_236_682, 52, 7, 1280),
     "efficientnet_lite0": (3_383_818, 49, 7, 1280),
+    **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet50_os16"), (39_636_042, 60, 4, 256)),
+    **dict.fromkeys(("deeplabv3_resnet18", "deeplabv3_resnet18_os16"), (15_901_258, 27, 4, 256)),
+    **dict.fromkeys(("deeplabv3_mobilenetv2", "deeplabv3_mobilenetv2_os16"), (5_111_050, 58, 7, 256)),
     "vgg8": (3_918_858, 5, 5, 512),
     "vgg11": (9_231_114, 8, 5, 512),
     "vgg13": (9_416_010, 10, 5, 512),
@@ -91,12 +94,17 @@ def test_shapes(arch, size):
     net = network(arch, image_size=size)
     batch = jax.ShapeDtypeStruct((2, *net.spec.input_shape), jnp.float32)
     out = jax.eval_shape(functools.partial(net.apply, moments=True), shapes_of(arch), batch)
-    assert out.logits.shape == (2, 10)
+    assert out.logits.shape == ((2, size, size, 10) if net.spec.task == "segmentation" else (2, 10))
     assert out.features.shape == (2, features)
     assert len(out.blocks) == blocks
     sides = [block.shape[1] for block in out.blocks]
     if arch.startswith("vgg"):
         assert sides == ([32, 16, 8, 4, 4] if size == 32 else [64, 32, 16, 8, 4])
+    elif arch.startswith("deeplabv3"):
+        stride = 16 if arch.endswith("_os16") else 8
+        steps = (2, 4, 8, 16, 16, 32, 32) if "mobilenet" in arch else (4, 8, 16, 32)
+        # The port's MobileNetV2 has a stem without padding.
+        assert sides == [size // min(step, stride) - (step == 2) for step in steps]
     elif arch.startswith(("mobilenet", "efficientnet")):
         assert sides == [size // step for step in (2, 4, 8, 16, 16, 32, 32)]
     else:

@@ -1,4 +1,4 @@
-"""torchvision's own classifiers of ImageNet as `--torch FILE.py:FACTORY` wants them: without arguments or weights."""
+"""torchvision's own networks as `--torch FILE.py:FACTORY` wants them: without arguments or weights."""
 
 import torchvision  # pyright: ignore[reportMissingImports]  # of a benchmark, not of the project
 
@@ -21,3 +21,10 @@ def resnet50_imagenet():
 def mobilenetv2_imagenet():
     """MobileNetV2."""
     return torchvision.models.mobilenet_v2()
+
+
+def deeplabv3_resnet50():
+    """DeepLabv3 of 13 classes, output stride 8, without the second head."""
+    return torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=13, aux_loss=None
+    )

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--naming",
         choices=NAMINGS,
         default="source",
-        help="the names that were imported (default), ours, or fc and downsample",
+        help="the names that were imported (default), ours, or torchvision's: fc and downsample",
     )
     return parser
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastdfkd_jax.convert import files, graph, guess, naming
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms, usual_image_size
+from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms, task_of, usual_image_size
 
 _USUAL = (
     "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
@@ -85,7 +85,9 @@ def open_checkpoint(path: str | os.PathLike[str], *, needs_normalization: bool =
     if arch is not None and Path(arch).is_dir():
         return _open_graph(graph.read(arch), source, needs_normalization, **known)
     spec = find_spec(source, needs_normalization=needs_normalization, **known)
-    return Opened(source, partial(build, spec), *understand(source, build(spec)))
+    network = build(spec)
+    source = source._replace(state=dict(naming.without_auxiliary(source.state, network)))
+    return Opened(source, partial(build, spec), *understand(source, network))
 
 
 def _open_graph(
@@ -160,7 +162,7 @@ def find_spec(
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
-    fields |= {"num_classes": found, "channels": guess.guess_channels(source.state)}
+    fields |= {"num_classes": found, "channels": guess.guess_channels(source.state), "task": task_of(fields["arch"])}
     if not ("mean" in fields and "std" in fields):
         if needs_normalization:
             raise _not_normalised(source.path)

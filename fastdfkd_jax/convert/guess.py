@@ -7,11 +7,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastdfkd_jax.convert.naming import common_prefix
+from fastdfkd_jax.convert.naming import DEEPLAB_HEAD, common_prefix
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import is_known
 
 State = Mapping[str, np.ndarray]
 
+_STEMS = ("conv1.weight", "block0.0.weight", "features.0.0.weight", "_conv_stem.weight", "backbone.conv1.weight")
+_STEMS += ("backbone.low_level_features.0.0.weight",)
 _HEADS = ("linear", "fc", "_fc", "classifier")
 _FOUR_STAGES: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 2, 2), 2): "resnet18",
@@ -28,7 +31,8 @@ def guess_arch(state: State) -> str:
       UserError: its entries are not those of a family we know; asks for --arch.
     """
     state = _bare(state)
-    arch = _wide_resnet(state) or _resnet(state) or _vgg(state) or _mobilenet(state) or _efficientnet(state)
+    families = (_wide_resnet, _resnet, _vgg, _mobilenet, _efficientnet, _deeplab)
+    arch = next(filter(None, (family(state) for family in families)), None)
     if arch is None:
         first = ", ".join(list(state)[:6])
         bare = "" if any(n.endswith("running_mean") for n in state) else "; it has no BatchNorm, which a teacher needs"
@@ -40,12 +44,15 @@ def guess_arch(state: State) -> str:
 
 
 def guess_classes(state: State) -> int:
-    """Outputs of the classifier, the last linear layer.
+    """Outputs of the classifier, the last linear layer; of DeepLab the last 1x1 convolution.
 
     Raises:
       UserError: there is no linear layer.
     """
     state = _bare(state)
+    for head in DEEPLAB_HEAD:
+        if _is_deeplab(state, head):
+            return int(state[f"{head}.4.weight"].shape[0])
     heads = [name for name in state if name.endswith("weight") and state[name].ndim == 2]
     usual = [name for name in heads if name.split(".")[0] in _HEADS]
     if not heads:
@@ -56,7 +63,7 @@ def guess_classes(state: State) -> int:
 def guess_channels(state: State) -> int:
     """Channels of the input image: what the stem's convolution takes (3 where there is none to be found)."""
     state = _bare(state)
-    for name in ("conv1.weight", "block0.0.weight", "features.0.0.weight", "_conv_stem.weight"):
+    for name in _STEMS:
         if name in state and state[name].ndim == 4:
             return int(state[name].shape[1])
     return 3
@@ -126,3 +133,19 @@ def _efficientnet(state: State) -> str | None:
     head = state.get("_conv_head.weight")
     lite = head is not None and head.shape[0] == 1280 and len(depthwise) == 16
     return "efficientnet_lite0" if lite and not any("._se_" in name for name in state) else None
+
+
+def _deeplab(state: State) -> str | None:
+    # The output stride is not among the entries: 8.
+    if not any(_is_deeplab(state, head) for head in DEEPLAB_HEAD):
+        return None
+    backbone = {name.removeprefix("backbone."): array for name, array in state.items() if name.startswith("backbone.")}
+    blocks = {m[1] for name in backbone if (m := re.match(r"(?:low|high)_level_features\.(\d+)\.conv\.", name))}
+    resnet = (_resnet(backbone) or "").removesuffix("_imagenet")
+    arch = f"deeplabv3_{'mobilenetv2' if len(blocks) == 17 else resnet}"
+    return arch if is_known(arch) else None
+
+
+def _is_deeplab(state: State, head: str) -> bool:
+    last = state.get(f"{head}.4.weight")
+    return last is not None and last.ndim == 4 and f"{head}.0.project.0.weight" in state

@@ -7,7 +7,8 @@ Linen modules carry the dotted PyTorch name of the module, so that only leaf nam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Names of one part of a network in different code bases; RepDistiller and torchvision say fc and downsample.
 ALIASES = (("linear", "fc", "classifier"), ("shortcut", "downsample"))
 
+# The head of DeepLab in the port that we follow, and in torchvision; and torchvision's second head, for training alone.
+DEEPLAB_HEAD = ("classifier.classifier", "classifier")
+AUXILIARY = "aux_classifier."
+
 # Leaf of a parameter that belongs to no usual layer; its module's name is the entry's whole one.
 WHOLE = "value"
 
@@ -47,7 +52,7 @@ class Naming:
 
     Attributes:
       prefix: stands before every name, for instance 'module.' of DataParallel.
-      renames: pairs (our name, their name) of one dotted component.
+      renames: pairs (our name, their name) of a dotted component, or of a few in a row.
     """
 
     prefix: str = ""
@@ -71,7 +76,10 @@ class Entry(NamedTuple):
 
 
 def _rename(name: str, table: Mapping[str, str]) -> str:
-    return ".".join(table.get(part, part) for part in name.split("."))
+    if not table:
+        return name
+    longest_first = sorted(table, key=len, reverse=True)
+    return re.sub(rf"(?<![^.])(?:{'|'.join(map(re.escape, longest_first))})(?![^.])", lambda m: table[m[0]], name)
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -94,7 +102,15 @@ def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
         # With two of a group on one side there is no telling which one is meant: leave both alone.
         if len(our_names) == len(their_names) == 1 and our_names != their_names:
             pairs.append((our_names.pop(), their_names.pop()))
+    if _has_torchvisions_head([name.removeprefix(prefix) for name in names], expected):
+        pairs.append(DEEPLAB_HEAD)
     return Naming(prefix, tuple(pairs))
+
+
+def _has_torchvisions_head(names: Sequence[str], expected: Sequence[str]) -> bool:
+    inner, outer = (f"{head}." for head in DEEPLAB_HEAD)
+    is_deeplab = any(name.startswith(inner) for name in expected)
+    return is_deeplab and any(n.startswith(outer) for n in names) and not any(n.startswith(inner) for n in names)
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -183,11 +199,22 @@ def understand(state: State, network: Network) -> tuple[dict[str, np.ndarray], N
     Raises:
       UserError: it is not a sound checkpoint of this network (`from_state_dict`).
     """
-    expected = expected_entries(network)
+    expected, state = expected_entries(network), without_auxiliary(state, network)
     naming = find_naming(state, expected)
     ours = {naming.to_ours(name): array for name, array in state.items()}
     _check(ours, expected, naming, network)
     return ours, naming
+
+
+def without_auxiliary(state: State, network: Network) -> State:
+    """A state dictionary less the second head that torchvision trains a segmentation network with, which is logged."""
+    if network.spec.task != "segmentation" or network.others is not None:
+        return state
+    start = common_prefix(state) + AUXILIARY
+    kept = {name: array for name, array in state.items() if not name.startswith(start)}
+    if len(kept) < len(state):
+        logging.warning("ignored %d entries of %s*, a head for training alone", len(state) - len(kept), start)
+    return kept
 
 
 def to_variables(ours: State, network: Network) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
     Args:
       target: 'FILE.py:FACTORY'.
       ours: the weights under our names.
-      names: those of the code base that the weights come from, tried where the module does not have ours.
+      names: those of the code base that the weights come from, tried where the module has none that we know.
       spec: the network.
 
     Raises:
@@ -55,6 +55,9 @@ def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> 
     weights = [name for name in ours if not name.endswith(naming.COUNTER)]
     if own.issuperset(weights):
         return ours
+    found = naming.find_naming(own, weights)
+    if own.issuperset(map(found.to_source, weights)):
+        return {found.to_source(name): array for name, array in ours.items()}
     prefix = naming.common_prefix(own)
     if not own.issuperset(prefix + name for name in weights):
         ours = {names.to_source(name).removeprefix(names.prefix): array for name, array in ours.items()}

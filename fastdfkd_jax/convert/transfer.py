@@ -55,7 +55,7 @@ def export_checkpoint(
       path: a checkpoint of any kind, usually ours, or the folder of a recorded graph.
       out: ends in `.pth`, `.pt`, `.th` or `.safetensors`.
       style: 'source' gives back the names that were imported (ours where there was no import), 'ours' ours,
-        'torchvision' says fc and downsample.
+        'torchvision' says fc and downsample, and has DeepLab's head as torchvision's module has it.
       known: as for `import_checkpoint`; the normalisation is not needed.
 
     Returns:
@@ -78,6 +78,9 @@ def _target(style: str, source: Source, found: Naming, network: Network) -> Nami
         raise UserError(f"a recorded graph has its own names only: leave --naming {style} out")
     if style == "ours":
         return Naming()
-    parts = {part for name in naming.expected_entries(network) for part in name.split(".")}
+    entries = naming.expected_entries(network)
+    if any(name.startswith(f"{naming.DEEPLAB_HEAD[0]}.") for name in entries):
+        return Naming(renames=(naming.DEEPLAB_HEAD,))
+    parts = {part for name in entries for part in name.split(".")}
     pairs = ((ours, theirs) for ours, theirs in _FC_DOWNSAMPLE.items() if ours in parts and theirs not in parts)
     return Naming(renames=tuple(pairs))

@@ -11,6 +11,7 @@ import re
 from functools import partial
 from typing import Any
 
+from fastdfkd_jax.convert.deeplab_twin import deeplab
 from fastdfkd_jax.convert.files import import_torch
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
@@ -26,7 +27,7 @@ def twin(spec: NetworkSpec) -> Any:
       spec: the network.
 
     Returns:
-      A module with PyTorch's initial weights; its forward takes NCHW images and gives logits.
+      A module with PyTorch's initial weights; its forward takes NCHW images and gives logits, a map as NCHW.
 
     Raises:
       UserError: torch is not installed, or there is no twin of this architecture.
@@ -165,8 +166,7 @@ def _residual_network(
 
 def _resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
     depth, v1, imagenet = int(match[1]), bool(match[2]), bool(match[3])
-    widths = (64, 128, 256, 512)
-    return _residual_network(spec, 64, widths, _RESNET_STAGES[depth], depth >= 50, "b", imagenet, v1)
+    return _residual_network(spec, 64, (64, 128, 256, 512), _RESNET_STAGES[depth], depth >= 50, "b", imagenet, v1)
 
 
 def _cifar_resnet(match: re.Match[str], spec: NetworkSpec) -> Any:
@@ -290,6 +290,7 @@ def _efficientnet_lite0(match: re.Match[str], spec: NetworkSpec) -> Any:
 
 
 _TWINS = (
+    (r"deeplabv3_(\w+?)(_os16)?", deeplab),
     (r"efficientnet_lite0", _efficientnet_lite0),
     (r"mobilenetv2_imagenet", _mobilenet),
     (r"wrn(\d+)_(\d+)", _wide_resnet),

@@ -22,9 +22,12 @@ _THIN = 16  # channels up to which minimal filtering takes longer than several c
 _CHUNK_BYTES = 600_000  # of the input in one chunk, or of the output if that has more channels; for 1 MB of L2
 
 
-def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int = 1) -> Array:
     """Plain 2-D convolution; `padding` is zeros before and behind, the same for both axes."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [padding, padding], dimension_numbers=_DIMENSIONS)
+    far = (dilation, dilation)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [padding, padding], rhs_dilation=far, dimension_numbers=_DIMENSIONS
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -153,6 +156,34 @@ def _strided_input_gradient(dy: Array, transposed: Array, x_shape, stride: int, 
             phases.append(jnp.zeros((dy.shape[0], rows, cols, stride * inputs), dy.dtype))
     dx = jnp.stack(phases, axis=2).reshape(dy.shape[0], rows * stride, cols * stride, inputs)
     return dx[:, : x_shape[1], : x_shape[2]]
+
+
+@jax.custom_vjp
+def transposed_conv(x: Array, kernel: Array) -> Array:
+    """The transposed 4x4 convolution of stride 2 and padding 1, and gradients as of `canonical_conv`.
+
+    Args:
+      x: f32[B, H, W, I].
+      kernel: f32[4, 4, I, O].
+
+    Returns:
+      f32[B, 2H, 2W, O].
+    """
+    height, width = (2 * side for side in x.shape[1:3])
+    return _strided_input_gradient(x, kernel, (x.shape[0], height, width, kernel.shape[3]), 2, 1)
+
+
+def _transposed_forward(x, kernel):
+    return transposed_conv(x, kernel), (x, kernel)
+
+
+def _transposed_backward(residuals, dy):
+    x, kernel = residuals
+    strided = kernel.swapaxes(2, 3)
+    return _convolve_fast(dy, strided, 2, 1), kernel_gradient(dy, x, strided.shape, 2, 1).swapaxes(2, 3)
+
+
+transposed_conv.defvjp(_transposed_forward, _transposed_backward)
 
 
 def double(x: Array) -> Array:

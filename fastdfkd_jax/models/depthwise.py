@@ -21,12 +21,16 @@ class DepthwiseConv(nn.Module):
     Attributes:
       size: side of the kernel, odd.
       stride: of both axes.
-      same: TensorFlow's padding 'same', which at a stride has more zeros behind than before; else size // 2 a side.
+      same: TensorFlow's padding 'same', which at a stride has more zeros behind than before.
+      padding: otherwise zeros on each side; by default size // 2.
+      dilation: pixels from tap to tap.
     """
 
     size: int = 3
     stride: int = 1
     same: bool = False
+    padding: int | None = None
+    dilation: int = 1
     kernel_init: Callable[..., jax.Array] = he_normal_fan_out
     gradient: str = "canonical"
     dtype: Any = jnp.float32
@@ -36,13 +40,14 @@ class DepthwiseConv(nn.Module):
         """Convolves f32[B, H, W, C] to f32[B, H', W', C]."""
         channels = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(self.dtype)
-        x, stride, half = x.astype(self.dtype), (self.stride, self.stride), self.size // 2
-        edges = same_edges(x.shape, self.size, self.stride) if self.same else ((half, half), (half, half))
+        x, stride, far = x.astype(self.dtype), (self.stride, self.stride), (self.dilation, self.dilation)
+        zeros = self.size // 2 if self.padding is None else self.padding
+        edges = same_edges(x.shape, self.size, self.stride) if self.same else ((zeros, zeros), (zeros, zeros))
         if self.gradient == "canonical":
-            return general_conv(x, kernel, stride, edges, groups=channels)
+            return general_conv(x, kernel, stride, edges, far, channels)
         numbers = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
-            x, kernel, stride, edges, dimension_numbers=numbers, feature_group_count=channels
+            x, kernel, stride, edges, rhs_dilation=far, dimension_numbers=numbers, feature_group_count=channels
         )
 
 

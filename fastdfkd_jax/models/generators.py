@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.dcgan_generator import DcganGenerator
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -31,14 +32,14 @@ class Generator(NamedTuple):
     """A generator as pure functions; it always normalises with the batch's own statistics.
 
     Attributes:
-      init: `init(key) -> params`, PyTorch's default initialisation.
+      init: `init(key) -> params`, PyTorch's default initialisation; of 'dcgan' that of `reset`.
       apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C], in [0, 1] or as
         `network_input` says.
       latent_shape: shape of one latent.
       reset: `reset(key, params) -> params`, everything drawn anew (METHOD 1.5).
       reset_first_layer: `reset_first_layer(key, params) -> params`, the first layer and the first
         BatchNorm drawn anew (METHOD T7).
-      network_input: whether images are as a network takes them, by a last BatchNorm, rather than in [0, 1].
+      network_input: whether images are as a network takes them, by a last BatchNorm or tanh, rather than in [0, 1].
     """
 
     init: Callable[[Array], Params]
@@ -87,7 +88,7 @@ class SpatialGenerator(nn.Module):
 
 # Those whose images are in [0, 1], then all.
 GENERATORS = ("linear", "spatial", "large")
-ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in GENERATORS))
+ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in GENERATORS), "dcgan")
 
 
 def build_generator(
@@ -103,11 +104,13 @@ def build_generator(
     """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
 
     Args:
-      image_size: side of the images in pixels, a multiple of 4, for 'dfq' of 8, for 'spatial' of 16.
+      image_size: side of the images in pixels, a multiple of 4, for 'dfq' of 8, for 'spatial' of 16, for 'dcgan' as
+        its class says.
       channels: channels of the images.
       latent_dim: length of a latent vector, or channels of a latent map.
       width: channels of the last hidden layer.
-      kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet.
+      kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet, 'dcgan' with 128 that
+        of DFAD for segmentation.
       conv_gradient: 'canonical' or 'native' (`layers.Conv`).
       dtype: of the convolutions and activations; parameters and images stay float32.
 
@@ -118,7 +121,8 @@ def build_generator(
     if kind not in ALL_GENERATORS:
         raise UserError(f"generator: expected one of {', '.join(ALL_GENERATORS)}, found {kind!r}")
     sizes = (image_size, channels, width, conv_gradient, dtype)
-    module = SpatialGenerator(*sizes) if kind == "spatial" else VectorGenerator(ARCHITECTURES[kind], *sizes)
+    classes = {"spatial": SpatialGenerator, "dcgan": DcganGenerator}
+    module = classes[kind](*sizes) if kind in classes else VectorGenerator(ARCHITECTURES[kind], *sizes)
     factor = 2**module.doublings
     if image_size < factor or image_size % factor:
         raise UserError(
@@ -128,7 +132,8 @@ def build_generator(
     latent_shape = (side, side, latent_dim) if kind == "spatial" else (latent_dim,)
 
     def init(key: Array) -> Params:
-        return module.init(key, jnp.zeros((1, *latent_shape)))["params"]
+        params = module.init(key, jnp.zeros((1, *latent_shape)))["params"]
+        return reset(key, params) if kind == "dcgan" else params
 
     def apply(params: Params, latents: Array) -> Array:
         images: Any = module.apply({"params": params}, latents)

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
+from fastdfkd_jax.models.dilated import dilated_conv
 
 Array = jax.Array
 
@@ -79,7 +80,8 @@ class Conv(nn.Module):
       features: output channels.
       size: side of the kernel.
       stride: stride of both axes.
-      padding: zeros on each side; by default size // 2.
+      padding: zeros on each side; by default size // 2, times the dilation.
+      dilation: pixels from tap to tap; more than 1 goes with stride 1 and the default padding.
       use_bias: whether a bias is added, initialised as `bias_init` or as PyTorch does.
       gradient: 'canonical' (fast on CPU, reverse mode only) or 'native' (accelerators, jvp, exact MAML).
     """
@@ -88,6 +90,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: int | None = None
+    dilation: int = 1
     use_bias: bool = False
     kernel_init: Callable[..., Array] = torch_uniform
     bias_init: Callable[..., Array] | None = None
@@ -99,12 +102,14 @@ class Conv(nn.Module):
         """Convolves f32[B, H, W, I] to f32[B, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        padding = self.size // 2 if self.padding is None else self.padding
+        padding = self.size // 2 * self.dilation if self.padding is None else self.padding
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.gradient == "canonical":
-            y: Array = canonical_conv(x, kernel, self.stride, padding)
+        if self.gradient != "canonical":
+            y: Array = convolve(x, kernel, self.stride, (padding, padding), self.dilation)
+        elif self.dilation > 1:
+            y = dilated_conv(x, kernel, self.dilation)
         else:
-            y = convolve(x, kernel, self.stride, (padding, padding))
+            y = canonical_conv(x, kernel, self.stride, padding)
         y = checkpoint_name(y, CONVOLUTION)
         if self.use_bias:
             init = self.bias_init or torch_bias(math.prod(shape[:-1]))

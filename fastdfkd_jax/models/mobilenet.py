@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.dilated import place_strides
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -45,23 +47,59 @@ class MobileNetV2(nn.Module):
         forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
         conv = partial(Conv, kernel_init=he_normal_fan_out, **forms)
         norm = partial(BatchNorm, self.train, dtype=self.dtype)
-
-        x = nn.relu6(norm(name="features.0.1")(conv(32, 3, 2, name="features.0.0")(x)))
-        blocks, index = [], 0
-        for expansion, channels, count, first_stride in _STAGES:
-            for i in range(count):
-                index += 1
-                stride, out, name, part = first_stride if i == 0 else 1, x, f"features.{index}.conv", 0
-                if expansion != 1:
-                    out = conv(expansion * x.shape[-1], 1, name=f"{name}.0.0")(out)
-                    out, part = nn.relu6(norm(name=f"{name}.0.1")(out)), 1
-                out = DepthwiseConv(3, stride, **forms, name=f"{name}.{part}.0")(out)
-                out = nn.relu6(norm(name=f"{name}.{part}.1")(out))
-                out = norm(name=f"{name}.{part + 2}")(conv(channels, 1, name=f"{name}.{part + 1}")(out))
-                x = end_of_block(x + out if x.shape == out.shape else out)
-            blocks.append(x)
+        x, blocks = trunk(conv, norm, partial(DepthwiseConv, **forms), x)
         x = nn.relu6(norm(name="features.18.1")(conv(1280, 1, name="features.18.0")(x)))
         features = global_average_pool(x)
         kept = nn.Dropout(_DROPOUT, deterministic=not (self.train and self.has_rng("dropout")))(features)
         head = Dense(self.num_classes, normal(0.01), nn.initializers.zeros, name="classifier.1")
-        return head(kept), features, tuple(blocks)
+        return head(kept), features, blocks
+
+
+def _usual_name(index: int) -> str:
+    return f"features.{index}"
+
+
+def trunk(
+    conv: Callable,
+    norm: Callable,
+    depthwise: Callable,
+    x: jax.Array,
+    output_stride: int = 32,
+    pads_blocks: bool = False,
+    name_of: Callable[[int], str] = _usual_name,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The stem and the 17 blocks, for a module's compact `__call__`.
+
+    Args:
+      conv, norm, depthwise: build a convolution, a BatchNorm and a `DepthwiseConv`, all but sizes and name bound.
+      x: f32[B, H, W, C].
+      output_stride: of the result; stages that would go past it dilate.
+      pads_blocks: no convolution is padded, the stem neither, but the input of each block's branch is, by the dilation
+        on each side. The zeros pass the expansion and its BatchNorm, are its shift after that (and count in the
+        moments), and so are none where the 3x3 meets them; in the usual form they are.
+      name_of: of the stem, 0, and of the blocks, 1 to 17.
+
+    Returns:
+      f32[B, h, w, 320], and what each of the seven stages gives.
+    """
+    zeros = 0 if pads_blocks else None
+    x = conv(32, 3, 2, zeros, name=f"{name_of(0)}.0")(x)
+    x = nn.relu6(norm(name=f"{name_of(0)}.1")(x))
+    blocks, index = [], 0
+    stages = place_strides((stride for *_, stride in _STAGES), 2, output_stride)
+    for (expansion, channels, count, _), steps in zip(_STAGES, stages, strict=True):
+        for i in range(count):
+            index += 1
+            stride, dilation = (steps.stride, steps.first) if i == 0 else (1, steps.rest)
+            around, name, part = (dilation, dilation), f"{name_of(index)}.conv", 0
+            out = jnp.pad(x, ((0, 0), around, around, (0, 0))) if pads_blocks else x
+            if expansion != 1:
+                out = conv(expansion * x.shape[-1], 1, name=f"{name}.0.0")(out)
+                out, part = nn.relu6(norm(name=f"{name}.0.1")(out)), 1
+            zeros = 0 if pads_blocks else dilation
+            out = depthwise(3, stride, padding=zeros, dilation=dilation, name=f"{name}.{part}.0")(out)
+            out = nn.relu6(norm(name=f"{name}.{part}.1")(out))
+            out = norm(name=f"{name}.{part + 2}")(conv(channels, 1, name=f"{name}.{part + 1}")(out))
+            x = end_of_block(x + out if x.shape == out.shape else out)
+        blocks.append(x)
+    return x, tuple(blocks)

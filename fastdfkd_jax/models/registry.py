@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
+from fastdfkd_jax.models.deeplab import DeepLabV3
 from fastdfkd_jax.models.efficientnet import EfficientNetLite0
 from fastdfkd_jax.models.layers import check_conv_gradient
 from fastdfkd_jax.models.mobilenet import MobileNetV2
@@ -29,12 +31,14 @@ class _Family(NamedTuple):
       usual: members to name in messages and to go through in tests.
       module: the matched name's module class with its sizes bound; None where no such member exists.
       image_size: side of the images that the family was published for, in pixels.
+      task: what its networks are for, as `NetworkSpec.task`.
     """
 
     pattern: str
     usual: tuple[str, ...]
     module: _ModuleOf
     image_size: int = 32
+    task: str = "classification"
 
 
 def _wide_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
@@ -53,7 +57,13 @@ def _cifar_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
     return partial(CifarResNet, depth, widths, shortcut or ("b" if wide else "a"))
 
 
+def _deeplab(match: re.Match[str]) -> Callable[..., Any]:
+    return partial(DeepLabV3, match[1], 16 if match[2] else 8)
+
+
 _THIN = ("resnet8", "resnet20", "resnet20b", "resnet32", "resnet44", "resnet56", "resnet110")
+
+_BACKBONES = ("resnet50", "resnet18", "mobilenetv2")
 
 # The first match counts: resnet50 is the one of four stages, not the thin one of depth 6n + 2.
 _FAMILIES = (
@@ -78,6 +88,13 @@ _FAMILIES = (
     _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
     _Family(r"mobilenetv2_imagenet", ("mobilenetv2_imagenet",), lambda match: MobileNetV2, image_size=224),
     _Family(r"efficientnet_lite0", ("efficientnet_lite0",), lambda match: EfficientNetLite0, image_size=224),
+    _Family(
+        rf"deeplabv3_({'|'.join(_BACKBONES)})(_os16)?",
+        tuple(f"deeplabv3_{backbone}{stride}" for backbone in _BACKBONES for stride in ("", "_os16")),
+        _deeplab,
+        image_size=128,
+        task="segmentation",
+    ),
     _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
 )
 
@@ -106,11 +123,17 @@ def usual_image_size(arch: str) -> int:
     return 32 if found is None else found[0].image_size
 
 
+def task_of(arch: str) -> str:
+    """What an architecture is for, as `NetworkSpec.task`; 'classification' where the name is not known."""
+    found = _find(arch)
+    return "classification" if found is None else found[0].task
+
+
 def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "canonical") -> Network:
     """Builds the network that a spec names.
 
     Args:
-      spec: architecture, classes, input size and normalisation.
+      spec: architecture, classes, input size and normalisation; its task becomes the architecture's own.
       dtype: of the convolutions and activations; parameters, moments and logits stay float32.
       conv_gradient: 'canonical' or 'native' (`layers.Conv`).
 
@@ -124,7 +147,8 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
             "or width of these families"
         )
     check_conv_gradient(conv_gradient)
-    _, module = found
+    family, module = found
+    spec = dataclasses.replace(spec, task=family.task)
 
     def make(train: bool):
         return module(num_classes=spec.num_classes, train=train, dtype=dtype, conv_gradient=conv_gradient)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdfkd_jax.models.dilated import Steps, place_strides
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -52,38 +53,66 @@ class ResNet(nn.Module):
         kernel_init = he_normal_fan_out if self.imagenet else torch_uniform
         conv = partial(Conv, kernel_init=kernel_init, gradient=self.conv_gradient, dtype=self.dtype)
         norm = partial(BatchNorm, self.train, epsilon=1e-3 if self.v1 else 1e-5, dtype=self.dtype)
-        counts, bottleneck = DEPTHS[self.depth]
-        branch = partial(_bottleneck_branch, self.v1) if bottleneck else _basic_branch
-
-        stem = conv(64, 7, 2, name="conv1") if self.imagenet else conv(64, name="conv1")
-        shortcut, head = ("downsample", "fc") if self.imagenet else ("shortcut", "linear")
-
-        x = nn.relu(norm(name="bn1")(stem(x)))
-        x = max_pool(x) if self.imagenet else x
-        blocks = []
-        for stage, count in enumerate(counts, start=1):
-            for i in range(count):
-                stride = 2 if i == 0 and stage > 1 else 1
-                name = f"layer{stage}.{i}"
-                out = branch(conv, norm, name, x, 32 * 2**stage, stride)
-                if x.shape != out.shape:
-                    x = conv(out.shape[-1], 1, stride, name=f"{name}.{shortcut}.0")(x)
-                    x = norm(name=f"{name}.{shortcut}.1")(x)
-                x = end_of_block(nn.relu(out + x))
-            blocks.append(x)
+        x, blocks = trunk(conv, norm, x, self.depth, self.imagenet, self.v1)
         features = global_average_pool(x)
-        return Dense(self.num_classes, name=head)(features), features, tuple(blocks)
+        head = "fc" if self.imagenet else "linear"
+        return Dense(self.num_classes, name=head)(features), features, blocks
 
 
-def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
+def trunk(
+    conv: Callable,
+    norm: Callable,
+    x: jax.Array,
+    depth: int,
+    imagenet: bool,
+    v1: bool = False,
+    prefix: str = "",
+    output_stride: int = 32,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """What comes before pooling, for a module's compact `__call__`.
+
+    Args:
+      conv, norm: build a convolution and a BatchNorm, all but sizes and name bound.
+      x: f32[B, H, W, C].
+      depth, imagenet, v1: as `ResNet` has them.
+      prefix: stands before all names.
+      output_stride: of the result; stages that would go past it dilate. A basic block's second convolution is dilated
+        as those after it, because it follows the one that would stride.
+
+    Returns:
+      f32[B, h, w, 512 or 2048], and what each of the four stages gives.
+    """
+    counts, bottleneck = DEPTHS[depth]
+    branch = partial(_bottleneck_branch, v1) if bottleneck else _basic_branch
+    stem = conv(64, 7, 2, name=f"{prefix}conv1") if imagenet else conv(64, name=f"{prefix}conv1")
+    x = nn.relu(norm(name=f"{prefix}bn1")(stem(x)))
+    x = max_pool(x) if imagenet else x
+    blocks = []
+    stages = place_strides((1, 2, 2, 2), 4 if imagenet else 1, output_stride)
+    for stage, (count, steps) in enumerate(zip(counts, stages, strict=True), start=1):
+        for i in range(count):
+            own = steps if i == 0 else Steps(1, steps.rest, steps.rest)
+            name = f"{prefix}layer{stage}.{i}"
+            out = branch(conv, norm, name, x, 32 * 2**stage, own)
+            if x.shape != out.shape:
+                shortcut = f"{name}.{'downsample' if imagenet else 'shortcut'}"
+                x = norm(name=f"{shortcut}.1")(conv(out.shape[-1], 1, own.stride, name=f"{shortcut}.0")(x))
+            x = end_of_block(nn.relu(out + x))
+        blocks.append(x)
+    return x, tuple(blocks)
+
+
+def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, steps: Steps):
     """Two 3x3 convolutions to `width` channels, before the sum and its ReLU."""
-    x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 3, stride, name=f"{name}.conv1")(x)))
-    return norm(name=f"{name}.bn2")(conv(width, name=f"{name}.conv2")(x))
+    first = conv(width, 3, steps.stride, dilation=steps.first, name=f"{name}.conv1")
+    x = nn.relu(norm(name=f"{name}.bn1")(first(x)))
+    return norm(name=f"{name}.bn2")(conv(width, dilation=steps.rest, name=f"{name}.conv2")(x))
 
 
-def _bottleneck_branch(v1: bool, conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, stride: int):
+def _bottleneck_branch(v1: bool, conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, steps: Steps):
     """1x1, 3x3 and 1x1 convolutions to four times `width` channels, before the sum and its ReLU."""
-    first, second = (stride, 1) if v1 else (1, stride)
+    first, second = (steps.stride, 1) if v1 else (1, steps.stride)
     x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 1, first, name=f"{name}.conv1")(x)))
-    x = nn.relu(norm(name=f"{name}.bn2")(conv(width, 3, second, name=f"{name}.conv2")(x)))
+    wide = conv(width, 3, second, dilation=steps.first, name=f"{name}.conv2")
+    x = nn.relu(norm(name=f"{name}.bn2")(wide(x)))
     return norm(name=f"{name}.bn3")(conv(_EXPANSION * width, 1, name=f"{name}.conv3")(x))
