@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from configs import cifar, default
 from fastdfkd_jax.errors import UserError
 
-
 Change = Callable[[ConfigDict], None]
 
 
@@ -136,6 +135,4 @@ def smoke(config: ConfigDict) -> None:
     config.eval_every = config.checkpoint_every = config.images_every = 1
 
 
-METHODS = {
-    made.__name__: made for made in (fast10, deepinversion, dfad, dafl, dfnd, kd, scratch, noise)
-}
+METHODS = {made.__name__: made for made in (fast10, deepinversion, dfad, dafl, dfnd, kd, scratch, noise)}

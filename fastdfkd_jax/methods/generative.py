@@ -20,12 +20,13 @@ from fastdfkd_jax.distill import Objective
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting
 from fastdfkd_jax.models import Outputs
-from fastdfkd_jax.models.generators import Generator, build_generator
-from fastdfkd_jax.models.vector_generator import ARCHITECTURES
+from fastdfkd_jax.models.generators import ALL_GENERATORS, Generator, build_generator
 
 Array = jax.Array
 Tree = Any
 
+# Those whose latents are vectors.
+GENERATORS = tuple(kind for kind in ALL_GENERATORS if kind != "spatial")
 STUDENT_IMAGES = ("step", "repeated", "fresh")
 
 
@@ -34,7 +35,7 @@ class GeneratorOptions:
     """Static choices that every generative method has; the values are those of its section in configs/default.py.
 
     Attributes:
-      generator: architecture, a key of `ARCHITECTURES`.
+      generator: architecture, a key of `GENERATORS`.
       latent_dim: length of a latent vector.
       width: channels of the generator's last hidden layer.
       lr: Adam's rate for the generator.
@@ -64,7 +65,7 @@ class GeneratorOptions:
     section: ClassVar[str] = ""
 
     def __post_init__(self):
-        self.require("generator", self.generator in ARCHITECTURES, f"one of {', '.join(ARCHITECTURES)}")
+        self.require("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}")
         for name in ("latent_dim", "width", "student_steps"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("lr", self.lr > 0, "more than 0")
