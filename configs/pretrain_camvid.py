@@ -16,7 +16,7 @@ def get_config():
     config.data.source, config.data.short_side, config.data.test_split = "camvid:camvid", camvid.SHORT_SIDE, "val"
     config.data.dir = "."
     recipe = config.recipe
-    recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay = 120, 16, 0.05, 5e-4
-    recipe.lr_milestones, recipe.lr_decay = (80, 105), 0.1
+    recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay = 60, 16, 0.05, 5e-4
+    recipe.lr_milestones, recipe.lr_decay = (40, 54), 0.1
     recipe.square, recipe.padding = camvid.SIDE, 0
     return config
