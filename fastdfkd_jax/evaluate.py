@@ -48,6 +48,10 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
 
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
         data.require(dataset, spec)
+        shape = dataset.images.shape[1:]
+        if network.others is not None and shape != spec.input_shape:  # recorded with one size
+            sizes = ("x".join(map(str, sides[:2])) for sides in (spec.input_shape, shape))
+            raise UserError("the recorded graph {} takes images of {}, the data set has {}".format(spec.arch, *sizes))
         total = len(dataset.labels)
         variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
         sums = []
@@ -91,8 +95,9 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = data.load(arguments.data, arguments.split, data_dir=arguments.data_dir, **sizes)
     measurements = make_evaluator(network, arguments.batch_size)(variables, dataset)
     if "iou" in measurements:
-        names = dataset.class_names or [f"class {number}" for number in range(network.spec.num_classes)]
-        measurements["iou"] = dict(zip(names, measurements["iou"], strict=True))
+        names = dict(enumerate(dataset.class_names or ()))  # a network may have more outputs
+        iou = measurements["iou"]
+        measurements["iou"] = {names.get(number, f"class {number}"): value for number, value in enumerate(iou)}
     return {
         "checkpoint": arguments.checkpoint,
         "arch": network.spec.arch,
