@@ -8,14 +8,14 @@ import runs  # noqa: F401 - makes configs importable
 
 from configs import cifar, cifar10
 from configs.compare import all as all_tables
-from configs.compare import cifar_runs, parts, table1, table2, table4, table5
+from configs.compare import cifar_runs, parts, table1, table2, table3, table4, table5
 from fastdfkd_jax import plan
 from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.compare import comparison, results, tables
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
 
-CONFIGS = [(module, variant) for module in (table1, table2, table4, table5) for variant in (None, "cpu")]
+CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
 CONFIGS.append((all_tables, None))
 
 
@@ -44,7 +44,7 @@ def test_every_config_builds_and_all_its_runs_are_valid(module, variant):
             assert len(set(labels)) == len(labels)
 
 
-@pytest.mark.parametrize("module", [table1, table2, table4, table5, all_tables], ids=ids)
+@pytest.mark.parametrize("module", [table1, table2, table3, table4, table5, all_tables], ids=ids)
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(UserError, match="unknown variant 'gpu': expected"):
         module.get_config("gpu")

@@ -3,7 +3,8 @@
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
-from configs import cifar, cifar10, cifar100, default, own, quickstart
+from configs import camvid, cifar, cifar10, cifar100, default, nyuv2, own, pretrain_camvid, pretrain_nyuv2, quickstart
+from configs import segmentation as maps
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
@@ -43,6 +44,43 @@ def test_networks_of_ones_own_get_the_recipe_of_the_tables_and_no_constants(k):
 def test_a_recipe_that_is_not_known_is_refused(variant):
     with pytest.raises(UserError, match=f"unknown variant '{variant}': expected one of fast2, fast5, fast10"):
         own.get_config(variant)
+
+
+@pytest.mark.parametrize("variant", [None, "smoke", *maps.METHODS, *(f"{name}-smoke" for name in maps.METHODS)])
+@pytest.mark.parametrize(("module", "classes", "side"), [(nyuv2, 13, 128), (camvid, 11, 96)])
+def test_every_method_of_segmentation_builds(module, classes, side, variant):
+    config = module.get_config(variant)
+    validate(config)
+    assert (config.teacher.num_classes, config.teacher.image_size) == (classes, side)
+    assert models.task_of(config.teacher.arch) == models.task_of(config.student.arch) == "segmentation"
+    assert config.inversion.class_weight == 0 or config.method.name not in ("fastdfkd", "deepinversion")
+    assert set(flat(config)) - {"meta.kwargs.b1", "meta.kwargs.b2"} <= set(flat(default.get_config()))
+
+
+@pytest.mark.parametrize("module", [nyuv2, camvid])
+def test_students_of_segmentation_take_as_many_steps_whatever_the_method(module):
+    configs = [module.get_config(name) for name in maps.METHODS]
+    steps = {(config.calls - config.warmup_calls) * config.kd.steps_per_call for config in configs}
+    assert len(steps) == 1
+    assert len({config.kd.batch for config in configs}) == 1
+
+
+@pytest.mark.parametrize("variant", ["fast5", "fast10-short", "cmi"])
+def test_an_unknown_method_of_segmentation_is_refused(variant):
+    with pytest.raises(
+        UserError, match=f"unknown variant '{variant}': expected METHOD.* of fast10, deep"
+    ):
+        nyuv2.get_config(variant)
+
+
+@pytest.mark.parametrize(("module", "of"), [(pretrain_camvid, camvid), (pretrain_nyuv2, nyuv2)])
+def test_a_teacher_of_segmentation_is_trained_for_the_runs_that_it_is_to_teach(module, of):
+    made, config = module.get_config(), of.get_config()
+    assert (made.arch, made.recipe.square) == (config.teacher.arch, config.teacher.image_size)
+    assert (made.mean, made.std) == (config.teacher.mean, config.teacher.std)
+    assert (made.data.source, made.data.short_side, made.data.test_split) == (
+        config.data.source, config.data.short_side, config.data.split
+    )  # fmt: skip
 
 
 def test_every_config_is_overrides_of_the_default():

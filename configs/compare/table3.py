@@ -1,0 +1,76 @@
+"""Table 3 of the paper: segmentation, a DeepLabv3-ResNet50 teaching a DeepLabv3-MobileNetV2 on NYUv2.
+
+    python -m fastdfkd_jax.compare --config configs/compare/table3.py --workdir DIR --config.data_dir=FOLDER \
+        --config.teachers.nyuv2=nyuv2_deeplabv3_resnet50.pth --config.other_data=folder:IMAGENET
+
+`:cpu` is the same on CamVid in a size for two CPU cores (configs/camvid.py), with `--config.teachers.camvid` and, for
+DFND, other pictures as `--config.other_data=npz:FILE`; the noise control has the student steps of all rows.
+"""
+
+from configs import camvid, nyuv2
+from configs.compare import parts
+from fastdfkd_jax.errors import UserError
+
+# row: (method of the config, mIoU in percent and hours, copied from the paper)
+ROWS = {
+    "Student": ("scratch", (37.5, None)),
+    "KD": ("kd", (38.0, None)),
+    "DFND": ("dfnd", (37.8, None)),
+    "DFAD": ("dfad", (36.4, 6.0)),
+    "DAFL": ("dafl", (10.5, 3.99)),
+    "Fast-10": ("fast10", (36.6, 0.82)),
+}
+CONTROLS = {"DeepInversion, 10 steps": "deepinversion", "noise control": "noise"}
+CROPS = 2
+
+
+def get_config(variant=None):
+    """As published, or 'cpu'."""
+    if variant not in (None, "cpu"):
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+    return on_camvid() if variant else published()
+
+
+def published():
+    """All rows of the paper on NYUv2."""
+    section = "NYUv2, DeepLabv3-ResNet50 → DeepLabv3-MobileNetV2"
+    made = {label: run("nyuv2", nyuv2, method) for label, (method, _) in ROWS.items()}
+    rows = [parts.row(section, "Teacher", shows="teacher", paper=(51.9, None))]
+    rows += [
+        parts.row(section, label, named[0], paper=ROWS[label][1], is_reference=label == "DFAD")
+        for label, named in made.items()
+    ]
+    return comparison("table3", "nyuv2", made, rows, "Segmentation on NYUv2 (Table 3 of the paper).")
+
+
+def on_camvid():
+    """The same rows, few-step DeepInversion and the control on CamVid."""
+    section = "CamVid at 120x160, DeepLabv3-ResNet18 → DeepLabv3-MobileNetV2"
+    claimed = ("Fast-10", "DFAD", "noise control")
+    methods = {label: method for label, (method, _) in ROWS.items()} | CONTROLS
+    made = {
+        label: run("camvid", camvid, method, seeds=parts.SEEDS if label in claimed else (0,))
+        for label, method in methods.items()
+    }
+    rows = [parts.row(section, "Teacher", shows="teacher")]
+    rows += [
+        parts.row(section, label, named[0], is_reference=label == "DFAD", is_control=label in CONTROLS)
+        for label, named in made.items()
+    ]
+    return comparison("table3-cpu", "camvid", made, rows, "Segmentation on CamVid, in a size for CPUs.")
+
+
+def run(dataset, module, method, **kwargs):
+    """A run of a method's config."""
+    config = module.get_config(method)
+    if method == "dfnd":
+        config.transfer.source, config.transfer.crops = "", CROPS if dataset == "camvid" else 1
+    if method == "deepinversion" and dataset == "camvid":
+        config.deepinversion.num_steps, config.deepinversion.learning_rate = 10, 0.3
+    return parts.run(f"{dataset}-{method}", config, teacher=dataset, other_data=method == "dfnd", **kwargs)
+
+
+def comparison(name, teacher, made, rows, caption):
+    """The runs and their one table."""
+    table = parts.table(name, rows, caption=caption)
+    return parts.comparison(runs=made.values(), tables=[table], teachers=[teacher])
