@@ -19,7 +19,7 @@ from fastdfkd_jax.registry import other_sections
 from fastdfkd_jax.train import Training
 from fastdfkd_jax.validate import validate
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 # What may differ between a run and its resumption: where things lie (weights are compared by digest) and

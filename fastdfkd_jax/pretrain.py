@@ -25,7 +25,7 @@ from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.network import Variables
 from fastdfkd_jax.supervised import Recipe, steps_per_epoch, train_teacher
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__
 
 DEFAULT_CONFIG = "configs/pretrain_digits.py"
 _KEYS = {"arch", "mean", "std", "data", "recipe"}

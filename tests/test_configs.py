@@ -67,9 +67,7 @@ def test_students_of_segmentation_take_as_many_steps_whatever_the_method(module)
 
 @pytest.mark.parametrize("variant", ["fast5", "fast10-short", "cmi"])
 def test_an_unknown_method_of_segmentation_is_refused(variant):
-    with pytest.raises(
-        UserError, match=f"unknown variant '{variant}': expected METHOD.* of fast10, deep"
-    ):
+    with pytest.raises(UserError, match=f"unknown variant '{variant}': expected METHOD.* of fast10, deep"):
         nyuv2.get_config(variant)
 
 

@@ -217,3 +217,12 @@ def test_a_mistake_ends_the_command_with_status_2():
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown data source 'mnist'")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_says_how_far_it_is(tmp_path):
+    changes = ("recipe.epochs=1", "recipe.batch_size=8", "arch=wrn10_1", "data.train_split=train[:8]")
+    line = [sys.executable, "-m", "fastdfkd_jax.pretrain", DIGITS, "--workdir", str(tmp_path)]
+    line += [f"--config.{change}" for change in (*changes, "data.test_split=test[:8]")]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "epoch 1/1: loss " in done.stderr
+    assert json.loads(done.stdout)["epoch"] == 1

@@ -27,7 +27,7 @@ from fastdfkd_jax.data.map_sources import NYUV2
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import whole_folder
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fastdfkd_jax.data.nyuv2")  # not __name__, which is __main__
 
 URL = "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat"
 META_URL = "https://github.com/ankurhanda/nyuv2-meta-data"

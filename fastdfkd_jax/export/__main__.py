@@ -23,7 +23,7 @@ from fastdfkd_jax.export import folder, images, records
 from fastdfkd_jax.export.images import Batch
 from fastdfkd_jax.files import whole_folder
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fastdfkd_jax.export")  # not __name__, which is __main__
 
 FORMATS = {"folder": folder.write, "tfds": records.write}
 _SECONDS_BETWEEN_LINES = 30
