@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if len({network.spec.num_classes for network, _ in networks}) > 1:
         raise UserError("the networks differ in the number of their classes: expected one for all")
     pictures = rows(dataset.images, dataset.labels, networks)
-    report.write_grid(chosen.out, pictures, columns=2 + len(networks), scale=1)
+    report.write_grid(chosen.out, pictures, columns=2 + len(networks), scale=1, rows=len(dataset.images))
     print(f"{chosen.out}: {len(dataset.images)} pictures, each with its labels and {len(networks)} predictions")
 
 

@@ -166,11 +166,11 @@ def test_a_network_is_measured_by_the_command(place, capsys):
 def test_the_overlay_shows_pictures_labels_and_predictions(place, tmp_path):
     out = tmp_path / "sub" / "overlay.png"
     graph = str(place / "graph")
-    source = ["--data", "pairs:data", "--data-dir", str(place), "--split", "val[:2]", "--mean", "0.5,0.5,0.5"]
+    source = ["--data", "pairs:data", "--data-dir", str(place), "--split", "val[:5]", "--mean", "0.5,0.5,0.5"]
     overlay.main(["overlay", graph, graph, *source, "--std", "0.5,0.5,0.5", "--out", str(out)])
     sheet = np.asarray(Image.open(out))
-    assert sheet.shape == (2 * (SIDE + 1), 4 * (SIDE + 1), 3)
-    dataset = data.load("pairs:data", "val[:2]", data_dir=place)
+    assert sheet.shape == (5 * (SIDE + 1), 4 * (SIDE + 1), 3)
+    dataset = data.load("pairs:data", "val", data_dir=place)
     np.testing.assert_array_equal(sheet[:SIDE, :SIDE], dataset.images[0])
     colours = overlay.palette(CLASSES)
     assert len(np.unique(colours, axis=0)) == CLASSES
