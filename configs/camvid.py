@@ -6,6 +6,8 @@ Not in the paper. Frames are brought to 120x160, images of 96 pixels are synthes
     python -m fastdfkd_jax.main --config configs/camvid.py:fast10 --workdir DIR --config.data.dir=FOLDER \
         --config.teacher.checkpoint=TEACHER/teacher.safetensors
 
+A run has one core's worth of work at a time: start two, as `configs/compare/table3.py:cpu` with `--config.jobs=2` does.
+
 `:METHOD` as in configs/nyuv2.py, then `-smoke`, or `:smoke` alone. FOLDER holds `camvid` (docs/data.md).
 """
 

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.teacher.graph = ""  # or a folder of convert.record --graph, of any PyTorch network
     config.teacher.arch = ""  # name as in docs/models.md; '' where the checkpoint tells
     config.teacher.num_classes = 0  # 0 where the checkpoint tells
-    config.teacher.image_size = 0  # pixels; 0 where the checkpoint tells, else the architecture's: 32, or 224
+    config.teacher.image_size = 0  # pixels; 0 where the checkpoint tells, else the architecture's
     config.teacher.mean = ()  # per channel, of images in [0, 1]; () where the checkpoint tells
     config.teacher.std = ()
 
@@ -240,7 +240,7 @@ def get_config() -> ConfigDict:
 def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> ConfigDict:
     """What the methods whose batches live once share; methods/generative.py explains each."""
     section = ConfigDict()
-    section.generator = generator  # architecture, a key of models/vector_generator.py; CMI's scripts: 'large'
+    section.generator = generator  # architecture (models/generators.py); CMI's scripts: 'large'
     section.latent_dim = latent_dim  # numbers in z
     section.width = 64  # channels of the last hidden layer
     section.lr = lr  # Adam's, for the generator

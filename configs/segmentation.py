@@ -77,6 +77,7 @@ def deepinversion(config: ConfigDict) -> None:
     config.method.name = "deepinversion"
     config.deepinversion.class_weight = 0.0
     config.deepinversion.num_steps, config.deepinversion.learning_rate = 2000, 0.1
+    config.deepinversion.jitter = config.teacher.image_size // 8
 
 
 def dfad(config: ConfigDict) -> None:
@@ -105,7 +106,7 @@ def scratch(config: ConfigDict) -> None:
 
 def _on_data(config: ConfigDict, name: str) -> None:
     config.method.name = name
-    config.transfer.source, config.transfer.short_side = config.data.source, config.data.short_side
+    config.transfer.source = config.data.source  # brought to data.short_side too
     config.kd.square = config.teacher.image_size
 
 

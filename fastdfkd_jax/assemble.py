@@ -72,11 +72,15 @@ def assemble(config: ConfigDict) -> Parts:
     layout = _layout(config)
     split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
     synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
+    if teacher.spec.gives_maps:
+        _require_maps_fit(config)
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
     objective = objective_of(config, method)
     _require_fit(config, method)
-    if teacher.spec.gives_maps:
-        _require_maps_fit(config)
+    given_whole = method.lifetime == base.DATA and not config.transfer.crops
+    if not given_whole or config.noise_control:  # of images that have the network's size
+        side = teacher.spec.image_size
+        require(config.kd.square <= side, "kd.square", f"at most the images' {side} pixels", config.kd.square)
     top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
     require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
     begun_with = _initial_images(config, method, teacher, teacher_vars)
@@ -116,7 +120,8 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
         return find(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
     chosen = config.transfer
     directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
-    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": chosen.short_side}
+    short_side = chosen.short_side or (config.data.short_side if chosen.source == config.data.source else 0)
+    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": short_side, "square": config.kd.square}
     rows = transfer.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
     if method.select is None or not chosen.select:
         return rows
@@ -129,6 +134,7 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
     if method.network_input:
         expected = f"0 for the method {name}, whose images are not augmented"
         require(config.kd.cutmix == 0, "kd.cutmix", expected, config.kd.cutmix)
+        require(config.kd.square == 0, "kd.square", expected, config.kd.square)
     if method.lifetime == base.ONCE:
         steps, batch = config.kd.steps_per_call, config.synthesis_batch
         require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
@@ -150,7 +156,10 @@ def _require_fit(config: ConfigDict, method: Method) -> None:
         require(config.pool.place == "device", "pool.place", expected, config.pool.place)
         expected = f"a data set, as the method {name} needs"
         require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
-        crops = config.transfer.crops
+        crops, side = config.transfer.crops, config.transfer.short_side
+        require(
+            not (crops and side), "transfer.short_side", "0 with transfer.crops, which have the network's size", side
+        )
         expected = f"0 for the method {name}, which learns labels"
         require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
 
@@ -178,6 +187,8 @@ def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
     complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
     expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
     require(complete, key, expected, steps)
+    square = config.kd.square
+    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views are of whole images", square)
     expected = "all 0 with soft_labels.steps, of which each is met as often"
     _require_uniform(config, expected)
 

@@ -21,6 +21,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
+_IMAGES, _MAPS = 256, 16  # in a step, unless it is said
 # Measurements in percent, as they are printed.
 _SHARES = {"accuracy": "accuracy", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
@@ -48,10 +49,6 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
 
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
         data.require(dataset, spec)
-        shape = dataset.images.shape[1:]
-        if network.others is not None and shape != spec.input_shape:  # recorded with one size
-            sizes = ("x".join(map(str, sides[:2])) for sides in (spec.input_shape, shape))
-            raise UserError("the recorded graph {} takes images of {}, the data set has {}".format(spec.arch, *sizes))
         total = len(dataset.labels)
         variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
         sums = []
@@ -78,7 +75,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: the checkpoint or the data cannot be used.
     """
-    if arguments.batch_size < 1:
+    if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"expected a batch size of at least 1, got {arguments.batch_size}")
     network, variables = convert.load_network(
         arguments.checkpoint,
@@ -89,11 +86,12 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         std=arguments.std,
     )
     size = arguments.image_size or (network.spec.image_size if arguments.crop else None)
-    sizes: dict[str, Any] = {"image_size": size, "crop": arguments.crop}
-    if network.spec.gives_maps:
-        sizes = {"short_side": arguments.short_side}  # it takes images of any size, and so may they be
+    sizes: dict[str, Any] = {"crop": arguments.crop, "short_side": arguments.short_side}
+    if not network.spec.gives_maps:  # one that does takes images of any size, and so may they be
+        sizes["image_size"] = size
     dataset = data.load(arguments.data, arguments.split, data_dir=arguments.data_dir, **sizes)
-    measurements = make_evaluator(network, arguments.batch_size)(variables, dataset)
+    batch_size = arguments.batch_size or (_MAPS if network.spec.gives_maps else _IMAGES)
+    measurements = make_evaluator(network, min(batch_size, len(dataset.labels)))(variables, dataset)
     if "iou" in measurements:
         names = dict(enumerate(dataset.class_names or ()))  # a network may have more outputs
         iou = measurements["iou"]
@@ -120,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--short-side", type=int, help="shorter side to which images with masks are brought")
     parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
     parser.add_argument("--std", type=numbers, help="likewise")
-    parser.add_argument("--batch-size", type=int, default=256, help="images a step (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help=f"images a step (default: {_IMAGES}, or {_MAPS} with maps)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser
 

@@ -55,9 +55,10 @@ def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
 def rows(images: np.ndarray, labels: np.ndarray, networks: Sequence[tuple[Network, Any]]) -> np.ndarray:
     """Pictures, labels and predictions side by side, uint8[N * (2 + networks), H, W, 3], a picture after the other."""
     classes = networks[0][0].spec.num_classes
+    coloured = np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
     maps = [labels, *(predict(network, variables, images) for network, variables in networks)]
-    columns = [images, *(painted(images, map_, classes) for map_ in maps)]
-    return np.stack(columns, 1).reshape(-1, *images.shape[1:])
+    columns = [coloured, *(painted(coloured, map_, classes) for map_ in maps)]
+    return np.stack(columns, 1).reshape(-1, *coloured.shape[1:])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -72,6 +72,10 @@ def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
 def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> NetworkSpec:
     height, width, channels = dataset.images.shape[1:]
     mean, std = tuple(config["mean"]), tuple(config["std"])
+    if recipe.square > min(height, width):
+        raise UserError(
+            f"expected recipe.square of at most {min(height, width)}, the images' side, got {recipe.square}"
+        )
     if dataset.labels.ndim == 3:
         height = width = recipe.square or min(height, width)  # of what is synthesised for it
     if height != width:

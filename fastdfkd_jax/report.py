@@ -94,7 +94,7 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
         return f"{text} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else text
 
     return (
-        name,
+        name + (f" ({first['score']})" if first.get("score", "accuracy") != "accuracy" else ""),
         f"{first['teacher']} → {first['student']}",
         ", ".join(str(summary["seed"]) for summary in summaries),
         f"{first[score_key(first, 'teacher_{}')]:.2f}",

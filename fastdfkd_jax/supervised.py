@@ -62,6 +62,8 @@ class Recipe:
         for name in ("lr", "lr_decay", "momentum", "weight_decay", "square", "least_crop", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected recipe.{name} of at least 0, got {getattr(self, name)}")
+        if self.least_crop > 1:
+            raise UserError(f"expected recipe.least_crop of at most 1, got {self.least_crop}")
 
 
 class TrainState(NamedTuple):

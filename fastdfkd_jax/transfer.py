@@ -18,7 +18,15 @@ _BATCH = 256
 
 
 def read(
-    source: str, split: str, directory: str, spec: NetworkSpec, *, crops: int, limit: int, short_side: int = 0
+    source: str,
+    split: str,
+    directory: str,
+    spec: NetworkSpec,
+    *,
+    crops: int,
+    limit: int,
+    short_side: int = 0,
+    square: int = 0,
 ) -> Rows:
     """Images of the teacher's size, or with maps of labels of any.
 
@@ -28,13 +36,14 @@ def read(
       crops: 0 for a labelled data set as it is, else so many random crops of each picture, without labels.
       limit: most images; 0 for all.
       short_side: to which images with maps are brought; 0 for as they are.
+      square: side of what is cut out of these before the network sees them; 0 for whole images.
 
     Raises:
       UserError: the data are missing or damaged, or do not fit the teacher.
     """
     if not crops:
         dataset = data.require(
-            data.load(source, split, data_dir=directory or None, short_side=short_side or None), spec
+            data.load(source, split, data_dir=directory or None, short_side=short_side or None), spec, square
         )
         rows = slice(limit or None)
         return Rows(dataset.images[rows], dataset.labels[rows])

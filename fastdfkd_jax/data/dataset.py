@@ -119,10 +119,16 @@ def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.n
     return stacked
 
 
-def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
+def require(dataset: Dataset, spec: NetworkSpec, square: int = 0) -> Dataset:
     """Checks that a network can be evaluated on a data set.
 
-    A segmentation network takes images of any size, and may have outputs beyond the classes, as one for void.
+    A segmentation network takes images of any size, where it was not recorded with one, and may have outputs beyond the
+    classes, as one for void.
+
+    Args:
+      dataset: to evaluate, or to learn from.
+      spec: the network's.
+      square: side in pixels of what is cut out of images with maps before the network sees them; 0 for whole images.
 
     Returns:
       The data set.
@@ -130,7 +136,7 @@ def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
     Raises:
       UserError: the task, the images' shape or the classes are not those of the spec.
     """
-    maps, wants_maps = dataset.labels.ndim == 3, spec.task == "segmentation"
+    maps, wants_maps = dataset.labels.ndim == 3, spec.gives_maps
     if maps != wants_maps:
         one, each = "one class for every image", "a class for every pixel"
         raise UserError(
@@ -140,6 +146,8 @@ def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
     height, width, channels = dataset.images.shape[1:]
     if maps and channels != spec.channels:
         raise UserError(f"the {spec.arch} network expects {spec.channels} channels, the data set has {channels}")
+    if maps:
+        _require_sides(spec, height, width, square)
     found, expected = f"{height}x{width}x{channels}", "x".join(map(str, spec.input_shape))
     if not maps and found != expected:
         raise UserError(f"the {spec.arch} network expects images of {expected}, the data set has {found}")
@@ -151,6 +159,22 @@ def require(dataset: Dataset, spec: NetworkSpec) -> Dataset:
             "give the data set that the network was trained for"
         )
     return dataset
+
+
+def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> None:
+    """What a network for maps asks of its images' sides and of its classes."""
+    if spec.num_classes > VOID:
+        raise UserError(
+            f"the {spec.arch} network has {spec.num_classes} classes: expected at most {VOID}, which is void in maps"
+        )
+    if square > min(height, width):
+        raise UserError(
+            f"expected squares of at most {min(height, width)} pixels from {height}x{width}, found {square}"
+        )
+    shown = (square, square) if square else (height, width)
+    if spec.arch.startswith("graph:") and shown != spec.input_shape[:2]:
+        found, expected = ("x".join(map(str, sides)) for sides in (shown, spec.input_shape[:2]))
+        raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}")
 
 
 def _count_classes(labels: np.ndarray) -> int:

@@ -73,8 +73,7 @@ class Method(NamedTuple):
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
         under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
         'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class, of maps in
-        pixels), and of methods
-        that take many steps in a call 'by_step/moment_gap', f32[at most 50].
+        pixels), and of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50].
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
       lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student

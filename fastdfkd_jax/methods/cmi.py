@@ -17,7 +17,7 @@ import optax
 from fastdfkd_jax import augment, losses, moments
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods import contrast
-from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, evenly
+from fastdfkd_jax.methods.base import Batch, Method, Setting, evenly
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
@@ -120,7 +120,7 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
     def synthesize(state: CMIState, teacher_vars: Tree, student_vars: Tree, key: Array):
         """One call; the names are those of `Method.synthesize`."""
         label_key, latents_key, generator_key, steps_key = jax.random.split(key, 4)
-        labels = asked_classes(label_key, setting.batch, teacher.spec)
+        labels = jax.random.randint(label_key, (setting.batch,), 0, teacher.spec.num_classes)
         # The student's term is on from the first call (METHOD 1.5).
         empty = moments.init(teacher_vars["batch_stats"])
         frozen = Frozen(teacher_vars, student_vars, empty, jnp.ones(()))
@@ -212,5 +212,5 @@ def _info(done: Descent, teacher_vars: Tree, num_classes: int) -> dict[str, Arra
         "agreement": last.agreement,
         "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
         "by_step/moment_gap": evenly(done.watched),
-        "predicted": jnp.bincount(last.predicted.reshape(-1), length=num_classes),
+        "predicted": jnp.bincount(last.predicted, length=num_classes),
     }

@@ -35,7 +35,7 @@ class GeneratorOptions:
     """Static choices that every generative method has; the values are those of its section in configs/default.py.
 
     Attributes:
-      generator: architecture, a key of `GENERATORS`.
+      generator: architecture, one of `GENERATORS`.
       latent_dim: length of a latent vector.
       width: channels of the generator's last hidden layer.
       lr: Adam's rate for the generator.

@@ -10,12 +10,12 @@ from fastdfkd_jax.methods.base import Batch, Method, Setting
 
 
 def build(setting: Setting, lanes: int = 1) -> Method:
-    """Noise with the data's per-channel mean and deviation, clipped to [0, 1], for each lane; labels mean nothing."""
+    """Noise with the data's per-channel mean and deviation, clipped to [0, 1], for each lane; no class is asked."""
     spec, number = setting.teacher.spec, setting.batch * lanes
 
     def synthesize(state, teacher_vars, student_vars, key):
         noise = jax.random.normal(key, (number, *spec.input_shape))
         images = jnp.clip(augment.denormalize(noise, spec.mean, spec.std), 0, 1)
-        return state, Batch(images, jnp.zeros(number, jnp.int32)), {}
+        return state, Batch(images, jnp.full(number, -1, jnp.int32)), {}
 
     return Method(lambda key, teacher_vars: (), synthesize, images_per_call=number)
