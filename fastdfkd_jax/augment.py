@@ -104,7 +104,7 @@ def draw_view(key: Array, shape: tuple[int, ...], options: ViewOptions) -> View:
 
 def apply_view(images: Array, view: View) -> Array:
     """Shows images f32[B, H, W, C] in [0, 1], zero being black, as a view of them says; integers may be narrow."""
-    view = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int32), view)
+    view = _with_integers(view, jnp.int32)
     if view.shift is not None:
         images = shifted(images, view.shift)
     if view.window is not None:
@@ -125,7 +125,7 @@ def apply_view_to_labels(labels: Array, view: View) -> Array:
       i32[B, H, W].
     """
     labels = labels.astype(jnp.int32)
-    view = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int32), view)
+    view = _with_integers(view, jnp.int32)
     if view.shift is not None:
         labels = shifted_labels(labels, view.shift)
     if view.window is not None:
@@ -157,7 +157,7 @@ def compact(view: View) -> View:
 
     For images of up to 32,767 pixels a side and batches of up to 65,536.
     """
-    small = jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(jnp.int16), view)
+    small = _with_integers(view, jnp.int16)
     if view.mix is None:
         return small
     return small._replace(mix=small.mix._replace(partner=view.mix.partner.astype(jnp.uint16)))
@@ -255,6 +255,11 @@ def random_resized_crop(
       ratio: least and largest width over height, its logarithm uniform.
     """
     return resized_crop(images, random_boxes(key, images.shape, scale, ratio))
+
+
+def _with_integers(view: Any, dtype: Any) -> Any:
+    """The view with all numbers of this type; coins stay what they are."""
+    return jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(dtype), view)
 
 
 def _coins(key: Array, count: int) -> Array:

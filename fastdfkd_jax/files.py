@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -101,6 +102,22 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def stopped_in_one_line(target: Path) -> Iterator[None]:
+    """Around a `whole_folder`: SIGTERM ends the block as Ctrl-C does, so that nothing half-written stays.
+
+    Raises:
+      UserError: either came.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError(f"stopped: nothing was written to {target}, the same command begins anew") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _require_free(target: Path) -> None:

@@ -1,7 +1,7 @@
 """NYUv2 through the preparing command and back: what the official file says is what is read."""
 
 import errno
-import logging
+import functools
 import re
 import shutil
 import signal
@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 from runs import ROOT
 
-from fastdfkd_jax import configuration, data
+from fastdfkd_jax import data
 from fastdfkd_jax.data import map_sources, nyuv2
 from fastdfkd_jax.errors import UserError
 
@@ -50,21 +50,9 @@ def write_meta(folder: Path, train=(5, 2), test=(1, 3)) -> np.ndarray:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(run_command):
     """Runs the command in this process; gives its exit status, what it wrote to stdout and to stderr."""
-    logger = logging.getLogger("fastdfkd_jax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nyuv2", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            configuration.run_command(nyuv2.main)
-        return caught.value.code, *capsys.readouterr()
-
-    yield run
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+    return functools.partial(run_command, nyuv2.main)
 
 
 @pytest.fixture

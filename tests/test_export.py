@@ -1,8 +1,8 @@
 """The images of a run in folders and as a TFDS data set: what is written is what is read, or nothing is there."""
 
 import errno
+import functools
 import json
-import logging
 import os
 import re
 import signal
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from runs import ROOT
 
-from fastdfkd_jax import configuration, convert, data
+from fastdfkd_jax import convert, data
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.export import __main__ as command
@@ -51,22 +51,9 @@ def contents(place: Path) -> list[str]:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(run_command):
     """Runs the command in this process; gives its exit status, what it wrote to stdout and to stderr."""
-    logger = logging.getLogger("fastdfkd_jax")
-    before = logger.handlers[:], logger.level, logger.propagate
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            configuration.run_command(command.main)
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    yield run
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+    return functools.partial(run_command, command.main)
 
 
 @pytest.fixture

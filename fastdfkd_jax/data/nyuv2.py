@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.data.dataset import VOID
 from fastdfkd_jax.data.map_sources import NYUV2
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import whole_folder
+from fastdfkd_jax.files import stopped_in_one_line, whole_folder
 
 log = logging.getLogger("fastdfkd_jax.data.nyuv2")  # not __name__, which is __main__
 
@@ -180,14 +179,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--meta", type=Path, required=True, metavar="DIR", help="of the three files of mappings")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     arguments = parser.parse_args(argv[1:])
-    # As by Ctrl-C, so that nothing half-written stays.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with stopped_in_one_line(arguments.to):
         counts = prepare(arguments.file.expanduser(), arguments.meta.expanduser(), arguments.to)
-    except KeyboardInterrupt:
-        raise UserError(f"stopped: nothing was written to {arguments.to}, the same command begins anew") from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print(f"{arguments.to}: " + ", ".join(f"{count:,} images of {split}" for split, count in counts.items()))
 
 

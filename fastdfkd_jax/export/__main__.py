@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export import folder, images, records
 from fastdfkd_jax.export.images import Batch
-from fastdfkd_jax.files import whole_folder
+from fastdfkd_jax.files import stopped_in_one_line, whole_folder
 
 log = logging.getLogger("fastdfkd_jax.export")  # not __name__, which is __main__
 
@@ -80,14 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Parses, writes and says what was written; `argv` begins with the program's name."""
     arguments = _parser().parse_args(argv[1:])
-    # As by Ctrl-C, so that nothing half-written stays.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with stopped_in_one_line(arguments.to):
         counts = export(arguments.workdir.expanduser(), arguments.to, arguments.format, arguments.num_classes)
-    except KeyboardInterrupt:
-        raise UserError(f"stopped: nothing was written to {arguments.to}, the same command begins anew") from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     *labelled, unlabelled = counts.tolist()
     empty = labelled.count(0)
     if unlabelled:

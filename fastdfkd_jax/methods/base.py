@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.distill import Objective
+from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Network, NetworkSpec
 
 Array = jax.Array
@@ -102,6 +103,12 @@ def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
     if spec.gives_maps:
         return jnp.full(count, -1, jnp.int32)
     return jax.random.randint(key, (count,), 0, spec.num_classes)
+
+
+def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:
+    """UserError where a weight asks for a class term on images of which no class is asked."""
+    expected = "0 for a teacher of segmentation, of whose images no class is asked"
+    require(not (spec.gives_maps and weight), key, expected, weight)
 
 
 def evenly(values: Array, most: int = 50) -> Array:

@@ -16,7 +16,7 @@ import optax
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, evenly
+from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, evenly, require_no_class_term
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms
 
@@ -131,9 +131,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     pixels = representation.laid_out(representation.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
-    expected = "0 for a teacher of segmentation, of whose images no class is asked"
-    classified = not (teacher.spec.gives_maps and options.class_weight)
-    require(classified, "deepinversion.class_weight", expected, options.class_weight)
+    require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)
     # As FastDFKD has it: the student's opinion counts from the last call that it does not learn in.
     student_start = max(1, setting.warmup_calls)
 

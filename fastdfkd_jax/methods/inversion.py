@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import augment, losses
-from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import require_no_class_term
 from fastdfkd_jax.models import Network, Outputs
 from fastdfkd_jax.moments import Accumulators
 
@@ -99,9 +99,8 @@ def make_inversion_loss(
     Raises:
       UserError: a class term is asked for of a teacher that gives maps.
     """
+    require_no_class_term(teacher.spec, "inversion.class_weight", options.class_weight)
     names_classes = not teacher.spec.gives_maps
-    expected = "0 for a teacher of segmentation, of whose images no class is asked"
-    require(names_classes or not options.class_weight, "inversion.class_weight", expected, options.class_weight)
 
     def feature_loss(moments: Tree, frozen: Frozen) -> Array:
         batch_stats = frozen.teacher_vars["batch_stats"]
