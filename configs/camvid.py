@@ -14,8 +14,8 @@ A run has one core's worth of work at a time: start two, as `configs/compare/tab
 from configs import segmentation
 
 SHORT_SIDE, SIDE = 120, 96
-# Of the student's, after calls without it where images are kept; 1,600 steps in all.
-CALLS, WARMUP_CALLS, STEPS_PER_CALL, BATCH = 40, 4, 40, 16
+# Of the student's, after calls without it where images are kept; 1,200 steps in all.
+CALLS, WARMUP_CALLS, STEPS_PER_CALL, BATCH = 40, 4, 30, 16
 
 
 def get_config(variant=None):
