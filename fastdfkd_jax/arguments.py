@@ -18,4 +18,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them."""
-    return tuple(float(item) for item in text.split(","))
+    try:
+        return tuple(float(item) for item in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None

@@ -7,7 +7,6 @@ NAME/SEED` it first records a finished run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.configuration import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
@@ -164,6 +164,29 @@ def insert(text: str, block: str, name: str = "") -> str:
     return before + start + block + end + after
 
 
+def insert_all(document: Path, blocks: Mapping[str, str]) -> None:
+    """Puts each block between its marks of a Markdown file; those that the file has no marks for are left out.
+
+    Args:
+      document: the file.
+      blocks: whole lines by the name of their mark.
+
+    Raises:
+      UserError: the file cannot be read, or has a place for none of them.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read ({error.strerror}): give a Markdown file") from error
+    marked = [name for name in blocks if start_mark(name) in text]
+    if not marked:
+        expected = " or ".join(start_mark(name) for name in blocks)
+        raise UserError(f"{document} has no place for the tables: expected the line {expected}, and {_END} after it")
+    for name in marked:
+        text = insert(text, blocks[name], name)
+    write_atomically(document, lambda file: file.write(text.encode()))
+
+
 def start_mark(name: str = "") -> str:
     """The line after which a table of this name stands in a document."""
     return f"<!-- results {name} -->" if name else "<!-- results -->"
@@ -171,7 +194,7 @@ def start_mark(name: str = "") -> str:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m fastdfkd_jax.report", description="A table of recorded runs.")
+    parser = OneLineParser(prog="python -m fastdfkd_jax.report", description="A table of recorded runs.")
     parser.add_argument("results", type=Path, help="folder of records, NAME/SEED/summary.json")
     parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
     parser.add_argument("--add", type=Path, metavar="WORKDIR", help="a finished run to record first")
@@ -186,8 +209,7 @@ def main(argv: Sequence[str]) -> None:
     if args.into is None:
         print(block, end="")
         return
-    document = insert(args.into.read_text(encoding="utf-8"), block)
-    write_atomically(args.into, lambda file: file.write(document.encode()))
+    insert_all(args.into, {"": block})
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
         measured = partial(estimates.measured_seconds, workdir, cores)
         outputs.record(workdir, comparison, place, config.timed, measured)
     if config.into:
-        outputs.insert(Path(config.into).expanduser(), written)
+        report.insert_all(Path(config.into).expanduser(), {f"compare/{name}": text for name, text in written.items()})
 
 
 if __name__ == "__main__":

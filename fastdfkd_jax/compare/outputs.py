@@ -84,24 +84,5 @@ def record(
     write(records, comparison, comparison.tables, {})
 
 
-def insert(document: Path, written: Mapping[str, str]) -> None:
-    """Puts each table where the document has the line `<!-- results compare/NAME -->`.
-
-    Raises:
-      UserError: it cannot be read, or has a place for none of them.
-    """
-    try:
-        text = document.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{document} cannot be read ({error.strerror}): give a Markdown file") from error
-    marked = [name for name in written if report.start_mark(f"compare/{name}") in text]
-    if not marked:
-        expected = " or ".join(report.start_mark(f"compare/{name}") for name in written)
-        raise UserError(f"{document} has no place for the tables: expected the line {expected}")
-    for name in marked:
-        text = report.insert(text, written[name], f"compare/{name}")
-    _write_text(document, text)
-
-
 def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import sys
 from collections.abc import Sequence
 
+from fastdfkd_jax.arguments import OneLineParser, numbers
 from fastdfkd_jax.convert.transfer import NAMINGS, export_checkpoint, import_checkpoint
 from fastdfkd_jax.convert.verify import Report, verify
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says a mistake of the command line in one line, as every other mistake."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    network = _Parser(add_help=False)
+def _parser() -> OneLineParser:
+    network = OneLineParser(add_help=False)
     network.add_argument("--arch", help="architecture, where the entries do not tell it")
     network.add_argument("--num-classes", type=int, help="refuse a checkpoint with another number of classes")
     network.add_argument(
         "--image-size", type=int, help="side of the input in pixels (default: stored, else the architecture's)"
     )
 
-    parser = _Parser(prog="python -m fastdfkd_jax.convert", description=__doc__)
+    parser = OneLineParser(prog="python -m fastdfkd_jax.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", parents=[network], help="write a checkpoint as our .safetensors")
     command.add_argument("source", help=".pth, .pt, .th, .safetensors or Keras's model.json")
     command.add_argument("--out", required=True, help="the .safetensors to write")
-    command.add_argument("--mean", type=_numbers, help="of the images in [0, 1], one number a channel: a,b,c")
-    command.add_argument("--std", type=_numbers, help="likewise")
+    command.add_argument("--mean", type=numbers, help="of the images in [0, 1], one number a channel: a,b,c")
+    command.add_argument("--std", type=numbers, help="likewise")
 
     command = commands.add_parser("verify", parents=[network], help="compare a checkpoint with PyTorch")
     command.add_argument("checkpoint")
