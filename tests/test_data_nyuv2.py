@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import re
 import shutil
 import signal
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
 from runs import ROOT
 
-from fastdfkd_jax import data
+from configs import nyuv2 as recipe
+from fastdfkd_jax import convert, data, main, models
 from fastdfkd_jax.data import map_sources, nyuv2
 from fastdfkd_jax.errors import UserError
 
@@ -24,15 +27,15 @@ SHAPE = (4, 6)
 META = ("classMapping40.mat", "class13Mapping.mat", "splits.mat")
 
 
-def official(path: Path, count: int, largest: int = 894) -> tuple[np.ndarray, np.ndarray]:
+def official(path: Path, count: int, largest: int = 894, shape=SHAPE) -> tuple[np.ndarray, np.ndarray]:
     """Writes a file as MATLAB does, its axes in reverse after a header; gives images [N, H, W, 3] and raw labels."""
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, *SHAPE, 3), np.uint8)
-    labels = generator.integers(0, largest + 1, (count, *SHAPE), np.uint16)
+    images = generator.integers(0, 256, (count, *shape, 3), np.uint8)
+    labels = generator.integers(0, largest + 1, (count, *shape), np.uint16)
     with h5py.File(path, "w", userblock_size=512) as file:
         # As MATLAB writes them, compressed in chunks of several images.
-        file.create_dataset("images", data=images.transpose(0, 3, 2, 1), chunks=(2, 3, 6, 4), compression=3)
-        file.create_dataset("labels", data=labels.transpose(0, 2, 1), chunks=(2, 6, 4), compression=3)
+        file.create_dataset("images", data=images.transpose(0, 3, 2, 1), chunks=(2, 3, *shape[::-1]), compression=3)
+        file.create_dataset("labels", data=labels.transpose(0, 2, 1), chunks=(2, *shape[::-1]), compression=3)
     return images, labels
 
 
@@ -105,6 +108,29 @@ def test_the_official_mappings_and_splits(shared_data, tmp_path):
     test = data.load(f"nyuv2:{tmp_path / 'out'}", "test")
     np.testing.assert_array_equal(test.images[0], images[0])  # image 1 is the first of the test split
     np.testing.assert_array_equal(test.labels[0], known.classes[raw[0]])
+
+
+@pytest.mark.slow
+def test_from_the_official_file_to_a_student(run, tmp_path):
+    """`configs/nyuv2.py:smoke` on what the command prepared, in small, with a ResNet-50 that nobody trained."""
+    official(tmp_path / "a.mat", 5, shape=(48, 64))
+    write_meta(tmp_path / "meta")
+    assert run("a.mat", "--meta", "meta", "--to", "NYUv2")[0] == 0
+    config = recipe.get_config("smoke")
+    config.data.dir, config.data.short_side = str(tmp_path), 40
+    config.teacher.image_size, config.teacher.checkpoint = 32, str(tmp_path / "teacher.safetensors")
+    config.calls, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
+    spec = models.NetworkSpec(config.teacher.arch, 13, 32, 3, (0.5,) * 3, (0.5,) * 3)
+    network = models.build(spec)
+    convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
+
+    summary = main.run(config.lock(), tmp_path / "run")
+    assert (summary["teacher"], summary["student"]) == ("deeplabv3_resnet50", "deeplabv3_mobilenetv2")
+    assert summary["images"] == 4
+    evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert evaluation["eval/count"] == 2
+    assert evaluation["eval/miou"] == summary["student_miou_last"]
+    assert len(evaluation["eval/iou"]) == 13
 
 
 def test_labels_that_count_from_one_are_told(tmp_path):

@@ -76,9 +76,9 @@ def test_mistakes_are_user_errors(tmp_path):
         report.add(tmp_path, tmp_path / "record")
     with pytest.raises(UserError, match="--add needs --as"):
         report.main(["report", str(tmp_path), "--add", str(tmp_path)])
-    with pytest.raises(UserError, match="unrecognized arguments: --onto: see python -m fastdfkd_jax.report --help"):
+    with pytest.raises(UserError, match=r"unrecognized arguments: --onto: see python -m fastdfkd_jax\.report --help"):
         report.main(["report", str(tmp_path), "--onto"])
-    with pytest.raises(UserError, match="none.md cannot be read"):
+    with pytest.raises(UserError, match=r"none\.md cannot be read"):
         report.insert_all(tmp_path / "none.md", {"": "new\n"})
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "summary.json").write_text("{")
