@@ -2,7 +2,9 @@
 
     python -m fastdfkd_jax.overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
 
-A row for each picture: the picture, its labels, then what each network predicts, in the order of the checkpoints.
+Each picture, then its labels where the data have maps, then what each network predicts, in the order of the
+checkpoints. What they make of synthesised images is seen by `python -m fastdfkd_jax.export WORKDIR --to DIR --format
+folder` and then `--data folder:DIR --split "train[:6]"`.
 """
 
 from __future__ import annotations
@@ -52,11 +54,9 @@ def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def rows(images: np.ndarray, labels: np.ndarray, networks: Sequence[tuple[Network, Any]]) -> np.ndarray:
-    """Pictures, labels and predictions side by side, uint8[N * (2 + networks), H, W, 3], a picture after the other."""
-    classes = networks[0][0].spec.num_classes
+def rows(images: np.ndarray, maps: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """Pictures and what each set of maps says of them side by side, uint8[N * (1 + maps), H, W, 3]."""
     coloured = np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
-    maps = [labels, *(predict(network, variables, images) for network, variables in networks)]
     columns = [coloured, *(painted(coloured, map_, classes) for map_ in maps)]
     return np.stack(columns, 1).reshape(-1, *coloured.shape[1:])
 
@@ -65,28 +65,37 @@ def main(argv: Sequence[str]) -> None:
     """Parses, predicts and writes the PNG; `argv` begins with the program's name."""
     parser = arguments.OneLineParser(prog="python -m fastdfkd_jax.overlay", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", help="networks of one task and one number of classes")
-    parser.add_argument("--data", required=True, help=f"pictures with maps, of {', '.join(data.SOURCES)}")
+    parser.add_argument("--data", required=True, help=f"pictures, of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")
     parser.add_argument("--split", default="val[:6]", help="NAME or NAME[start:stop] (default: %(default)s)")
     parser.add_argument("--short-side", type=int, help="shorter side to which pictures are brought")
     parser.add_argument("--arch", help="architecture, where no checkpoint tells")
     parser.add_argument("--mean", type=arguments.numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
     parser.add_argument("--std", type=arguments.numbers, help="likewise")
+    parser.add_argument("--across", type=int, default=1, help="pictures in a row (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="the PNG")
     chosen = parser.parse_args(argv[1:])
+    if chosen.across < 1:
+        raise UserError(f"expected at least 1 picture across, got {chosen.across}")
     parallel.split_cpu(0)
     known = {"arch": chosen.arch, "mean": chosen.mean, "std": chosen.std}
     networks = [convert.load_network(path, **known) for path in chosen.checkpoints]
     dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, short_side=chosen.short_side)
+    has_maps = dataset.labels.ndim == 3
+    unknown = np.full(dataset.images.shape[:3], data.VOID, np.uint8)
+    mapped = dataset if has_maps else data.Dataset(dataset.images, unknown)
     for (network, _), path in zip(networks, chosen.checkpoints, strict=True):
         if not network.spec.gives_maps:
             raise UserError(f"{path} holds {network.spec.arch}, a classifier: expected a network for segmentation")
-        data.require(dataset, network.spec)
+        data.require(mapped, network.spec)
     if len({network.spec.num_classes for network, _ in networks}) > 1:
         raise UserError("the networks differ in the number of their classes: expected one for all")
-    pictures = rows(dataset.images, dataset.labels, networks)
-    report.write_grid(chosen.out, pictures, columns=2 + len(networks), scale=1, rows=len(dataset.images))
-    print(f"{chosen.out}: {len(dataset.images)} pictures, each with its labels and {len(networks)} predictions")
+    predicted = [predict(network, variables, dataset.images) for network, variables in networks]
+    maps = [dataset.labels, *predicted] if has_maps else predicted
+    pictures = rows(dataset.images, maps, networks[0][0].spec.num_classes)
+    report.write_grid(chosen.out, pictures, chosen.across * (1 + len(maps)), scale=1, rows=len(dataset.images))
+    beside = "its labels and " if has_maps else ""
+    print(f"{chosen.out}: {len(dataset.images)} pictures, each with {beside}{len(networks)} predictions")
 
 
 if __name__ == "__main__":

@@ -203,10 +203,30 @@ def test_the_overlay_shows_pictures_labels_and_predictions(place, tmp_path):
     np.testing.assert_array_equal(*(sheet[:, i * (SIDE + 1) : i * (SIDE + 1) + SIDE] for i in (2, 3)))
 
 
+def test_pictures_without_maps_have_predictions_only(place, tmp_path):
+    (tmp_path / "pictures" / "unlabelled").mkdir(parents=True)
+    images = data.load("pairs:data", "val", data_dir=place).images[:2]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / "unlabelled" / f"{i}.png")
+    source = ["--data", "folder:pictures", "--data-dir", str(tmp_path), "--split", "train", "--mean", "0.5,0.5,0.5"]
+    out = tmp_path / "overlay.png"
+    overlay.main(["overlay", str(place / "graph"), *source, "--std", "0.5,0.5,0.5", "--across", "2", "--out", str(out)])
+    sheet = np.asarray(Image.open(out))
+    assert sheet.shape == (SIDE + 1, 4 * (SIDE + 1), 3)
+    for i, image in enumerate(images):
+        shown = sheet[:SIDE, 2 * i * (SIDE + 1) :]
+        np.testing.assert_array_equal(shown[:, :SIDE], image)
+        painted = (shown[:, SIDE + 1 : 2 * SIDE + 1] - 0.4 * image) / 0.6
+        apart = np.abs(painted[..., None, :] - overlay.palette(CLASSES)).max(-1).min(-1)
+        assert apart.max() < 1, "every pixel has the colour of a class"
+
+
 def test_a_classifier_has_no_overlay(place, tmp_path):
     source = ["--data", "pairs:data", "--data-dir", str(place), "--split", "val", "--out", str(tmp_path / "x.png")]
     with pytest.raises(UserError, match="a classifier: expected a network for segmentation"):
         overlay.main(["overlay", str(data.digits.TEACHER_PATH), *source])
+    with pytest.raises(UserError, match="at least 1 picture across, got 0"):
+        overlay.main(["overlay", str(data.digits.TEACHER_PATH), *source, "--across", "0"])
     assert not (tmp_path / "x.png").exists()
 
 
