@@ -12,12 +12,13 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 
 from configs.compare import all as compare_all
+from configs.compare import table3
 from fastdfkd_jax import report
 from fastdfkd_jax.compare import comparison, outputs, tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDS, OTHER_DATA = "results/compare/short", "npz:imagenet_even500_256_q90.npz"
+OTHER_DATA = "npz:imagenet_even500_256_q90.npz"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -57,21 +58,27 @@ def test_the_table_of_runs_is_made_from_the_records():
     )
 
 
-def test_the_comparison_is_made_from_the_records():
-    config = compare_all.get_config()
+@pytest.mark.parametrize(
+    ("name", "config", "records"),
+    [
+        ("all.py", compare_all.get_config(), "results/compare/short"),
+        ("table3.py:cpu", table3.get_config("cpu"), "results/compare/camvid"),
+    ],
+)
+def test_the_comparison_is_made_from_the_records(name, config, records):
     config.other_data = OTHER_DATA
     compared = comparison.read(config)
-    figures = outputs.figures_of(ROOT / RECORDS, compared, compared.tables, {})
+    figures = outputs.figures_of(ROOT / records, compared, compared.tables, {})
     shown = 0
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for table, sections in figures:
-            name = f"compare/{table.name}"
-            if report.start_mark(name) in text:
+            mark = f"compare/{table.name}"
+            if report.start_mark(mark) in text:
                 shown += 1
                 made = tables.markdown(table, sections)
-                assert report.insert(text, made, name) == text, (
-                    f"run: python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir {RECORDS} "
+                assert report.insert(text, made, mark) == text, (
+                    f"run: python -m fastdfkd_jax.compare --config configs/compare/{name} --workdir {records} "
                     f"--config.tables_only=true --config.other_data={OTHER_DATA} "
                     f"--config.into={document.relative_to(ROOT)}"
                 )

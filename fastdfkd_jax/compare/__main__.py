@@ -114,7 +114,7 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
         cores = processes.shares(config.jobs)
         place = Path(config.record).expanduser()
         measured = partial(estimates.measured_seconds, workdir, cores)
-        outputs.record(workdir, comparison, place, config.timed, measured)
+        written = outputs.record(workdir, comparison, place, config.timed, measured)
     if config.into:
         report.insert_all(Path(config.into).expanduser(), {f"compare/{name}": text for name, text in written.items()})
 

@@ -62,8 +62,8 @@ def record(
     records: Path,
     timed: bool,
     measured: Callable[[Run], dict[str, float] | None],
-) -> None:
-    """Copies what is worth keeping of each finished run, and makes the tables and figures of the records alone.
+) -> dict[str, str]:
+    """Copies what is worth keeping of each finished run; makes tables and figures of the records alone, as `write`.
 
     Args:
       workdir: of the runs.
@@ -81,7 +81,7 @@ def record(
                 summary = json.loads((place / "summary.json").read_text())
                 total = {"total_seconds": sum(seconds.values()), SECONDS_APART: True}
                 report.write_json(place / "summary.json", {**summary, **seconds, **total})
-    write(records, comparison, comparison.tables, {})
+    return write(records, comparison, comparison.tables, {})
 
 
 def _write_text(path: Path, text: str) -> None:
