@@ -201,10 +201,13 @@ def test_records_alone_make_the_same_tables(finished, places, tmp_path, monkeypa
 
 def test_a_busy_machine_leaves_no_seconds_in_records(finished, places, tmp_path):
     workdir, _, _ = finished
+    document = tmp_path / "README.md"
+    document.write_text("<!-- results compare/digits -->\n<!-- /results -->\n")
     words = ("--config", config_file(places), "--workdir", workdir, f"--config.record={tmp_path}")
-    assert command(*words, "--config.timed=false") == 0
+    assert command(*words, "--config.timed=false", f"--config.into={document}") == 0
     row = next(line for line in (tmp_path / "digits.md").read_text().splitlines() if line.startswith("| two "))
     assert row.split(" | ")[7:9] == ["not measured", "not measured"]
+    assert row in document.read_text(), "a document has the records' table, not that of the runs"
 
 
 def test_times_that_were_taken_apart_stand_in_their_place(finished, places, tmp_path):
