@@ -614,7 +614,7 @@ def test_a_full_disk_and_then_space(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["250k", "1200k", "2300k"])
+@pytest.mark.parametrize("size", ["1200k", "2300k"])
 def test_a_whole_run_on_a_full_disk(tmp_path, size):
     whole = ("--config.method.name=fastdfkd", "--config.mode=all", "--config.calls=3", "--config.data.source=digits")
     with small_disk(tmp_path / "disk", size) as resize:
