@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-        TABLE.write_text(report.insert(TABLE.read_text(), table(records)))
+        report.insert_all(TABLE, {"": table(records)})
         return
     for path in args.checkpoints:
         print(keep(verify.verify(path), "our twin, the file's weights"), flush=True)

@@ -81,20 +81,19 @@ def main(argv: Sequence[str]) -> None:
     known = {"arch": chosen.arch, "mean": chosen.mean, "std": chosen.std}
     networks = [convert.load_network(path, **known) for path in chosen.checkpoints]
     dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, short_side=chosen.short_side)
-    has_maps = dataset.labels.ndim == 3
-    unknown = np.full(dataset.images.shape[:3], data.VOID, np.uint8)
-    mapped = dataset if has_maps else data.Dataset(dataset.images, unknown)
+    maps = [dataset.labels] if dataset.labels.ndim == 3 else []
+    if not maps:  # the other checks are the same for pictures of which nothing is known
+        dataset = data.Dataset(dataset.images, np.full(dataset.images.shape[:3], data.VOID, np.uint8))
     for (network, _), path in zip(networks, chosen.checkpoints, strict=True):
         if not network.spec.gives_maps:
             raise UserError(f"{path} holds {network.spec.arch}, a classifier: expected a network for segmentation")
-        data.require(mapped, network.spec)
+        data.require(dataset, network.spec)
     if len({network.spec.num_classes for network, _ in networks}) > 1:
         raise UserError("the networks differ in the number of their classes: expected one for all")
-    predicted = [predict(network, variables, dataset.images) for network, variables in networks]
-    maps = [dataset.labels, *predicted] if has_maps else predicted
+    beside = "its labels and " if maps else ""
+    maps += [predict(network, variables, dataset.images) for network, variables in networks]
     pictures = rows(dataset.images, maps, networks[0][0].spec.num_classes)
     report.write_grid(chosen.out, pictures, chosen.across * (1 + len(maps)), scale=1, rows=len(dataset.images))
-    beside = "its labels and " if has_maps else ""
     print(f"{chosen.out}: {len(dataset.images)} pictures, each with {beside}{len(networks)} predictions")
 
 
