@@ -142,8 +142,9 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
         jax.distributed.initialize(
             **known,
             initialization_timeout=_GATHER_SECONDS,
-            # Ours comes first, and tells which process it was; JAX's own is for where ours cannot run.
-            heartbeat_timeout_seconds=max(10, round(2 * lost_after)),
+            # Ours comes first, and tells which process it was; JAX's own is for where ours cannot run. JAX may take a
+            # process for lost half this time after its end, as it sends a sign of life every half of it.
+            heartbeat_timeout_seconds=max(10, round(4 * lost_after)),
             shutdown_timeout_seconds=max(10, round(lost_after)),
         )
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -277,6 +278,7 @@ def end(line: str, status: int = EXIT_STATUS) -> None:
     _ending.acquire()  # never released
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nor is it buried by JAX's service, which sees the end meanwhile
     if _link is not None:
         # In a thread, as a call to a store that has lost its host does not return.
         told = threading.Thread(target=_link.tell, args=(line,), daemon=True)

@@ -189,6 +189,20 @@ def test_a_process_that_does_nothing_more_is_taken_for_lost(place, tmp_path):
         assert "error: process 1 of 2 has given no sign of life for 1" in errors.splitlines()[-1]
 
 
+def test_no_word_of_a_library_follows_the_line_of_an_end():
+    """JAX's service may see the lost process while this one tells the others why it ends."""
+    program = """
+import os
+from types import SimpleNamespace
+from fastdfkd_jax import hosts
+
+hosts._link = SimpleNamespace(tell=lambda line: os.write(2, b"    @     0x7fd2046a71f5  (unknown)"))
+hosts.end("process 1 was lost")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: process 1 was lost\n")
+
+
 def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
     with two(place, tmp_path / "run", *NOISE, own=("", "--config.seed=1")) as processes:
         ends = [process.end() for process in processes]
