@@ -61,7 +61,7 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
             sums.append(step(variables, images, labels))
         # Added on the host in float64: a float32 sum of many batches would lose digits.
         whole = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *jax.device_get(sums))
-        return {**score.read(whole), "count": total}
+        return {**score.read(whole, data.count_classes(dataset)), "count": total}
 
     return evaluate
 

@@ -28,13 +28,13 @@ class Score(NamedTuple):
       name: of the main measurement, which is in percent.
       title: the same for tables and plots.
       sums: `sums(logits f32[B, ..., C], labels int[B, ...]) -> Sums`, which add up over batches.
-      read: `read(Sums of the whole, added up in float64) -> {name: measurement}`.
+      read: `read(Sums of the whole, added up in float64, classes of the data) -> {name: measurement}`.
     """
 
     name: str
     title: str
     sums: Callable[[Array, Array], Sums]
-    read: Callable[[Sums], dict[str, Any]]
+    read: Callable[[Sums, int], dict[str, Any]]
 
 
 def of_task(spec: NetworkSpec) -> Score:
@@ -56,7 +56,7 @@ def top_sums(logits: Array, labels: Array) -> Sums:
     return sums | ({"top5": hits.any(1).sum()} if classes > _TOP else {})
 
 
-def read_top(sums: Sums) -> dict[str, Any]:
+def read_top(sums: Sums, classes: int) -> dict[str, Any]:
     """'accuracy' and, where there is, 'top5' in percent, and 'loss', the mean cross-entropy in nats."""
     count = float(sums["count"])
     shares = {name: 100 * float(sums[name]) / count for name in ("accuracy", "top5") if name in sums}
@@ -83,8 +83,12 @@ def confusion_sums(logits: Array, labels: Array) -> Sums:
     return {"confusion": counts.reshape(classes, classes + 1), "loss": _loss(logits, labels, known)}
 
 
-def read_confusion(sums: Sums) -> dict[str, Any]:
+def read_confusion(sums: Sums, classes: int) -> dict[str, Any]:
     """Mean intersection over union and more (METHOD section 4).
+
+    Args:
+      sums: of `confusion_sums`.
+      classes: of the data; a network may have more outputs, as one for void, whose pixels are misses and no class.
 
     Returns:
       'miou', the mean over the classes that some pixel has or is taken for, and 'pixel_accuracy' in percent; 'iou',
@@ -93,6 +97,7 @@ def read_confusion(sums: Sums) -> dict[str, Any]:
     confusion = np.asarray(sums["confusion"], np.float64)
     hits = np.diag(confusion)
     union = confusion.sum(1) + confusion[:, :-1].sum(0) - hits
+    union[classes:] = 0
     iou = [100 * float(hit) / float(whole) if whole else None for hit, whole in zip(hits, union, strict=True)]
     seen = [value for value in iou if value is not None]
     total = float(confusion.sum())

@@ -20,9 +20,9 @@ def logits_and_labels(seed=0):
     return logits, labels
 
 
-def read(logits, labels):
+def read(logits, labels, classes=CLASSES):
     sums = jax.device_get(jax.jit(scores.confusion_sums)(jnp.asarray(logits), jnp.asarray(labels)))
-    return scores.read_confusion(sums)
+    return scores.read_confusion(sums, classes)
 
 
 def test_iou_equals_sets_of_pixels():
@@ -61,6 +61,16 @@ def test_a_class_that_is_nowhere_has_no_iou_and_no_part_in_the_mean():
     np.testing.assert_allclose(found["miou"], 100 * (1 / 2 + 2 / 3) / 2)
 
 
+def test_an_output_beyond_the_classes_is_a_miss_and_no_class():
+    """Two classes of 50 pixels, one of which is taken for a third output's."""
+    labels = np.repeat([[[0, 1]]], 50, 1)
+    predicted = labels.copy()
+    predicted[0, 0, 0] = 2
+    found = read(np.eye(CLASSES, dtype=np.float32)[predicted], labels, classes=2)
+    assert found["iou"] == [98.0, 100.0, None, None, None]
+    assert (found["miou"], found["pixel_accuracy"]) == (99.0, 99.0)
+
+
 def test_a_pixel_that_is_not_finite_is_missed_and_is_no_class():
     labels = np.array([[[0, 1]]])
     logits = np.eye(CLASSES, dtype=np.float32)[[[[0, 1]]]]
@@ -80,7 +90,7 @@ def test_unknown_labels_of_images_do_not_count():
     logits = np.eye(7, dtype=np.float32)[[0, 1, 2, 3]]
     sums = jax.device_get(scores.top_sums(jnp.asarray(logits), jnp.array([0, 1, 3, -1])))
     assert sums["count"] == 3
-    found = scores.read_top(sums)
+    found = scores.read_top(sums, 7)
     assert found["accuracy"] == pytest.approx(100 * 2 / 3)
     assert found["top5"] == 100.0
 

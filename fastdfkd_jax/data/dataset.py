@@ -151,9 +151,8 @@ def require(dataset: Dataset, spec: NetworkSpec, square: int = 0) -> Dataset:
     found, expected = f"{height}x{width}x{channels}", "x".join(map(str, spec.input_shape))
     if not maps and found != expected:
         raise UserError(f"the {spec.arch} network expects images of {expected}, the data set has {found}")
-    known = dataset.class_names
-    classes = len(known) if known is not None else _count_classes(dataset.labels)
-    if classes > spec.num_classes or (known is not None and classes != spec.num_classes and not maps):
+    classes, named = count_classes(dataset), dataset.class_names is not None
+    if classes > spec.num_classes or (named and classes != spec.num_classes and not maps):
         raise UserError(
             f"the {spec.arch} network has {spec.num_classes} classes, the data set {classes}: "
             "give the data set that the network was trained for"
@@ -177,6 +176,10 @@ def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> N
         raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}")
 
 
-def _count_classes(labels: np.ndarray) -> int:
+def count_classes(dataset: Dataset) -> int:
+    """Its classes, where they have names; else as many as its largest label asks for."""
+    labels = dataset.labels
+    if dataset.class_names is not None:
+        return len(dataset.class_names)
     # Void is no class of maps, but may be one of a thousand of images.
     return int(labels.max() if labels.ndim == 1 else labels.max(where=labels != VOID, initial=0)) + 1
