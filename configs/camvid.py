@@ -27,6 +27,7 @@ def base():
     """Data and pair."""
     config = segmentation.base("deeplabv3_resnet18_os16", "deeplabv3_mobilenetv2_os16", 11)
     config.teacher.image_size = SIDE
+    config.dfnd.teacher_accuracy = 0.82
     config.data.source, config.data.split, config.data.short_side = "camvid:camvid", "val", SHORT_SIDE
     return config
 

@@ -246,7 +246,8 @@ def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> Config
     section.lr = lr  # Adam's, for the generator
     section.b1 = b1
     section.cosine = False  # whether the rate falls to 0 over the run
-    section.milestones = ()  # calls after which the rate is multiplied by 0.1
+    section.milestones = ()  # calls after which the rate is multiplied by ...
+    section.lr_decay = 0.1
     section.clip_norm = 0.0  # largest norm of the generator's gradient; 0 for any
     section.student_steps = 1  # for each step of the generator
     section.student_images = "fresh"  # for each of them; or 'step', those of the generator's, or 'repeated'

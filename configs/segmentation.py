@@ -52,6 +52,7 @@ def base(teacher: str, student: str, classes: int) -> ConfigDict:
     config.kd.steps_per_call, config.kd.steps_per_dispatch, config.kd.temperature = 250, 25, 1.0
     config.kd.lr, config.kd.milestones, config.kd.lr_decay, config.kd.weight_decay = 0.1, (100, 200), 0.3, 5e-5
     config.kd.crop_padding = 0
+    config.dfnd.teacher_accuracy = 0.7  # share of pixels; the published teacher's is not known
     config.data.batch = 16
     return config
 
@@ -84,7 +85,7 @@ def dfad(config: ConfigDict) -> None:
     """300 epochs of 50 rounds: a generator step, five of the student; -log(1 + L1), Adam 1e-3 (METHOD 6)."""
     config.method.name = "dfad"
     config.dfad.generator, config.dfad.generator_loss = "dcgan", "log_l1"
-    config.dfad.milestones = (100, 200)
+    config.dfad.milestones, config.dfad.lr_decay = (100, 200), 0.3
 
 
 def dafl(config: ConfigDict) -> None:
@@ -114,7 +115,6 @@ def dfnd(config: ConfigDict) -> None:
     """Other pictures (`--config.transfer.source=folder:DIR`), a random crop of each, of which the surest are kept."""
     config.method.name = "dfnd"
     config.transfer.source, config.transfer.crops, config.transfer.select = "tfds:imagenet2012", 1, 17_024
-    config.dfnd.teacher_accuracy = 0.7  # share of pixels; the published teacher's is not known
 
 
 def noise(config: ConfigDict) -> None:
@@ -130,7 +130,7 @@ def smoke(config: ConfigDict) -> None:
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 5
     config.kd.milestones = ()
     config.fastdfkd.num_adapt_steps, config.deepinversion.num_steps = 2, 2
-    config.transfer.select = min(config.transfer.select, 8)
+    config.transfer.limit, config.transfer.select = 64, min(config.transfer.select, 8)
     config.data.split = f"{config.data.split}[:4]"
     config.data.batch = 2
     config.eval_every = config.checkpoint_every = config.images_every = 1

@@ -122,10 +122,10 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
     directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
     short_side = chosen.short_side or (config.data.short_side if chosen.source == config.data.source else 0)
     limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": short_side, "square": config.kd.square}
-    rows = transfer.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
+    parts = transfer.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
     if method.select is None or not chosen.select:
-        return rows
-    return transfer.choose(rows, method.select, teacher_vars, chosen.select)
+        return transfer.collect(parts)
+    return transfer.choose(parts, method.select, teacher_vars, chosen.select)
 
 
 def _require_fit(config: ConfigDict, method: Method) -> None:

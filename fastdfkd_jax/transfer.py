@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.shards import Rows
 
 _BATCH = 256
+_CHUNK = 1024  # images between which the chosen are looked through
 
 
 def read(
@@ -27,11 +28,11 @@ def read(
     limit: int,
     short_side: int = 0,
     square: int = 0,
-) -> Rows:
-    """Images of the teacher's size, or with maps of labels of any.
+) -> Iterator[Rows]:
+    """Images of the teacher's size, or with maps of labels of any, in parts.
 
     Args:
-      source, split, directory: as `data.load` takes them, or `data.unlabelled.load` where crops are wanted.
+      source, split, directory: as `data.load` takes them, or `data.unlabelled.stream` where crops are wanted.
       spec: the teacher's.
       crops: 0 for a labelled data set as it is, else so many random crops of each picture, without labels.
       limit: most images; 0 for all.
@@ -46,27 +47,79 @@ def read(
             data.load(source, split, data_dir=directory or None, short_side=short_side or None), spec, square
         )
         rows = slice(limit or None)
-        return Rows(dataset.images[rows], dataset.labels[rows])
+        yield Rows(dataset.images[rows], dataset.labels[rows])
+        return
     root = Path(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else ".")).expanduser()
     size = {"image_size": spec.image_size, "channels": spec.channels}
-    images = unlabelled.load(source, split, root, **size, crops=crops, limit=limit)
-    return Rows(images, np.full(len(images), -1, np.int32))
+    for images in unlabelled.stream(source, split, root, **size, crops=crops, limit=limit):
+        yield Rows(images, np.full(len(images), -1, np.int32))
 
 
-def choose(rows: Rows, score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> Rows:
-    """The `count` images of lowest score, in the order in which they lie.
+def collect(parts: Iterable[Rows]) -> Rows:
+    """All of them as one."""
+    first, *others = parts
+    return Rows(*map(np.concatenate, zip(first, *others, strict=True))) if others else first
+
+
+def choose(parts: Iterable[Rows], score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> Rows:
+    """The `count` images of lowest score, in the order in which they lie; no others are kept in memory.
 
     Args:
-      rows: to choose from.
+      parts: to choose from.
       score: `score(teacher_vars, images f32[B, H, W, C] in [0, 1]) -> f32[B]`.
       teacher_vars: the teacher's variables.
-      count: how many; no more than there are.
+      count: how many; all where there are fewer.
     """
     compiled = jax.jit(lambda variables, images: score(variables, pool.to_float(images)))
-    scores = []
-    for start in range(0, len(rows.images), _BATCH):
-        images = rows.images[start : start + _BATCH]
-        padding = ((0, _BATCH - len(images)), (0, 0), (0, 0), (0, 0))  # one compilation for all
-        scores.append(np.asarray(compiled(teacher_vars, np.pad(images, padding)))[: len(images)])
-    chosen = np.sort(np.argsort(np.concatenate(scores), kind="stable")[:count])
-    return Rows(rows.images[chosen], rows.labels[chosen])
+
+    def scores_of(images: np.ndarray) -> np.ndarray:
+        padding = ((0, -len(images) % _BATCH), (0, 0), (0, 0), (0, 0))  # one compilation for all
+        batches = np.pad(images, padding).reshape(-1, _BATCH, *images.shape[1:])
+        return np.concatenate([np.asarray(compiled(teacher_vars, batch)) for batch in batches])[: len(images)]
+
+    lowest = _Lowest(count)
+    for rows in parts:
+        for start in range(0, len(rows.images), _CHUNK):
+            part = Rows(*(array[start : start + _CHUNK] for array in rows))
+            lowest.offer(part, scores_of(part.images))
+    return lowest.rows()
+
+
+class _Lowest:
+    """The rows of lowest score among those that were offered, each in a slot that a better one takes over."""
+
+    def __init__(self, count: int):
+        self._count, self._offered = count, 0
+        self._rows: Rows | None = None  # with slots to spare
+        self._scores, self._places = np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def offer(self, part: Rows, scores: np.ndarray) -> None:
+        places = np.arange(self._offered, self._offered + len(scores))
+        self._offered += len(scores)
+        used = len(self._scores)
+        scores, places = np.concatenate([self._scores, scores]), np.concatenate([self._places, places])
+        best = np.lexsort((places, scores))[: self._count]  # of equals the first
+        incoming = best[best >= used]
+        slots = np.concatenate([np.setdiff1d(np.arange(used), best), np.arange(used, len(best))])
+        self._scores, self._places = scores[: len(best)], places[: len(best)]
+        self._scores[slots], self._places[slots] = scores[incoming], places[incoming]
+        self._rows = _with_slots(self._rows, part, len(best), self._count)
+        for kept, new in zip(self._rows, part, strict=True):
+            kept[slots] = new[incoming - used]
+
+    def rows(self) -> Rows:
+        assert self._rows is not None, "nothing was offered"
+        order = np.argsort(self._places)
+        return Rows(*(kept[order] for kept in self._rows))
+
+
+def _with_slots(rows: Rows | None, like: Rows, needed: int, most: int) -> Rows:
+    """The rows with at least `needed` slots: twice as many as before, so that few rows are moved often."""
+    had = 0 if rows is None else len(rows.labels)
+    if rows is not None and had >= needed:
+        return rows
+    grown = Rows(*(np.empty((min(most, max(needed, 2 * had)), *array.shape[1:]), array.dtype) for array in like))
+    if rows is not None:
+        for new, old in zip(grown, rows, strict=True):
+            new[:had] = old
+    return grown

@@ -1,6 +1,7 @@
 """DeepLabv3 from the port's and from torchvision's names and back, and against torch."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -89,6 +90,18 @@ def test_the_ports_names_come_back_exactly(tmp_path, port):
         assert json.loads(file.metadata()["fastdfkd_jax"])["task"] == "segmentation"
     convert.save_network(tmp_path / "again.safetensors", network, variables)
     assert convert.load_network(tmp_path / "again.safetensors")[0].spec == network.spec
+
+
+@pytest.mark.parametrize("arch", [None, "deeplabv3_mobilenetv2"])
+def test_a_stride_that_nobody_has_said_is_warned_of(tmp_path, port, monkeypatch, arch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    torch.save({"model_state": port, "cur_itrs": 30000}, tmp_path / "port_os16.pth")
+    network, _ = convert.load_network(tmp_path / "port_os16.pth", arch=arch, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert network.spec.arch == "deeplabv3_mobilenetv2"
+    assert [
+        re.search("taken for 8: .* of architecture deeplabv3_mobilenetv2_os16$", line) is None for line in said
+    ] == ([] if arch else [False])
 
 
 def test_torchvisions_names_are_understood_and_come_back(tmp_path, torchvision, monkeypatch):

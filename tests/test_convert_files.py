@@ -47,7 +47,9 @@ def same(found, variables) -> bool:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th"])
-@pytest.mark.parametrize("container", [(), ("state_dict",), ("model",), ("net",), ("model", "state_dict")])
+@pytest.mark.parametrize(
+    "container", [(), ("state_dict",), ("model_state",), ("model",), ("net",), ("model", "state_dict")]
+)
 def test_containers_and_prefixes(tmp_path, state, variables, container, suffix, prefix):
     content = {prefix + name: tensor for name, tensor in state.items()}
     for key in reversed(container):

@@ -235,6 +235,7 @@ def largest_steps(method, count):
 def test_the_generator_s_rate_follows_its_schedule():
     constant = largest_steps(method_of("dfad", milestones=()), 3)
     decayed = largest_steps(method_of("dfad", milestones=(1, 2)), 3)
+    less = largest_steps(method_of("dfad", milestones=(1, 2), lr_decay=0.3), 3)
     cosine = largest_steps(method_of("dfad", milestones=(), cosine=True), 3)
     assert constant[0] == pytest.approx(1e-3, rel=1e-2)
     assert min(constant) > 5e-4
@@ -242,6 +243,7 @@ def test_the_generator_s_rate_follows_its_schedule():
     assert decayed[0] == pytest.approx(constant[0], rel=1e-4)
     assert decayed[1] == pytest.approx(constant[1] / 10, rel=1e-2)
     assert decayed[2] < constant[2] / 50
+    assert less[1] == pytest.approx(constant[1] * 0.3, rel=1e-2)
     # Two rounds in all: full, half, and nothing after the end.
     assert cosine[0] == pytest.approx(constant[0], rel=1e-4)
     assert cosine[1] == pytest.approx(constant[1] / 2, rel=1e-2)
@@ -280,6 +282,7 @@ def test_the_averaged_generator_works_on_fresh_batches():
         ("dfq", "ema_decay", 1.0),
         ("dfad", "generator_loss", "l2"),
         ("dfad", "milestones", (0,)),
+        ("dfad", "lr_decay", 0.0),
     ],
 )
 def test_options_that_cannot_work_are_refused(name, option, value):

@@ -1,6 +1,7 @@
 """Methods of real data: losses against a few lines of NumPy, which images are taken, and runs on digits."""
 
 import io
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -84,11 +85,24 @@ def test_the_images_that_the_teacher_is_surest_of_are_chosen():
     images = RNG.integers(0, 256, (300, *SPEC.input_shape), np.uint8)  # more than one batch
     rows = Rows(images, np.arange(300, dtype=np.int32))
     variables = NETWORK.init(jax.random.key(0))
-    chosen = transfer.choose(rows, dfnd.selection(NETWORK), variables, 20)
+    chosen = transfer.choose([rows], dfnd.selection(NETWORK), variables, 20)
     logits = np.asarray(NETWORK.apply(variables, (images / 255 - 0.3) / 0.3).logits)
     surest = np.argsort(-softmax(logits).max(1))[:20]
     np.testing.assert_array_equal(chosen.labels, np.sort(surest))
     np.testing.assert_array_equal(chosen.images, images[np.sort(surest)])
+
+
+@pytest.mark.parametrize("count", [1, 30, 100, 2500, 4000])
+def test_the_choice_among_parts_is_that_among_all(count):
+    """Parts larger and smaller than those in which they are looked through; equal scores; no more kept than chosen."""
+    levels = RNG.integers(0, 200, 3000).astype(np.uint8)
+    images, numbers = np.broadcast_to(levels[:, None, None, None], (3000, 2, 2, 1)), np.arange(3000, dtype=np.int32)
+    bounds = [0, 1100, 1103, 2900, 3000]
+    parts = [Rows(images[a:b], numbers[a:b]) for a, b in itertools.pairwise(bounds)]
+    chosen = transfer.choose(iter(parts), lambda _, shown: shown.mean((1, 2, 3)), (), count)
+    expected = np.sort(np.argsort(levels, kind="stable")[:count])
+    np.testing.assert_array_equal(chosen.labels, expected)
+    np.testing.assert_array_equal(chosen.images, images[expected])
 
 
 @pytest.fixture
@@ -101,9 +115,8 @@ def pictures(tmp_path):
 
 
 def crops(source, place, **changes):
-    return unlabelled.load(
-        source, "train", place, **{"image_size": 8, "channels": 3, "crops": 2, "limit": 0, **changes}
-    )
+    options = {"image_size": 8, "channels": 3, "crops": 2, "limit": 0, **changes}
+    return np.concatenate(list(unlabelled.stream(source, "train", place, **options)))
 
 
 def test_pictures_of_a_folder_become_crops_of_one_size(pictures):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from fastdfkd_jax.convert import files, graph, guess, naming
 from fastdfkd_jax.convert.naming import Naming
@@ -160,7 +161,7 @@ def find_spec(
     given = {"arch": arch, "image_size": image_size, "mean": mean, "std": std}
     fields = stored | {key: value for key, value in given.items() if value is not None}
     fields.setdefault("arch", None)
-    fields["arch"] = fields["arch"] or guess.guess_arch(source.state)
+    fields["arch"] = fields["arch"] or _told_arch(source)
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
     fields |= {"num_classes": found, "channels": guess.guess_channels(source.state), "task": task_of(fields["arch"])}
     if not ("mean" in fields and "std" in fields):
@@ -171,6 +172,15 @@ def find_spec(
     spec = NetworkSpec(**fields)
     _check_spec(spec)
     return spec
+
+
+def _told_arch(source: Source) -> str:
+    arch = guess.guess_arch(source.state)
+    if task_of(arch) == "segmentation" and any(naming.DEEPLAB_HEAD[0] in name for name in source.state):
+        # Another stride is another function of the same weights; torchvision's is always 8, the port's is either.
+        told = "%s does not tell its output stride, which is taken for 8: a network of 16 is of architecture %s_os16"
+        logging.warning(told, source.path, arch)
+    return arch
 
 
 def _check_spec(spec: NetworkSpec) -> None:

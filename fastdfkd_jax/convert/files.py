@@ -27,7 +27,7 @@ State = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 KERAS_SUFFIX = ".json"
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 METADATA_KEY = "fastdfkd_jax"
 
 _SAFETENSORS_DTYPES = {
@@ -40,7 +40,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
     """Reads a checkpoint; every float becomes float32.
 
     Args:
-      path: a `.pth`, `.pt` or `.th` file of PyTorch (bare or under `state_dict`, `model` or `net`), a
+      path: a `.pth`, `.pt` or `.th` file of PyTorch (bare or under one of `CONTAINERS`), a
         `.safetensors` file, for which torch is not needed, or the `model.json` of a network of `convert.keras`.
 
     Returns:

@@ -136,7 +136,6 @@ def _efficientnet(state: State) -> str | None:
 
 
 def _deeplab(state: State) -> str | None:
-    # The output stride is not among the entries: 8.
     if not any(_is_deeplab(state, head) for head in DEEPLAB_HEAD):
         return None
     backbone = {name.removeprefix("backbone."): array for name, array in state.items() if name.startswith("backbone.")}

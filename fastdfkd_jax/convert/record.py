@@ -25,7 +25,7 @@ import warnings
 
 import numpy as np
 
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 FORMAT, GRAPH, WEIGHTS, REFERENCE = 3, "graph.json", "weights.safetensors", "reference.npz"  # of a recorded folder
 BATCH_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")

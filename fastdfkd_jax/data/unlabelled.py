@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,15 @@ from fastdfkd_jax.errors import UserError
 SOURCES = ("tfds:NAME", "npz:FILE", "folder:DIR")
 # Of the shorter side: smaller crops show texture only.
 _SMALLEST_CROP = 0.3
+_CHUNK = 1024
 
 
-def load(source: str, split: str, root: Path, *, image_size: int, channels: int, crops: int, limit: int) -> np.ndarray:
-    """Reads pictures one by one and keeps crops of them, the same ones at every call.
+def stream(
+    source: str, split: str, root: Path, *, image_size: int, channels: int, crops: int, limit: int
+) -> Iterator[np.ndarray]:
+    """Reads pictures one by one and cuts crops out of them, the same ones at every call.
+
+    In parts, because those of ImageNet take 4 GB of memory at 32 pixels and 63 GB at 128.
 
     Args:
       source: 'tfds:NAME' with a feature 'image'; 'npz:FILE' with `images` (or `x_SPLIT`), or with `jpeg`, all files one
@@ -31,8 +37,8 @@ def load(source: str, split: str, root: Path, *, image_size: int, channels: int,
       crops: of each picture: squares of random place, their side between 0.3 and 1 of the picture's shorter one.
       limit: most crops in all; 0 for any number.
 
-    Returns:
-      uint8[N, image_size, image_size, channels].
+    Yields:
+      uint8[N, image_size, image_size, channels], N being 1 to 1024.
 
     Raises:
       UserError: the source is unknown, empty or damaged.
@@ -41,16 +47,16 @@ def load(source: str, split: str, root: Path, *, image_size: int, channels: int,
     readers = {"tfds": _of_tfds, "npz": _of_npz, "folder": _of_folder}
     if kind not in readers or not name:
         raise UserError(f"unknown source of pictures {source!r}: expected one of {', '.join(SOURCES)}")
-    generator, kept = np.random.default_rng(0), []
+    generator = np.random.default_rng(0)
     mode = "L" if channels == 1 else "RGB"
-    for picture in readers[kind](name, split, root):
-        converted = picture.convert(mode)
-        kept.extend(_random_square(generator, converted, image_size) for _ in range(crops))
-        if limit and len(kept) >= limit:
-            break
-    if not kept:
+    pictures_of_source = (picture.convert(mode) for picture in readers[kind](name, split, root))
+    cut = (_random_square(generator, picture, image_size) for picture in pictures_of_source for _ in range(crops))
+    cut, is_empty = itertools.islice(cut, limit or None), True
+    while chunk := list(itertools.islice(cut, _CHUNK)):
+        is_empty = False
+        yield np.stack(chunk).reshape(-1, image_size, image_size, channels)
+    if is_empty:
         raise UserError(f"expected pictures in {source}, found none")
-    return np.stack(kept[: limit or None]).reshape(-1, image_size, image_size, channels)
 
 
 def _random_square(generator: np.random.Generator, picture: Image.Image, size: int) -> np.ndarray:

@@ -41,7 +41,8 @@ class GeneratorOptions:
       lr: Adam's rate for the generator.
       b1: Adam's first decay; the second is 0.999.
       cosine: whether the rate falls to 0 as a cosine over the rounds of the whole run, those of the warm-up included.
-      milestones: calls, counted from the first, after which the rate is multiplied by 0.1.
+      milestones: calls, counted from the first, after which the rate is multiplied by `lr_decay`.
+      lr_decay: the factor.
       clip_norm: largest norm of the generator's gradient; 0 for any.
       student_steps: of a round.
       student_images: what they are taken on: the very images of the generator's 'step', rendered before it; its
@@ -57,6 +58,7 @@ class GeneratorOptions:
     b1: float
     cosine: bool
     milestones: tuple[int, ...]
+    lr_decay: float
     clip_norm: float
     student_steps: int
     student_images: str
@@ -71,6 +73,7 @@ class GeneratorOptions:
         self.require("lr", self.lr > 0, "more than 0")
         self.require("b1", 0 <= self.b1 < 1, "in [0, 1)")
         self.require("milestones", min(self.milestones, default=1) >= 1, "numbers of calls, at least 1")
+        self.require("lr_decay", self.lr_decay > 0, "more than 0")
         self.require("clip_norm", self.clip_norm >= 0, "at least 0")
         self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
         self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
@@ -210,6 +213,7 @@ def _optimizer(options: GeneratorOptions, calls: int, rounds_per_call: int) -> o
     factor = (
         optax.cosine_decay_schedule(1.0, calls * rounds_per_call) if options.cosine else optax.constant_schedule(1.0)
     )
-    steps = optax.piecewise_constant_schedule(options.lr, {call * rounds_per_call: 0.1 for call in options.milestones})
+    drops = {call * rounds_per_call: options.lr_decay for call in options.milestones}
+    steps = optax.piecewise_constant_schedule(options.lr, drops)
     adam = optax.adam(lambda count: factor(count) * steps(count), options.b1, 0.999)
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam
