@@ -14,7 +14,7 @@ from PIL import Image
 from configs import pretrain_camvid
 from fastdfkd_jax import convert, data, distill, pretrain
 from fastdfkd_jax.evaluate import make_evaluator
-from fastdfkd_jax.methods import given
+from fastdfkd_jax.methods import base, given
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.supervised import Recipe, TrainState, train_step
 
@@ -66,7 +66,10 @@ def test_a_student_meets_picture_and_map_alike(shown):
     images, _ = coarse_pictures()
     network = network_of_colours()
     options = {"square": 0, "crop_padding": 0, "flip": False, **shown}
-    step = distill.make_step(network, network, optax.sgd(0.0), given.scratch(None).objective.loss, **options)
+    setting = base.Setting(network, network, 6, 1, 0, 1, lambda x: x, {})
+    objective = given.scratch(setting).objective
+    assert objective is not None
+    step = distill.make_step(network, network, optax.sgd(0.0), objective.loss, **options)
     variables = network.init(jax.random.key(0))
     state = distill.from_variables(variables, optax.sgd(0.0))
     learn = jax.jit(lambda key, labels: step(state, variables, images / np.float32(255), key, labels)[1]["loss"])
