@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Static choices of the training views of CIFAR and ImageNet (METHOD 1.4 and 4), and CutMix.
+    """Static choices of training views (METHOD 1.4 and 4), and CutMix.
 
     Attributes:
       crop_padding: largest shift in pixels, zeros coming in; 0 for none.

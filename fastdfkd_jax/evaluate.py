@@ -93,9 +93,8 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     batch_size = arguments.batch_size or (_MAPS if network.spec.gives_maps else _IMAGES)
     measurements = make_evaluator(network, min(batch_size, len(dataset.labels)))(variables, dataset)
     if "iou" in measurements:
-        names = dict(enumerate(dataset.class_names or ()))  # a network may have more outputs
         iou = measurements["iou"]
-        measurements["iou"] = {names.get(number, f"class {number}"): value for number, value in enumerate(iou)}
+        measurements["iou"] = {data.class_title(dataset, number): value for number, value in enumerate(iou)}
     return {
         "checkpoint": arguments.checkpoint,
         "arch": network.spec.arch,

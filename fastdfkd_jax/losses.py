@@ -83,7 +83,7 @@ def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: fl
 def clamped_jensen_shannon(
     teacher_logits: Array, student_logits: Array, temperature: float, low: float = 0.01, high: float = 0.99
 ) -> Array:
-    """Mean of KL(m || p) and KL(m || q) of each sample, f32[B], all three clamped to [low, high] (METHOD 1.6).
+    """Mean of KL(m || p) and KL(m || q) of each sample, f32[B, ...], all three clamped to [low, high] (METHOD 1.6).
 
     The divergences go the other way than in `jensen_shannon`, and clamped probabilities do not sum to 1, so that the
     value can be negative; a clamped probability passes no gradient.

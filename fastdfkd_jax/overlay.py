@@ -3,8 +3,8 @@
     python -m fastdfkd_jax.overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
 
 Each picture, then its labels where the data have maps, then what each network predicts, in the order of the
-checkpoints. What they make of synthesised images is seen by `python -m fastdfkd_jax.export WORKDIR --to DIR --format
-folder` and then `--data folder:DIR --split "train[:6]"`.
+checkpoints; the colour of each class is printed. What they make of synthesised images is seen by `python -m
+fastdfkd_jax.export WORKDIR --to DIR --format folder` and then `--data folder:DIR --split "train[:6]"`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data", required=True, help=f"pictures, of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")
     parser.add_argument("--split", default="val[:6]", help="NAME or NAME[start:stop] (default: %(default)s)")
-    parser.add_argument("--short-side", type=int, help="shorter side to which pictures are brought")
+    parser.add_argument("--short-side", type=int, help="shorter side to which pictures with maps are brought")
+    parser.add_argument("--image-size", type=int, help="side to which pictures without maps are brought")
+    parser.add_argument("--crop", type=float, default=0.0, help="of the latter, part of the shorter side: 1 for all")
     parser.add_argument("--arch", help="architecture, where no checkpoint tells")
     parser.add_argument("--mean", type=arguments.numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
     parser.add_argument("--std", type=arguments.numbers, help="likewise")
@@ -80,7 +82,9 @@ def main(argv: Sequence[str]) -> None:
     parallel.split_cpu(0)
     known = {"arch": chosen.arch, "mean": chosen.mean, "std": chosen.std}
     networks = [convert.load_network(path, **known) for path in chosen.checkpoints]
-    dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, short_side=chosen.short_side)
+    size = chosen.image_size or (networks[0][0].spec.image_size if chosen.crop else None)
+    sizes: dict[str, Any] = {"short_side": chosen.short_side, "image_size": size, "crop": chosen.crop}
+    dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, **sizes)
     maps = [dataset.labels] if dataset.labels.ndim == 3 else []
     if not maps:  # the other checks are the same for pictures of which nothing is known
         dataset = data.Dataset(dataset.images, np.full(dataset.images.shape[:3], data.VOID, np.uint8))
@@ -92,9 +96,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("the networks differ in the number of their classes: expected one for all")
     beside = "its labels and " if maps else ""
     maps += [predict(network, variables, dataset.images) for network, variables in networks]
-    pictures = rows(dataset.images, maps, networks[0][0].spec.num_classes)
+    classes = networks[0][0].spec.num_classes
+    pictures = rows(dataset.images, maps, classes)
     report.write_grid(chosen.out, pictures, chosen.across * (1 + len(maps)), scale=1, rows=len(dataset.images))
     print(f"{chosen.out}: {len(dataset.images)} pictures, each with {beside}{len(networks)} predictions")
+    for number, colour in enumerate(palette(classes)):
+        print(f"  #{bytes(colour).hex()} {data.class_title(dataset, number)}")
 
 
 if __name__ == "__main__":

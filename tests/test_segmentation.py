@@ -221,6 +221,21 @@ def test_pictures_without_maps_have_predictions_only(place, tmp_path):
         assert apart.max() < 1, "every pixel has the colour of a class"
 
 
+def test_photographs_of_mixed_sizes_are_shown_by_their_middles(place, tmp_path, capsys):
+    """And the colour of each class is told."""
+    (tmp_path / "pictures" / "any").mkdir(parents=True)
+    for i, shape in enumerate([(40, 60), (50, 30)]):
+        Image.new("RGB", shape, (90, 90, 90)).save(tmp_path / "pictures" / "any" / f"{i}.png")
+    command = ["overlay", str(place / "graph"), "--data", "folder:pictures", "--data-dir", str(tmp_path)]
+    command += ["--split", "train", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--out", str(tmp_path / "o.png")]
+    with pytest.raises(UserError, match=r"found 2 sizes .*give a crop \(--crop"):
+        overlay.main(command)
+    overlay.main([*command, "--crop", "1"])
+    assert np.asarray(Image.open(tmp_path / "o.png")).shape == (2 * (SIDE + 1), 2 * (SIDE + 1), 3)
+    legend = capsys.readouterr().out.splitlines()[1:]
+    assert legend == [f"  #{bytes(colour).hex()} class {i}" for i, colour in enumerate(overlay.palette(CLASSES))]
+
+
 def test_a_classifier_has_no_overlay(place, tmp_path):
     source = ["--data", "pairs:data", "--data-dir", str(place), "--split", "val", "--out", str(tmp_path / "x.png")]
     with pytest.raises(UserError, match="a classifier: expected a network for segmentation"):

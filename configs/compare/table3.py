@@ -46,7 +46,7 @@ def published():
 
 def on_camvid():
     """The same rows, few-step DeepInversion and the control on CamVid."""
-    section = "CamVid at 120x160, DeepLabv3-ResNet18 → DeepLabv3-MobileNetV2"
+    section = "CamVid at 120x160, 101 validation images, DeepLabv3-ResNet18 → DeepLabv3-MobileNetV2"
     claimed = ("Fast-10", "noise control")
     methods = {label: method for label, (method, _) in ROWS.items()} | CONTROLS
     made = {

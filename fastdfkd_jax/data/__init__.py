@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, map_sources, prepared
-from fastdfkd_jax.data.dataset import VOID, Dataset, count_classes, parse_split, require, take
+from fastdfkd_jax.data.dataset import VOID, Dataset, class_title, count_classes, parse_split, require, take
 from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
-__all__ = ["DEFAULT_DATA_DIR", "SOURCES", "VOID", "Dataset", "count_classes", "load", "require"]
+__all__ = ["DEFAULT_DATA_DIR", "SOURCES", "VOID", "Dataset", "class_title", "count_classes", "load", "require"]
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 SOURCES = ("tfds:NAME", "pickle:cifar10", "pickle:cifar100", "npz:FILE", "folder:DIR", "digits")

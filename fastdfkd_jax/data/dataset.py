@@ -176,6 +176,12 @@ def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> N
         raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}")
 
 
+def class_title(dataset: Dataset, number: int) -> str:
+    """A class's name, or its number where it has none; a network may have more outputs than the data have classes."""
+    names = dataset.class_names or ()
+    return names[number] if number < len(names) else f"class {number}"
+
+
 def count_classes(dataset: Dataset) -> int:
     """Its classes, where they have names; else as many as its largest label asks for."""
     labels = dataset.labels

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from fastdfkd_jax import losses
 from fastdfkd_jax.distill import Objective
 from fastdfkd_jax.methods import generative
 from fastdfkd_jax.methods.base import Method, Setting
@@ -49,4 +50,4 @@ def build(options: Options, setting: Setting) -> Method:
 
 def distance(teacher_logits: Array, student_logits: Array) -> Array:
     """Mean absolute difference of each image's logits, f32[B], of f32[B, ..., C]."""
-    return jnp.abs(teacher_logits - student_logits).mean(tuple(range(1, teacher_logits.ndim)))
+    return losses.of_images(jnp.abs(teacher_logits - student_logits))

@@ -105,7 +105,7 @@ class Network(NamedTuple):
 
 
 def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
-    """Wraps a linen classifier whose `__call__(images)` gives (logits, features, blocks).
+    """Wraps a linen module whose `__call__(images)` gives (logits, features, blocks).
 
     Args:
       make: `make(train)` builds the module in training or in evaluation mode.
