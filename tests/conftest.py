@@ -1,14 +1,27 @@
 """Fixtures and settings of the whole suite."""
 
 import logging
+import os
 import pathlib
 import sys
 
+import jax
 import pytest
 
 from fastdfkd_jax import configuration
 
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Lets XLA compile with few optimisations, as JAX's own tests do: most programs here are small and run once.
+
+    What is marked slow or optimized compiles as users do.
+    """
+    quick = not any(item.get_closest_marker(name) for name in ("slow", "optimized"))
+    jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # of the processes that a test starts
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from fastdfkd_jax import main, models, pool
 from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.programs import Programs, initial_state
 
+pytestmark = pytest.mark.optimized
+
 
 def programs_and_arguments(config):
     parts = assemble(config)

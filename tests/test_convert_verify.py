@@ -21,6 +21,8 @@ torch = pytest.importorskip("torch")
 
 from convert_samples import USER_NETWORK, random_variables, seeded_twin  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
 # The others take minutes together.
 QUICK = ("wrn16_1", "resnet8", "resnet8x4", "resnet18", "vgg8")

@@ -18,6 +18,8 @@ from benchmarks.agreement import double  # noqa: E402 - imports torch
 from benchmarks.case import places_of  # noqa: E402
 from fastdfkd_jax.convert.twins import twin  # noqa: E402
 
+pytestmark = pytest.mark.optimized
+
 # Double precision leaves 1e-16; Adam, which divides gradients by their own size, and the learning rate, which is
 # float32 here, raise that.
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
