@@ -49,7 +49,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
     train, test = _datasets(config["data"])
     steps_per_epoch(recipe, len(train.labels))
-    network = models.build(_spec(config, train, test, recipe))
+    network = models.build(_spec(config, train, recipe))
     data.require(test, network.spec)
     _prepare(workdir, config)
     report, records = _reporter(network, recipe, test, workdir)
@@ -69,7 +69,7 @@ def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def _spec(config: Mapping[str, Any], dataset: Dataset, test: Dataset, recipe: Recipe) -> NetworkSpec:
+def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> NetworkSpec:
     height, width, channels = dataset.images.shape[1:]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if recipe.square > min(height, width):
@@ -82,8 +82,7 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, test: Dataset, recipe: Re
         raise UserError(f"expected square training images, found {height}x{width}")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
         raise UserError(f"expected {channels} numbers in mean and positive ones in std, got {mean} and {std}")
-    classes = max(map(data.count_classes, (dataset, test)))
-    return NetworkSpec(config["arch"], classes, height, channels, mean, std)
+    return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
 
 
 def _prepare(workdir: Path, config: Mapping[str, Any]) -> None:
