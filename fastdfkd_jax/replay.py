@@ -64,11 +64,16 @@ def init(capacity: int) -> Replay:
 
 
 def added(replay: Replay, start: Array, classes: Array) -> Replay:
-    """Notes i32[N] classes of the rows from `start` on; new images are as hard as the hardest, so that they are met."""
-    hardest = jnp.full(classes.shape, replay.difficulty.max())
+    """Notes i32[N] classes of the rows from `start` on; new images get the median difficulty of the rows before them.
+
+    The largest difficulty would let a few outliers crowd all earlier images out. The first images get 1.
+    """
+    earlier = jnp.where(jnp.arange(len(replay.difficulty)) < start, replay.difficulty, jnp.nan)
+    median = jnp.where(start > 0, jnp.nanmedian(earlier), 1.0)
+    difficulty = jnp.full(classes.shape, median)
     return Replay(
         jax.lax.dynamic_update_slice(replay.classes, classes, (start,)),
-        jax.lax.dynamic_update_slice(replay.difficulty, hardest, (start,)),
+        jax.lax.dynamic_update_slice(replay.difficulty, difficulty, (start,)),
     )
 
 
