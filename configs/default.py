@@ -187,6 +187,8 @@ def get_config() -> ConfigDict:
     config.kd.final_lr = 2e-4  # end of the cosine over the calls with KD
     config.kd.milestones = ()  # instead of the cosine: numbers of calls with KD after which ...
     config.kd.lr_decay = 0.1  # ... the rate is multiplied by this
+    config.kd.rate_warmup_steps = 0  # first steps, in which the rate rises linearly to that of its schedule
+    config.kd.ema_decay = 0.0  # of an average of the student's weights, which is evaluated and exported; 0 for none
     config.kd.momentum = 0.9  # of SGD
     config.kd.nesterov = False
     config.kd.weight_decay = 1e-4
@@ -201,6 +203,9 @@ def get_config() -> ConfigDict:
 
     config.pool = ConfigDict()
     config.pool.place = "device"  # where the student's images are read from: 'device' memory, or 'disk' as it learns
+    config.pool.draw = (
+        "replacement"  # each image of a batch by itself; 'passes': each once in a shuffled pass, as released
+    )
     config.pool.initial = ""  # folder of images, or an earlier run's workdir, to begin with
 
     config.soft_labels = ConfigDict()  # the teacher answers once a view, and the student meets it again and again (FKD)

@@ -38,6 +38,7 @@ class Parts(NamedTuple):
       test: evaluation data, or None.
       initial: images to begin with, in memory or, where D' is on disk, in files; or None.
       layout: how many devices and processes share the work, by name.
+      ema_decay: of the average of the student's variables (`distill.average`); 0 for none.
     """
 
     teacher: Network
@@ -51,6 +52,7 @@ class Parts(NamedTuple):
     test: data.Dataset | None
     initial: Rows | Located | None
     layout: dict[str, int] = {}  # noqa: RUF012 - read-only
+    ema_decay: float = 0.0
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -86,7 +88,18 @@ def assemble(config: ConfigDict) -> Parts:
     begun_with = _initial_images(config, method, teacher, teacher_vars)
     teacher_vars = parallel.everywhere(teacher_vars)
     return Parts(
-        teacher, teacher_vars, student, student_vars, optimizer, method, split, objective, test, begun_with, layout
+        teacher,
+        teacher_vars,
+        student,
+        student_vars,
+        optimizer,
+        method,
+        split,
+        objective,
+        test,
+        begun_with,
+        layout,
+        config.kd.ema_decay,
     )
 
 
@@ -200,6 +213,8 @@ def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     else:
         calls = max(1, config.calls - config.warmup_calls)
         schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
+    if kd.rate_warmup_steps:
+        schedule = distill.warmed_up(schedule, kd.rate_warmup_steps)
     if kd.optimizer == "adam":
         optimizer = distill.adam(schedule, kd.weight_decay)
     else:

@@ -42,6 +42,7 @@ class StudentState(NamedTuple):
       step: i32[], KD steps taken.
       extra: what is trained beside the student (`Objective.init`).
       extra_opt_state: of its optimizer.
+      averaged: running average of the student's variables, which is then evaluated and exported; () for none.
     """
 
     params: Tree
@@ -50,11 +51,17 @@ class StudentState(NamedTuple):
     step: Array
     extra: Tree = ()
     extra_opt_state: Tree = ()
+    averaged: Tree = ()
 
     @property
     def variables(self) -> dict[str, Tree]:
         """The student's variables as a `Network` takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def result(self) -> dict[str, Tree]:
+        """The variables to evaluate and export: the average where there is one, else the latest."""
+        return self.averaged or self.variables
 
 
 def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -> optax.Schedule:
@@ -65,7 +72,7 @@ def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -
     """
 
     def schedule(step: Any) -> Array:
-        progress = jnp.minimum(step // steps_per_call, calls) / calls
+        progress = jnp.minimum(jnp.asarray(step // steps_per_call, float), calls) / calls
         return final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
     return schedule
@@ -74,6 +81,20 @@ def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -
 def milestones_by_call(peak: float, milestones: Sequence[int], decay: float, steps_per_call: int) -> optax.Schedule:
     """`peak`, times `decay` after each of these numbers of calls with KD (METHOD section 6)."""
     return optax.piecewise_constant_schedule(peak, {call * steps_per_call: decay for call in milestones})
+
+
+def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+    """A schedule whose first `steps` steps rise linearly to it: step i runs at (i + 1) / steps of its rate."""
+    return lambda step: schedule(step) * jnp.minimum(jnp.asarray(step + 1, float) / max(1, steps), 1)
+
+
+def average(averaged: Tree, latest: Tree, step: Any, decay: float) -> Tree:
+    """The exponential moving average after KD step `step`, counted from 1, of trees of one structure.
+
+    The decay is min(decay, step / (step + 9)), so that the initial weights are soon forgotten.
+    """
+    share = 1 - jnp.minimum(decay, step / (step + 9.0))
+    return jax.tree.map(lambda old, new: old + share.astype(old.dtype) * (new - old), averaged, latest)
 
 
 def sgd(
@@ -95,10 +116,16 @@ def from_variables(
     optimizer: optax.GradientTransformation,
     objective: Objective | None = None,
     key: Any = None,
+    ema_decay: float = 0.0,
 ) -> StudentState:
-    """A student that starts from given variables; what an objective trains beside it is drawn by the key."""
+    """A student that starts from given variables; what an objective trains beside it is drawn by the key.
+
+    A copy of the variables starts the average where there is one, as compiled steps take both over.
+    """
     params = variables["params"]
     state = StudentState(params, variables["batch_stats"], optimizer.init(params), jnp.zeros((), jnp.int32))
+    if ema_decay:
+        state = state._replace(averaged=jax.tree.map(jnp.copy, state.variables))
     if objective is None or objective.optimizer is None:
         return state
     extra = objective.init(key)
@@ -117,6 +144,7 @@ def make_step(
     loss: Loss,
     *,
     extra_optimizer: optax.GradientTransformation | None = None,
+    ema_decay: float = 0.0,
     network_input: bool = False,
     crop_padding: int = 4,
     flip: bool = True,
@@ -132,6 +160,7 @@ def make_step(
       optimizer: the student's.
       loss: of each image (`Objective.loss`).
       extra_optimizer: of what is trained beside the student, or None.
+      ema_decay: of the average of the student's variables (`average`); 0 for none.
       network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
       crop_padding, flip, least_crop, cutmix, cutmix_alpha: how images are shown (`augment.ViewOptions`). The teacher
         sees mixed images too, so that its answer is their label. Maps of labels are shown as their images.
@@ -144,7 +173,7 @@ def make_step(
       'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
     views = augment.ViewOptions(crop_padding, flip, least_crop, cutmix, cutmix_alpha)
-    learn = _make_learner(student, optimizer, loss, extra_optimizer)
+    learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
 
     def step(
         state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None, weights: Any = None
@@ -168,6 +197,7 @@ def make_step_from_stored(
     temperature: float,
     *,
     extra_optimizer: optax.GradientTransformation | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the KD step that knows what the teacher said (`soft_labels.make_labeller`) and does not run it.
 
@@ -177,13 +207,14 @@ def make_step_from_stored(
       loss: of each image; it may look at the teacher's logits, over the temperature, and at nothing else of it.
       temperature: of KD.
       extra_optimizer: of what is trained beside the student, or None.
+      ema_decay: as in `make_step`.
 
     Returns:
       `step(state, images, view, soft_labels, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in
       [0, 1] before they are shown; the key is that of `make_step`, which makes the same of it up to float16's rounding.
     """
     spec = student.spec
-    learn = _make_learner(student, optimizer, loss, extra_optimizer)
+    learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
 
     def step(
         state: StudentState, images: Array, view: augment.View, stored: SoftLabels, key: Array, labels: Any = None
@@ -200,6 +231,7 @@ def _make_learner(
     optimizer: optax.GradientTransformation,
     loss: Loss,
     extra_optimizer: optax.GradientTransformation | None,
+    ema_decay: float,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """What a KD step is once the teacher has answered."""
 
@@ -234,6 +266,8 @@ def _make_learner(
             opt_state=opt_state,
             step=state.step + 1,
         )
+        if ema_decay:
+            state = state._replace(averaged=average(state.averaged, state.variables, state.step, ema_decay))
         if extra_optimizer is not None:
             updates, opt_state = extra_optimizer.update(extra_grads, state.extra_opt_state, state.extra)
             state = state._replace(extra=optax.apply_updates(state.extra, updates), extra_opt_state=opt_state)

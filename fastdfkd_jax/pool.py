@@ -12,6 +12,9 @@ from fastdfkd_jax.replay import Replay
 
 Array = jax.Array
 
+# How the student draws from D': each image independently of the others, or in shuffled passes over all of them.
+DRAWS = ("replacement", "passes")
+_ROUNDS = 6  # of the permutation: four pass for random, and small ranges need a few more
 _CLASS = jax.ShapeDtypeStruct((), jnp.int32)
 
 
@@ -83,11 +86,50 @@ def draw(key: Array, size: Array, batch: int) -> Array:
     return jax.random.randint(key, (batch,), 0, size)
 
 
-def sample(key: Array, pool: Pool, batch: int) -> tuple[Array, Array]:
-    """Draws uniformly with replacement (Algorithm 1 line 18).
+def draw_in_passes(key: Array, turn: Array, size: Array, batch: int) -> Array:
+    """Rows i32[batch] of shuffled passes over a pool of `size` images, each of them once a pass (METHOD 1.1).
 
-    Returns:
-      Images f32[batch, H, W, C] in [0, 1] and their labels.
+    Batch `turn`, counted from 0, continues where the one before it ended; where a pass ends within a batch, the next
+    pass, in another order, fills it.
+
+    Args:
+      key: of the passes; the same for all their batches.
+      turn: i32[], which batch.
+      size: i32[], images; at least 1.
+      batch: rows of a batch.
     """
-    rows = draw(key, pool.size, batch)
-    return to_float(pool.images[rows]), pool.labels[rows]
+    position = turn * batch + jnp.arange(batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position // size)
+    return jax.vmap(_shuffled, (0, 0, None))(keys, position % size, size)
+
+
+def _shuffled(key: Array, index: Array, size: Array) -> Array:
+    """Where a pseudo-random permutation of range(size) sends an index, i32[], without making all of it.
+
+    A Feistel network permutes the smallest range of 4^n numbers that holds `size`; numbers from `size` on are sent on
+    until one below it is met (cycle walking; Black and Rogaway, CT-RSA 2002).
+    """
+    rounds = jax.random.bits(key, (_ROUNDS,))
+    bits = (33 - jax.lax.clz(jnp.asarray(size - 1, jnp.int32))).astype(jnp.uint32) // 2  # of each half
+    bits = jnp.maximum(bits, 1)
+    mask = (jnp.uint32(1) << bits) - 1
+
+    def permute(number: Array) -> Array:
+        def one(halves: tuple[Array, Array], salt: Array):
+            left, right = halves
+            return (right, left ^ (_mixed(right ^ salt) & mask)), None
+
+        (left, right), _ = jax.lax.scan(one, (number >> bits, number & mask), rounds)
+        return (left << bits) | right
+
+    def is_outside(number: Array) -> Array:
+        return number >= size.astype(jnp.uint32)
+
+    return jax.lax.while_loop(is_outside, permute, permute(index.astype(jnp.uint32))).astype(jnp.int32)
+
+
+def _mixed(number: Array) -> Array:
+    """A hash of u32[] whose every bit depends on all bits (the finalizer of MurmurHash3)."""
+    number = (number ^ (number >> 16)) * jnp.uint32(0x85EBCA6B)
+    number = (number ^ (number >> 13)) * jnp.uint32(0xC2B2AE35)
+    return number ^ (number >> 16)

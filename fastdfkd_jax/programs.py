@@ -48,18 +48,18 @@ class Programs:
         learn = self._distill_from_stored if config.soft_labels.steps else self._distill
         self.distill = parallel.CompiledStep(learn(parts, config), donate=(0,))
         self.label = parallel.CompiledStep(self._label(parts, config))
-        self.draw_rows = jax.jit(lambda key, step, size: self._rows(key, step, size, config.kd.batch))
+        self._row_drawer = _row_drawer(config)
+        self.draw_rows = jax.jit(self._rows)
 
-    def _rows(self, key: Array, step: Array, size: Array, batch: int) -> Array:
-        steps = step + jnp.arange(self.steps)
-        return jax.vmap(lambda step: pool.draw(_keys_of_step(key, step)[0], size, batch))(steps)
+    def _rows(self, key: Array, step: Array, size: Array) -> Array:
+        return jax.vmap(lambda step: self._row_drawer(key, step, size))(step + jnp.arange(self.steps))
 
     def _label(self, parts: Parts, config: ConfigDict):
         temperature, top_k = config.kd.temperature, config.soft_labels.top_k
         answer = soft_labels.make_labeller(_answering(parts.teacher), view_options(config), temperature, top_k)
 
         def label_steps(teacher_vars, source, key, step, size):
-            rows = self._rows(key, step, size, config.kd.batch)
+            rows = self._rows(key, step, size)
 
             def one(_, turn):
                 images = source.images[rows[turn]] if isinstance(source, pool.Pool) else source.images[turn]
@@ -79,6 +79,7 @@ class Programs:
             parts.optimizer,
             parts.objective.loss,
             extra_optimizer=parts.objective.optimizer,
+            ema_decay=parts.ema_decay,
             network_input=method.network_input,
             crop_padding=config.kd.crop_padding,
             flip=config.kd.flip,
@@ -97,11 +98,12 @@ class Programs:
             return pool.to_float(source.images[turn]), source.labels[turn], None, None
 
         def draw_uniformly(key: Array, step: Array, source: pool.Pool, known: None):
-            return *pool.sample(key, source, config.kd.batch), None, None
+            rows = self._row_drawer(key, step, source.size)
+            return pool.to_float(source.images[rows]), source.labels[rows], None, None
 
         def draw_by_replay(key: Array, step: Array, source: pool.Pool, known: replay.Replay):
             chances = replay.probabilities(self.replay, known, source.size, teacher.spec.num_classes)
-            rows, weights = replay.draw(key, self.replay, chances, source.size, config.kd.batch)
+            rows, weights = replay.draw(_keys_of_step(key, step)[0], self.replay, chances, source.size, config.kd.batch)
             return pool.to_float(source.images[rows]), source.labels[rows], weights, rows
 
         once = method.lifetime == base.ONCE
@@ -113,8 +115,8 @@ class Programs:
         def distill_steps(state, teacher_vars, source, key):
             def one(carry, _):
                 state, known = carry
-                sample_key, view_key = _keys_of_step(key, state.step)
-                images, labels, weights, rows = draw(sample_key, state.step, source, known)
+                images, labels, weights, rows = draw(key, state.step, source, known)
+                view_key = _keys_of_step(key, state.step)[1]
                 state, info = kd_step(state, teacher_vars, parts.split(images), view_key, labels, weights)
                 if rows is not None:
                     known = replay.met(known, rows, info.pop("difficulty"))
@@ -129,7 +131,12 @@ class Programs:
     def _distill_from_stored(self, parts: Parts, config: ConfigDict):
         objective = parts.objective
         kd_step = distill.make_step_from_stored(
-            parts.student, parts.optimizer, objective.loss, config.kd.temperature, extra_optimizer=objective.optimizer
+            parts.student,
+            parts.optimizer,
+            objective.loss,
+            config.kd.temperature,
+            extra_optimizer=objective.optimizer,
+            ema_decay=parts.ema_decay,
         )
 
         def distill_steps(state, teacher_vars, source: Taught, key):
@@ -167,6 +174,21 @@ def _keys_of_step(key: Array, step: Array) -> tuple[Array, Array]:
     return sample_key, view_key
 
 
+def _row_drawer(config: ConfigDict) -> Callable[[Array, Array, Array], Array]:
+    """`draw(key, step, size) -> i32[B]`, which of `size` images a student's step takes where all are as likely."""
+    batch, steps_per_call = config.kd.batch, config.kd.steps_per_call
+
+    def independently(key: Array, step: Array, size: Array) -> Array:
+        return pool.draw(_keys_of_step(key, step)[0], size, batch)
+
+    def in_passes(key: Array, step: Array, size: Array) -> Array:
+        # Begun anew after each call, which adds images.
+        turn = step % steps_per_call
+        return pool.draw_in_passes(_keys_of_step(key, step - turn)[0], turn, size, batch)
+
+    return in_passes if config.pool.draw == "passes" else independently
+
+
 def _synthesize_into_pool(parts: Parts):
     method, spec = parts.method, parts.teacher.spec
 
@@ -201,14 +223,12 @@ def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:
     """What a run starts from: the method's state and the student's."""
     method_key, student_key = jax.random.split(key)
 
-    def init_student(key: Array) -> distill.StudentState:
-        variables = parts.student.init(key)
-        return distill.from_variables(variables, parts.optimizer, parts.objective, jax.random.fold_in(key, 1))
+    def begin(variables: Tree, key: Array) -> distill.StudentState:
+        return distill.from_variables(variables, parts.optimizer, parts.objective, key, parts.ema_decay)
 
     if parts.student_vars is None:
-        student = jax.jit(init_student)(student_key)
+        student = jax.jit(lambda key: begin(parts.student.init(key), jax.random.fold_in(key, 1)))(student_key)
     else:
-        variables = parallel.copy(parts.student_vars)
-        student = distill.from_variables(variables, parts.optimizer, parts.objective, student_key)
+        student = begin(parallel.copy(parts.student_vars), student_key)
     method = parallel.jit(parts.method.init)(method_key, parts.teacher_vars)
     return parallel.from_first({"method": method, "student": student})

@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +55,7 @@ class Progress:
       *_seconds: time of each kind of work, apart from the others.
       teacher_score, score_last, score_best: on the evaluation data, percent (`scores.of_task`).
       metrics_offset: bytes of metrics.jsonl that belong to this point.
+      kd_sums: of each scalar that the call's KD steps have shown so far, its sum over them.
     """
 
     call: int = 0
@@ -69,6 +71,7 @@ class Progress:
     score_last: float | None = None
     score_best: float | None = None
     metrics_offset: int = 0
+    kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Training:
@@ -342,8 +345,11 @@ class Training:
         self.progress.kd_steps += self.programs.steps
         if not math.isfinite(float(info["loss"])):
             self._refuse_non_finite("kd/loss")
+        sums, steps = self.progress.kd_sums, self.programs.steps
+        self.progress.kd_sums = {name: sums.get(name, 0.0) + steps * float(mean) for name, mean in info.items()}
         if not self._steps_left():
-            self._record("kd", info)
+            self._record("kd", {name: total / self.progress.kd_steps for name, total in self.progress.kd_sums.items()})
+            self.progress.kd_sums = {}
 
     def _end_call(self) -> None:
         done = self.progress
@@ -356,7 +362,7 @@ class Training:
         score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
         self.metrics.advance(done.call, f"{done.images} images{score}")
 
-    def _record(self, part: str, info: dict[str, jax.Array]) -> None:
+    def _record(self, part: str, info: Mapping[str, Any]) -> None:
         values = {f"{part}/{name}": np.asarray(value).tolist() for name, value in info.items()}
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -385,7 +391,7 @@ class Training:
 
     def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
-        result = self.evaluate(self.state["student"].variables, test)
+        result = self.evaluate(self.state["student"].result, test)
         done.evaluate_seconds += time.perf_counter() - start
         found: float = result[self.score.name]
         done.score_last, done.score_best = found, max(found, done.score_best or 0.0)
@@ -400,7 +406,7 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         done = self.progress
         if self.writes:
-            save_student(self.workdir, self.parts.student, self.state["student"].variables)
+            save_student(self.workdir, self.parts.student, self.state["student"].result)
         worked = (
             done.synthesis_seconds,
             done.distill_seconds,

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import losses, meta, models
+from fastdfkd_jax import losses, meta, models, pool, replay
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
 from fastdfkd_jax.models.generators import GENERATORS
@@ -20,6 +20,7 @@ PLACES = ("device", "disk")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
     "pool.place": PLACES,
+    "pool.draw": pool.DRAWS,
     "method.name": tuple(METHODS),
     "fastdfkd.reuse": fastdfkd.REUSE,
     "fastdfkd.representation": representation.REPRESENTATIONS,
@@ -48,7 +49,7 @@ _AT_LEAST: dict[int, tuple[str, ...]] = {
         "kd.clip_norm",
         "transfer.crops", "transfer.limit", "transfer.select",
         "soft_labels.steps", "soft_labels.top_k", "soft_labels.seed", "data.short_side", "transfer.short_side",
-        "kd.square",
+        "kd.square", "kd.rate_warmup_steps",
     ),
     1: (
         "calls", "data.batch", "fastdfkd.num_adapt_steps", "synthesis_batch", "fastdfkd.num_tasks",
@@ -89,6 +90,9 @@ def validate(config: ConfigDict) -> None:
     )
     _require(config.warmup_calls < config.calls, config, "warmup_calls", f"less than calls={config.calls}")
     _require(config.synthesis_calls <= config.calls, config, "synthesis_calls", f"at most calls={config.calls}")
+    _require(0 <= config.kd.ema_decay < 1, config, "kd.ema_decay", "in [0, 1)")
+    if not replay.Options(**config.replay.to_dict()).uniform:
+        _require(config.pool.draw == "replacement", config, "pool.draw", "'replacement' where replay is not uniform")
     if config.mode == "distill":
         _require(bool(config.pool.initial), config, "pool.initial", "a folder of images, as mode='distill' needs")
     if config.replay.difficulty_exponent or config.replay.importance_exponent:

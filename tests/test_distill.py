@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from runs import tiny_config
 from toy_network import SPEC, toy_network, toy_parts
@@ -54,6 +55,61 @@ def test_the_rate_is_pytorchs_cosine_stepped_once_a_call():
         scheduler.step()
     schedule = distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS)
     np.testing.assert_allclose(rates(schedule, range(CALLS * STEPS)), expected, rtol=1e-5)
+
+
+def test_the_rate_rises_linearly_in_the_first_steps():
+    schedule = distill.warmed_up(distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS), 4)
+    plain = rates(distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS), range(8))
+    np.testing.assert_allclose(
+        rates(schedule, range(8)), np.multiply(plain, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_rate_is_of_the_precision_asked_for(precision):
+    with jax.enable_x64(precision == "float64"):
+        schedule = distill.warmed_up(distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS), 7)
+        rate = schedule(jnp.int32(3))
+    assert rate.dtype == precision
+    expected = (FINAL + (PEAK - FINAL) * (1 + np.cos(np.pi / CALLS)) / 2) * 4 / 7
+    # Either has some rounding of its own; the wider one would not be met from a fraction in the narrower.
+    np.testing.assert_allclose(float(rate), expected, rtol=1e-6 if precision == "float32" else 1e-14)
+
+
+def test_the_average_is_that_of_its_recursion_and_soon_forgets_where_it_began():
+    decay, values = 0.9, [3.0, -1.0, 4.0, 1.0, 5.0]
+    ours, expected = {"w": jnp.array(100.0)}, 100.0
+    for step, value in enumerate(values, start=1):
+        ours = distill.average(ours, {"w": jnp.array(value)}, jnp.int32(step), decay)
+        kept = min(decay, step / (step + 9))
+        expected = kept * expected + (1 - kept) * value
+    np.testing.assert_allclose(ours["w"], expected, rtol=1e-6)
+    assert abs(expected) < 5, "100 has nearly gone after five steps"
+    late = distill.average({"w": jnp.array(1.0)}, {"w": jnp.array(2.0)}, jnp.int32(10_000), decay)
+    np.testing.assert_allclose(late["w"], 1.1, rtol=1e-6)
+
+
+def test_the_averaged_student_is_the_result_and_the_latest_learns_on():
+    built, teacher_vars, start = network()
+    optimizer = optax.sgd(0.5)
+    steps = {
+        decay: jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(TEMPERATURE), ema_decay=decay))
+        for decay in (0.0, 0.5)
+    }
+    states = {decay: distill.from_variables(start, optimizer, ema_decay=decay) for decay in steps}
+    followed = [start]
+    for number in range(2):
+        key = jax.random.key(number)
+        states = {decay: steps[decay](states[decay], teacher_vars, images(), key)[0] for decay in steps}
+        followed.append(states[0.0].variables)
+    jax.tree.map(np.testing.assert_array_equal, states[0.5].variables, states[0.0].variables)
+    assert states[0.0].result is not states[0.0].averaged
+    first, second, third = map(jax.tree.leaves, followed)
+    # The shares that stay are 1/10 and 2/11, as these are below the decay.
+    kept = [(0.1 * a + 0.9 * b) * 2 / 11 + c * 9 / 11 for a, b, c in zip(first, second, third, strict=True)]
+    for ours, theirs in zip(jax.tree.leaves(states[0.5].result), kept, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(states[0.5].result), third, strict=True))
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -56,12 +56,13 @@ def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
     assert float(weights.max()) == 1
 
 
-def test_what_is_new_is_as_hard_as_the_hardest_and_what_is_met_is_noted():
-    known = replay.added(replay.init(4), jnp.int32(0), jnp.array([2, 2]))
-    known = replay.met(known, jnp.array([1]), jnp.array([7.0]))
-    known = replay.added(known, jnp.int32(2), jnp.array([0]))
-    np.testing.assert_array_equal(known.classes, [2, 2, 0, -1])
-    np.testing.assert_array_equal(known.difficulty[:3], [1, 7, 7])
+def test_new_images_get_the_median_difficulty_and_what_is_met_is_noted():
+    known = replay.added(replay.init(6), jnp.int32(0), jnp.array([2, 2, 1]))
+    np.testing.assert_array_equal(known.difficulty[:3], [1, 1, 1])
+    known = replay.met(known, jnp.array([1, 2]), jnp.array([7.0, 2.0]))
+    known = replay.added(known, jnp.int32(3), jnp.array([0, 1]))
+    np.testing.assert_array_equal(known.classes, [2, 2, 1, 0, 1, -1])
+    np.testing.assert_array_equal(known.difficulty[:5], [1, 7, 2, 2, 2])  # neither the largest, 7, nor the initial 1
 
 
 @pytest.mark.parametrize("name", ["class_exponent", "difficulty_exponent", "importance_exponent"])
@@ -76,6 +77,14 @@ def test_what_is_known_of_one_image_does_not_fit_a_mixed_one(name):
     validate(config)
     config.replay[name] = 0.5
     with pytest.raises(UserError, match=r"config.kd.cutmix must be 0 with replay.difficulty_exponent or .*found 0.5"):
+        validate(config)
+
+
+def test_images_that_are_not_as_likely_are_not_met_in_passes():
+    config = tiny_config(pool__draw="passes")
+    validate(config)
+    config.replay.class_exponent = 1.0
+    with pytest.raises(UserError, match=r"config.pool.draw must be 'replacement' where replay is not uniform, found"):
         validate(config)
 
 

@@ -55,7 +55,7 @@ def shared_programs():
 
     def initialise_once(seed, parts):
         method = parts.method.synthesize.__module__
-        name = (jax.random.key_data(seed).tobytes(), parts.teacher.spec, parts.student.spec, method)
+        name = (jax.random.key_data(seed).tobytes(), parts.teacher.spec, parts.student.spec, method, parts.ema_decay)
         if name not in states:
             states[name] = initial_state(seed, parts)
         return parallel.copy(states[name])
@@ -240,6 +240,29 @@ def test_a_run_with_its_pool_on_disk_that_crashes_goes_on_to_the_bit(method, cal
         main.run(tiny_config(pool__place="disk"), tmp_path)
     main.run(tiny_config(pool__place="disk"), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
+
+
+def test_a_student_of_shuffled_passes_is_averaged_and_the_same_wherever_its_pool_lies(tmp_path, monkeypatch):
+    passes = {"pool__draw": "passes", "kd__ema_decay": 0.5, "kd__rate_warmup_steps": 3, "kd__steps_per_dispatch": 4}
+    states = []
+    monkeypatch.setattr(train, "save_student", lambda workdir, student, variables: states.append(variables))
+    main.run(tiny_config(**passes), tmp_path / "device")
+    config = tiny_config(**passes, pool__place="disk")
+    interrupt(monkeypatch, "_end_call", 2, crash)
+    with pytest.raises(Stop):
+        main.run(config, tmp_path / "disk")
+    main.run(config, tmp_path / "disk")
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_path):
+    """In two dispatches of two steps a run has the same steps as in one of four."""
+    main.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
+    one, other = ([r for r in records(folder) if "kd/loss" in r] for folder in (tmp_path, finished.workdir))
+    assert len(one) == len(other) == 2
+    for name in ("kd/loss", "kd/agreement"):
+        # Two programs of the same steps differ in rounding.
+        np.testing.assert_allclose([r[name] for r in one], [r[name] for r in other], rtol=1e-3)
 
 
 def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def build(
         state = state._replace(call=state.call + 1)
         start_key, lanes_key = jax.random.split(key)
         state = _start(start_key, state, representation, outer, options)
-        adversarial_on = (state.call >= options.adversarial_start).astype(jnp.float32)
+        adversarial_on = jnp.where(state.call >= options.adversarial_start, 1.0, 0.0)  # of the precision in use
         frozen = Frozen(teacher_vars, student_vars, state.accumulators, adversarial_on)
 
         keys = jax.random.split(lanes_key, options.num_tasks)
