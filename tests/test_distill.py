@@ -1,6 +1,7 @@
 """The student's optimizer and rate are PyTorch's, and a KD step changes the student and nothing else."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def test_the_rate_rises_linearly_in_the_first_steps():
 def test_the_rate_is_of_the_precision_asked_for(precision):
     with jax.enable_x64(precision == "float64"):
         schedule = distill.warmed_up(distill.cosine_by_call(PEAK, FINAL, CALLS, STEPS), 7)
-        rate = schedule(jnp.int32(3))
+        rate: Any = schedule(jnp.int32(3))
     assert rate.dtype == precision
     expected = (FINAL + (PEAK - FINAL) * (1 + np.cos(np.pi / CALLS)) / 2) * 4 / 7
     # Either has some rounding of its own; the wider one would not be met from a fraction in the narrower.

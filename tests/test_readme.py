@@ -11,6 +11,7 @@ import sys
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
+from benchmarks import against_released
 from configs.compare import all as compare_all
 from configs.compare import table3
 from fastdfkd_jax import report
@@ -55,6 +56,15 @@ def test_the_table_of_runs_is_made_from_the_records():
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert report.insert(text, report.table(ROOT / "results")) == text, (
         "run: python -m fastdfkd_jax.report results --into docs/results.md"
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_the_table_beside_the_released_code_is_made_from_the_records(document):
+    text, records = (ROOT / document).read_text(encoding="utf-8"), ROOT / "results"
+    made = against_released.table(against_released.accuracies(records), against_released.released(records))
+    assert report.insert(text, made, against_released.MARK) == text, (
+        "run: python -m benchmarks.against_released results --into docs/results.md README.md"
     )
 
 

@@ -1,0 +1,77 @@
+"""How this package's runs of the short Fast-5 protocol end, beside those of the released PyTorch code.
+
+    python -m benchmarks.against_released results --into docs/results.md README.md
+
+All recorded runs of one mathematics count: other states of the code, devices and forms of the networks change rounding
+only. The released code's accuracies are in `results/released/finals.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from fastdfkd_jax import configuration, report
+from fastdfkd_jax.arguments import OneLineParser
+
+MARK = "against-released"
+# Folders of seeds, as patterns below the folder of records.
+OURS = (
+    "cifar10-resnet20-wrn16_1-fast5-short",
+    "cifar10-resnet20-wrn16_1-fast5-short-graphs",
+    "earlier/*",
+    "compare/h200/cifar10-resnet20-wrn16_1-short-fast5",
+    "compare/*/runs/cifar10-resnet20-wrn16_1-short-fast5",
+)
+
+
+def accuracies(records: Path) -> list[float]:
+    """Last test accuracies in percent of all recorded runs of ours."""
+    paths = [path for pattern in OURS for path in sorted(records.glob(f"{pattern}/seed*/summary.json"))]
+    return [json.loads(path.read_text(encoding="utf-8"))["student_accuracy_last"] for path in paths]
+
+
+def released(records: Path) -> list[float]:
+    """The same of the released code."""
+    finals = json.loads((records / "released" / "finals.json").read_text(encoding="utf-8"))
+    return list(finals["student_accuracy_last"].values())
+
+
+def table(ours: Sequence[float], released: Sequence[float]) -> str:
+    """Markdown: number, mean and standard deviation of both, and their difference in its standard errors."""
+    rows = [("released code, PyTorch", released), ("this package", ours)]
+    lines = [
+        "| Fast-5, short protocol | runs | mean % | standard deviation | lowest | highest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {name} | {len(values)} | {mean(values):.2f} | {stdev(values):.2f} | {min(values):.2f} "
+            f"| {max(values):.2f} |"
+            for name, values in rows
+        ),
+    ]
+    difference = mean(released) - mean(ours)
+    error = math.sqrt(sum(stdev(values) ** 2 / len(values) for _, values in rows))
+    sentence = (
+        f"The means differ by {abs(difference):.2f} points, {abs(difference) / error:.1f} standard errors of the "
+        "difference."
+    )
+    return "\n".join([*lines, "", sentence]) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = OneLineParser(prog="python -m benchmarks.against_released", description="Ours beside the released code.")
+    parser.add_argument("results", type=Path, help="folder of records")
+    parser.add_argument("--into", type=Path, nargs="*", default=[], help="Markdown files in which the table is put")
+    args = parser.parse_args(argv[1:])
+    text = table(accuracies(args.results), released(args.results))
+    for document in args.into:
+        report.insert_all(document, {MARK: text})
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    configuration.run_command(main)
