@@ -111,19 +111,20 @@ def assert_learned(before, after, info):
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_a_method_without_statistics_makes_images_that_the_student_learns_from(name):
+def test_a_call_without_statistics_makes_images_and_tells_of_no_gap(name):
     method, objective = built(name, SERVED[name])
     teacher_vars, student_vars = variables()
     state = jax.jit(method.init)(jax.random.key(4), teacher_vars)
     _, batch, info = jax.jit(method.synthesize)(state, teacher_vars, student_vars, jax.random.key(5))
     assert all(np.isfinite(value).all() for value in jax.tree.leaves((batch.images, info)))
-    assert {"agreement"} <= info.keys()
+    assert "agreement" in info
     # A gap or a term of 0 would say that statistics are met.
     assert not [key for key in info if re.search("moment_gap|feature|statistics", key)]
     once = method.lifetime == base.ONCE
     images, labels = (batch.images[0], batch.labels[0]) if once else (batch.images, batch.labels)
     assert images.shape == (BATCH, *SPEC.input_shape)
-    assert_learned(*learned(objective, images, labels, method.network_input))
+    if method.objective is not None:  # vanilla KD is the noise control's below
+        assert_learned(*learned(objective, images, labels, method.network_input))
 
 
 @pytest.mark.parametrize("name", ["kd", "dfnd", "scratch", "noise"])
