@@ -18,7 +18,7 @@ from fastdfkd_jax.initial import Located
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.models import Network
-from fastdfkd_jax.registry import METHODS
+from fastdfkd_jax.registry import METHODS, require_statistics
 from fastdfkd_jax.shards import Rows
 
 Tree = Any
@@ -76,6 +76,8 @@ def assemble(config: ConfigDict) -> Parts:
     synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
     if teacher.spec.gives_maps:
         _require_maps_fit(config)
+    if config.mode != "distill":
+        require_statistics(config, teacher, teacher_vars)
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
     objective = objective_of(config, method)
     _require_fit(config, method)
@@ -246,7 +248,7 @@ def objective_of(config: ConfigDict, method: Method) -> distill.Objective:
 
 
 def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
-    """Reads the teacher, a checkpoint or a recorded graph, and requires BatchNorm of it."""
+    """Reads the teacher, a checkpoint or a recorded graph."""
     given = config.teacher
     if given.graph and given.checkpoint:
         raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
@@ -257,7 +259,7 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             "(.safetensors, .pth, .pt or .th), 'digits' for the one that ships with the package, or a recorded graph "
             "as config.teacher.graph"
         )
-    teacher, variables = convert.load_network(
+    return convert.load_network(
         data.digits.TEACHER_PATH if path == "digits" else Path(path).expanduser(),
         arch=None if given.graph else given.arch or None,
         num_classes=given.num_classes or None,
@@ -266,8 +268,6 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
         std=given.std or None,
         **options,
     )
-    convert.require_batch_norm(teacher, variables)
-    return teacher, variables
 
 
 def conv_gradient(config: ConfigDict) -> str:

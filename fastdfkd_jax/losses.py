@@ -101,6 +101,8 @@ def adversarial_jsd(teacher_logits: Array, student_logits: Array, temperature: f
 def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
     """Sum over BatchNorm layers of the L2 distances between batch moments and running statistics (Eq. 13).
 
+    Of a network without BatchNorm it is 0, as every loss of statistics here.
+
     Args:
       moments: tree of means and biased variances of the layers' inputs, f32[C].
       batch_stats: the teacher's running statistics, same tree.
@@ -111,7 +113,8 @@ def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Ar
 
 def feature_by_layer(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
     """The terms of `feature`, f32[layers] in the order of the tree, for a weight each (METHOD 6)."""
-    return jnp.stack(list(_distances(moments, batch_stats, statistic)))
+    distances = list(_distances(moments, batch_stats, statistic))
+    return jnp.stack(distances) if distances else jnp.zeros(0)
 
 
 def gaussian_feature(moments: Tree, batch_stats: Tree) -> Array:

@@ -5,6 +5,7 @@ Adding a method is a line in `METHODS`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from fastdfkd_jax.methods import (
 )
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.inversion import InversionOptions
+from fastdfkd_jax.models import Network, count_batch_norms
 from fastdfkd_jax.models.generators import build_generator
 
 
@@ -40,11 +42,13 @@ class Entry(NamedTuple):
       build: `build(config, setting) -> Method`.
       sections: of the config that it reads and others do not.
       maps: whether it serves teachers that give maps (segmentation) too.
+      statistics: key of the weight of its term of the teacher's BatchNorm statistics; '' where it has no such term.
     """
 
     build: Callable[[ConfigDict, base.Setting], Method]
     sections: tuple[str, ...]
     maps: bool = False
+    statistics: str = ""
 
 
 def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
@@ -130,26 +134,50 @@ def _outer_optimizer(meta: ConfigDict) -> optax.GradientTransformation:
 
 
 def _with_options(
-    build: Callable[[Any, base.Setting], Method], options: Callable[..., Any], section: str, maps: bool = False
+    build: Callable[[Any, base.Setting], Method],
+    options: Callable[..., Any],
+    section: str,
+    maps: bool = False,
+    statistics: str = "",
 ) -> Entry:
-    """For a method whose options are one section of the config."""
-    return Entry(lambda config, setting: build(options(**config[section].to_dict()), setting), (section,), maps)
+    """For a method whose options are one section of the config, `statistics` being a key within it."""
+    key = f"{section}.{statistics}" if statistics else ""
+    return Entry(lambda config, setting: build(options(**config[section].to_dict()), setting), (section,), maps, key)
 
 
 METHODS: dict[str, Entry] = {
-    "fastdfkd": Entry(_fastdfkd, ("fastdfkd", "generator", "inversion", "inner", "meta"), maps=True),
+    "fastdfkd": Entry(
+        _fastdfkd,
+        ("fastdfkd", "generator", "inversion", "inner", "meta"),
+        maps=True,
+        statistics="inversion.feature_weight",
+    ),
     "noise": Entry(lambda config, setting: noise.build(setting, config.fastdfkd.num_tasks), ("fastdfkd",), True),
     "scratch": Entry(_scratch, (), maps=True),
     "kd": Entry(_kd, ("kd_on_data",), maps=True),
     "dfnd": Entry(_dfnd, ("dfnd",), maps=True),
-    "deepinversion": _with_options(deepinversion.build, deepinversion.DeepInversionOptions, "deepinversion", maps=True),
-    "cmi": Entry(_cmi, ("cmi", "generator", "inversion")),
+    "deepinversion": _with_options(
+        deepinversion.build, deepinversion.DeepInversionOptions, "deepinversion", maps=True, statistics="feature_weight"
+    ),
+    "cmi": Entry(_cmi, ("cmi", "generator", "inversion"), statistics="inversion.feature_weight"),
     "dafl": _with_options(dafl.build, dafl.Options, "dafl", maps=True),
     "zskt": _with_options(zskt.build, zskt.Options, "zskt"),
-    "dfq": _with_options(dfq.build, dfq.Options, "dfq"),
+    "dfq": _with_options(dfq.build, dfq.Options, "dfq", statistics="statistics_weight"),
     "dfad": _with_options(dfad.build, dfad.Options, "dfad", maps=True),
-    "generative_dfd": _with_options(generative_dfd.build, generative_dfd.Options, "generative_dfd"),
+    "generative_dfd": _with_options(
+        generative_dfd.build, generative_dfd.Options, "generative_dfd", statistics="statistics_weight"
+    ),
 }
+
+
+def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) -> None:
+    """UserError where the method is to match BatchNorm statistics that the teacher does not have."""
+    key = METHODS[config.method.name].statistics
+    weight = operator.attrgetter(key)(config) if key else 0
+    if weight and not count_batch_norms(teacher_vars):
+        others = ", ".join(name for name, entry in METHODS.items() if not entry.statistics)
+        expected = f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm whose statistics could be matched"
+        require(False, key, f"{expected} (methods without such a term: {others})", weight)
 
 
 def other_sections(name: str) -> set[str]:

@@ -87,7 +87,10 @@ FILES = {
         r"negative variance \(1\): bn1\.running_var",
     ),
     "no BatchNorm": (lambda s, m: saved(without_batch_norm(s)), "has no BatchNorm"),
-    "another network": (lambda s, m: saved({"encoder.weight": torch.zeros(3, 3)}), "name it with --arch"),
+    "another network": (
+        lambda s, m: saved({"encoder.weight": torch.zeros(3, 3)}),
+        "name it with --arch.*record its graph",
+    ),
     "no classifier": (lambda s, m: saved({"conv1.weight": s["conv1.weight"]}), "no linear layer"),
     "half a network": (
         lambda s, m: saved({n: t for n, t in s.items() if not n.startswith("bn1")}),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import pathlib
 import re
 import shutil
 import warnings
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from runs import tiny_config
 
 from fastdfkd_jax import assemble, convert, data, distill, evaluate, main, models
@@ -843,14 +845,42 @@ def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_pat
         load(tmp_path)
 
 
-def test_a_network_without_batch_norm_is_refused_as_teacher(tmp_path):
-    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
-    recorded(module, tmp_path, 16, 1)
-    config = tiny_config(
-        teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,), teacher__std=(0.5,)
-    )
-    with pytest.raises(UserError, match=r"the teacher graph:.* has no BatchNorm layers"):
-        main.run(config, tmp_path / "run")
+def test_networks_without_batch_norm_teach_and_learn(tmp_path):
+    """A whole run of a method that matches no statistics; FastDFKD, which does, is refused unless D' is there."""
+
+    def make(width):
+        return nn.Sequential(
+            nn.Conv2d(1, width, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
+        )
+
+    teacher, student, workdir = (str(tmp_path / name) for name in ("teacher", "student", "run"))
+    recorded(make(6), teacher, 16, 1)
+    recorded(make(3), student, 16, 1)
+    rows = [check.name for check in verify.verify(teacher).checks]
+    assert rows == ["logits", "image gradient of cross_entropy", "round trip"]
+    known = {"teacher__graph": teacher, "teacher__mean": (0.5,), "teacher__std": (0.5,), "student__graph": student}
+    config = tiny_config(teacher__checkpoint="", method__name="dafl", dafl__width=4, dafl__latent_dim=6, **known)
+    summary = main.run(config, pathlib.Path(workdir))
+    assert (summary["teacher"], summary["student"]) == ("graph:teacher", "graph:student")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("synthesis/agreement" in record for record in records)
+    assert not any("moment_gap" in name for record in records for name in record)
+    # What was saved of a student without statistics is found whole, and is the same summary.
+    again = main.run(config, pathlib.Path(workdir))
+    assert again == summary | {"peak_memory_bytes": again["peak_memory_bytes"]}
+    state = torch.load(f"{workdir}/student.pth", weights_only=True)
+    make(3).load_state_dict(state, strict=True)
+    _, trained = convert.load_network(f"{workdir}/student.safetensors", arch=student)
+    assert trained["batch_stats"] == {}
+
+    config.method.name = "fastdfkd"
+    with pytest.raises(UserError, match=r"inversion\.feature_weight must be 0 for the teacher graph:teacher"):
+        main.run(config, tmp_path / "other")
+    # Nothing is synthesised of images that are there.
+    (tmp_path / "given").mkdir()
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "given" / "black.png")
+    config.mode, config.pool.initial = "distill", str(tmp_path / "given")
+    assert assemble.assemble(config).teacher.spec.arch == "graph:teacher"
 
 
 def without_kernel(folder, description):

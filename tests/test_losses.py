@@ -177,3 +177,18 @@ def test_a_label_of_the_whole_image_stands_for_all_its_pixels():
     expected = losses.known_cross_entropies(logits, maps)
     np.testing.assert_array_equal(losses.known_cross_entropies(logits, jnp.array([4, -1])), expected)
     assert expected[1] == 0
+
+
+def test_over_no_layers_every_loss_of_statistics_is_zero_and_has_a_gradient():
+    empty = moments.init({})
+    assert losses.feature_by_layer({}, {}).shape == (0,)
+    for loss in (
+        losses.feature,
+        losses.gaussian_feature,
+        lambda got, stats: losses.momentum_feature(got, stats, empty, 0.9),
+        lambda got, stats: losses.feature_by_layer(got, stats).sum(),
+    ):
+        value, gradient = jax.value_and_grad(lambda x, loss=loss: (x**2).sum() + loss({}, {}))(jnp.arange(3.0))
+        assert value == 5
+        np.testing.assert_array_equal(gradient, [0, 2, 4])
+    assert moments.update(empty, {}, 0.9).moments == {}

@@ -1,13 +1,16 @@
 """A network that compiles in no time (one dense layer, one BatchNorm, one dense layer), and a run's parts of it."""
 
+import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import distill, parallel
 from fastdfkd_jax.assemble import Parts, objective_of, setting_of
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.models.network import from_linen
 from fastdfkd_jax.registry import METHODS
 
 SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
@@ -38,6 +41,20 @@ def toy_network() -> Network:
         return Outputs(hidden @ params["readout"], hidden, (), seen if moments else {}, stats, means)
 
     return Network(SPEC, init, apply)
+
+
+class _Bare(nn.Module):
+    """Two dense layers, the first one's output also as a stage of 4x4 pixels."""
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.relu(nn.Dense(_WIDTH)(x.reshape(len(x), -1)))
+        return nn.Dense(10)(hidden), hidden, (hidden.reshape(-1, 4, 4, 1),)
+
+
+def bare_network() -> Network:
+    """Takes the toy network's images and has no BatchNorm."""
+    return from_linen(lambda train: _Bare(), dataclasses.replace(SPEC, arch="bare"))
 
 
 def toy_parts(config: Any) -> Parts:

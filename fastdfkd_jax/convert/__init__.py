@@ -1,12 +1,11 @@
 """Checkpoints from PyTorch and back; the commands are in `python -m fastdfkd_jax.convert --help`."""
 
-from fastdfkd_jax.convert.checkpoints import load_network, require_batch_norm, save_network
+from fastdfkd_jax.convert.checkpoints import load_network, save_network
 from fastdfkd_jax.convert.naming import from_state_dict, to_state_dict
 
 __all__ = [
     "from_state_dict",
     "load_network",
-    "require_batch_norm",
     "save_network",
     "to_state_dict",
 ]

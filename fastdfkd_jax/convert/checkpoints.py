@@ -16,7 +16,7 @@ from absl import logging
 from fastdfkd_jax.convert import files, graph, guess, naming
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, build, count_batch_norms, task_of, usual_image_size
+from fastdfkd_jax.models import Network, NetworkSpec, build, task_of, usual_image_size
 
 _USUAL = (
     "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
@@ -271,16 +271,3 @@ def source_naming(source: Source, found: Naming) -> Naming:
     if found != Naming() or not stored:
         return found
     return Naming(stored["prefix"], tuple((ours, theirs) for ours, theirs in stored["renames"]))
-
-
-def require_batch_norm(network: Network, variables: Mapping[str, Any]) -> None:
-    """Refuses a teacher without BatchNorm statistics to invert.
-
-    Raises:
-      UserError: it has no BatchNorm.
-    """
-    if count_batch_norms(variables) == 0:
-        raise UserError(
-            f"the teacher {network.spec.arch} has no BatchNorm layers, whose statistics this method "
-            "inverts: choose a teacher with BatchNorm"
-        )

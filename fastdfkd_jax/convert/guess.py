@@ -35,10 +35,11 @@ def guess_arch(state: State) -> str:
     arch = next(filter(None, (family(state) for family in families)), None)
     if arch is None:
         first = ", ".join(list(state)[:6])
-        bare = "" if any(n.endswith("running_mean") for n in state) else "; it has no BatchNorm, which a teacher needs"
+        bare = not any(name.endswith("running_mean") for name in state)
+        hint = "; it has no BatchNorm, so it is none of ours: record its graph" if bare else ""
         raise UserError(
             "the architecture cannot be told from the checkpoint's entries: name it with --arch "
-            f"(the first of {len(state)} entries: {first}{bare})"
+            f"(the first of {len(state)} entries: {first}{hint})"
         )
     return arch
 

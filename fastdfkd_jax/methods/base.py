@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fastdfkd_jax import losses
 from fastdfkd_jax.distill import Objective
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
 
 Array = jax.Array
 Tree = Any
@@ -74,7 +75,8 @@ class Method(NamedTuple):
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
         under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
         'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class, of maps in
-        pixels), and of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50].
+        pixels), and of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50]. A teacher without
+        BatchNorm has no 'moment_gap' (`moment_gaps`).
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
       lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
@@ -109,6 +111,17 @@ def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:
     """UserError where a weight asks for a class term on images of which no class is asked."""
     expected = "0 for a teacher of segmentation, of whose images no class is asked"
     require(not (spec.gives_maps and weight), key, expected, weight)
+
+
+def moment_gaps(moments: Tree, teacher_vars: Tree, by_step: Array | None = None) -> dict[str, Array]:
+    """The signal 'moment_gap', and 'by_step/moment_gap' of the gaps of a call's steps, f32[steps], where given.
+
+    Empty for a teacher without BatchNorm: a gap of 0 would say that its statistics are met.
+    """
+    if not count_batch_norms(teacher_vars):
+        return {}
+    gap = {"moment_gap": losses.feature(moments, teacher_vars["batch_stats"])}
+    return gap if by_step is None else gap | {"by_step/moment_gap": evenly(by_step)}
 
 
 def evenly(values: Array, most: int = 50) -> Array:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import augment, losses, moments
-from fastdfkd_jax.errors import require
+from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import contrast
-from fastdfkd_jax.methods.base import Batch, Method, Setting, evenly
+from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
-from fastdfkd_jax.models import Network, Outputs
+from fastdfkd_jax.models import Network, Outputs, has_batch_norms
 from fastdfkd_jax.models.layers import global_average_pool
 
 Array = jax.Array
@@ -87,12 +87,14 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
     """Binds networks, options and the generator.
 
     Raises:
-      UserError: the bank holds less than one batch.
+      UserError: the bank holds less than one batch, or the teacher has nothing to contrast images by.
     """
     teacher, student = setting.teacher, setting.student
     key, size = "cmi.bank_size", options.bank_size
     require(size >= setting.batch, key, f"at least synthesis_batch={setting.batch}", size)
     contrasts = options.contrastive_weight > 0
+    if contrasts:
+        _require_features(teacher, options.features)
     described, describe = describing(teacher, options.features)
     if contrasts:
         inversion_loss = make_inversion_loss(described, student, inversion, describe)
@@ -176,9 +178,29 @@ def describing(teacher: Network, features: str) -> tuple[Network, Callable[[Outp
 def feature_dim(teacher: Network, features: str) -> int:
     """Features of one image: channels of all BatchNorms together, or of all stages."""
     network, describe = describing(teacher, features)
-    variables = jax.eval_shape(network.init, jax.random.key(0))
+
+    def features_of(variables: Tree, image: Array) -> Array:
+        return describe(network.apply(variables, image))
+
+    return jax.eval_shape(features_of, *_shapes(network)).shape[1]
+
+
+def _shapes(network: Network) -> tuple[Tree, Any]:
+    """A network's variables and one image, without values."""
     image = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
-    return jax.eval_shape(lambda variables, image: describe(network.apply(variables, image)), variables, image).shape[1]
+    return jax.eval_shape(network.init, jax.random.key(0)), image
+
+
+def _require_features(teacher: Network, features: str) -> None:
+    """UserError where a teacher has no features of this kind."""
+    arch = teacher.spec.arch
+    if features == "batch_norm":
+        expected = f"'blocks' for the teacher {arch}, which has no BatchNorm (or cmi.contrastive_weight=0)"
+        require(has_batch_norms(teacher), "cmi.features", expected, features)
+    elif not jax.eval_shape(teacher.apply, *_shapes(teacher)).blocks:
+        raise UserError(
+            f"config.cmi.contrastive_weight must be 0 for the teacher {arch}, which has no stages of features"
+        )
 
 
 def bank_bytes(options: CMIOptions, teacher: Network) -> int:
@@ -210,7 +232,6 @@ def _info(done: Descent, teacher_vars: Tree, num_classes: int) -> dict[str, Arra
         "loss/first": done.losses[0],
         "loss/last": done.losses[-1],
         "agreement": last.agreement,
-        "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
-        "by_step/moment_gap": evenly(done.watched),
+        **moment_gaps(last.moments, teacher_vars, done.watched),
         "predicted": jnp.bincount(last.predicted, length=num_classes),
     }

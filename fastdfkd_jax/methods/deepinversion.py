@@ -16,9 +16,9 @@ import optax
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, evenly, require_no_class_term
+from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, moment_gaps, require_no_class_term
 from fastdfkd_jax.methods.descent import Descent, descend
-from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms
+from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 
 Array = jax.Array
 Tree = Any
@@ -45,7 +45,8 @@ class DeepInversionOptions:
       images: kept after the 'last' step, or after the step of the lowest loss, the 'best' of the last stage.
       class_weight, feature_weight: of the cross-entropy and of the sum of the BatchNorms' r_l.
       first_bn_multiplier: weight of r_l of the first BatchNorm (`models.first_batch_norms`), 1 for the others.
-      student_feature_weight: of the student's own sum of r_l beside the teacher's, within the feature term.
+      student_feature_weight: of the student's own sum of r_l beside the teacher's, within the feature term. A student
+        without BatchNorm has no such term.
       tv_l1, tv_l2, l2: of the total variation by mean absolute values, by norms, and of the mean image norm.
       adversarial_weight: of the student's term.
       adversarial: 'jsd', minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1) (METHOD 6).
@@ -178,8 +179,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
             "loss/first": jnp.concatenate([*before, stage.losses])[0],
             "loss/last": stage.losses[-1],
             "agreement": (last.predicted == student_predicted).mean(),
-            "moment_gap": losses.feature(last.moments, teacher_vars["batch_stats"]),
-            "by_step/moment_gap": evenly(jnp.concatenate([*gaps, stage.watched])),
+            **moment_gaps(last.moments, teacher_vars, jnp.concatenate([*gaps, stage.watched])),
             "predicted": jnp.bincount(last.predicted.reshape(-1), length=classes),
         }
         return state, Batch(images, labels), info
@@ -202,7 +202,8 @@ def make_loss(
         "tv_l2": options.tv_l2,
         "l2": options.l2,
         "adversarial": options.adversarial_weight,
-        "student_feature": options.feature_weight * options.student_feature_weight,
+        # Over no layers it would be a term of 0.
+        "student_feature": has_batch_norms(student) * options.feature_weight * options.student_feature_weight,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
     of_student = weights.keys() & {"adversarial", "student_feature"}

@@ -49,14 +49,15 @@ def build(options: Options, setting: Setting) -> Method:
             "adversarial": -losses.kl_divergence(logits, seen.student.logits).mean(),
             "balance": -losses.entropy(losses.mean_prediction(logits)),
             "class": losses.entropy(softmax(logits)).mean(),
-            "statistics": losses.gaussian_feature(seen.teacher.moments, seen.statistics),
         }
+        if jax.tree.leaves(seen.statistics):
+            terms["statistics"] = losses.gaussian_feature(seen.teacher.moments, seen.statistics)
         adversarial_on = 1.0 if options.warmup_adversarial else jnp.where(seen.warm, 0.0, 1.0)
         total = (
             options.adversarial_weight * adversarial_on * terms["adversarial"]
             + options.balance_weight * terms["balance"]
             + options.class_weight * terms["class"]
-            + options.statistics_weight * terms["statistics"]
+            + options.statistics_weight * terms.get("statistics", 0.0)
         )
         return total, terms
 

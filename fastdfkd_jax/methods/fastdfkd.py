@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import losses, meta, moments
-from fastdfkd_jax.methods.base import Batch, Method, asked_classes, evenly
+from fastdfkd_jax.methods.base import Batch, Method, asked_classes, moment_gaps
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
 from fastdfkd_jax.models import Network
@@ -255,7 +255,6 @@ def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, num_classes: int) -> dic
         "loss/first": lanes.losses[:, 0].mean(),
         "loss/last": lanes.losses[:, -1].mean(),
         "agreement": lanes.observed.agreement.mean(),
-        "moment_gap": losses.feature(seen, teacher_vars["batch_stats"]),
-        "by_step/moment_gap": evenly(lanes.gaps.mean(0)),
+        **moment_gaps(seen, teacher_vars, lanes.gaps.mean(0)),
         "predicted": jnp.bincount(lanes.observed.predicted.reshape(-1), length=num_classes),
     }

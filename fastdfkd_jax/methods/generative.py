@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fastdfkd_jax import augment, losses
+from fastdfkd_jax import augment
 from fastdfkd_jax.distill import Objective
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting
+from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, moment_gaps
 from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.models.generators import ALL_GENERATORS, Generator, build_generator
 
@@ -104,7 +104,7 @@ class Seen(NamedTuple):
 
     Attributes:
       teacher, student: the networks' outputs on a batch of its images; the teacher's with moments.
-      statistics: the teacher's running statistics.
+      statistics: the teacher's running statistics; an empty tree where it has no BatchNorm.
       warm: bool[], whether this is the warm-up, in which the student does not learn.
     """
 
@@ -200,11 +200,11 @@ def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, 
 
 
 def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
-    """The signals 'agreement', 'moment_gap' and 'predicted' of a batch, the teacher's outputs being with moments."""
+    """The health signals of a batch (`Method.synthesize`), the teacher's outputs being with moments."""
     predicted = taught.logits.argmax(-1)
     return {
         "agreement": (predicted == learned.logits.argmax(-1)).mean(),
-        "moment_gap": losses.feature(taught.moments, teacher_vars["batch_stats"]),
+        **moment_gaps(taught.moments, teacher_vars),
         "predicted": jnp.bincount(predicted.reshape(-1), length=num_classes),
     }
 

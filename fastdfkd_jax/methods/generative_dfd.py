@@ -18,6 +18,7 @@ from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import Batch, Method, Setting
 from fastdfkd_jax.methods.generative import health
+from fastdfkd_jax.models import count_batch_norms
 from fastdfkd_jax.models.generators import build_generator
 from fastdfkd_jax.models.vector_generator import ARCHITECTURES
 
@@ -129,12 +130,13 @@ def build(options: Options, setting: Setting) -> Method:
         seen = look(teacher_vars, render(params, latents))
         terms = {
             "class": losses.cross_entropy(seen.logits, labels),
-            "statistics": losses.feature(seen.moments, teacher_vars["batch_stats"]),
             "balance": -losses.entropy(losses.mean_prediction(seen.logits)),
         }
+        if count_batch_norms(teacher_vars):
+            terms["statistics"] = losses.feature(seen.moments, teacher_vars["batch_stats"])
         total = (
             options.class_weight * terms["class"]
-            + options.statistics_weight * terms["statistics"]
+            + options.statistics_weight * terms.get("statistics", 0.0)
             + options.balance_weight * terms["balance"]
         )
         return total, terms

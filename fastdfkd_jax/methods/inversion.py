@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.methods.base import require_no_class_term
-from fastdfkd_jax.models import Network, Outputs
+from fastdfkd_jax.models import Network, Outputs, count_batch_norms
 from fastdfkd_jax.moments import Accumulators
 
 Array = jax.Array
@@ -70,7 +70,8 @@ class Observed(NamedTuple):
     """What one evaluation of the loss shows.
 
     Attributes:
-      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each; of maps without the first.
+      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each; of maps without the first, of a teacher
+        without BatchNorm without the last.
       moments: the teacher's BatchNorm input moments, a tree of f32[C].
       predicted: i32[B], or of maps i32[B, H, W], the teacher's predictions.
       agreement: f32[], share of the batch on which the student predicts the same.
@@ -122,7 +123,8 @@ def make_inversion_loss(
         student_logits = student.apply(frozen.student_vars, view).logits
         terms = {"class": losses.cross_entropy(seen.logits, labels)} if names_classes else {}
         terms["adversarial"] = adversarial_loss(seen.logits, student_logits)
-        terms["feature"] = feature_loss(seen.moments, frozen)
+        if count_batch_norms(frozen.teacher_vars):
+            terms["feature"] = feature_loss(seen.moments, frozen)
         weights = {
             "class": options.class_weight,
             "adversarial": options.adversarial_weight * frozen.adversarial_on,

@@ -11,6 +11,7 @@ from fastdfkd_jax.models.network import (
     Outputs,
     count_batch_norms,
     count_parameters,
+    has_batch_norms,
     in_chunks,
     rematerialised,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "count_batch_norms",
     "count_parameters",
     "first_batch_norms",
+    "has_batch_norms",
     "in_chunks",
     "is_known",
     "rematerialised",

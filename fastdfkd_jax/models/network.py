@@ -183,3 +183,8 @@ def count_parameters(variables: Variables) -> int:
 def count_batch_norms(variables: Variables) -> int:
     """Number of BatchNorm layers (each holds a mean and a variance)."""
     return len(jax.tree.leaves(variables["batch_stats"])) // 2
+
+
+def has_batch_norms(network: Network) -> bool:
+    """Whether a network has a BatchNorm; nothing is computed."""
+    return count_batch_norms(jax.eval_shape(network.init, jax.random.key(0))) > 0
