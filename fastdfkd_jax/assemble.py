@@ -193,13 +193,17 @@ def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
     _require_uniform(config, expected)
 
 
-def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def student_rate(config: ConfigDict) -> optax.Schedule:
+    """The student's learning rate by its step, 0 being the first."""
     kd = config.kd
     if kd.milestones:
-        schedule = distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
-    else:
-        calls = max(1, config.calls - config.warmup_calls)
-        schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
+        return distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
+    calls = max(1, config.calls - config.warmup_calls)
+    return distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
+
+
+def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    kd, schedule = config.kd, student_rate(config)
     if kd.optimizer == "adam":
         optimizer = distill.adam(schedule, kd.weight_decay)
     else:

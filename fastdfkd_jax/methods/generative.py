@@ -130,8 +130,8 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
     spec = setting.teacher.spec
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
     generator = build_generator(*sizes, kind=options.generator, **setting.forms)
-    rounds_per_call = max(1, setting.steps_per_call // options.student_steps)
-    optimizer = _optimizer(options, setting.calls, rounds_per_call)
+    rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
+    optimizer = _optimizer(options, setting)
     render = as_network_input(generator, setting)
 
     def init(key: Array, teacher_vars: Tree) -> State:
@@ -209,11 +209,25 @@ def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: i
     }
 
 
-def _optimizer(options: GeneratorOptions, calls: int, rounds_per_call: int) -> optax.GradientTransformation:
-    factor = (
-        optax.cosine_decay_schedule(1.0, calls * rounds_per_call) if options.cosine else optax.constant_schedule(1.0)
-    )
-    drops = {call * rounds_per_call: options.lr_decay for call in options.milestones}
+def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
+    """The generator's learning rate by round, 0 being the first.
+
+    Args:
+      options: static choices.
+      calls: of the whole run, the warm-up included.
+      steps_per_call: the student's.
+    """
+    rounds = _rounds_per_call(options, steps_per_call)
+    factor = optax.cosine_decay_schedule(1.0, calls * rounds) if options.cosine else optax.constant_schedule(1.0)
+    drops = {call * rounds: options.lr_decay for call in options.milestones}
     steps = optax.piecewise_constant_schedule(options.lr, drops)
-    adam = optax.adam(lambda count: factor(count) * steps(count), options.b1, 0.999)
+    return lambda count: factor(count) * steps(count)
+
+
+def _rounds_per_call(options: GeneratorOptions, steps_per_call: int) -> int:
+    return max(1, steps_per_call // options.student_steps)
+
+
+def _optimizer(options: GeneratorOptions, setting: Setting) -> optax.GradientTransformation:
+    adam = optax.adam(generator_rate(options, setting.calls, setting.steps_per_call), options.b1, 0.999)
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam
