@@ -130,7 +130,7 @@ def build(options: Options, setting: Setting) -> Method:
         terms = {
             "class": losses.cross_entropy(seen.logits, labels),
             "statistics": losses.feature(seen.moments, teacher_vars["batch_stats"]),
-            "balance": -losses.entropy(losses.mean_prediction(seen.logits)),
+            "balance": -losses.entropy_of_mean(seen.logits),
         }
         total = (
             options.class_weight * terms["class"]
