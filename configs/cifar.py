@@ -98,9 +98,9 @@ def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
 def _short(config: ConfigDict) -> None:
     """60 calls of 128 images, the first 5 without KD, then 60 KD steps of 128 after each: 3,300 in all.
 
-    The student's recipe is the same for every method, but for its loss, and a generator's rate falls with it; a student that Adam was published for keeps it,
-    as its rate belongs to that loss. A method whose student learns from the first call on goes on doing so, and has the
-    same number of KD steps.
+    The student's recipe is the same for every method, but for its loss; a student that Adam was published for keeps it,
+    as its rate belongs to that loss. A generator's rate falls with the student's. A method whose student learns from
+    the first call on goes on doing so, and has the same number of KD steps.
     """
     config.warmup_calls = 5 if config.warmup_calls else 0
     config.calls = 55 + config.warmup_calls

@@ -1,8 +1,13 @@
 """What the generative methods share: one generator for the whole run, trained against the student step by step.
 
 A round is one step of the generator and the student's steps on images of it, which are dropped after that. The networks
-take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student, in
-evaluation mode; in one released code it is the teacher itself, and they vanish (METHOD T8).
+take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student; in one
+released code it is the teacher itself, and they vanish (METHOD T8).
+
+`student_mode` says which BatchNorm statistics the student has in the generator's step (METHOD section 8). In official
+DFAD and ZSKT it is in training mode: it uses the batch's statistics, and its running ones move. Here it uses the
+batch's, but the running ones move only in the student's own steps, of which there are five or ten for each step of the
+generator, because `Method.synthesize` does not return the student.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ Tree = Any
 # Those whose latents are vectors.
 GENERATORS = tuple(kind for kind in ALL_GENERATORS if kind != "spatial")
 STUDENT_IMAGES = ("step", "repeated", "fresh")
+STUDENT_MODES = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,8 @@ class GeneratorOptions:
       student_steps: of a round.
       student_images: what they are taken on: the very images of the generator's 'step', rendered before it; its
         latents rendered once more after it ('repeated'); or a 'fresh' batch each.
+      student_mode: of the student in the generator's step: 'train' normalises with the batch's statistics and drops
+        values where the network has dropout, 'eval' normalises with the running statistics.
       ema_decay: of an average of the generator's weights, which then makes half of the images that the student meets
         (Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none.
     """
@@ -62,6 +70,7 @@ class GeneratorOptions:
     clip_norm: float
     student_steps: int
     student_images: str
+    student_mode: str
     ema_decay: float
 
     section: ClassVar[str] = ""
@@ -76,6 +85,7 @@ class GeneratorOptions:
         self.require("lr_decay", self.lr_decay > 0, "more than 0")
         self.require("clip_norm", self.clip_norm >= 0, "at least 0")
         self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
+        self.require("student_mode", self.student_mode in STUDENT_MODES, f"one of {', '.join(STUDENT_MODES)}")
         self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
 
     def require(self, name: str, condition: bool, expected: str) -> None:
@@ -103,7 +113,8 @@ class Seen(NamedTuple):
     """What a generator's loss is computed of.
 
     Attributes:
-      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments.
+      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments, the student's in
+        the mode that the options say.
       statistics: the teacher's running statistics.
       warm: bool[], whether this is the warm-up, in which the student does not learn.
     """
@@ -139,18 +150,21 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
         averaged = params if options.ema_decay else ()
         return State(params, optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
 
+    def mode(key: Array) -> dict[str, Any]:
+        return {"train": True, "key": key} if options.student_mode == "train" else {}
+
     def draw(key: Array) -> Array:
         return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
 
     def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
         """One round; the names are those of `Method.synthesize`."""
-        step_key, sample_key = jax.random.split(key)
+        step_key, sample_key, dropout_key = jax.random.split(key, 3)
         latents = draw(step_key)
 
         def generator_loss(params: Tree):
             images = setting.split(render(params, latents))
             taught = setting.teacher.apply(teacher_vars, images, moments=True)
-            learned = setting.student.apply(student_vars, images)
+            learned = setting.student.apply(student_vars, images, **mode(dropout_key))
             warm = state.round < setting.warmup_calls * rounds_per_call
             total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
             return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
