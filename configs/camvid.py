@@ -11,7 +11,7 @@ A run has one core's worth of work at a time: start two, as `configs/compare/tab
 `:METHOD` as in configs/nyuv2.py, then `-smoke`, or `:smoke` alone. FOLDER holds `camvid` (docs/data.md).
 """
 
-from configs import segmentation
+from configs import rates, segmentation
 
 SHORT_SIDE, SIDE = 120, 96
 # Of the student's, after calls without it where images are kept; 1,200 steps in all.
@@ -33,12 +33,12 @@ def base():
 
 
 def _short(config):
-    """The same student steps and the same recipe for every method; the rate falls as a cosine."""
+    """The same student steps and the same recipe for every method; rates fall as a cosine."""
     config.warmup_calls = WARMUP_CALLS if config.warmup_calls else 0
     config.calls, config.synthesis_calls = CALLS + config.warmup_calls, 0
     config.synthesis_batch = config.kd.batch = BATCH
     config.kd.steps_per_call = config.kd.steps_per_dispatch = STEPS_PER_CALL
-    config.kd.milestones, config.kd.final_lr = (), 1e-3
-    config.dfad.milestones = ()
+    rates.cosine(config)
+    config.kd.final_lr = 1e-3
     config.transfer.select = min(config.transfer.select, BATCH * (CALLS + WARMUP_CALLS))
     config.eval_every = config.checkpoint_every = 4

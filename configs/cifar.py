@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, rates
 from fastdfkd_jax.errors import UserError
 
 # teacher-student: (adversarial weight, class weight)
@@ -99,15 +99,15 @@ def _short(config: ConfigDict) -> None:
     """60 calls of 128 images, the first 5 without KD, then 60 KD steps of 128 after each: 3,300 in all.
 
     The student's recipe is the same for every method, but for its loss; a student that Adam was published for keeps it,
-    as its rate belongs to that loss. A method whose student learns from the first call on goes on doing so, and has the
-    same number of KD steps.
+    as its rate belongs to that loss. A generator's rate falls with the student's. A method whose student learns from
+    the first call on goes on doing so, and has the same number of KD steps.
     """
     config.warmup_calls = 5 if config.warmup_calls else 0
     config.calls = 55 + config.warmup_calls
     config.synthesis_batch = config.kd.batch = 128
     config.fastdfkd.reset_first_layer_at = 0
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 60
-    config.kd.milestones = ()
+    rates.cosine(config)
     if config.kd.optimizer == "sgd":
         config.kd.lr, config.kd.final_lr = 0.1, 2e-4
         config.kd.momentum, config.kd.nesterov, config.kd.weight_decay, config.kd.clip_norm = 0.9, False, 1e-4, 0.0

@@ -117,8 +117,10 @@ def get_config() -> ConfigDict:
 
     config.zskt = _generative("zskt", 100, lr=1e-3, b1=0.9)
     config.zskt.cosine, config.zskt.clip_norm = True, 5.0
-    config.zskt.student_steps, config.zskt.student_images = 10, "repeated"
-    config.zskt.attention_weight = 250.0  # of the student's attention transfer; 0 for networks whose blocks differ
+    config.zskt.student_steps, config.zskt.student_images, config.zskt.student_mode = 10, "repeated", "train"
+    config.zskt.attention_weight = (
+        250.0  # of the student's attention transfer; 0 unless both are WRNs, or of one other kind
+    )
 
     config.dfq = _generative("dfq", 512, lr=1e-3, b1=0.5)
     config.dfq.cosine = True
@@ -131,7 +133,7 @@ def get_config() -> ConfigDict:
 
     config.dfad = _generative("dfad", 256, lr=1e-3, b1=0.9)
     config.dfad.milestones = (100, 200)
-    config.dfad.student_steps = 5
+    config.dfad.student_steps, config.dfad.student_mode = 5, "train"
     config.dfad.generator_loss = "l1"  # or 'log_l1', as for segmentation
 
     config.generative_dfd = ConfigDict()  # METHOD section 6; methods/generative_dfd.py explains each
@@ -256,5 +258,6 @@ def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> Config
     section.clip_norm = 0.0  # largest norm of the generator's gradient; 0 for any
     section.student_steps = 1  # for each step of the generator
     section.student_images = "fresh"  # for each of them; or 'step', those of the generator's, or 'repeated'
+    section.student_mode = "eval"  # BatchNorm of the student in the generator's step: 'train', the batch's statistics
     section.ema_decay = 0.0  # of an averaged generator that makes half of the student's images (MAD); 0 for none
     return section

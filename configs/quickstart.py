@@ -11,7 +11,7 @@ FastDFKD synthesises from the teacher. The same student trained on Gaussian nois
 import importlib
 from pathlib import Path
 
-from configs import default
+from configs import default, rates
 from fastdfkd_jax.errors import UserError
 
 
@@ -42,7 +42,7 @@ def get_config(variant=None):
     # One step of the generator for five or ten of the student is too few of them in 1,040.
     config.kd.steps_per_call = 120 if variant in ("zskt", "dfad") else 40
     if variant in ("dafl", "dfad"):
-        config.kd.milestones = ()  # theirs lie beyond the last call
+        rates.cosine(config)  # their milestones lie beyond the last call
     if config.kd.optimizer == "sgd":
         config.kd.lr = 0.1
     config.eval_every = config.checkpoint_every = config.images_every = 10

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import cifar, default
+from configs import cifar, default, rates
 from fastdfkd_jax.errors import UserError
 
 Change = Callable[[ConfigDict], None]
@@ -89,10 +89,11 @@ def dfad(config: ConfigDict) -> None:
 
 
 def dafl(config: ConfigDict) -> None:
-    """As many rounds; the terms of the classifiers' DAFL are means over pixels."""
+    """As many rounds, rates as DFAD's; the terms of the classifiers' DAFL are means over pixels."""
     config.method.name = "dafl"
     config.dafl.generator, config.dafl.latent_dim, config.dafl.lr = "dcgan", 256, 1e-3
     config.dafl.student_images, config.dafl.student_steps = "fresh", 5
+    config.dafl.milestones, config.dafl.lr_decay = (100, 200), 0.3
 
 
 def kd(config: ConfigDict) -> None:
@@ -128,7 +129,7 @@ def smoke(config: ConfigDict) -> None:
     config.calls, config.synthesis_calls, config.warmup_calls = 3, 0, min(1, config.warmup_calls)
     config.synthesis_batch = config.kd.batch = 2
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 5
-    config.kd.milestones = ()
+    rates.cosine(config)
     config.fastdfkd.num_adapt_steps, config.deepinversion.num_steps = 2, 2
     config.transfer.limit, config.transfer.select = 64, min(config.transfer.select, 8)
     config.data.split = f"{config.data.split}[:4]"

@@ -208,15 +208,19 @@ def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
     _require_uniform(config, expected)
 
 
-def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def student_rate(config: ConfigDict) -> optax.Schedule:
+    """The student's learning rate by its step, 0 being the first."""
     kd = config.kd
     if kd.milestones:
         schedule = distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
     else:
         calls = max(1, config.calls - config.warmup_calls)
         schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
-    if kd.rate_warmup_steps:
-        schedule = distill.warmed_up(schedule, kd.rate_warmup_steps)
+    return distill.warmed_up(schedule, kd.rate_warmup_steps) if kd.rate_warmup_steps else schedule
+
+
+def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    kd, schedule = config.kd, student_rate(config)
     if kd.optimizer == "adam":
         optimizer = distill.adam(schedule, kd.weight_decay)
     else:

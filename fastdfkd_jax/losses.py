@@ -6,12 +6,14 @@ said of "each sample" is then said of each pixel; a loss "of each image" is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_softmax, softmax
+from jax.scipy.special import logsumexp
 
 from fastdfkd_jax.moments import Accumulators
 
@@ -180,14 +182,21 @@ def mean_l2(images: Array) -> Array:
     return jax.vmap(_norm)(images).mean()
 
 
-def entropy(probabilities: Array) -> Array:
-    """Entropy in nats over the last axis, 0 log 0 being 0."""
-    return -jax.scipy.special.xlogy(probabilities, probabilities).sum(-1)
+def entropy(logits: Array) -> Array:
+    """Entropy of each sample's prediction in nats, f32[B, ...], of logits f32[B, ..., C]."""
+    return _entropy(log_softmax(logits))
 
 
-def mean_prediction(logits: Array) -> Array:
-    """Mean softmax of a batch, f32[C], of logits f32[B, ..., C]."""
-    return softmax(logits).mean(tuple(range(logits.ndim - 1)))
+def entropy_of_mean(logits: Array) -> Array:
+    """Entropy of a batch's mean prediction in nats, f32[], of logits f32[B, ..., C]."""
+    samples = tuple(range(logits.ndim - 1))
+    return _entropy(logsumexp(log_softmax(logits), samples) - math.log(math.prod(logits.shape[:-1])))
+
+
+def _entropy(log_p: Array) -> Array:
+    """Entropy over the last axis of log-probabilities; one that underflows adds 0 to value and gradient."""
+    p = jnp.exp(log_p)
+    return -(p * jnp.where(p > 0, log_p, 0.0)).sum(-1)
 
 
 def _distances(moments: Tree, batch_stats: Tree, statistic: str) -> Iterator[Array]:

@@ -58,7 +58,8 @@ def on_the_step_s_images(name):
     """One round whose batch is what the generator's step saw, and both networks' outputs on it."""
     _, (batch,), (info,) = rounds(method_of(name, student_images="step"), 1)
     apply = functools.partial(toy_network().apply, images=batch.images[0], moments=True)
-    return jax.tree.map(np.float64, (apply(variables(0)), apply(variables(1)))), info
+    train = tiny_config()[name].student_mode == "train"
+    return jax.tree.map(np.float64, (apply(variables(0)), apply(variables(1), train=train))), info
 
 
 def softmax(x):
@@ -103,6 +104,7 @@ def test_the_gaussian_divergence_is_zero_and_flat_at_the_statistics():
 
 
 def test_adversarial_terms_are_their_definitions():
+    """The student's outputs are those with the batch's own statistics (METHOD section 8)."""
     (teacher, student), info = on_the_step_s_images("zskt")
     p, q = softmax(teacher.logits), softmax(student.logits)
     # The mean of elements, as published: over images and over ten classes.
@@ -114,7 +116,7 @@ def test_adversarial_terms_are_their_definitions():
 
 def test_dfad_s_other_loss_is_the_logarithm():
     _, (batch,), (info,) = rounds(method_of("dfad", student_images="step", generator_loss="log_l1"), 1)
-    logits = [toy_network().apply(variables(seed), batch.images[0]).logits for seed in (0, 1)]
+    logits = [toy_network().apply(variables(seed), batch.images[0], train=seed == 1).logits for seed in (0, 1)]
     np.testing.assert_allclose(info["loss/adversarial"], -np.log(1 + np.abs(logits[0] - logits[1]).mean()), rtol=CLOSE)
 
 
@@ -148,13 +150,46 @@ def test_dfad_s_student_minimises_the_distance_of_each_image():
     assert dfad.distance(np.zeros((2, 3, 3, 4)), np.ones((2, 3, 3, 4))).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("student", ["resnet8", "resnet18"])
-def test_attention_without_pairs_of_blocks_is_refused(student):
+def student_asked_by(name, **changes):
+    """What a round asks of the student: (train, whether there is a key for dropout), of each application."""
+    asked, network = [], toy_network()
+
+    def apply(variables, images, train=False, moments=False, key=None):
+        asked.append((train, key is not None))
+        return network.apply(variables, images, train, moments)
+
+    config = tiny_config(method__name=name)
+    config[name].update({"width": 4, "latent_dim": 5, "student_steps": 2, **changes})
+    student = network._replace(apply=apply)
+    setting = base.Setting(
+        network, student, BATCH, 2, 0, 2, lambda x: x, {"dtype": jnp.float32, "conv_gradient": "native"}
+    )
+    method = registry.METHODS[name].build(config, setting)
+    state = jax.eval_shape(method.init, jax.random.key(0), variables(0))
+    jax.eval_shape(method.synthesize, state, variables(0), variables(1), jax.random.key(1))
+    return asked
+
+
+def test_the_student_s_mode_in_the_generator_s_step_is_the_published_one():
+    """METHOD section 8: training in DFAD and ZSKT, evaluation in DFQ; DAFL's generator does not look at it."""
+    without = {"attention_weight": 0.0}
+    assert student_asked_by("zskt", **without) == student_asked_by("dfad") == [(True, True)]
+    assert student_asked_by("dfq") == student_asked_by("dafl") == [(False, False)]
+    assert student_asked_by("zskt", student_mode="eval", **without) == [(False, False)]
+    assert student_asked_by("dfq", student_mode="train") == [(True, True)]
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("resnet18", r"do not pair up.*found '16x16, 8x8"),
+        # Three stages of 16, 8 and 4 pixels, as the teacher's.
+        ("resnet8", r"are not of one kind.*found 'sums of wrn16_1 and activated sums of resnet8'"),
+    ],
+)
+def test_attention_between_stages_that_do_not_fit_is_refused(student, message):
     config = tiny_config(method__name="zskt", student__arch=student, zskt__student_steps=2)
-    if student == "resnet8":  # three stages of 16, 8 and 4 pixels, as the teacher's
-        assemble.assemble(config)
-        return
-    with pytest.raises(UserError, match=r"zskt.attention_weight must be 0 where .* do not pair up.*found '16x16, 8x8"):
+    with pytest.raises(UserError, match=rf"zskt.attention_weight must be 0 where .* {message}"):
         assemble.assemble(config)
     config.zskt.attention_weight = 0.0
     assemble.assemble(config)
@@ -168,7 +203,7 @@ def test_networks_without_blocks_have_no_attention():
 @pytest.mark.parametrize("name", ["zskt", "dfq", "dfad"])
 def test_the_adversary_is_the_student_itself(name):
     """Not the teacher in its place, against which the term would be zero (METHOD T8)."""
-    method = method_of(name, student_images="step")
+    method = method_of(name, student_images="step", student_mode="eval")
     different, same = rounds(method, 1, student=1), rounds(method, 1, student=0)
     assert different[2][0]["loss/adversarial"] < -1e-3
     assert same[2][0]["loss/adversarial"] == pytest.approx(0, abs=1e-6)
@@ -280,6 +315,7 @@ def test_the_averaged_generator_works_on_fresh_batches():
         ("zskt", "attention_weight", -1.0),
         ("dfq", "student_images", "all"),
         ("dfq", "ema_decay", 1.0),
+        ("dfad", "student_mode", "frozen"),
         ("dfad", "generator_loss", "l2"),
         ("dfad", "milestones", (0,)),
         ("dfad", "lr_decay", 0.0),

@@ -44,7 +44,7 @@ def torch_twin(kind):
         return 32, 2, [*stages, last, nn.Tanh(), nn.BatchNorm2d(3, affine=False)]
     if kind == "large":
         return 16, 4, [nn.BatchNorm2d(16), *stage(16, 8, 1e-5, leaky), *stage(8, 4, 1e-5, leaky), last, nn.Sigmoid()]
-    epsilon = 1e-5 if kind == "dfad" else 0.8
+    epsilon = 1e-5 if kind in ("dfad", "zskt") else 0.8
     stages = [*stage(8, 8, epsilon, leaky), *stage(8, 4, epsilon, leaky), last]
     if kind == "zskt":
         return 8, 4, [nn.BatchNorm2d(8), *stages, nn.BatchNorm2d(3)]

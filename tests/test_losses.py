@@ -157,7 +157,8 @@ def test_losses_of_maps_are_means_over_pixels_of_those_of_samples():
     np.testing.assert_allclose(losses.distillation(teacher, student, 3.0), of_pixels.mean(1), rtol=1e-5)
     for loss in (losses.adversarial_kl, lambda t, s: losses.adversarial_jsd(t, s, 2.0)):
         np.testing.assert_allclose(loss(teacher, student), loss(*flat), rtol=1e-5)
-    np.testing.assert_allclose(losses.mean_prediction(teacher), losses.mean_prediction(flat[0]), rtol=1e-5)
+    np.testing.assert_allclose(losses.entropy_of_mean(teacher), losses.entropy_of_mean(flat[0]), rtol=1e-5)
+    np.testing.assert_allclose(losses.entropy(teacher).ravel(), losses.entropy(flat[0]), rtol=1e-5)
 
 
 def test_void_pixels_have_no_part_in_the_cross_entropy():
@@ -192,3 +193,46 @@ def test_over_no_layers_every_loss_of_statistics_is_zero_and_has_a_gradient():
         assert value == 5
         np.testing.assert_array_equal(gradient, [0, 2, 4])
     assert moments.update(empty, {}, 0.9).moments == {}
+
+
+def log_softmax(x):
+    shifted = np.float64(x) - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+# The softmax of a gap of 87 is the least normal float32, that of 708 the least normal float64.
+GAPS = (0.0, 1.0, 80.0, 87.0, 88.0, 104.0, 110.0, 700.0, 746.0, 1e4, 1e30)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gap", GAPS)
+def test_the_entropy_and_its_gradient_are_right_at_any_logits(gap, dtype):
+    logits = np.array([[gap, 0.0, -gap], [0.0, gap, 0.5 * gap]], dtype)
+    log_p = log_softmax(logits)
+    p = np.exp(log_p)
+    entropy = -(p * log_p).sum(-1)
+    with jax.enable_x64(dtype == "float64"):
+        # A probability below the least normal float32 is 0; its term was 88 times that.
+        np.testing.assert_allclose(losses.entropy(logits), entropy, rtol=1e-6, atol=1e-36)
+        gradient = jax.grad(lambda x: losses.entropy(x).sum())(jnp.asarray(logits))
+        assert gradient.dtype == dtype
+    # dH/dx_i = -p_i (log p_i + H); differences of numbers near 1 leave a rounding of float32.
+    expected = -p * (log_p + entropy[:, None])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=2e-7 if dtype == "float32" else 1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gap", GAPS)
+def test_the_entropy_of_the_mean_has_the_gradient_of_its_closed_form(gap, dtype):
+    """The third class's mean probability underflows to 0 at the larger gaps."""
+    logits = np.array([[gap, 0.0, -gap], [0.0, gap, -gap], [1.0, 0.5, -gap]], dtype)
+    p = np.exp(log_softmax(logits))
+    mean = p.mean(0)
+    # 0 log 0 is 0, and so is p times the logarithm of a mean that is 0.
+    log_mean = np.log(np.where(mean > 0, mean, 1.0))
+    expected = -p * (log_mean - (p * log_mean).sum(-1, keepdims=True)) / 3
+    with jax.enable_x64(dtype == "float64"):
+        np.testing.assert_allclose(losses.entropy_of_mean(logits), -(mean * log_mean).sum(), rtol=1e-6)
+        gradient = jax.grad(losses.entropy_of_mean)(jnp.asarray(logits))
+        assert gradient.dtype == dtype
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=2e-7 if dtype == "float32" else 1e-15)

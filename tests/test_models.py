@@ -144,6 +144,17 @@ def test_other_members_of_the_thin_family_exist(thin, depth_name):
     assert len(convolutions) == depth_name - 1
 
 
+@pytest.mark.parametrize(("arch", "size"), [("wrn10_1", 8), ("resnet8", 8), ("resnet18", 8), ("vgg8", 32)])
+def test_the_kind_of_a_network_s_stages_says_whether_they_are_activated(arch, size):
+    """What a ReLU leaves is nowhere negative; sums before it are."""
+    network = models.build(models.NetworkSpec(arch, 10, size))
+    variables = jax.jit(network.init)(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, size, size, 3))
+    least = [float(block.min()) for block in jax.jit(network.apply)(variables, images).blocks]
+    assert all((value < 0) == (models.stages_of(arch) == "sums") for value in least)
+    assert models.stages_of("graph:net") == ""
+
+
 @pytest.mark.parametrize("arch", ["resnet21", "wrn17_1", "vgg16", "resnet2", "wrn16_0", "lenet", ""])
 def test_unknown_architecture_is_named(arch):
     assert not models.is_known(arch)

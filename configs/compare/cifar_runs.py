@@ -136,7 +136,7 @@ def generative(at: Setting) -> dict[str, parts.Named]:
     """The methods of one generator, and Generative DFD, by label."""
     return {
         "DAFL": at.run("dafl", dafl.get_config(at.variant())),
-        "ZSKT": at.run("zskt", _zskt(at)),
+        "ZSKT": at.run("zskt", zskt.get_config(at.variant())),
         "DFQ": at.run("dfq", dfq.get_config(at.variant())),
         "DFAD": at.run("dfad", dfad.get_config(at.variant())),
         "Generative DFD": at.run("generative_dfd", _generative_dfd(at)),
@@ -175,13 +175,6 @@ def _as_many_images(at: Setting, config: ConfigDict) -> ConfigDict:
     if at.protocol:
         like = cifar.make(at.dataset, at.variant("fast5"))
         config.calls, config.warmup_calls = like.calls, like.warmup_calls
-    return config
-
-
-def _zskt(at: Setting) -> ConfigDict:
-    config = zskt.get_config(at.variant())
-    if at.pair.startswith("vgg"):
-        config.zskt.attention_weight = 0.0  # its blocks do not pair up with a ResNet's
     return config
 
 

@@ -43,7 +43,7 @@ def build(options: Options, setting: Setting) -> Method:
     def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
         terms = {
             "class": losses.cross_entropy(seen.teacher.logits, seen.teacher.logits.argmax(-1)),
-            "balance": -losses.entropy(losses.mean_prediction(seen.teacher.logits)) / math.log(10),
+            "balance": -losses.entropy_of_mean(seen.teacher.logits) / math.log(10),
             "activation": -jnp.abs(seen.teacher.features).mean(),
         }
         total = (

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.nn import softmax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.methods import generative
@@ -47,8 +46,8 @@ def build(options: Options, setting: Setting) -> Method:
         logits = seen.teacher.logits
         terms = {
             "adversarial": -losses.kl_divergence(logits, seen.student.logits).mean(),
-            "balance": -losses.entropy(losses.mean_prediction(logits)),
-            "class": losses.entropy(softmax(logits)).mean(),
+            "balance": -losses.entropy_of_mean(logits),
+            "class": losses.entropy(logits).mean(),
         }
         if jax.tree.leaves(seen.statistics):
             terms["statistics"] = losses.gaussian_feature(seen.teacher.moments, seen.statistics)

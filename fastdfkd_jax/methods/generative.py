@@ -1,8 +1,13 @@
 """What the generative methods share: one generator for the whole run, trained against the student step by step.
 
 A round is one step of the generator and the student's steps on images of it, which are dropped after that. The networks
-take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student, in
-evaluation mode; in one released code it is the teacher itself, and they vanish (METHOD T8).
+take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student; in one
+released code it is the teacher itself, and they vanish (METHOD T8).
+
+`student_mode` says which BatchNorm statistics the student has in the generator's step (METHOD section 8). In official
+DFAD and ZSKT it is in training mode: it uses the batch's statistics, and its running ones move. Here it uses the
+batch's, but the running ones move only in the student's own steps, of which there are five or ten for each step of the
+generator, because `Method.synthesize` does not return the student.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ Tree = Any
 # Those whose latents are vectors.
 GENERATORS = tuple(kind for kind in ALL_GENERATORS if kind != "spatial")
 STUDENT_IMAGES = ("step", "repeated", "fresh")
+STUDENT_MODES = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,8 @@ class GeneratorOptions:
       student_steps: of a round.
       student_images: what they are taken on: the very images of the generator's 'step', rendered before it; its
         latents rendered once more after it ('repeated'); or a 'fresh' batch each.
+      student_mode: of the student in the generator's step: 'train' normalises with the batch's statistics and drops
+        values where the network has dropout, 'eval' normalises with the running statistics.
       ema_decay: of an average of the generator's weights, which then makes half of the images that the student meets
         (Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none.
     """
@@ -62,6 +70,7 @@ class GeneratorOptions:
     clip_norm: float
     student_steps: int
     student_images: str
+    student_mode: str
     ema_decay: float
 
     section: ClassVar[str] = ""
@@ -76,6 +85,7 @@ class GeneratorOptions:
         self.require("lr_decay", self.lr_decay > 0, "more than 0")
         self.require("clip_norm", self.clip_norm >= 0, "at least 0")
         self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
+        self.require("student_mode", self.student_mode in STUDENT_MODES, f"one of {', '.join(STUDENT_MODES)}")
         self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
 
     def require(self, name: str, condition: bool, expected: str) -> None:
@@ -103,7 +113,8 @@ class Seen(NamedTuple):
     """What a generator's loss is computed of.
 
     Attributes:
-      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments.
+      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments, the student's in
+        the mode that the options say.
       statistics: the teacher's running statistics; an empty tree where it has no BatchNorm.
       warm: bool[], whether this is the warm-up, in which the student does not learn.
     """
@@ -130,8 +141,8 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
     spec = setting.teacher.spec
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
     generator = build_generator(*sizes, kind=options.generator, **setting.forms)
-    rounds_per_call = max(1, setting.steps_per_call // options.student_steps)
-    optimizer = _optimizer(options, setting.calls, rounds_per_call)
+    rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
+    optimizer = _optimizer(options, setting)
     render = as_network_input(generator, setting)
 
     def init(key: Array, teacher_vars: Tree) -> State:
@@ -139,18 +150,21 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
         averaged = params if options.ema_decay else ()
         return State(params, optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
 
+    def mode(key: Array) -> dict[str, Any]:
+        return {"train": True, "key": key} if options.student_mode == "train" else {}
+
     def draw(key: Array) -> Array:
         return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
 
     def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
         """One round; the names are those of `Method.synthesize`."""
-        step_key, sample_key = jax.random.split(key)
+        step_key, sample_key, dropout_key = jax.random.split(key, 3)
         latents = draw(step_key)
 
         def generator_loss(params: Tree):
             images = setting.split(render(params, latents))
             taught = setting.teacher.apply(teacher_vars, images, moments=True)
-            learned = setting.student.apply(student_vars, images)
+            learned = setting.student.apply(student_vars, images, **mode(dropout_key))
             warm = state.round < setting.warmup_calls * rounds_per_call
             total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
             return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
@@ -209,11 +223,25 @@ def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: i
     }
 
 
-def _optimizer(options: GeneratorOptions, calls: int, rounds_per_call: int) -> optax.GradientTransformation:
-    factor = (
-        optax.cosine_decay_schedule(1.0, calls * rounds_per_call) if options.cosine else optax.constant_schedule(1.0)
-    )
-    drops = {call * rounds_per_call: options.lr_decay for call in options.milestones}
+def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
+    """The generator's learning rate by round, 0 being the first.
+
+    Args:
+      options: static choices.
+      calls: of the whole run, the warm-up included.
+      steps_per_call: the student's.
+    """
+    rounds = _rounds_per_call(options, steps_per_call)
+    factor = optax.cosine_decay_schedule(1.0, calls * rounds) if options.cosine else optax.constant_schedule(1.0)
+    drops = {call * rounds: options.lr_decay for call in options.milestones}
     steps = optax.piecewise_constant_schedule(options.lr, drops)
-    adam = optax.adam(lambda count: factor(count) * steps(count), options.b1, 0.999)
+    return lambda count: factor(count) * steps(count)
+
+
+def _rounds_per_call(options: GeneratorOptions, steps_per_call: int) -> int:
+    return max(1, steps_per_call // options.student_steps)
+
+
+def _optimizer(options: GeneratorOptions, setting: Setting) -> optax.GradientTransformation:
+    adam = optax.adam(generator_rate(options, setting.calls, setting.steps_per_call), options.b1, 0.999)
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam

@@ -130,7 +130,7 @@ def build(options: Options, setting: Setting) -> Method:
         seen = look(teacher_vars, render(params, latents))
         terms = {
             "class": losses.cross_entropy(seen.logits, labels),
-            "balance": -losses.entropy(losses.mean_prediction(seen.logits)),
+            "balance": -losses.entropy_of_mean(seen.logits),
         }
         if count_batch_norms(teacher_vars):
             terms["statistics"] = losses.feature(seen.moments, teacher_vars["batch_stats"])

@@ -17,7 +17,7 @@ from fastdfkd_jax.distill import Loss, Objective
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods import generative
 from fastdfkd_jax.methods.base import Method, Setting
-from fastdfkd_jax.models import Network, Outputs
+from fastdfkd_jax.models import Network, Outputs, stages_of
 
 Array = jax.Array
 
@@ -27,7 +27,8 @@ class Options(generative.GeneratorOptions):
     """Static choices.
 
     Attributes:
-      attention_weight: of the attention transfer in the student's loss; 0 where the networks' blocks do not pair up.
+      attention_weight: of the attention transfer in the student's loss; 0 where the networks' stages are not of one
+        kind or do not pair up.
     """
 
     attention_weight: float = 250.0
@@ -43,10 +44,11 @@ def build(options: Options, setting: Setting) -> Method:
     """Binds options and networks.
 
     Raises:
-      UserError: attention transfer is asked for between networks whose blocks do not pair up.
+      UserError: attention transfer is asked for between networks whose stages are of two kinds or do not pair up.
     """
     if options.attention_weight:
         _require_pairs(setting.teacher, setting.student)
+        _require_one_kind(setting.teacher.spec.arch, setting.student.spec.arch)
 
     def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
         term = -divergence(seen.teacher, seen.student).mean()
@@ -87,6 +89,14 @@ def _require_pairs(teacher: Network, student: Network) -> None:
     found = f"{_sides(sides[0])} of {teacher.spec.arch} and {_sides(sides[1])} of {student.spec.arch}"
     expected = "0 where the blocks of teacher and student do not pair up in number and size"
     require(sides[0] == sides[1] and bool(sides[0]), "zskt.attention_weight", expected, found)
+
+
+def _require_one_kind(teacher: str, student: str) -> None:
+    kinds = [stages_of(arch) for arch in (teacher, student)]
+    # Published for WRN -> WRN, both of which give sums before the ReLU (METHOD section 8).
+    found = " and ".join(f"{kind or 'unknown'} of {arch}" for kind, arch in zip(kinds, (teacher, student), strict=True))
+    expected = "0 where the stages of teacher and student are not of one kind"
+    require(kinds[0] == kinds[1] != "", "zskt.attention_weight", expected, found)
 
 
 def _blocks(network: Network) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from fastdfkd_jax.models.network import (
     rematerialised,
 )
 from fastdfkd_jax.models.order import first_batch_norms
-from fastdfkd_jax.models.registry import arch_names, build, is_known, task_of, usual_image_size
+from fastdfkd_jax.models.registry import arch_names, build, is_known, stages_of, task_of, usual_image_size
 
 __all__ = [
     "Generator",
@@ -34,6 +34,7 @@ __all__ = [
     "in_chunks",
     "is_known",
     "rematerialised",
+    "stages_of",
     "task_of",
     "usual_image_size",
 ]

@@ -30,6 +30,7 @@ class _Family(NamedTuple):
       pattern: what a name must match in full.
       usual: members to name in messages and to go through in tests.
       module: the matched name's module class with its sizes bound; None where no such member exists.
+      stages: what its networks give as `Outputs.blocks`, as `stages_of` says.
       image_size: side of the images that the family was published for, in pixels.
       task: what its networks are for, as `NetworkSpec.task`.
     """
@@ -37,6 +38,7 @@ class _Family(NamedTuple):
     pattern: str
     usual: tuple[str, ...]
     module: _ModuleOf
+    stages: str
     image_size: int = 32
     task: str = "classification"
 
@@ -67,35 +69,39 @@ _BACKBONES = ("resnet50", "resnet18", "mobilenetv2")
 
 # The first match counts: resnet50 is the one of four stages, not the thin one of depth 6n + 2.
 _FAMILIES = (
-    _Family(r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet),
+    _Family(r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet, "sums"),
     _Family(
         r"resnet(18|34|50)",
         ("resnet18", "resnet34", "resnet50"),
         lambda match: partial(resnet.ResNet, int(match[1]), False),
+        "activated sums",
     ),
     _Family(
         r"resnet(18|34|50)_imagenet",
         ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"),
         lambda match: partial(resnet.ResNet, int(match[1]), True),
+        "activated sums",
         image_size=224,
     ),
     _Family(
         r"resnet50v1_imagenet",
         ("resnet50v1_imagenet",),
         lambda match: partial(resnet.ResNet, 50, True, v1=True),
+        "activated sums",
         image_size=224,
     ),
-    _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet),
-    _Family(r"mobilenetv2_imagenet", ("mobilenetv2_imagenet",), lambda match: MobileNetV2, image_size=224),
-    _Family(r"efficientnet_lite0", ("efficientnet_lite0",), lambda match: EfficientNetLite0, image_size=224),
+    _Family(r"resnet(\d+)(x4)?([ab])?", (*_THIN, "resnet8x4", "resnet32x4"), _cifar_resnet, "activated sums"),
+    _Family(r"mobilenetv2_imagenet", ("mobilenetv2_imagenet",), lambda match: MobileNetV2, "projections", 224),
+    _Family(r"efficientnet_lite0", ("efficientnet_lite0",), lambda match: EfficientNetLite0, "projections", 224),
     _Family(
         rf"deeplabv3_({'|'.join(_BACKBONES)})(_os16)?",
         tuple(f"deeplabv3_{backbone}{stride}" for backbone in _BACKBONES for stride in ("", "_os16")),
         _deeplab,
+        "",  # those of the backbone
         image_size=128,
         task="segmentation",
     ),
-    _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1]))),
+    _Family(r"vgg(8|11|13)", ("vgg8", "vgg11", "vgg13"), lambda match: partial(vgg.VGG, int(match[1])), "activations"),
 )
 
 
@@ -127,6 +133,16 @@ def task_of(arch: str) -> str:
     """What an architecture is for, as `NetworkSpec.task`; 'classification' where the name is not known."""
     found = _find(arch)
     return "classification" if found is None else found[0].task
+
+
+def stages_of(arch: str) -> str:
+    """What the networks of an architecture give as `Outputs.blocks`; '' where it is not known, as of a recorded graph.
+
+    'sums' of residual branches before a BatchNorm and a ReLU (WRN), 'activated sums' after their ReLU (ResNet),
+    'activations' of plain convolutions after their ReLU (VGG), or 'projections', sums without a ReLU (MobileNetV2).
+    """
+    found = _find(arch)
+    return "" if found is None else found[0].stages
 
 
 def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "canonical") -> Network:

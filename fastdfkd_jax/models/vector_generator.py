@@ -53,7 +53,7 @@ ARCHITECTURES = {
     "linear": Architecture((2, 2, 1), head="sigmoid"),  # CMI's small one, FastDFKD; 256
     "large": Architecture((4, 2, 1), head="sigmoid"),  # CMI's LargeGenerator; 256, for DAFL 512
     "dafl": Architecture((2, 2, 1), epsilon=0.8),  # 1000
-    "zskt": Architecture((2, 2, 1), epsilon=0.8, head="affine"),  # 100
+    "zskt": Architecture((2, 2, 1), head="affine"),  # 100
     "dfad": Architecture((2, 2, 1)),  # 256
     "dfq": Architecture((8, 4, 2, 1), first_norm=False, slope=0.0),  # 512
     # Stages and widths of Luo et al. are not recorded: those of DAFL.
