@@ -28,7 +28,7 @@ from fastdfkd_jax.initial import Located
 from fastdfkd_jax.label_files import Description, LabelFiles
 from fastdfkd_jax.label_store import LabelStore, Taught
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.metrics import Metrics, Silent, class_balance, peak_memory_bytes
+from fastdfkd_jax.metrics import Metrics, Silent, class_balance, near_chance, peak_memory_bytes
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.profile import Trace
 from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # Below these the synthesised images are nearly one class, or nearly one image.
 _COLLAPSED_BALANCE, _COLLAPSED_DIVERSITY = 0.5, 0.02
+# The class term is judged by the mean over so many calls, and not by the first ones, whose generator knows nothing yet.
+_JUDGED_CALLS, _FIRST_CALLS = 5, 5
 
 
 @dataclasses.dataclass
@@ -56,6 +58,7 @@ class Progress:
       teacher_score, score_last, score_best: on the evaluation data, percent (`scores.of_task`).
       metrics_offset: bytes of metrics.jsonl that belong to this point.
       kd_sums: of each scalar that the call's KD steps have shown so far, its sum over them.
+      on_target: shares of the last calls that are judged together; None once a warning was given.
     """
 
     call: int = 0
@@ -72,6 +75,7 @@ class Progress:
     score_best: float | None = None
     metrics_offset: int = 0
     kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    on_target: list[float] | None = dataclasses.field(default_factory=list)
 
 
 class Training:
@@ -227,6 +231,7 @@ class Training:
             self.store.added(self.shards.path(self.progress.shards))
             self.progress.shards += 1
             self.progress.images += self.parts.method.images_per_call
+            self._judge_classes(info)
         self._count_synthesis()
         self._record("synthesis", info)
         if self._shows_images():
@@ -375,6 +380,20 @@ class Training:
                     f"warning: synthesis may have collapsed at call {self.progress.call}: class balance "
                     f"{balance:.2f} of 1, pixel deviation over the batch {diversity:.3f}"
                 )
+
+    def _judge_classes(self, info: dict[str, jax.Array]) -> None:
+        """Says once a run that few images of the last calls are of the class that was asked for."""
+        done, method, classes = self.progress, self.parts.method, self.parts.teacher.spec.num_classes
+        if not method.class_advice or done.on_target is None or done.call <= _FIRST_CALLS or classes < 2:
+            return
+        done.on_target = [*done.on_target, float(info["on_target"])][-_JUDGED_CALLS:]
+        if len(done.on_target) == _JUDGED_CALLS and near_chance(done.on_target, classes):
+            share = sum(done.on_target) / _JUDGED_CALLS
+            self.metrics.say(
+                f"warning: at call {done.call}, the teacher sees {100 * share:.1f} % of the last {_JUDGED_CALLS} "
+                f"batches as the class that was asked for; chance is {100 / classes:.1f} %: {method.class_advice}"
+            )
+            done.on_target = None
 
     def _refuse_non_finite(self, term: str) -> None:
         raise UserError(

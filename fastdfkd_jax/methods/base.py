@@ -75,8 +75,9 @@ class Method(NamedTuple):
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
         under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
         'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class, of maps in
-        pixels), and of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50]. A teacher without
-        BatchNorm has no 'moment_gap' (`moment_gaps`).
+        pixels), of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50], and of methods that
+        ask for classes 'on_target', the share of the same images that the teacher predicts to be of the class that was
+        asked for. A teacher without BatchNorm has no 'moment_gap' (`moment_gaps`).
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
       lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
@@ -86,6 +87,7 @@ class Method(NamedTuple):
       needs_labels: whether the student learns the images' own labels.
       select: `select(teacher_vars, images) -> f32[N]`, by which given data are chosen, the lowest first; or None.
       knows: `TEACHER_ONLY`, `OTHER_DATA` or `ORIGINAL_DATA`.
+      class_advice: how to bring more images on target; '' where no class is asked for, or by no term of the loss.
     """
 
     init: Callable[[Array, Tree], Tree]
@@ -98,6 +100,7 @@ class Method(NamedTuple):
     needs_labels: bool = False
     select: Callable[[Tree, Array], Array] | None = None
     knows: str = TEACHER_ONLY
+    class_advice: str = ""
 
 
 def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
@@ -105,6 +108,19 @@ def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
     if spec.gives_maps:
         return jnp.full(count, -1, jnp.int32)
     return jax.random.randint(key, (count,), 0, spec.num_classes)
+
+
+def on_target(predicted: Array, labels: Array, spec: NetworkSpec) -> dict[str, Array]:
+    """The signal 'on_target' of predictions i32[...] and the classes asked for; none where a network gives maps."""
+    return {} if spec.gives_maps else {"on_target": (predicted == labels).mean()}
+
+
+def class_advice(class_weight: tuple[str, float], statistics_weight: tuple[str, float]) -> str:
+    """`Method.class_advice` of two weights of a loss, each the name of its config key and its value."""
+    (name, weight), (other, found) = class_weight, statistics_weight
+    if not weight:
+        return ""
+    return f"raise config.{name} ({weight:g})" + (f" or lower config.{other} ({found:g})" if found else "")
 
 
 def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:

@@ -17,11 +17,11 @@ import optax
 from fastdfkd_jax import augment, losses, moments
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import contrast
-from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps
+from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps, on_target
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
-from fastdfkd_jax.models import Network, Outputs, has_batch_norms
+from fastdfkd_jax.models import Network, NetworkSpec, Outputs, has_batch_norms
 from fastdfkd_jax.models.layers import global_average_pool
 
 Array = jax.Array
@@ -156,9 +156,9 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
         images, views, _ = done.best
         bank = contrast.push(state.bank, views) if contrasts else ()
         state = CMIState(done.params[1], done.opt_state[1], bank)
-        return state, Batch(images, labels), _info(done, teacher_vars, teacher.spec.num_classes)
+        return state, Batch(images, labels), _info(done, labels, teacher_vars, teacher.spec)
 
-    return Method(init, synthesize, images_per_call=setting.batch)
+    return Method(init, synthesize, images_per_call=setting.batch, class_advice=inversion.class_advice)
 
 
 def describing(teacher: Network, features: str) -> tuple[Network, Callable[[Outputs], Array]]:
@@ -225,7 +225,7 @@ def _pair(first: optax.GradientTransformation, second: optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def _info(done: Descent, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+def _info(done: Descent, labels: Array, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
     last: Observed = done.last[2]
     return {
         **{f"loss/{name}": value for name, value in last.terms.items()},
@@ -233,5 +233,6 @@ def _info(done: Descent, teacher_vars: Tree, num_classes: int) -> dict[str, Arra
         "loss/last": done.losses[-1],
         "agreement": last.agreement,
         **moment_gaps(last.moments, teacher_vars, done.watched),
-        "predicted": jnp.bincount(last.predicted, length=num_classes),
+        "predicted": jnp.bincount(last.predicted, length=spec.num_classes),
+        **on_target(last.predicted, labels, spec),
     }

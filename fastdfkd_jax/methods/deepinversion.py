@@ -16,7 +16,16 @@ import optax
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import representation
-from fastdfkd_jax.methods.base import Batch, Method, Setting, asked_classes, moment_gaps, require_no_class_term
+from fastdfkd_jax.methods.base import (
+    Batch,
+    Method,
+    Setting,
+    asked_classes,
+    class_advice,
+    moment_gaps,
+    on_target,
+    require_no_class_term,
+)
 from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 
@@ -181,10 +190,14 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
             "agreement": (last.predicted == student_predicted).mean(),
             **moment_gaps(last.moments, teacher_vars, jnp.concatenate([*gaps, stage.watched])),
             "predicted": jnp.bincount(last.predicted.reshape(-1), length=classes),
+            **on_target(last.predicted, labels, teacher.spec),
         }
         return state, Batch(images, labels), info
 
-    return Method(init, synthesize, images_per_call=setting.batch)
+    advice = class_advice(
+        ("deepinversion.class_weight", options.class_weight), ("deepinversion.feature_weight", options.feature_weight)
+    )
+    return Method(init, synthesize, images_per_call=setting.batch, class_advice=advice)
 
 
 def make_loss(

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import losses, meta, moments
-from fastdfkd_jax.methods.base import Batch, Method, asked_classes, moment_gaps
+from fastdfkd_jax.methods.base import Batch, Method, asked_classes, moment_gaps, on_target
 from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.representation import Representation
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Network, NetworkSpec
 
 Array = jax.Array
 Tree = Any
@@ -184,9 +184,10 @@ def build(
             lanes.images.reshape(-1, *lanes.images.shape[2:]),  # lanes become one batch, Algorithm 1 line 11
             lanes.labels.reshape(-1),
         )
-        return state, batch, _info(lanes, seen, teacher_vars, teacher.spec.num_classes)
+        return state, batch, _info(lanes, seen, teacher_vars, teacher.spec)
 
-    return Method(init, synthesize, images_per_call=options.num_tasks * options.synthesis_batch)
+    images_per_call = options.num_tasks * options.synthesis_batch
+    return Method(init, synthesize, images_per_call, class_advice=inversion.class_advice)
 
 
 def _draw(key: Array, representation: Representation, options: FastDFKDOptions) -> Tree:
@@ -248,7 +249,7 @@ def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOpt
     )
 
 
-def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
     terms = {f"loss/{name}": value.mean() for name, value in lanes.observed.terms.items()}
     return {
         **terms,
@@ -256,5 +257,6 @@ def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, num_classes: int) -> dic
         "loss/last": lanes.losses[:, -1].mean(),
         "agreement": lanes.observed.agreement.mean(),
         **moment_gaps(seen, teacher_vars, lanes.gaps.mean(0)),
-        "predicted": jnp.bincount(lanes.observed.predicted.reshape(-1), length=num_classes),
+        "predicted": jnp.bincount(lanes.observed.predicted.reshape(-1), length=spec.num_classes),
+        **on_target(lanes.observed.predicted, lanes.labels, spec),
     }

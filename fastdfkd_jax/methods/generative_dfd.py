@@ -16,7 +16,7 @@ import optax
 
 from fastdfkd_jax import augment, losses
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.methods.base import Batch, Method, Setting
+from fastdfkd_jax.methods.base import Batch, Method, Setting, class_advice, on_target
 from fastdfkd_jax.methods.generative import health
 from fastdfkd_jax.models import count_batch_norms
 from fastdfkd_jax.models.generators import build_generator
@@ -178,6 +178,10 @@ def build(options: Options, setting: Setting) -> Method:
         found = health(taught, learned, teacher_vars, spec.num_classes)
         if groups > 1:
             del found["predicted"]  # one group's images are no measure of the balance of classes
-        return found | {"on_target": (taught.logits.argmax(-1) == labels).mean()}
+        return found | on_target(taught.logits.argmax(-1), labels, spec)
 
-    return Method(init, synthesize, images_per_call=options.batches_kept * setting.batch)
+    advice = class_advice(
+        ("generative_dfd.class_weight", options.class_weight),
+        ("generative_dfd.statistics_weight", options.statistics_weight),
+    )
+    return Method(init, synthesize, images_per_call=options.batches_kept * setting.batch, class_advice=advice)

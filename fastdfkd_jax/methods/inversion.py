@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import augment, losses
-from fastdfkd_jax.methods.base import require_no_class_term
+from fastdfkd_jax.methods.base import class_advice, require_no_class_term
 from fastdfkd_jax.models import Network, Outputs, count_batch_norms
 from fastdfkd_jax.moments import Accumulators
 
@@ -49,6 +49,17 @@ class InversionOptions:
     crop_padding: int = 4
     least_crop: float = 0.0
     flip: bool = True
+
+    @property
+    def class_advice(self) -> str:
+        """`Method.class_advice` of these weights."""
+        weights = ("inversion.class_weight", self.class_weight), ("inversion.feature_weight", self.feature_weight)
+        advice = class_advice(*weights)
+        share = 1 - self.accumulator_weight
+        if not advice or not self.feature_weight or self.feature == "momentum" or not 0 < share < 1:
+            return advice
+        # The batch's share in Eq. 15 is the factor of the gradient (METHOD section 8).
+        return f"{advice}; config.inversion.feature='momentum' (Eq. 15) weighs statistics {1 / share:.0f} times less"
 
 
 class Frozen(NamedTuple):
