@@ -1,11 +1,13 @@
 """What the configs for small images share: pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ml_collections import ConfigDict
 
 from configs import default, rates
 from fastdfkd_jax.errors import UserError
+
+Change = Callable[[ConfigDict], None]
 
 # teacher-student: (adversarial weight, class weight)
 PAIRS = {
@@ -50,28 +52,30 @@ def make(dataset: str, variant: str | None) -> ConfigDict:
     return config
 
 
-def make_method(published: Callable[[ConfigDict], None], variant: str | None) -> ConfigDict:
+def make_method(published: Change, variant: str | None, recipes: Mapping[str, Change] | None = None) -> ConfigDict:
     """Another method's config of 'dataset-teacher-student[-protocol]...', or of 'smoke'.
 
     Args:
       published: sets `method.name` and the method's published hyper-parameters.
       variant: without one, WRN-40-2 -> WRN-16-1 on CIFAR-10.
+      recipes: protocols of this method alone, which set other hyper-parameters; they come before how long a run is.
     """
+    recipes = recipes or {}
     variant = variant or "cifar10-wrn40_2-wrn16_1"
     if variant == "smoke":
         variant = "cifar10-resnet20-wrn16_1-smoke"
     dataset, teacher, student, *protocols = (*variant.split("-"), "", "")
     protocols = [name for name in protocols if name]
     pair = f"{teacher}-{student}"
-    if dataset not in DATASETS or pair not in PAIRS or set(protocols) - BUDGETS.keys():
+    if dataset not in DATASETS or pair not in PAIRS or set(protocols) - BUDGETS.keys() - recipes.keys():
         raise UserError(
             f"unknown variant {variant!r}: expected dataset-teacher-student[-protocol] with a data set of "
-            f"{', '.join(DATASETS)}, a pair of {', '.join(PAIRS)} and protocols of {', '.join(BUDGETS)}"
+            f"{', '.join(DATASETS)}, a pair of {', '.join(PAIRS)} and protocols of {', '.join((*recipes, *BUDGETS))}"
         )
     config = pair_config(dataset, pair)
     published(config)
-    for name in protocols:
-        BUDGETS[name](config)
+    for change in (known[name] for known in (recipes, BUDGETS) for name in protocols if name in known):
+        change(config)
     return config
 
 

@@ -9,7 +9,8 @@ students learn; that part is FastDFKD's for ImageNet.
 `:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of disk. To evaluate,
 `--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
 Adaptive DeepInversion (another pool, of images on which teacher and student differ): `--config.mode=synthesize
---config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`.
+--config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`. Its divergence
+is the paper's; the authors' code clamps probabilities, which can leave 1,000 classes without a gradient.
 """
 
 from configs import default, imagenet

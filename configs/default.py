@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     config.deepinversion.tv_l2 = 0.0  # total variation, norms of differences
     config.deepinversion.l2 = 0.0  # mean norm of an image
     config.deepinversion.adversarial_weight = 1.0
-    config.deepinversion.adversarial = "jsd"  # clamped as in METHOD 1.6, or 'adi', that of the authors (METHOD 6)
+    config.deepinversion.adversarial = "jsd"  # clamped as in METHOD 1.6, or 'adi', 1 - JSD, unclamped (METHOD 8)
     config.deepinversion.jsd_temperature = 3.0
 
     config.cmi = ConfigDict()  # METHOD 1.5; methods/cmi.py explains each, `inversion` has the other terms
@@ -118,17 +118,18 @@ def get_config() -> ConfigDict:
     config.zskt = _generative("zskt", 100, lr=1e-3, b1=0.9)
     config.zskt.cosine, config.zskt.clip_norm = True, 5.0
     config.zskt.student_steps, config.zskt.student_images, config.zskt.student_mode = 10, "repeated", "train"
-    config.zskt.attention_weight = (
-        250.0  # of the student's attention transfer; 0 unless both are WRNs, or of one other kind
-    )
+    config.zskt.attention_weight = 250.0  # of attention transfer; 0 unless both networks' stages are of one kind
+    config.zskt.kl_reduction = "mean"  # over images and classes; or 'batchmean', over images (CMI's script)
 
     config.dfq = _generative("dfq", 512, lr=1e-3, b1=0.5)
     config.dfq.cosine = True
     config.dfq.student_steps = 10
     config.dfq.adversarial_weight = 1.0  # of -KL
     config.dfq.balance_weight = 0.01  # of the mean prediction's negative entropy, nats
-    config.dfq.class_weight = 0.01  # of the predictions' mean entropy, nats
-    config.dfq.statistics_weight = 0.01  # of the BatchNorm statistics' Gaussian KL
+    config.dfq.class_term = "entropy"  # of the predictions, nats; or 'argmax', cross-entropy with them (CMI's script)
+    config.dfq.class_weight = 0.01
+    config.dfq.statistics = "gaussian"  # KL of the BatchNorm statistics; or 'l2', Eq. 13 (CMI's script)
+    config.dfq.statistics_weight = 0.01
     config.dfq.warmup_adversarial = False  # whether -KL is on before the student learns
 
     config.dfad = _generative("dfad", 256, lr=1e-3, b1=0.9)

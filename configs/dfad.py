@@ -5,8 +5,8 @@ Not in Table 1; 0.364 mIoU on NYUv2 in Table 3, by a version with dfad.generator
     python -m fastdfkd_jax.main --config configs/dfad.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         --config.teacher.checkpoint=cifar10_wrn40_2.pth
 
-The scripts of CMI and Fast-Datafree have other values: dfad.generator='large', dfad.b1=0.5, dfad.milestones=();
-and calls=200, kd.steps_per_call=400, kd.milestones=(), kd.weight_decay=1e-4.
+The scripts of CMI and Fast-Datafree have other values: dfad.generator='large', dfad.b1=0.5, dfad.milestones=(),
+dfad.student_mode='eval'; and calls=200, kd.steps_per_call=400, kd.milestones=(), kd.weight_decay=1e-4.
 """
 
 from configs import cifar

@@ -41,8 +41,8 @@ def get_config(variant=None):
 
     # One step of the generator for five or ten of the student is too few of them in 1,040.
     config.kd.steps_per_call = 120 if variant in ("zskt", "dfad") else 40
-    if variant in ("dafl", "dfad"):
-        rates.cosine(config)  # their milestones lie beyond the last call
+    if variant in ("dafl", "dfad", "dfnd"):
+        rates.cosine(config)  # their milestones are for longer runs
     if config.kd.optimizer == "sgd":
         config.kd.lr = 0.1
     config.eval_every = config.checkpoint_every = config.images_every = 10

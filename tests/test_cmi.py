@@ -247,3 +247,20 @@ def test_a_run_saves_the_bank_and_trains_the_student(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").latest
     again = main.run(config, tmp_path)
     assert again["student_accuracy_last"] == summary["student_accuracy_last"]
+
+
+def test_cmi_s_own_recipes_are_the_published_ones():
+    """METHOD sections 1.5, 2 and 8; what they do not set is FastDFKD's script."""
+    pair = "cifar10-wrn40_2-wrn16_1"
+    released, scratch, adversarial = (
+        config_file.get_config(f"{pair}{end}") for end in ("", "-scratch", "-adversarial")
+    )
+    for config in (released, scratch, adversarial, config_file.get_config(f"{pair}-adversarial-smoke")):
+        validate(config)
+    assert (released.cmi.temperature, released.kd.final_lr) == (0.2, 2e-4)
+    released.cmi.temperature, released.kd.final_lr = 0.1, 0.0
+    assert scratch == released
+    assert (scratch.calls, scratch.kd.steps_per_call, scratch.kd.batch, scratch.synthesis_batch) == (200, 400, 256, 256)
+    assert (scratch.kd.lr, scratch.kd.temperature, scratch.kd.momentum, scratch.kd.weight_decay) == (0.1, 20, 0.9, 1e-4)
+    scratch.calls, scratch.kd.steps_per_call, scratch.kd.batch, scratch.inversion.class_weight = 40, 2000, 128, 0.5
+    assert adversarial == scratch

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
-from configs import cifar, cifar10
+from configs import cifar, cifar10, dafl, dfq, zskt
 from configs.compare import all as all_tables
 from configs.compare import cifar_runs, parts, table1, table2, table3, table4, table5
 from fastdfkd_jax import plan
@@ -143,8 +143,9 @@ def test_2000_steps_are_computed_from_ten():
     assert (row.paper_accuracy, row.paper_hours) == (83.04, 16.9)
 
 
-def test_networks_whose_blocks_do_not_pair_up_have_no_attention_transfer():
-    for pair, weight in (("vgg11-resnet18", 0), ("resnet34-resnet18", 250), ("wrn40_2-wrn16_1", 250)):
-        made = cifar_runs.generative(cifar_runs.setting("cifar10", pair))
-        assert made["ZSKT"][1].config.zskt.attention_weight == weight
+def test_figures_of_the_paper_s_baselines_stand_beside_the_recipe_that_made_them():
+    found = comparison.read(table1.get_config()).runs
+    at = "cifar10-wrn40_2-wrn16_1"
+    for name, config_file in (("dafl", dafl), ("zskt", zskt), ("dfq", dfq)):
+        assert found[f"{at}-{name}_table1"].config == config_file.get_config(f"{at}-table1")
     assert set(table1.PAIRS) < set(cifar.PAIRS)

@@ -87,6 +87,17 @@ def test_dfq_s_terms_are_their_definitions():
     )
 
 
+def test_cmi_s_terms_of_dfq_are_their_definitions():
+    """The cross-entropy with the teacher's own prediction, and Eq. 13 (METHOD section 8)."""
+    method = method_of("dfq", student_images="step", class_term="argmax", statistics="l2")
+    _, (batch,), (info,) = rounds(method, 1)
+    teacher = jax.tree.map(np.float64, toy_network().apply(variables(0), batch.images[0], moments=True))
+    np.testing.assert_allclose(info["loss/class"], -np.log(softmax(teacher.logits).max(-1)).mean(), rtol=CLOSE)
+    stats = variables(0)["batch_stats"]["bn"]
+    expected = sum(np.linalg.norm(teacher.moments["bn"][name] - stats[name]) for name in ("mean", "var"))
+    np.testing.assert_allclose(info["loss/statistics"], expected, rtol=CLOSE)
+
+
 def gaussian(got, stats):
     """Sum over channels of the divergence of two normal distributions."""
     mean, var = np.float64(got["mean"]), np.float64(got["var"]) + 1e-5
@@ -137,6 +148,8 @@ def test_zskt_s_student_minimises_divergence_and_attention():
     np.testing.assert_allclose(zskt.student_loss(250.0)((), student, teacher, None), expected, rtol=CLOSE)
     plain = zskt.student_loss(0.0)((), student, teacher, None)
     np.testing.assert_allclose(plain, (p * np.log(p / q)).sum(-1) / 10, rtol=CLOSE)
+    summed = zskt.student_loss(0.0, "batchmean")((), student, teacher, None)
+    np.testing.assert_allclose(summed, (p * np.log(p / q)).sum(-1), rtol=CLOSE)
     gradient = jax.grad(lambda x: zskt.attention(x)[0, 0])(jnp.zeros((1, 4, 4, 2)))
     assert np.isfinite(gradient).all()
 
@@ -316,6 +329,9 @@ def test_the_averaged_generator_works_on_fresh_batches():
         ("dfq", "student_images", "all"),
         ("dfq", "ema_decay", 1.0),
         ("dfad", "student_mode", "frozen"),
+        ("zskt", "kl_reduction", "sum"),
+        ("dfq", "class_term", "one_hot"),
+        ("dfq", "statistics", "variance"),
         ("dfad", "generator_loss", "l2"),
         ("dfad", "milestones", (0,)),
         ("dfad", "lr_decay", 0.0),

@@ -8,6 +8,7 @@ import runs  # noqa: F401 - makes configs importable
 
 from configs import camvid, default, nyuv2, quickstart
 from fastdfkd_jax.assemble import student_rate
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import dafl, dfad, dfq, zskt
 from fastdfkd_jax.methods.generative import generator_rate
 from fastdfkd_jax.validate import validate
@@ -20,6 +21,9 @@ VARIANTS = (
     "cifar10-vgg11-resnet18-short",
     "cifar100-wrn40_2-wrn16_1-short",
 )
+PAIR = "cifar10-wrn40_2-wrn16_1"
+# Those whose rows of Table 1 come from CMI's scripts.
+TABLE_1 = ("dafl", "zskt", "dfq")
 
 
 def config_of(method, variant=None):
@@ -28,7 +32,8 @@ def config_of(method, variant=None):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_config_builds_in_every_length(method):
-    for config in (*(config_of(method, variant) for variant in VARIANTS), quickstart.get_config(method)):
+    variants = [*VARIANTS, *(f"{PAIR}-table1{end}" for end in ("", "-short", "-smoke") if method in TABLE_1)]
+    for config in (*(config_of(method, variant) for variant in variants), quickstart.get_config(method)):
         validate(config)
         assert config.method.name == method
         section = config[method]
@@ -79,7 +84,6 @@ def test_dafl_s_weights_depend_on_the_data(dataset, weights):
 
 
 OPTIONS = {"dafl": dafl.Options, "zskt": zskt.Options, "dfq": dfq.Options, "dfad": dfad.Options}
-PAIR = "cifar10-wrn40_2-wrn16_1"
 EVERY = [
     *((method, variant) for method in OPTIONS for variant in (None, "smoke", f"{PAIR}-short", f"{PAIR}-smoke")),
     *((quickstart, method) for method in OPTIONS),
@@ -90,8 +94,11 @@ EVERY = [
         for end in ("", "-smoke")
     ),
 ]
-# Recipes that were published with a generator that keeps its rate while the student's falls.
-PUBLISHED_SO = {("dafl", None)}  # the official code: Adam 0.02; the student's rate times 0.1 at 800, 1600 (METHOD 6)
+EVERY += [(method, f"{PAIR}-table1{end}") for method in TABLE_1 for end in ("", "-short")]
+# Recipes that were published with a generator that keeps its rate while the student's falls: DAFL's official code (Adam
+# 0.02; the student's rate times 0.1 at 800 and 1600, METHOD section 6) and CMI's scripts (Adam 1e-3; the student's rate
+# a cosine, METHOD 1.7 and 1.8).
+PUBLISHED_SO = {("dafl", None), *((method, f"{PAIR}-table1") for method in TABLE_1)}
 
 
 def shares_of_peak(config):
@@ -130,3 +137,77 @@ def test_published_drops_of_dfad_are_those_of_its_student():
         student, generator = shares_of_peak(config)
         np.testing.assert_allclose(student, generator, rtol=1e-5)
         assert student[-1] == pytest.approx(decay**2)
+
+
+@pytest.mark.parametrize(
+    ("method", "section"),
+    [
+        # 20 in nats, in logarithms to base 10.
+        ("dafl", {"student_steps": 5, "latent_dim": 512, "class_weight": 1, "activation_weight": 1e-3,
+                  "balance_weight": pytest.approx(20 / np.log10(np.e))}),
+        ("zskt", {"student_steps": 5, "latent_dim": 256, "attention_weight": 0, "kl_reduction": "batchmean"}),
+        ("dfq", {"student_steps": 10, "latent_dim": 256, "class_term": "argmax", "class_weight": 1, "statistics": "l2",
+                 "statistics_weight": 1, "balance_weight": 20, "adversarial_weight": 1}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_table_1_s_baselines_have_the_values_of_cmi_s_scripts(method, section, dataset):
+    """METHOD sections 1.7, 2 and 8."""
+    config = config_of(method, f"{dataset}-wrn40_2-wrn16_1-table1")
+    shared = {
+        "generator": "large", "lr": 1e-3, "b1": 0.5, "cosine": False, "milestones": (), "clip_norm": 0,
+        "student_images": "fresh", "student_mode": "eval", "ema_decay": 0, "width": 64,
+    }  # fmt: skip
+    found = config[method].to_dict()
+    assert {key: found[key] for key in shared | section} == shared | section
+    assert (config.calls, config.warmup_calls, config.kd.steps_per_call) == (200, 0, 400)
+    assert (config.synthesis_batch, config.kd.batch, config.kd.temperature) == (256, 256, 1)
+    kd = config.kd
+    assert (kd.optimizer, kd.lr, kd.final_lr, kd.milestones) == ("sgd", 0.1, 0, ())
+    assert (kd.momentum, kd.nesterov, kd.weight_decay, kd.clip_norm) == (0.9, False, 1e-4, 0)
+    assert OPTIONS[method](**found)
+
+
+def test_cmi_s_script_of_dfq_has_another_rate_for_one_pair():
+    assert config_of("dfq", "cifar100-resnet34-resnet18-table1").kd.lr == 0.05
+    assert config_of("dfq", "cifar10-resnet34-resnet18-table1").kd.lr == 0.1
+
+
+def test_a_recipe_goes_before_the_length_in_whatever_order_they_are_named():
+    one, other = (config_of("dfq", f"{PAIR}-{end}") for end in ("table1-short", "short-table1"))
+    assert one == other
+    assert (one.calls, one.kd.batch, one.dfq.statistics) == (55, 128, "l2")
+
+
+@pytest.mark.parametrize(("method", "listed"), [("dafl", "table1, short, smoke"), ("dfad", "short, smoke")])
+def test_an_unknown_protocol_is_refused_with_those_of_the_method(method, listed):
+    with pytest.raises(UserError, match=f"unknown variant .* and protocols of {listed}$"):
+        config_of(method, f"{PAIR}-table2")
+    with pytest.raises(UserError, match="unknown variant"):
+        config_of("dfad", f"{PAIR}-table1")
+
+
+@pytest.mark.parametrize(
+    ("pair", "weight"),
+    [("wrn40_2-wrn16_1", 250), ("resnet34-resnet18", 250), ("resnet20-wrn16_1", 0), ("vgg11-resnet18", 0)],
+)
+def test_attention_transfer_is_for_stages_of_one_kind(pair, weight):
+    assert config_of("zskt", f"cifar10-{pair}").zskt.attention_weight == weight
+    assert config_of("zskt", f"cifar10-{pair}-short").zskt.attention_weight == weight
+    assert quickstart.get_config("zskt").zskt.attention_weight == 250, "both are WRNs"
+
+
+def test_weight_decay_of_dfq_is_none_but_in_the_protocol_that_gives_every_student_one():
+    assert config_of("dfq").kd.weight_decay == 0
+    assert (
+        config_of("dfq", f"{PAIR}-short").kd.weight_decay == config_of("dfad", f"{PAIR}-short").kd.weight_decay == 1e-4
+    )
+
+
+def test_the_rate_of_dfnd_s_student_falls_at_40_and_80_percent():
+    config = config_of("dfnd")
+    assert config.kd.milestones == (round(0.4 * config.calls), round(0.8 * config.calls))
+    rate, steps = student_rate(config), config.kd.steps_per_call
+    shares = [float(rate(call * steps)) / config.kd.lr for call in (13, 14, 26, 27, 33)]
+    assert shares == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    assert config_of("dfnd", f"{PAIR}-short").kd.milestones == quickstart.get_config("dfnd").kd.milestones == ()

@@ -3,8 +3,12 @@
     python -m fastdfkd_jax.compare --config configs/compare/table1.py --workdir DIR --config.data_dir=DATA \
         --config.teachers.cifar10_wrn40_2=PATH ...
 
-About a hundred runs as published, for GPUs; `--config.only='cifar10-wrn40_2-wrn16_1-*'` for some of them. `:cpu` is one
-pair for two CPU cores, ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with more methods than the paper has:
+About a hundred runs as published, for GPUs; `--config.only='cifar10-wrn40_2-wrn16_1-*'` for some of them. DAFL, ZSKT
+and DFQ follow CMI's scripts, from which the paper's figures come (`-table1` of their configs). CMI follows FastDFKD's
+code, without the images that the paper's figure began with (configs/cmi.py).
+
+`:cpu` is one pair for two CPU cores, ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with more methods than
+the paper has:
 
     python -m fastdfkd_jax.compare --config configs/compare/table1.py:cpu --workdir DIR --config.data_dir=DATA \
         --config.teachers.resnet20=resnet20-12fca82f.th --config.other_data=folder:PICTURES

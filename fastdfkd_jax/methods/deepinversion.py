@@ -58,7 +58,9 @@ class DeepInversionOptions:
         without BatchNorm has no such term.
       tv_l1, tv_l2, l2: of the total variation by mean absolute values, by norms, and of the mean image norm.
       adversarial_weight: of the student's term.
-      adversarial: 'jsd', minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1) (METHOD 6).
+      adversarial: 'jsd', minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1), JSD being
+        `losses.jensen_shannon` as the paper defines it. The authors' code for ADI clamps probabilities to [0.01, 0.99]
+        and reverses the divergences; with 1,000 classes that can be constant, without a gradient (METHOD section 8).
       jsd_temperature: of its softmax.
     """
 

@@ -17,40 +17,61 @@ from fastdfkd_jax.methods.base import Method, Setting
 
 Array = jax.Array
 
+CLASS_TERMS = ("entropy", "argmax")
+STATISTICS = ("gaussian", "l2")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(generative.GeneratorOptions):
-    """Weights of the generator's terms.
+    """The generator's terms and their weights.
 
     Attributes:
       adversarial_weight: of minus KL(p_teacher || p_student).
       balance_weight: of the negative entropy of the mean prediction, in nats.
-      class_weight: of the mean entropy of the predictions, in nats.
-      statistics_weight: of the divergence of the BatchNorm inputs from the running statistics.
+      class_term: 'entropy', the mean entropy of the predictions in nats, or 'argmax', the cross-entropy with the
+        teacher's own prediction (CMI's script, METHOD section 8).
+      class_weight: of it.
+      statistics: how the BatchNorm inputs differ from the running statistics: 'gaussian', the divergence of normal
+        distributions, or 'l2', the plain feature loss of Eq. 13 (CMI's script).
+      statistics_weight: of it.
       warmup_adversarial: whether the adversarial term is on in the warm-up, against an untrained student.
     """
 
     adversarial_weight: float = 1.0
     balance_weight: float = 0.01
+    class_term: str = "entropy"
     class_weight: float = 0.01
+    statistics: str = "gaussian"
     statistics_weight: float = 0.01
     warmup_adversarial: bool = False
 
     section: ClassVar[str] = "dfq"
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name, known in (("class_term", CLASS_TERMS), ("statistics", STATISTICS)):
+            self.require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+
 
 def build(options: Options, setting: Setting) -> Method:
     """Binds options and networks; the student learns by vanilla KD."""
+
+    def class_term(logits: Array) -> Array:
+        if options.class_term == "entropy":
+            return losses.entropy(logits).mean()
+        return losses.cross_entropy(logits, logits.argmax(-1))
+
+    distance = losses.gaussian_feature if options.statistics == "gaussian" else losses.feature
 
     def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
         logits = seen.teacher.logits
         terms = {
             "adversarial": -losses.kl_divergence(logits, seen.student.logits).mean(),
             "balance": -losses.entropy_of_mean(logits),
-            "class": losses.entropy(logits).mean(),
+            "class": class_term(logits),
         }
         if jax.tree.leaves(seen.statistics):
-            terms["statistics"] = losses.gaussian_feature(seen.teacher.moments, seen.statistics)
+            terms["statistics"] = distance(seen.teacher.moments, seen.statistics)
         adversarial_on = 1.0 if options.warmup_adversarial else jnp.where(seen.warm, 0.0, 1.0)
         total = (
             options.adversarial_weight * adversarial_on * terms["adversarial"]

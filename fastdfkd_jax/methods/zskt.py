@@ -21,6 +21,8 @@ from fastdfkd_jax.models import Network, Outputs, stages_of
 
 Array = jax.Array
 
+KL_REDUCTIONS = ("mean", "batchmean")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(generative.GeneratorOptions):
@@ -29,15 +31,19 @@ class Options(generative.GeneratorOptions):
     Attributes:
       attention_weight: of the attention transfer in the student's loss; 0 where the networks' stages are not of one
         kind or do not pair up.
+      kl_reduction: of the divergence, in PyTorch's words: the 'mean' over images and classes (published), or
+        'batchmean', that over images alone (CMI's script, METHOD 1.7).
     """
 
     attention_weight: float = 250.0
+    kl_reduction: str = "mean"
 
     section: ClassVar[str] = "zskt"
 
     def __post_init__(self):
         super().__post_init__()
         self.require("attention_weight", self.attention_weight >= 0, "at least 0")
+        self.require("kl_reduction", self.kl_reduction in KL_REDUCTIONS, f"one of {', '.join(KL_REDUCTIONS)}")
 
 
 def build(options: Options, setting: Setting) -> Method:
@@ -51,22 +57,24 @@ def build(options: Options, setting: Setting) -> Method:
         _require_one_kind(setting.teacher.spec.arch, setting.student.spec.arch)
 
     def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
-        term = -divergence(seen.teacher, seen.student).mean()
+        term = -divergence(seen.teacher, seen.student, options.kl_reduction).mean()
         return term, {"adversarial": term}
 
-    return generative.build(options, setting, loss, Objective(student_loss(options.attention_weight)))
+    objective = Objective(student_loss(options.attention_weight, options.kl_reduction))
+    return generative.build(options, setting, loss, objective)
 
 
-def divergence(teacher: Outputs, student: Outputs) -> Array:
-    """KL(p_teacher || p_student) of each image over the number of classes, f32[B]: the published mean of elements."""
-    return losses.kl_divergence(teacher.logits, student.logits) / teacher.logits.shape[-1]
+def divergence(teacher: Outputs, student: Outputs, reduction: str = "mean") -> Array:
+    """KL(p_teacher || p_student) of each image, f32[B]; by 'mean', as published, over the number of classes."""
+    divergences = losses.kl_divergence(teacher.logits, student.logits)
+    return divergences / teacher.logits.shape[-1] if reduction == "mean" else divergences
 
 
-def student_loss(attention_weight: float) -> Loss:
+def student_loss(attention_weight: float, kl_reduction: str = "mean") -> Loss:
     """The divergence and the weighted attention transfer, each image's sum over the blocks."""
 
     def loss(extra: Any, student: Outputs, teacher: Outputs, labels: Array) -> Array:
-        total = divergence(teacher, student)
+        total = divergence(teacher, student, kl_reduction)
         if attention_weight:
             pairs = zip(teacher.blocks, student.blocks, strict=True)
             gaps = [jnp.square(attention(ours) - attention(theirs)).mean(-1) for ours, theirs in pairs]
