@@ -11,17 +11,20 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT
+from runs import ROOT, tiny_config
 
-from fastdfkd_jax import convert, data
+from fastdfkd_jax import augment, convert, data, models
+from fastdfkd_jax.checkpoint import digest
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.export import __main__ as command
-from fastdfkd_jax.export import folder, records
+from fastdfkd_jax.export import answers, folder, records
 from fastdfkd_jax.files import whole_folder
+from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.shards import Shards
 
 FORMATS = ["folder", "tfds"]
@@ -29,6 +32,7 @@ FORMATS = ["folder", "tfds"]
 LABELS = [[3, 0, 10, 3], [2, 4, 6, 7], [8, 9, 0]]
 CLASSES = 12
 FLAT = [label for part in LABELS for label in part]
+ASKED = "labelled with the class that was asked for"
 
 
 def images_of(labels, channels=3, seed=0):
@@ -52,23 +56,38 @@ def contents(place: Path) -> list[str]:
 
 @pytest.fixture
 def run(run_command):
-    """Runs the command in this process; gives its exit status, what it wrote to stdout and to stderr."""
-    return functools.partial(run_command, command.main)
+    """Runs the command in this process; gives its exit status, what it wrote to stdout and to stderr.
+
+    Labels are the classes asked for, as the runs that `make_run` makes have no teacher.
+    """
+    return lambda *arguments: run_command(command.main, *arguments, "--label", "asked")
 
 
 @pytest.fixture
 def refused(run, tmp_path):
     """Runs what must be refused in one line that matches, with nothing written."""
+    return functools.partial(assert_refused, run, tmp_path)
+
+
+@pytest.fixture
+def refused_by_teacher(run_command, tmp_path):
+    """The same where the teacher is to label the images."""
 
     def refused(expected, *arguments):
-        before = contents(tmp_path)
-        status, out, err = run(*arguments)
-        assert (status, out) == (2, "")
-        *_, line = err.splitlines()
-        assert re.fullmatch(f"error: .*{expected}.*", line), err
-        assert contents(tmp_path) == before
+        line = ("run", "--to", "out", "--format", "folder", *arguments)
+        assert_refused(functools.partial(run_command, command.main), tmp_path, expected, *line)
 
     return refused
+
+
+def assert_refused(run, place, expected, *arguments):
+    before = contents(place)
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    *_, line = err.splitlines()
+    assert re.fullmatch(f"error: .*{expected}.*", line), err
+    assert len(line) < 300
+    assert contents(place) == before
 
 
 # --- Folders
@@ -77,7 +96,7 @@ def refused(run, tmp_path):
 def test_folders_hold_every_image_and_every_class(run, tmp_path):
     images = make_run(tmp_path / "run")
     status, out, err = run("run", "--to", "out/pictures", "--format", "folder")
-    assert (status, out) == (0, "out/pictures: 11 images, 12 classes\n")
+    assert (status, out) == (0, f"out/pictures: 11 images, 12 classes, {ASKED}\n")
     assert "3 classes have no image: torchvision's ImageFolder wants allow_empty=True" in err
     place, flat = tmp_path / "out" / "pictures", FLAT
     assert sorted(path.name for path in place.iterdir()) == [f"{index:02d}" for index in range(CLASSES)]
@@ -108,8 +127,8 @@ def test_names_of_classes_sort_by_their_numbers(number, first, last):
 
 def test_images_without_labels_are_in_a_folder_of_their_own(run, refused, tmp_path):
     make_run(tmp_path / "run", labels=[[-1, -1], [-1]])
-    status, _, err = run("run", "--to", "out", "--format", "folder")
-    assert status == 0
+    status, out, err = run("run", "--to", "out", "--format", "folder")
+    assert (status, out) == (0, "out: 3 images, 12 classes, without labels\n")
     assert "3 images have no label" in err
     assert contents(tmp_path / "out") == ["unlabelled", *(f"unlabelled/{index:08d}.png" for index in range(3))]
     make_run(tmp_path / "mixed", labels=[[1, 2], [-1]])
@@ -123,7 +142,7 @@ def test_images_without_labels_are_in_a_folder_of_their_own(run, refused, tmp_pa
 def exported(run, tmp_path):
     """Where a run lies as a TFDS data set, with its images and labels."""
     images = make_run(tmp_path / "run")
-    assert run("run", "--to", "out", "--format", "tfds")[:2] == (0, "out: 11 images, 12 classes\n")
+    assert run("run", "--to", "out", "--format", "tfds")[:2] == (0, f"out: 11 images, 12 classes, {ASKED}\n")
     return tmp_path / "out", images, np.array(FLAT)
 
 
@@ -207,6 +226,107 @@ def test_both_formats_evaluate_alike(run, tmp_path):
     assert expected["accuracy"] > 50
 
 
+# --- The teacher's labels
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A workdir whose images are test digits that the teacher knows, asked for as what they are but for the first two.
+
+    Gives the digits' classes.
+    """
+    test, labels = data.load("digits", "test"), np.array([3, 0, 8, 3, 6])
+    network, variables = convert.load_network(data.digits.TEACHER_PATH)
+    shown = augment.normalize(test.images.astype(np.float32) / 255, network.spec.mean, network.spec.std)
+    known = np.asarray(network.apply(variables, shown).logits.argmax(-1)) == test.labels
+    rows = np.array([np.flatnonzero(known & (test.labels == label))[index] for index, label in enumerate(labels)])
+    asked = np.array([5, 1, 8, 3, 6], np.int32)
+    shards = Shards(tmp_path / "run" / "pool")
+    for index, part in enumerate([slice(0, 3), slice(3, 5)]):
+        shards.write(index, test.images[rows[part]], asked[part])
+    record_run(tmp_path / "run", variables)
+    return labels
+
+
+def record_run(workdir, variables, **teacher):
+    config = {**tiny_config().to_dict()["teacher"], **teacher}
+    identity = {"teacher weights": digest(variables)}
+    content = {"config": {"teacher": config, "precision": "float32"}, "identity": identity}
+    (workdir / "config.json").write_text(json.dumps(content))
+
+
+def folders(place):
+    """{number of an image: the folder that it is in}."""
+    return {int(path.stem): path.parent.name for path in place.rglob("*.png")}
+
+
+def test_the_teacher_labels_the_images_in_folders(run_command, judged, tmp_path):
+    status, out, _ = run_command(command.main, "run", "--to", "out", "--format", "folder")
+    said = "labelled by the teacher, which agrees with the class that was asked for on 3 of 5 (60.0%)"
+    assert (status, out) == (0, f"out: 5 images, 10 classes, {said}\n")
+    assert folders(tmp_path / "out") == {number: str(label) for number, label in enumerate(judged)}
+    status, out, _ = run_command(command.main, "run", "--to", "asked", "--format", "folder", "--label", "asked",
+                                 "--num-classes", 10)  # fmt: skip
+    assert (status, out) == (0, f"asked: 5 images, 10 classes, {ASKED}\n")
+    assert folders(tmp_path / "asked") == {0: "5", 1: "1", 2: "8", 3: "3", 4: "6"}
+
+
+def test_the_teacher_labels_the_images_in_records(run_command, judged, tmp_path):
+    assert run_command(command.main, "run/pool", "--to", "out", "--format", "tfds", "--label", "teacher")[0] == 0
+    read = data.load("tfds:synthesised", "train", data_dir=tmp_path / "out")
+    np.testing.assert_array_equal(read.labels, judged)
+
+
+def test_images_of_which_no_class_was_asked_are_labelled_by_the_teacher(run_command, judged, tmp_path):
+    shards = Shards(tmp_path / "run" / "pool")
+    images = np.concatenate([rows.images for rows in shards.read(2)])
+    shards.truncate(0)
+    shards.write(0, images, np.full(5, -1, np.int32))
+    status, out, err = run_command(command.main, "run", "--to", "out", "--format", "folder")
+    assert (status, out) == (0, "out: 5 images, 10 classes, labelled by the teacher\n")
+    assert "no label" not in err
+    assert folders(tmp_path / "out") == {number: str(label) for number, label in enumerate(judged)}
+
+
+def test_answers_do_not_depend_on_how_many_images_are_shown_at_once(run_command, judged, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "_BATCH", 2)
+    assert run_command(command.main, "run", "--to", "out", "--format", "folder")[0] == 0
+    assert folders(tmp_path / "out") == {number: str(label) for number, label in enumerate(judged)}
+
+
+def test_a_teacher_of_segmentation_labels_no_image(run_command, tmp_path):
+    teacher = models.build(NetworkSpec("deeplabv3_mobilenetv2_os16", 3, 32, task="segmentation"))
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    make_run(tmp_path / "run", labels=[[-1, -1]])
+    convert.save_network(tmp_path / "teacher.safetensors", teacher, variables)
+    record_run(tmp_path / "run", variables, checkpoint=str(tmp_path / "teacher.safetensors"), num_classes=3)
+    status, out, err = run_command(command.main, "run", "--to", "out", "--format", "folder")
+    assert (status, out) == (0, "out: 2 images, 3 classes, without labels\n"), err
+    assert contents(tmp_path / "out") == ["unlabelled", "unlabelled/00000000.png", "unlabelled/00000001.png"]
+
+
+def test_a_teacher_that_cannot_label_is_refused(run_command, refused_by_teacher, judged, tmp_path):
+    config, network = tmp_path / "run" / "config.json", data.digits.TEACHER_PATH
+    _, variables = convert.load_network(network)
+    instead = "give --label asked for the classes that were asked for"
+    refused_by_teacher("--num-classes must be at least 10, found 9", "--num-classes", 9)
+    record_run(tmp_path / "run", variables, checkpoint="gone.safetensors")
+    refused_by_teacher(rf"the run's teacher gone.safetensors cannot be loaded \(.*\): put it back, or {instead}")
+    other = jax.tree.map(lambda x: x + 1, variables)
+    record_run(tmp_path / "run", other)
+    refused_by_teacher(f"digits no longer has the weights of the run's teacher: put those back, or {instead}")
+    config.write_text("{}")
+    refused_by_teacher(f"config.json is not the record of a run, so that its teacher is not known: {instead}")
+    config.unlink()
+    refused_by_teacher(f"expected the run's config.json in .*run, which names the teacher, found none: {instead}")
+    make_run(tmp_path / "run", labels=[[1, 2], [3]])
+    record_run(tmp_path / "run", variables)
+    refused_by_teacher(f"expected images of 16x16x1, as the teacher takes, found 6x5x3: {instead}")
+    assert run_command(command.main, "run", "--to", "out", "--format", "folder", "--label", "asked",
+                       "--num-classes", 12)[0] == 0  # fmt: skip
+
+
 # --- What is refused
 
 
@@ -238,7 +358,7 @@ def test_classes_that_are_not_known_or_too_few(run, refused, tmp_path):
     refused("config.json is not the record of a run: give --num-classes", "run", *last)
     config.unlink()
     refused("does not tell the number of classes.*: give --num-classes", "run", *last)
-    assert run("run", *last, "--num-classes", 11)[1] == "out: 11 images, 11 classes\n"
+    assert run("run", *last, "--num-classes", 11)[1] == f"out: 11 images, 11 classes, {ASKED}\n"
 
 
 def test_shards_that_do_not_fit_together(refused, tmp_path):
@@ -343,12 +463,22 @@ def test_progress_is_told(run, tmp_path, monkeypatch):
 
 def test_the_command_itself(tmp_path):
     make_run(tmp_path / "run")
-    line = [sys.executable, "-m", "fastdfkd_jax.export", str(tmp_path / "run"), "--format", "tfds", "--to"]
+    line = [
+        sys.executable,
+        "-m",
+        "fastdfkd_jax.export",
+        str(tmp_path / "run"),
+        "--label",
+        "asked",
+        "--format",
+        "tfds",
+        "--to",
+    ]
     done, again = (
         subprocess.run([*line, str(tmp_path / "out")], capture_output=True, text=True, check=False, cwd=ROOT)
         for _ in range(2)
     )
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}: 11 images, 12 classes\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}: 11 images, 12 classes, {ASKED}\n"), done.stderr
     assert done.stderr == ""
     assert (again.returncode, again.stdout) == (2, "")
     assert re.fullmatch("error: .*out is not empty: give a new folder.*\n", again.stderr)

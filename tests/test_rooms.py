@@ -38,7 +38,8 @@ ALLOWED = {
     "checkpoint": {"files"},
     "metrics": {"files"},
     "report": {"files", "configuration"},
-    "export": {"export", "configuration", "convert", "files", "shards"},
+    "export": {"export", "configuration", "convert", "files", "parallel", "shards"},
+    "export/answers": {"augment", "checkpoint", "convert", "data", "export", "models", "parallel"},
     "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel", "scores"},
 }
 

@@ -12,48 +12,67 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax import configuration
+from fastdfkd_jax import configuration, parallel
 from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.export import folder, images, records
+from fastdfkd_jax.export import answers, folder, images, records
 from fastdfkd_jax.export.images import Batch
 from fastdfkd_jax.files import stopped_in_one_line, whole_folder
 
 log = logging.getLogger("fastdfkd_jax.export")  # not __name__, which is __main__
 
 FORMATS = {"folder": folder.write, "tfds": records.write}
+LABELS = TEACHER, ASKED = "teacher", "asked"
 _SECONDS_BETWEEN_LINES = 30
 _MOST_THREADS = 8  # more would wait for the disk
 
 
-def export(place: Path, to: Path, file_format: str, num_classes: int | None = None) -> np.ndarray:
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+      counts: i64[num_classes + 1], images of each class, and last those without a label.
+      agreement: of the teacher with the classes that were asked for; None where it did not label the images.
+    """
+
+    counts: np.ndarray
+    agreement: answers.Agreement | None
+
+
+def export(place: Path, to: Path, file_format: str, num_classes: int | None = None, label: str = TEACHER) -> Written:
     """Writes all images of a pool, one shard in memory at a time.
 
     Args:
       place: a run's workdir, or its `pool` folder.
       to: a folder that is not there yet or empty; it appears when all is written.
       file_format: one of `FORMATS`.
-      num_classes: by default what the workdir tells.
-
-    Returns:
-      i64[num_classes + 1], images of each class, and last those without a label.
+      num_classes: by default the teacher's or, where it does not label the images, what the workdir tells.
+      label: 'teacher', the class that the teacher predicts, or 'asked', the class that was asked for. A teacher of
+        segmentation predicts no class of an image as a whole, and the labels are those of 'asked'.
 
     Raises:
       UserError: there are no images, a shard is damaged or does not fit, the number of classes is not known, the
-        target is not empty, or the disk is full.
+        target is not empty, the disk is full, or the teacher is to label the images and cannot be loaded.
     """
-    if num_classes is not None and num_classes < 1:
-        raise UserError(f"--num-classes must be at least 1, found {num_classes}")
     paths = images.shards(place)
-    num_classes = num_classes or images.count_classes(paths[0].absolute().parent)
+    pool, agreement = paths[0].absolute().parent, None
+    teacher = answers.load_classifier(pool.parent) if label == TEACHER else None
+    least = 1 if teacher is None else teacher[0].spec.num_classes
+    if num_classes is not None and num_classes < least:
+        raise UserError(f"--num-classes must be at least {least}, found {num_classes}")
+    num_classes = num_classes or (images.count_classes(pool) if teacher is None else least)
     counts = np.zeros(num_classes + 1, np.int64)
     with whole_folder(to) as partial, ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
-        batches = _counted(images.read(paths, num_classes), counts, len(paths))
-        FORMATS[file_format](batches, partial, num_classes, threads)
-    return counts
+        batches = images.read(paths, num_classes)
+        if teacher is not None:
+            agreement = answers.Agreement()
+            batches = answers.labelled(batches, *teacher, agreement)
+        FORMATS[file_format](_counted(batches, counts, len(paths)), partial, num_classes, threads)
+    return Written(counts, agreement)
 
 
 def _counted(batches: Iterable[Batch], counts: np.ndarray, total: int) -> Iterator[Batch]:
@@ -72,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("workdir", type=Path, help="of the run, or its pool folder")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--format", choices=FORMATS, required=True, help="CLASS/NUMBER.png, or array_record files")
+    parser.add_argument(
+        "--label", choices=LABELS, default=TEACHER,
+        help="an image's label: the teacher's answer (default), or the class that was asked for",
+    )  # fmt: skip
     parser.add_argument("--num-classes", type=int, help="where the workdir does not tell, as there is no student yet")
     return parser
 
@@ -79,15 +102,28 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Parses, writes and says what was written; `argv` begins with the program's name."""
     arguments = _parser().parse_args(argv[1:])
+    parallel.split_cpu(0)
     with stopped_in_one_line(arguments.to):
-        counts = export(arguments.workdir.expanduser(), arguments.to, arguments.format, arguments.num_classes)
+        chosen = (arguments.format, arguments.num_classes, arguments.label)
+        counts, agreement = export(arguments.workdir.expanduser(), arguments.to, *chosen)
     *labelled, unlabelled = counts.tolist()
     empty = labelled.count(0)
     if unlabelled:
         log.warning("%s images have no label", f"{unlabelled:,}")
     elif empty and arguments.format == "folder":
         log.warning("%d classes have no image: torchvision's ImageFolder wants allow_empty=True", empty)
-    print(f"{arguments.to}: {sum(counts):,} images, {len(labelled)} classes")
+    print(f"{arguments.to}: {sum(counts):,} images, {len(labelled)} classes, {_labels(sum(labelled), agreement)}")
+
+
+def _labels(labelled: int, agreement: answers.Agreement | None) -> str:
+    if agreement is None:
+        return "labelled with the class that was asked for" if labelled else "without labels"
+    if not agreement.asked:
+        return "labelled by the teacher"
+    return (
+        f"labelled by the teacher, which agrees with the class that was asked for on {agreement.agreed:,} of "
+        f"{agreement.asked:,} ({agreement.agreed / agreement.asked:.1%})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The teacher's answer to each image that is exported, in place of the class that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax import augment, convert, data, parallel
+from fastdfkd_jax.checkpoint import digest
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.export.images import Batch
+from fastdfkd_jax.models import Network
+
+_BATCH = 256  # images that the teacher is shown at once
+_OTHERWISE = "give --label asked for the classes that were asked for"
+
+
+@dataclasses.dataclass
+class Agreement:
+    """How many images are of the class that was asked for; counted as they are read.
+
+    Attributes:
+      asked: images of which a class was asked.
+      agreed: those of them that the teacher predicts to be of this class.
+    """
+
+    asked: int = 0
+    agreed: int = 0
+
+
+def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
+    """The teacher of a run, by the run's config.json; None where it is for segmentation and gives no class.
+
+    Args:
+      workdir: of the run; a relative path of its teacher is relative to the current folder, as it was for the run.
+
+    Returns:
+      The network and its variables.
+
+    Raises:
+      UserError: there is no config.json, or the teacher that it names cannot be read or has other weights by now.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"expected the run's config.json in {workdir}, which names the teacher, found none: {_OTHERWISE}"
+        )
+    try:
+        record = json.loads(path.read_text())
+        given: dict[str, Any] = record["config"]["teacher"]
+        place: str = given["graph"] or given["checkpoint"]
+        precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
+    names = ("num_classes", "image_size") if given["graph"] else ("arch", "num_classes", "image_size")
+    known = {name: given.get(name) or None for name in names}
+    known |= {name: tuple(given[name]) for name in ("mean", "std") if given.get(name)}  # JSON has lists
+    file = data.digits.TEACHER_PATH if place == "digits" else Path(place).expanduser()
+    try:
+        network, variables = convert.load_network(file, dtype=jnp.dtype(precision), conv_gradient="native", **known)
+    except UserError as error:
+        reason = textwrap.shorten(str(error), 120, placeholder="...")
+        raise UserError(
+            f"the run's teacher {place} cannot be loaded ({reason}): put it back, or {_OTHERWISE}"
+        ) from error
+    if digest(variables) != expected:
+        raise UserError(f"{place} no longer has the weights of the run's teacher: put those back, or {_OTHERWISE}")
+    return None if network.spec.gives_maps else (network, variables)
+
+
+def labelled(batches: Iterable[Batch], network: Network, variables: Any, agreement: Agreement) -> Iterator[Batch]:
+    """Yields the batches with the class that the teacher finds likeliest as the label of every image.
+
+    Args:
+      batches: whose images are u8[N, H, W, C] and labels i32[N] those that were asked for, -1 for none.
+      network, variables: a teacher that classifies.
+      agreement: counts its answers.
+
+    Raises:
+      UserError: the teacher takes images of another shape.
+    """
+    answer = _answers(network)
+    for batch in batches:
+        found, expected = batch.images.shape[1:], network.spec.input_shape
+        if found != expected:
+            sizes = ["x".join(map(str, shape)) for shape in (expected, found)]
+            raise UserError(f"expected images of {sizes[0]}, as the teacher takes, found {sizes[1]}: {_OTHERWISE}")
+        labels = answer(variables, batch.images)
+        asked = batch.labels >= 0
+        agreement.asked += int(asked.sum())
+        agreement.agreed += int((labels == batch.labels)[asked].sum())
+        yield batch._replace(labels=labels)
+
+
+def _answers(network: Network) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Builds `answer(variables, images) -> i32[N]`, compiled once; its steps are of one size, the last one padded."""
+    spec = network.spec
+    split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (_BATCH,))))
+
+    def likeliest(variables: Any, images: jax.Array) -> jax.Array:
+        shown = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
+        return network.apply(variables, shown).logits.argmax(-1).astype(jnp.int32)
+
+    step = parallel.jit(likeliest)
+
+    def answer(variables: Any, images: np.ndarray) -> np.ndarray:
+        parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+        padded = [np.pad(part, ((0, _BATCH - len(part)), (0, 0), (0, 0), (0, 0))) for part in parts]
+        return np.concatenate([np.asarray(step(variables, part)) for part in padded])[: len(images)]
+
+    return answer
