@@ -32,6 +32,10 @@ DEEPINVERSION_STEPS, CMI_STEPS, MEASURED_STEPS = 2000, 500, 10
 SHORT_IMAGES = 7680
 
 
+# Student steps for a generator's step in CMI's scripts (METHOD 8).
+SCRIPT_STUDENT_STEPS = {"DAFL": 5, "ZSKT": 5, "DFQ": 10, "DFAD": 5}
+
+
 class Setting(NamedTuple):
     """What the rows of a section have in common.
 
@@ -82,6 +86,8 @@ def setting(dataset: str, pair: str) -> Setting:
 
 # What two CPU cores can run; the ported teacher is ResNet-20.
 CPU = Setting("cifar10", "resnet20-wrn16_1", "short", "resnet20")
+# With whose synthesis that of `CPU` is compared; every pair's is of the same size.
+PUBLISHED = setting("cifar10", "wrn40_2-wrn16_1")
 
 
 def fast(at: Setting, k: int) -> parts.Named:
@@ -90,22 +96,22 @@ def fast(at: Setting, k: int) -> parts.Named:
     return at.run(f"fast{k}", config, seeds=at.claimed_seeds if k == 5 else (0,))
 
 
-def ablation(at: Setting, reuse: str, representation: str, momentum: bool = False) -> parts.Named:
-    """A row of Table 5, with k = 5; the last of them is Fast-5 itself."""
+def ablation(at: Setting, reuse: str, representation: str, momentum: bool = False, weight: float = 10.0) -> parts.Named:
+    """A row of Table 5, with k = 5; the last of them is Fast-5 itself. `weight` is the feature term's, published 10."""
     if (reuse, representation, momentum) == ("meta", "generator", True):
         return fast(at, 5)
     config = cifar.make(at.dataset, at.variant("fast5"))
     config.fastdfkd.reuse, config.fastdfkd.representation = reuse, representation
     config.inversion.feature = "momentum" if momentum else "plain"
+    config.inversion.feature_weight = weight
     if reuse != "meta":
         config.fastdfkd.reset_first_layer_at = 0  # METHOD 1.3
     if representation == "pixels":
         config.inner.latents_lr = PIXELS_LR
         if reuse == "sequential":
             config.fastdfkd.latents, config.fastdfkd.latents_update = "persistent", "adapted"
-    return at.run(
-        f"{reuse}-{representation}", config, seeds=at.claimed_seeds if representation == "generator" else (0,)
-    )
+    name = f"{reuse}-{representation}" + (f"-weight{weight:g}" if weight != 10 else "")
+    return at.run(name, config, seeds=at.claimed_seeds if representation == "generator" else (0,))
 
 
 def noise_control(at: Setting) -> parts.Named:
@@ -141,6 +147,21 @@ def generative(at: Setting) -> dict[str, parts.Named]:
         "DFAD": at.run("dfad", dfad.get_config(at.variant())),
         "Generative DFD": at.run("generative_dfd", _generative_dfd(at)),
     }
+
+
+def cmi_scripts() -> dict[str, ConfigDict]:
+    """The size of CMI's scripts, of which the paper has its figures of these methods (METHOD 8), by label.
+
+    200 calls of 400 student steps of 256 images: 16,000 steps of the generator, 8,000 of DFQ's. The rest of each config
+    is the official recipe, not the script's.
+    """
+    made = {}
+    for label, student_steps in SCRIPT_STUDENT_STEPS.items():
+        config = generative(PUBLISHED)[label][1].config
+        config.calls, config.warmup_calls, config.synthesis_batch, config.kd.steps_per_call = 200, 0, 256, 400
+        config[config.method.name].student_steps = student_steps
+        made[label] = config
+    return made
 
 
 def _generative_dfd(at: Setting) -> ConfigDict:
