@@ -257,7 +257,8 @@ def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> Config
     section.milestones = ()  # calls after which the rate is multiplied by ...
     section.lr_decay = 0.1
     section.clip_norm = 0.0  # largest norm of the generator's gradient; 0 for any
-    section.student_steps = 1  # for each step of the generator
+    section.generator_steps = 1  # of a round, before the student's
+    section.student_steps = 1  # of a round
     section.student_images = "fresh"  # for each of them; or 'step', those of the generator's, or 'repeated'
     section.student_mode = "eval"  # BatchNorm of the student in the generator's step: 'train', the batch's statistics
     section.ema_decay = 0.0  # of an averaged generator that makes half of the student's images (MAD); 0 for none

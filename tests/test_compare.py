@@ -199,6 +199,30 @@ def test_records_alone_make_the_same_tables(finished, places, tmp_path, monkeypa
         command(*words)
 
 
+def test_a_table_shows_the_seeds_that_are_asked_for(finished, places, monkeypatch):
+    """A folder may hold more, for another comparison that shares the run."""
+    workdir, _, _ = finished
+    no_process(monkeypatch)
+    words = ("--config", f"{config_file(places)}:two", "--workdir", workdir, "--config.tables_only=true")
+    for seeds, n in (("", "2"), ("1", "1"), ("1,2", "1 of 2")):
+        assert command(*words, f"--config.seeds={seeds}") == 0
+        row = next(line for line in (workdir / "digits.md").read_text().splitlines() if line.startswith("| two "))
+        assert row.split(" | ")[3] == n
+
+
+def test_several_documents_are_filled_at_once(finished, places, tmp_path):
+    workdir, _, _ = finished
+    documents = [tmp_path / name for name in ("a.md", "b.md")]
+    for document in documents:
+        document.write_text("<!-- results compare/digits -->\n<!-- /results -->\n")
+    into = ", ".join(map(str, documents))
+    words = ("--config", config_file(places), "--workdir", workdir, "--config.tables_only=true")
+    assert command(*words, f"--config.into={into}") == 0
+    text = (workdir / "digits.md").read_text()
+    for document in documents:
+        assert document.read_text() == f"<!-- results compare/digits -->\n{text}<!-- /results -->\n"
+
+
 def test_a_busy_machine_leaves_no_seconds_in_records(finished, places, tmp_path):
     workdir, _, _ = finished
     document = tmp_path / "README.md"

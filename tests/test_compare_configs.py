@@ -9,14 +9,16 @@ import runs  # noqa: F401 - makes configs importable
 from configs import cifar, cifar10, dafl, dfq, zskt
 from configs.compare import all as all_tables
 from configs.compare import cifar_runs, parts, table1, table2, table3, table4, table5
+from configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax import plan
 from fastdfkd_jax.assemble import METHODS
-from fastdfkd_jax.compare import comparison, results, tables
+from fastdfkd_jax.compare import comparison, results, synthesis, tables
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
 
 CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
-CONFIGS.append((all_tables, None))
+CONFIGS += [(all_tables, None), (longer_synthesis, None)]
+AT = "cifar10-resnet20-wrn16_1-short-"
 
 
 def ids(value):
@@ -44,7 +46,7 @@ def test_every_config_builds_and_all_its_runs_are_valid(module, variant):
             assert len(set(labels)) == len(labels)
 
 
-@pytest.mark.parametrize("module", [table1, table2, table3, table4, table5, all_tables], ids=ids)
+@pytest.mark.parametrize("module", [table1, table2, table3, table4, table5, all_tables, longer_synthesis], ids=ids)
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(UserError, match="unknown variant 'gpu': expected"):
         module.get_config("gpu")
@@ -74,8 +76,10 @@ def test_tables_share_what_is_the_same_run():
             assert all(one[name].config == other[name].config for name in one.keys() & other.keys())
     union = comparison.read(all_tables.get_config())
     parts_of = [comparison.read(module.get_config("cpu")) for module in (table1, table4, table5)]
+    parts_of.append(comparison.read(longer_synthesis.get_config()))
     assert set(union.runs) == set().union(*(part.runs for part in parts_of))
-    assert [table.name for table in union.tables] == ["table1-cpu", "table4-cpu", "table5-cpu"]
+    names = ["table1-cpu", "table1-cpu-synthesis", "table4-cpu", "table5-cpu"]
+    assert [table.name for table in union.tables] == names
 
 
 def test_fast5_is_what_the_ordinary_command_runs():
@@ -104,7 +108,8 @@ def test_rows_that_a_claim_rests_on_have_three_seeds():
     at = "cifar10-resnet20-wrn16_1-short-"
     claimed = {name.removeprefix(at) for name, run in found.items() if run.seeds == parts.SEEDS}
     assert claimed == {
-        "fast5", "noise", "deepinversion5", "none-generator", "sequential-generator", "meta-generator"
+        "fast5", "noise", "deepinversion5", "none-generator", "sequential-generator", "meta-generator",
+        "meta-generator-weight1",
     }  # fmt: skip
     assert {run.seeds for name, run in found.items() if name.removeprefix(at) not in claimed} == {(0,)}
 
@@ -126,6 +131,87 @@ def test_rows_of_table_5():
         assert config.inner.latents_lr == (cifar_runs.PIXELS_LR if representation == "pixels" else 0.01)
         persistent = representation == "pixels" and reuse == "sequential"
         assert config.fastdfkd.latents == ("persistent" if persistent else "fresh")
+        assert config.inversion.feature_weight == 10
+
+
+def test_momentum_has_a_row_of_its_own_weight_beside_it():
+    """Without momentum, but with the pull that momentum leaves of the feature term: its weight times 1 - a."""
+    found = comparison.read(table5.get_config("cpu"))
+    plain, light = (found.runs[AT + name].config for name in ("meta-generator", "meta-generator-weight1"))
+    assert light.inversion.feature_weight == pytest.approx(
+        plain.inversion.feature_weight * (1 - plain.inversion.accumulator_weight)
+    )
+    plain.inversion.feature_weight = light.inversion.feature_weight
+    assert plain == light
+    labels = [row.label for row in found.tables[0].rows]
+    assert labels[-3:] == ["meta, generator", table5.WEIGHT_1, "meta, generator, momentum"]
+    line = tables.markdown(
+        found.tables[0], results.sections(found.tables[0], {}, {AT + "meta-generator-weight1": 3}, {})
+    )
+    row = next(row for row in line.splitlines() if table5.WEIGHT_1 in row)
+    assert row.startswith(f"| {table5.WEIGHT_1} | not measured | not measured | 0 of 3 | not measured |")
+    assert row.endswith(" | – | – | – |"), "neither a share nor figures of the paper"
+    assert not any("weight1" in name for name in comparison.read(table5.get_config()).runs)
+
+
+def shares(table):
+    """Percent by label."""
+    return {row.label: None if row.share is None else 100 * row.share for row in table.rows}
+
+
+def test_shares_of_the_published_synthesis_are_those_of_the_sources():
+    """METHOD 8, and what more follows from the sizes of the released scripts."""
+    found = shares(comparison.read(table1.get_config("cpu")).tables[0])
+    for label, share in (("Fast-5", 13.6), ("DAFL", 10.3), ("DFQ", 2.25), ("DFAD", 2.06), ("ZSKT", 1.03)):
+        assert found[label] == pytest.approx(share, abs=0.05), label
+    # 60 calls of 128 images instead of 220, or of 200, of 256.
+    assert found["Fast-2"] == pytest.approx(100 * 60 * 128 / (220 * 256))
+    for label in ("DeepInversion, 2,000 steps", "DeepInversion, 10 steps", "CMI, 500 steps", "CMI, 10 steps"):
+        assert found[label] == pytest.approx(100 * 60 * 128 / (200 * 256)), label
+    without = {"Teacher", "KD, other data", "noise control", "Generative DFD", "DFQ, averaged generator"}
+    assert {found[label] for label in without} == {None}
+    few = shares(comparison.read(table4.get_config("cpu")).tables[0])
+    assert few["CMI, 5 steps"] == pytest.approx(15)
+    assert few["Fast, 10 steps"] == pytest.approx(13.636, abs=1e-3)
+    maps = shares(comparison.read(table3.get_config("cpu")).tables[0])
+    # 240 steps of 16 instead of 15,000 of 64 images; 44 calls of 16 instead of 266 of 64.
+    assert maps["DFAD"] == maps["DAFL"] == pytest.approx(0.4)
+    assert maps["Fast-10"] == pytest.approx(100 * 44 * 16 / (266 * 64))
+
+
+def test_the_size_of_synthesis_is_counted_from_a_config():
+    found = comparison.read(all_tables.get_config()).runs
+    for name, images in (
+        ("fast5", 60 * 128 * 5), ("deepinversion9", 60 * 128 * 9), ("cmi2", 60 * 128 * 2), ("dafl", 3300 * 128),
+        ("zskt", 330 * 128), ("dfq", 360 * 128), ("dfad", 660 * 128), ("generative_dfd", 20 * 100 * 128),
+        ("noise", 0), ("scratch", 0), ("kd_other", 0),
+    ):  # fmt: skip
+        assert synthesis.images_with_gradient(found[AT + name].config) == images, name
+    config = found[AT + "fast5"].config
+    config.fastdfkd.num_tasks, config.synthesis_calls = 4, 10
+    assert synthesis.images_with_gradient(config) == 10 * 4 * 128 * 5
+    config.mode = "distill"
+    assert synthesis.images_with_gradient(config) == 0
+    # CMI's scripts: a step of the generator for every five student steps of 80,000, of DFQ's for every ten.
+    scripts = {name: synthesis.images_with_gradient(made) for name, made in cifar_runs.cmi_scripts().items()}
+    assert scripts == {"DAFL": 16000 * 256, "ZSKT": 16000 * 256, "DFQ": 8000 * 256, "DFAD": 16000 * 256}
+
+
+def test_longer_synthesis_differs_in_the_generator_s_steps_alone():
+    found = comparison.read(longer_synthesis.get_config())
+    short = comparison.read(table1.get_config("cpu"))
+    for label, steps in longer_synthesis.STEPS.items():
+        name = AT + label.lower()
+        config = found.runs[f"{name}_synthesis"].config
+        assert config[config.method.name].generator_steps == steps
+        size = synthesis.images_with_gradient(config)
+        assert size == steps * synthesis.images_with_gradient(short.runs[name].config)
+        config[config.method.name].generator_steps = 1
+        assert config == short.runs[name].config
+        share = shares(found.tables[0])[f"{label}, {steps} generator steps a round"]
+        equal_steps = shares(short.tables[0])[label]
+        assert equal_steps is not None
+        assert share == pytest.approx(steps * equal_steps)
 
 
 def test_few_steps_are_the_methods_own_options():

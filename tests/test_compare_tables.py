@@ -144,10 +144,60 @@ def test_csv_has_unrounded_figures():
     rows = list(csv.DictReader(io.StringIO(tables.as_csv(TABLE, made()))))
     fast = rows[3]
     assert (fast["section"], fast["method"], fast["run"], fast["seeds"]) == ("CIFAR-10", "Fast-5", "fast5", "2")
-    assert float(fast["student_accuracy_last_sd"]) == pytest.approx(8**0.5)
+    assert (fast["student_score_last"], fast["teacher_score"], fast["paper_score"]) == ("62.0", "91.73", "88.9")
+    assert float(fast["student_score_last_sd"]) == pytest.approx(8**0.5)
     assert fast["total_seconds"] == "600.4"
-    assert (rows[4]["student_accuracy_last_sd"], rows[4]["paper_hours"]) == ("not measured", "not measured")
+    assert rows[4]["student_score_last_sd"] == "not measured"
+    assert {rows[4][name] for name in ("paper_score", "paper_hours", "share_of_published_synthesis")} == {"–"}
     assert (rows[2]["synthesis_seconds"], rows[2]["synthesis_seconds_computed"]) == ("40800.0", "True")
+
+
+def test_a_column_of_scores_says_which_score_they_are():
+    summary = {name.replace("accuracy", "miou"): value for name, value in SUMMARY.items()} | {"score": "miou"}
+    (row,) = csv.DictReader(io.StringIO(tables.as_csv(*of_one(TABLE.rows[3], summary))))
+    assert (row["score"], row["student_score_last"], row["teacher_score"]) == ("miou", "60.0", "91.73")
+    assert not any("accuracy" in name for name in row)
+
+
+def of_one(row, summary):
+    """A table of one row, and its sections."""
+    table = Table("t", "", "paper", (row,))
+    return table, results.sections(table, {row.run: [summary]}, WANTED, {})
+
+
+def test_rows_say_what_share_of_the_published_synthesis_they_have():
+    table = TABLE._replace(rows=(*TABLE.rows[:3], TABLE.rows[3]._replace(share=0.13636), TABLE.rows[4]))
+    sections = made(table)
+    text = tables.markdown(table, sections)
+    head, _, *body = lines_of(text)
+    at = head.split(" | ").index("share of the published synthesis, %")
+    assert [line.split(" | ")[at] for line in body] == ["–", "–", "–", "13.6", "–"]
+    assert "The share of the published synthesis counts images through the teacher with a gradient, over those" in text
+    shares = [
+        row["share_of_published_synthesis"] for row in csv.DictReader(io.StringIO(tables.as_csv(table, sections)))
+    ]
+    assert [shares[0], float(shares[3])] == ["–", pytest.approx(13.636)]
+    assert r" & 13.6 & " in tables.latex(table, sections)
+    assert "share of the published" not in tables.markdown(TABLE, made())
+
+
+def test_slower_than_the_reference_keeps_two_digits():
+    table = Table("t", "", "paper", (TABLE.rows[3]._replace(is_reference=True), row("slow", "slow")))
+    text = tables.markdown(table, made(table, SUMMARIES | {"slow": [SUMMARY | {"synthesis_seconds": 2203.2}]}))
+    # 102 seconds over 21.6 times as many.
+    assert " | 0.046× | " in lines_of(text)[3]
+
+
+def test_a_table_of_spreads_compares_deviations():
+    seeds = [SUMMARY, SUMMARY | {"student_accuracy_last": 61.0}]
+    rows = (TABLE.rows[3]._replace(is_reference=True), row("averaged", "averaged"), row("one", "scratch"))
+    table = Table("t", "", "paper", rows, spread=True)
+    text = tables.markdown(table, made(table, SUMMARIES | {"averaged": seeds}))
+    head, _, *body = lines_of(text)
+    at = head.split(" | ").index("deviation over that of Fast-5")
+    # Deviations of 60 and 64, and of 60 and 61: a quarter.
+    assert [line.split(" | ")[at] for line in body] == ["1.00", "0.25", "not measured"]
+    assert "speed-up" not in text
 
 
 def test_latex_is_escaped_and_needs_no_package():

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from runs import tiny_config
 from toy_network import toy_network
@@ -13,6 +14,7 @@ from toy_network import toy_network
 from fastdfkd_jax import assemble, losses, main, models, registry
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfad, zskt
+from fastdfkd_jax.models import generators
 
 NAMES = ("dafl", "zskt", "dfq", "dfad")
 BATCH = 6
@@ -298,6 +300,65 @@ def test_the_generator_s_rate_follows_its_schedule():
     assert cosine[2] == pytest.approx(0, abs=1e-7)
 
 
+def test_several_generator_steps_are_adam_on_new_latents_each():
+    """Three steps of DFAD's loss by hand, against one round of three; then the student's fresh batches."""
+    method = method_of("dfad", generator_steps=3, ema_decay=0.5)
+    (start, end), (batch,), (info,) = rounds(method, 1)
+    generator = generators.build_generator(
+        8, 1, 5, 4, kind="dfad", dtype=jnp.float32, conv_gradient="native"
+    )  # of `method_of`
+    apply, adam = toy_network().apply, optax.adam(1e-3, 0.9, 0.999)
+
+    def loss(params, key):
+        images = generator.apply(params, jax.random.normal(key, (BATCH, *generator.latent_shape)))
+        return -jnp.abs(apply(variables(0), images).logits - apply(variables(1), images).logits).mean()
+
+    *step_keys, sample_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 4)
+    params = averaged = start.generator
+    state, values = adam.init(params), []
+    for key in step_keys:
+        value, gradient = jax.value_and_grad(loss)(params, key)
+        updates, state = adam.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        averaged = jax.tree.map(lambda old, new: (old + new) / 2, averaged, params)
+        values.append(value)
+
+    # Adam divides by the gradient's own size: a rounding of a small gradient is a rounding of the whole step, 1e-3.
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    jax.tree.map(close, end.generator, params)
+    jax.tree.map(close, end.averaged, averaged)
+    assert info["loss/adversarial"] == pytest.approx(float(values[-1]), abs=1e-4)
+    assert int(end.round) == 1
+    assert batch.images.shape == (2, BATCH, 8, 8, 1)
+    new = jax.random.normal(jax.random.split(sample_key, 2)[1], (BATCH, *generator.latent_shape))[BATCH // 2 :]
+    # Outputs are normalised over half a batch of such images, which magnifies the parameters' rounding.
+    np.testing.assert_allclose(batch.images[1, BATCH // 2 :], generator.apply(params, new), atol=1e-2)
+
+
+def test_the_student_has_the_last_step_s_images_of_several():
+    few, many = (method_of("zskt", student_images="step", generator_steps=steps, lr=1e-12) for steps in (1, 3))
+    last_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 4)[2]
+    _, (batch,), _ = rounds(many, 1)
+    assert batch.images.shape == (1, BATCH, 8, 8, 1)
+    generator = generators.build_generator(8, 1, 5, 4, kind="zskt", dtype=jnp.float32, conv_gradient="native")
+    latents = jax.random.normal(last_key, (BATCH, *generator.latent_shape))
+    params = jax.jit(few.init)(jax.random.key(2), variables(0)).generator
+    np.testing.assert_allclose(batch.images[0], generator.apply(params, latents), atol=1e-4)
+
+
+def test_the_schedule_counts_the_generator_s_own_steps():
+    """Two rounds of two steps are all: after the first a cosine is at half, and a milestone has passed."""
+    cosine = method_of("dfad", milestones=(), cosine=True, generator_steps=2)
+    moved = largest_steps(cosine, 3)
+    # Steps of 1 and 0.85 thousandths, of 0.5 and 0.15, then none: momentum keeps the direction, or nearly.
+    assert 1.2e-3 < moved[0] <= 1.86e-3
+    assert 3e-4 < moved[1] <= 6.6e-4
+    assert moved[2] == pytest.approx(0, abs=1e-7)
+    decayed = largest_steps(method_of("dfad", milestones=(1,), lr_decay=1e-6, generator_steps=2), 2)
+    assert decayed[0] > 1.2e-3
+    assert decayed[1] < 1e-6
+
+
 def test_the_averaged_generator_makes_half_of_the_student_s_images():
     options = {"student_images": "step", "lr": 0.05}
     plain, averaged = rounds(method_of("dafl", **options)), rounds(method_of("dafl", ema_decay=0.75, **options))
@@ -325,6 +386,7 @@ def test_the_averaged_generator_works_on_fresh_batches():
         ("dafl", "generator", "spatial"),
         ("dafl", "latent_dim", 0),
         ("zskt", "student_steps", 0),
+        ("dfq", "generator_steps", 0),
         ("zskt", "attention_weight", -1.0),
         ("dfq", "student_images", "all"),
         ("dfq", "ema_decay", 1.0),

@@ -12,10 +12,9 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 
 from benchmarks import against_released
-from configs.compare import all as compare_all
-from configs.compare import table3
 from fastdfkd_jax import report
-from fastdfkd_jax.compare import comparison, outputs, tables
+from fastdfkd_jax.compare import __main__ as compare
+from fastdfkd_jax.compare import figure
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,30 +68,43 @@ def test_the_table_beside_the_released_code_is_made_from_the_records(document):
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "records"),
+    ("name", "records", "documents"),
     [
-        ("all.py", compare_all.get_config(), "results/compare/short"),
-        ("table3.py:cpu", table3.get_config("cpu"), "results/compare/camvid"),
+        ("all.py", "results/compare/short", ("README.md", "docs/results.md")),
+        ("table3.py:cpu", "results/compare/camvid", ("docs/results.md",)),
     ],
 )
-def test_the_comparison_is_made_from_the_records(name, config, records):
-    config.other_data = OTHER_DATA
-    compared = comparison.read(config)
-    figures = outputs.figures_of(ROOT / records, compared, compared.tables, {})
-    shown = 0
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for table, sections in figures:
-            mark = f"compare/{table.name}"
-            if report.start_mark(mark) in text:
-                shown += 1
-                made = tables.markdown(table, sections)
-                assert report.insert(text, made, mark) == text, (
-                    f"run: python -m fastdfkd_jax.compare --config configs/compare/{name} --workdir {records} "
-                    f"--config.tables_only=true --config.other_data={OTHER_DATA} "
-                    f"--config.into={document.relative_to(ROOT)}"
-                )
-    assert shown
+def test_the_comparison_is_made_from_the_records(name, records, documents, tmp_path, capsys, monkeypatch):
+    """Every table in every format, and what documents show of it, by the command that makes them, byte for byte."""
+    words = ["--config.tables_only=true", f"--config.other_data={OTHER_DATA}"]
+    made = f"python -m fastdfkd_jax.compare --config configs/compare/{name} --workdir {records} {' '.join(words)}"
+    shutil.copytree(ROOT / records / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("metrics.jsonl", "*.png"))
+    for document in documents:
+        shutil.copy(ROOT / document, tmp_path)
+    into = ",".join(str(tmp_path / pathlib.Path(document).name) for document in documents)
+    monkeypatch.setattr(figure, "write", lambda *_: None)  # pictures differ with the version of matplotlib
+    command = ["compare", "--config", str(ROOT / "configs/compare" / name), "--workdir", str(tmp_path)]
+    assert compare.command([*command, *words, f"--config.into={into}"]) == 0
+
+    kinds = {".md", ".csv", ".tex"}
+    committed = {path.name for path in (ROOT / records).iterdir() if path.suffix in kinds}
+    written = {path.name for path in tmp_path.iterdir() if path.suffix in kinds} - {"README.md", "results.md"}
+    hint = f"run: {made} --config.into={','.join(documents)}"
+    assert written == committed, hint
+    assert {pathlib.Path(file).suffix for file in written} == kinds
+    for file in sorted(written):
+        assert (tmp_path / file).read_bytes() == (ROOT / records / file).read_bytes(), f"{file} is stale: {hint}"
+    for document in documents:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        assert (tmp_path / pathlib.Path(document).name).read_text(encoding="utf-8") == text, f"{document}: {hint}"
+
+
+def test_every_table_of_a_comparison_in_a_document_is_made_from_records():
+    """Those above; a mark that no command fills would keep what was typed there."""
+    marks = [mark for path in DOCUMENTS for mark in re.findall(r"<!-- results compare/(\S+) -->", path.read_text())]
+    committed = {path.stem for path in (ROOT / "results/compare").glob("*/*.md")}
+    assert marks
+    assert set(marks) <= committed
 
 
 def test_the_diff_that_adds_a_method_is_of_the_files(tmp_path):

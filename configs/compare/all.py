@@ -1,20 +1,27 @@
 """Tables 1, 4 and 5 of the paper in a size for two CPU cores, the protocol `short`, from one folder of runs.
 
+Table 1 comes twice, with equal student steps and with the paper's ratios of synthesis seconds (`synthesis.py`).
+
     python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir DIR --config.data_dir=DATA \
         --config.teachers.resnet20=resnet20-12fca82f.th --config.other_data=folder:PICTURES
 
-`--config.dry_run=true` says how long that takes. The records in results/ make the tables again, without any run:
+`--config.dry_run=true` says how long that takes. The records in results/ make the tables again, without any run, in
+every format and in the documents that show them:
 
     python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir results/compare/short \
-        --config.tables_only=true --config.other_data=npz:imagenet_even500_256_q90.npz
+        --config.tables_only=true --config.other_data=npz:imagenet_even500_256_q90.npz \
+        --config.into=README.md,docs/results.md
+
+and those of Table 3 likewise, with `configs/compare/table3.py:cpu` and results/compare/camvid.
 """
 
-from configs.compare import parts, table1, table4, table5
+from configs.compare import parts, synthesis, table1, table4, table5
 from fastdfkd_jax.errors import UserError
 
 
 def get_config(variant=None):
-    """The union of `table1.py:cpu`, `table4.py:cpu` and `table5.py:cpu`."""
+    """The union of `table1.py:cpu`, `synthesis.py`, `table4.py:cpu` and `table5.py:cpu`."""
     if variant is not None:
         raise UserError(f"unknown variant {variant!r}: expected none")
-    return parts.union([module.get_config("cpu") for module in (table1, table4, table5)])
+    tables = [module.get_config("cpu") for module in (table1, table4, table5)]
+    return parts.union([tables[0], synthesis.get_config(), *tables[1:]])

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from fastdfkd_jax.compare import synthesis
 from fastdfkd_jax.errors import UserError
 
 Named = tuple[str, ConfigDict]
@@ -27,7 +28,7 @@ def comparison(*, runs: Iterable[Named], tables: Iterable[Named], teachers: Iter
     config.other_data = ""  # transfer.source of the runs on other data than the teacher's; '' for the config's own
     config.other_data_dir = ""
     config.only = ""  # names of runs, or patterns as cifar10-*, with commas between; '' for all
-    config.seeds = ""  # of all runs, as 0,1,2; '' for each run's own
+    config.seeds = ""  # of all runs, as 0,1,2; '' for each run's own; tables show these alone
     config.jobs = 1  # runs at once, each on its share of the cores
     config.estimate = True  # measure each configuration once, for the plan
     config.time_all = False  # measure all of them anew and stop: times of runs that shared the machine, once it is idle
@@ -35,7 +36,8 @@ def comparison(*, runs: Iterable[Named], tables: Iterable[Named], teachers: Iter
     config.tables_only = False  # run nothing: make the tables of the runs or records in the workdir
     config.record = ""  # folder to which finished runs are copied as records, and the tables of these
     config.timed = True  # whether the machine did nothing else; otherwise records have the seconds of time_all, or none
-    config.into = ""  # Markdown file that has lines <!-- results compare/TABLE --> and <!-- /results -->
+    # Markdown files, with commas between, that have lines <!-- results compare/TABLE --> and <!-- /results -->
+    config.into = ""
 
     config.runs = ConfigDict(sort_keys=False)
     for name, entry in runs:
@@ -65,9 +67,17 @@ def run(
     return name, entry
 
 
-def table(name: str, rows: Iterable[ConfigDict], *, caption: str, paper: str = "paper") -> Named:
-    """A table; `paper` is how its columns of the paper's figures are called."""
-    entry = ConfigDict({"caption": caption, "paper": paper})
+def table(name: str, rows: Iterable[ConfigDict], *, caption: str, paper: str = "paper", spread: bool = False) -> Named:
+    """A table.
+
+    Args:
+      name: of its files.
+      rows: of `row`.
+      caption: one sentence.
+      paper: how its columns of the paper's figures are called.
+      spread: whether a column has each row's deviation over that of the reference.
+    """
+    entry = ConfigDict({"caption": caption, "paper": paper, "spread": spread})
     entry.rows = ConfigDict({f"row{i:03d}": made for i, made in enumerate(rows)})
     return name, entry
 
@@ -83,12 +93,21 @@ def row(
     knows: str = "",
     is_reference: bool = False,
     is_control: bool = False,
+    share: float | None = None,
 ) -> ConfigDict:
     """A row (`fastdfkd_jax.compare.comparison.Row`); `paper` is the paper's accuracy in percent and its hours."""
     made = ConfigDict({"section": section, "label": label, "run": run, "shows": shows, "times": times, "knows": knows})
     made.is_reference, made.is_control = is_reference, is_control
     made.paper_accuracy, made.paper_hours = paper
+    made.share = share
     return made
+
+
+def share(run: Named, published: ConfigDict | None) -> float | None:
+    """The share of a published recipe's synthesis that a run has (`Row.share`); None where there is no such recipe."""
+    if published is None:
+        return None
+    return synthesis.images_with_gradient(run[1].config) / synthesis.images_with_gradient(published)
 
 
 def union(configs: Iterable[ConfigDict]) -> ConfigDict:

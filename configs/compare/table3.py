@@ -22,6 +22,7 @@ ROWS = {
     "Fast-10": ("fast10", (36.6, 0.82)),
 }
 CONTROLS = {"DeepInversion, 10 steps": "deepinversion", "noise control": "noise"}
+SYNTHESISING = ("DFAD", "DAFL", "Fast-10")
 CROPS = 2
 
 
@@ -54,8 +55,16 @@ def on_camvid():
         for label, method in methods.items()
     }
     rows = [parts.row(section, "Teacher", shows="teacher", knows=ORIGINAL_DATA)]
+    published = {label: run("nyuv2", nyuv2, ROWS[label][0])[1].config for label in SYNTHESISING}
     rows += [
-        parts.row(section, label, named[0], is_reference=label == "DFAD", is_control=label in CONTROLS)
+        parts.row(
+            section,
+            label,
+            named[0],
+            is_reference=label == "DFAD",
+            is_control=label in CONTROLS,
+            share=parts.share(named, published.get(label)),
+        )
         for label, named in made.items()
     ]
     return comparison("table3-cpu", "camvid", made, rows, "Segmentation on CamVid, in a size for CPUs.")

@@ -30,8 +30,15 @@ def get_config(variant=None):
     at = runs.CPU if variant else runs.setting("cifar100", "wrn40_2-wrn16_1")
     made, rows = few_steps(at)
     caption = "Few-step synthesis (Table 4 of the paper)."
-    named = {"name": "table4-cpu", "paper": CPU_PAPER} if variant else {"name": "table4"}
-    return parts.comparison(runs=made, tables=[parts.table(rows=rows, caption=caption, **named)], teachers=[at.teacher])
+    name, paper = ("table4-cpu", CPU_PAPER) if variant else ("table4", "paper")
+    tables = [parts.table(name, rows, caption=caption, paper=paper)]
+    return parts.comparison(runs=made, tables=tables, teachers=[at.teacher])
+
+
+def share(at, label, k):
+    """Of the published row's synthesis, in `:cpu`."""
+    method = METHODS[label]
+    return parts.share(method(at, k), method(runs.PUBLISHED, k)[1].config) if at == runs.CPU else None
 
 
 def few_steps(at):
@@ -44,7 +51,7 @@ def few_steps(at):
         parts.row(at.section, "noise control", noise[0], is_control=True),
         table1.deep_inversion_row(at),
         *(
-            parts.row(at.section, f"{label}, {k} steps", run[0], paper=PAPER[label][k])
+            parts.row(at.section, f"{label}, {k} steps", run[0], paper=PAPER[label][k], share=share(at, label, k))
             for (label, k), run in made.items()
         ),
     ]

@@ -115,8 +115,9 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
         place = Path(config.record).expanduser()
         measured = partial(estimates.measured_seconds, workdir, cores)
         written = outputs.record(workdir, comparison, place, config.timed, measured)
-    if config.into:
-        report.insert_all(Path(config.into).expanduser(), {f"compare/{name}": text for name, text in written.items()})
+    blocks = {f"compare/{name}": text for name, text in written.items()}
+    for document in filter(None, map(str.strip, config.into.split(","))):
+        report.insert_all(Path(document).expanduser(), blocks)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class Row(NamedTuple):
       is_control: whether it is a control, without a speed-up.
       paper_accuracy: the paper's, percent; None where it has none.
       paper_hours: the paper's hours of synthesis.
+      share: its images through the teacher with a gradient over those of the published recipe, as a fraction
+        (`synthesis.images_with_gradient`); None where there is no such recipe.
     """
 
     section: str
@@ -71,6 +73,7 @@ class Row(NamedTuple):
     is_control: bool
     paper_accuracy: float | None
     paper_hours: float | None
+    share: float | None = None
 
 
 class Table(NamedTuple):
@@ -81,12 +84,14 @@ class Table(NamedTuple):
       caption: one sentence.
       paper: how the paper's columns are called.
       rows: in order.
+      spread: whether it compares deviations: a column has each over the reference's, in place of speed-ups.
     """
 
     name: str
     caption: str
     paper: str
     rows: tuple[Row, ...]
+    spread: bool = False
 
 
 class Comparison(NamedTuple):
@@ -150,7 +155,7 @@ def _table(name: str, entry: ConfigDict, runs: dict[str, Run]) -> Table:
     for row in rows:
         if row.run and row.run not in runs:
             raise UserError(f"table {name}, row {row.label!r}: unknown run {row.run!r}: expected one of config.runs")
-    return Table(name, entry.caption, entry.paper, rows)
+    return Table(name, entry.caption, entry.paper, rows, entry.spread)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,18 @@ def state(workdir: Path, run: Run, seed: int) -> str:
 
 
 def summaries(workdir: Path, comparison: Comparison) -> Summaries:
-    """Summaries of all finished runs, whichever seeds they have; runs without any are left out.
+    """Summaries of the finished runs with the seeds that the comparison asks for; runs without any are left out.
+
+    A folder may hold other seeds, of another comparison that shares the run.
 
     Raises:
       UserError: a folder holds a run of another configuration, or a summary cannot be read.
     """
     found: Summaries = {}
     for run in comparison.runs.values():
-        for path in sorted((workdir / "runs" / run.name).glob("seed*/summary.json")):
-            number = re.fullmatch(r"seed(\d+)", path.parent.name)
-            if number is not None and state(workdir, run, int(number[1])) == FINISHED:
-                found.setdefault(run.name, []).append(_read(path))
+        for seed in sorted(run.seeds):
+            if state(workdir, run, seed) == FINISHED:
+                found.setdefault(run.name, []).append(_read(folder(workdir, run.name, seed) / "summary.json"))
     return found
 
 

@@ -74,11 +74,11 @@ def as_csv(table: Table, sections: Sections) -> str:
 _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
     ("knows", lambda line: line.knows),
     ("score", lambda line: line.score),
-    ("student_accuracy_last", lambda line: line.accuracy),
-    ("student_accuracy_last_sd", lambda line: line.deviation),
+    ("student_score_last", lambda line: line.accuracy),
+    ("student_score_last_sd", lambda line: line.deviation),
     ("seeds", lambda line: line.seeds),
-    ("student_accuracy_best_on_test", lambda line: line.best_on_test),
-    ("teacher_accuracy", lambda line: line.teacher_accuracy),
+    ("student_score_best_on_test", lambda line: line.best_on_test),
+    ("teacher_score", lambda line: line.teacher_accuracy),
     ("images", lambda line: line.images),
     ("synthesis_seconds", lambda line: line.synthesis_seconds),
     ("synthesis_seconds_computed", lambda line: line.is_computed),
@@ -86,8 +86,9 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
     ("peak_memory_bytes", lambda line: line.peak_bytes),
     ("devices", lambda line: ", ".join(line.devices) or None),
     ("speed_up", lambda line: line.speed_up),
-    ("paper_accuracy", lambda line: line.row.paper_accuracy),
-    ("paper_hours", lambda line: line.row.paper_hours),
+    ("share_of_published_synthesis", lambda line: NONE if line.row.share is None else 100 * line.row.share),
+    ("paper_score", lambda line: NONE if line.row.paper_accuracy is None else line.row.paper_accuracy),
+    ("paper_hours", lambda line: NONE if line.row.paper_hours is None else line.row.paper_hours),
 )
 
 
@@ -108,8 +109,14 @@ def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[L
     ]
     if len({line.devices for line in lines if line.devices}) > 1:
         made.append(("ran on", _of_students(_ran_on)))
-    if reference := next((line.row for line in lines if line.row.is_reference), None):
-        made.append((f"speed-up over {reference.label}", _of_synthesis(_speed_up)))
+    if reference := next((line for line in lines if line.row.is_reference), None):
+        label = reference.row.label
+        if table.spread:
+            made.append((f"deviation over that of {label}", lambda line: _deviation_over(reference, line)))
+        else:
+            made.append((f"speed-up over {label}", _of_synthesis(_speed_up)))
+    if _has_share(lines):
+        made.append(("share of the published synthesis, %", _share))
     if _has_paper(lines):
         made += [(f"{table.paper}: %", _paper_accuracy), (f"{table.paper}: hours", _paper_hours)]
     return made
@@ -135,6 +142,20 @@ def _computed(line: Line) -> str:
 
 def _ran_on(line: Line) -> str:
     return NONE if line.is_computed else ", ".join(line.devices) or MISSING
+
+
+def _deviation_over(reference: Line, line: Line) -> str:
+    if not reference.deviation or line.deviation is None:
+        return MISSING
+    return f"{line.deviation / reference.deviation:.2f}"
+
+
+def _has_share(lines: Sequence[Line]) -> bool:
+    return any(line.row.share is not None for line in lines)
+
+
+def _share(line: Line) -> str:
+    return NONE if line.row.share is None else f"{100 * line.row.share:.1f}"
 
 
 def _has_paper(lines: Sequence[Line]) -> bool:
@@ -169,6 +190,8 @@ def _speed_up(line: Line) -> str:
         return NONE
     if line.speed_up is None:
         return MISSING + _computed(line)
+    if line.speed_up < 1:
+        return f"{line.speed_up:.2g}×{_computed(line)}"
     return f"{line.speed_up:,.{0 if line.speed_up >= 100 else 1}f}×{_computed(line)}"
 
 
@@ -199,6 +222,11 @@ def notes(table: Table, sections: Sections) -> list[str]:
         made.append(
             "The runs shared their machine: seconds are those of each program, timed apart on the idle machine, times "
             "how often a run needs it, without evaluation."
+        )
+    if _has_share(lines):
+        made.append(
+            "The share of the published synthesis counts images through the teacher with a gradient, over those of "
+            "the published recipe."
         )
     if _has_paper(lines):
         made.append(

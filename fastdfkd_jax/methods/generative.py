@@ -1,8 +1,8 @@
 """What the generative methods share: one generator for the whole run, trained against the student step by step.
 
-A round is one step of the generator and the student's steps on images of it, which are dropped after that. The networks
-take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real student; in one
-released code it is the teacher itself, and they vanish (METHOD T8).
+A round is one step of the generator, or several, and the student's steps on images of it, which are dropped after that.
+The networks take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real
+student; in one released code it is the teacher itself, and they vanish (METHOD T8).
 
 `student_mode` says which BatchNorm statistics the student has in the generator's step (METHOD section 8). In official
 DFAD and ZSKT it is in training mode: it uses the batch's statistics, and its running ones move. Here it uses the
@@ -46,12 +46,13 @@ class GeneratorOptions:
       width: channels of the generator's last hidden layer.
       lr: Adam's rate for the generator.
       b1: Adam's first decay; the second is 0.999.
-      cosine: whether the rate falls to 0 as a cosine over the rounds of the whole run, those of the warm-up included.
+      cosine: whether the rate falls to 0 as a cosine over all steps of the run, those of the warm-up included.
       milestones: calls, counted from the first, after which the rate is multiplied by `lr_decay`.
       lr_decay: the factor.
       clip_norm: largest norm of the generator's gradient; 0 for any.
+      generator_steps: Adam steps of the generator in a round, each on new latents, before the student's.
       student_steps: of a round.
-      student_images: what they are taken on: the very images of the generator's 'step', rendered before it; its
+      student_images: what they are taken on: the very images of the generator's last 'step', rendered before it; its
         latents rendered once more after it ('repeated'); or a 'fresh' batch each.
       student_mode: of the student in the generator's step: 'train' normalises with the batch's statistics and drops
         values where the network has dropout, 'eval' normalises with the running statistics.
@@ -68,6 +69,7 @@ class GeneratorOptions:
     milestones: tuple[int, ...]
     lr_decay: float
     clip_norm: float
+    generator_steps: int
     student_steps: int
     student_images: str
     student_mode: str
@@ -77,7 +79,7 @@ class GeneratorOptions:
 
     def __post_init__(self):
         self.require("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}")
-        for name in ("latent_dim", "width", "student_steps"):
+        for name in ("latent_dim", "width", "generator_steps", "student_steps"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("lr", self.lr > 0, "more than 0")
         self.require("b1", 0 <= self.b1 < 1, "in [0, 1)")
@@ -157,11 +159,10 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
         return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
 
     def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One round; the names are those of `Method.synthesize`."""
-        step_key, sample_key, dropout_key = jax.random.split(key, 3)
-        latents = draw(step_key)
+        """One round; the names are those of `Method.synthesize`. Info is of the generator's last step."""
+        *step_keys, sample_key, dropout_key = jax.random.split(key, options.generator_steps + 2)
 
-        def generator_loss(params: Tree):
+        def generator_loss(params: Tree, latents: Array):
             images = setting.split(render(params, latents))
             taught = setting.teacher.apply(teacher_vars, images, moments=True)
             learned = setting.student.apply(student_vars, images, **mode(dropout_key))
@@ -169,13 +170,21 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
             total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
             return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
 
-        gradient, (images, terms, info) = jax.grad(generator_loss, has_aux=True)(state.generator)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.generator)
-        params: Tree = optax.apply_updates(state.generator, updates)
-        averaged = state.averaged
-        if options.ema_decay:
-            averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
-        state = State(params, opt_state, averaged, state.round + 1)
+        def step(state: State, latents: Array):
+            gradient, seen = jax.grad(generator_loss, has_aux=True)(state.generator, latents)
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.generator)
+            params: Tree = optax.apply_updates(state.generator, updates)
+            averaged = state.averaged
+            if options.ema_decay:
+                averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
+            return State(params, opt_state, averaged, state.round), seen
+
+        if options.generator_steps > 1:
+            earlier = jnp.stack(step_keys[:-1])
+            state, _ = jax.lax.scan(lambda state, step_key: (step(state, draw(step_key))[0], None), state, earlier)
+        latents = draw(step_keys[-1])
+        state, (images, terms, info) = step(state, latents)
+        state = state._replace(round=state.round + 1)
 
         if options.student_images == "fresh":
             keys = jax.random.split(sample_key, options.student_steps)
@@ -224,18 +233,18 @@ def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: i
 
 
 def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
-    """The generator's learning rate by round, 0 being the first.
+    """The generator's learning rate by its own steps, 0 being the first.
 
     Args:
       options: static choices.
       calls: of the whole run, the warm-up included.
       steps_per_call: the student's.
     """
-    rounds = _rounds_per_call(options, steps_per_call)
-    factor = optax.cosine_decay_schedule(1.0, calls * rounds) if options.cosine else optax.constant_schedule(1.0)
-    drops = {call * rounds: options.lr_decay for call in options.milestones}
-    steps = optax.piecewise_constant_schedule(options.lr, drops)
-    return lambda count: factor(count) * steps(count)
+    steps = _rounds_per_call(options, steps_per_call) * options.generator_steps  # of the generator, in a call
+    factor = optax.cosine_decay_schedule(1.0, calls * steps) if options.cosine else optax.constant_schedule(1.0)
+    drops = {call * steps: options.lr_decay for call in options.milestones}
+    level = optax.piecewise_constant_schedule(options.lr, drops)
+    return lambda count: factor(count) * level(count)
 
 
 def _rounds_per_call(options: GeneratorOptions, steps_per_call: int) -> int:

@@ -1,0 +1,42 @@
+"""The size of a run's synthesis, counted from its config: how many images pass through the teacher with a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from fastdfkd_jax.assemble import last_synthesis_call
+
+
+def images_with_gradient(config: ConfigDict) -> int:
+    """Images that the teacher sees in synthesis and passes a gradient back to, each step's batch counted anew.
+
+    Several views of an image in one step count once. 0 of a method that synthesises nothing.
+
+    Args:
+      config: of `fastdfkd_jax.main`.
+    """
+    count = _COUNTS.get(config.method.name)
+    return count(config) if count is not None and config.mode != "distill" else 0
+
+
+def _per_call(steps: Callable[[ConfigDict], int]) -> Callable[[ConfigDict], int]:
+    """The count of a method with so many steps on a batch in each synthesis call."""
+    return lambda config: last_synthesis_call(config) * config.synthesis_batch * steps(config)
+
+
+def _per_round(config: ConfigDict) -> int:
+    """The count of a generative method: the generator's steps in every round (methods/generative.py)."""
+    section = config[config.method.name]
+    rounds = config.calls * config.kd.steps_per_call // section.student_steps
+    return rounds * section.generator_steps * config.synthesis_batch
+
+
+_COUNTS: dict[str, Callable[[ConfigDict], int]] = {
+    "fastdfkd": _per_call(lambda config: config.fastdfkd.num_tasks * config.fastdfkd.num_adapt_steps),
+    "deepinversion": _per_call(lambda config: config.deepinversion.num_steps + config.deepinversion.half_size_steps),
+    "cmi": _per_call(lambda config: config.cmi.num_steps),
+    "generative_dfd": _per_call(lambda config: config.generative_dfd.steps_per_call),
+    **dict.fromkeys(("dafl", "zskt", "dfq", "dfad"), _per_round),
+}
