@@ -17,7 +17,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
 
 CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
-CONFIGS += [(all_tables, None), (longer_synthesis, None)]
+CONFIGS += [(all_tables, None), (longer_synthesis, None), (spread, None)]
 AT = "cifar10-resnet20-wrn16_1-short-"
 
 
