@@ -159,6 +159,31 @@ def test_the_last_image_is_that_after_the_last_step_clipped():
     np.testing.assert_allclose(found, np.clip(start - 0.25 * np.sign(gradient), low, high), atol=1e-4)
 
 
+def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
+    """One step that hardly moves, so that the images that are judged are those that are kept."""
+    options = method.DeepInversionOptions(num_steps=1, learning_rate=1e-7, **STILL)
+    batches, infos, _ = run(options, calls=8)
+    teacher, hits = toy_network(), []
+    for batch, info in zip(batches, infos, strict=True):
+        shown = augment.normalize(batch.images, teacher.spec.mean, teacher.spec.std)
+        hits.append(float((teacher.apply(variables()[0], shown).logits.argmax(-1) == batch.labels).mean()))
+        assert info["on_target"] == pytest.approx(hits[-1])
+    assert 0 < sum(hits) < 8
+
+
+@pytest.mark.parametrize(
+    ("weights", "advice"),
+    [
+        ((1.0, 10.0), "raise config.deepinversion.class_weight (1) or lower config.deepinversion.feature_weight (10)"),
+        ((0.0, 10.0), ""),
+    ],
+)
+def test_advice_on_classes_is_given_where_the_loss_asks_for_them(weights, advice):
+    class_weight, feature_weight = weights
+    options = method.DeepInversionOptions(class_weight=class_weight, feature_weight=feature_weight)
+    assert method.build(options, setting()).class_advice == advice
+
+
 def test_stages_see_images_of_their_sizes_and_steps_their_rates():
     seen = []
     network = toy_network()

@@ -11,7 +11,7 @@ import optax
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, meta, moments
+from fastdfkd_jax import assemble, augment, meta, moments
 from fastdfkd_jax.methods import fastdfkd, inversion, representation
 from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
 from fastdfkd_jax.models import NetworkSpec, build
@@ -78,6 +78,38 @@ def test_a_call_makes_images_and_moves_the_generator():
     assert infos[0]["predicted"].sum() == 4
     assert {"loss/class", "loss/adversarial", "loss/feature", "agreement", "moment_gap"} <= infos[0].keys()
     np.testing.assert_allclose(infos[0]["by_step/moment_gap"][-1], infos[0]["moment_gap"], rtol=1e-5)
+
+
+def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
+    """One step without a random view, so that the images that are judged are those that are kept; two lanes."""
+    terms = inversion.InversionOptions(crop_padding=0, flip=False)
+    _, batches, infos = run(options(num_adapt_steps=1, synthesis_batch=16, num_tasks=2), terms)
+    teacher, variables, _ = networks()
+    for batch, info in zip(batches, infos, strict=True):
+        shown = augment.normalize(batch.images, SPEC.mean, SPEC.std)
+        hits = teacher.apply(variables, shown).logits.argmax(-1) == batch.labels
+        assert info["on_target"] == pytest.approx(float(hits.mean()))
+        assert 0 < hits.sum() < 32, "or this would not tell the labels of one lane from those of the other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        (
+            {"feature": "momentum"},
+            "raise config.inversion.class_weight (0.4) or lower config.inversion.feature_weight (10)",
+        ),
+        (
+            {"feature": "plain"},
+            "raise config.inversion.class_weight (0.4) or lower config.inversion.feature_weight (10); "
+            "config.inversion.feature='momentum' (Eq. 15) weighs statistics 10 times less",
+        ),
+        ({"feature": "plain", "feature_weight": 0.0}, "raise config.inversion.class_weight (0.4)"),
+        ({"class_weight": 0.0}, ""),
+    ],
+)
+def test_the_advice_on_classes_names_the_weights(changes, advice):
+    assert inversion.InversionOptions(**changes).class_advice == advice
 
 
 def test_accumulators_change_once_a_call():

@@ -7,7 +7,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
-from fastdfkd_jax.metrics import Metrics, class_balance, peak_memory_bytes
+from fastdfkd_jax.metrics import Metrics, class_balance, near_chance, peak_memory_bytes
 
 
 def scalars(workdir):
@@ -87,6 +87,22 @@ def test_a_single_class_has_no_balance_at_all():
     assert class_balance([8, 0, 0]) == 0
     assert class_balance([1, 1] + 998 * [0]) == pytest.approx(1), "two images cannot be of more classes"
     assert class_balance([0, 1, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "classes", "near"),
+    [
+        ([0.08, 0.16, 0.12, 0.2, 0.1], 10, True),
+        ([0.19, 0.22], 10, False),
+        ([0.0], 10, True),
+        ([0.0195], 100, True),
+        ([0.0205], 100, False),
+        ([0.55], 2, True),
+        ([0.65], 2, False),  # twice chance would be all of them
+    ],
+)
+def test_near_chance_is_below_twice_chance_or_ten_points_above_it(shares, classes, near):
+    assert near_chance(shares, classes) == near
 
 
 def test_peak_memory_is_that_of_a_process_with_jax():

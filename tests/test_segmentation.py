@@ -89,6 +89,7 @@ def test_a_method_serves_maps(place, method, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines[-1]["eval/iou"]) == CLASSES
     assert not any("loss/class" in name for name in lines[0] if method != "dafl"), "no class is asked of an image"
+    assert not any("synthesis/on_target" in line for line in lines)
     predicted = [line["synthesis/predicted"] for line in lines if "synthesis/predicted" in line]
     assert all(sum(of_call) == 8 * SIDE * SIDE for of_call in predicted), "counted in pixels"
     assert bool(predicted) == (method in ("fastdfkd", "deepinversion", "dafl", "dfad"))

@@ -1,8 +1,10 @@
 """The host loop on a real run in small: what it leaves behind, how it stops, and that it goes on to the bit."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import os
 import random
 import shutil
@@ -192,6 +194,7 @@ def test_health_signals_are_recorded(finished):
     assert [record["call"] for record in synthesis] == [1, 2, 3]
     for record in synthesis:
         assert 0 <= record["synthesis/agreement"] <= 1
+        assert 0 <= record["synthesis/on_target"] <= 1
         assert record["synthesis/moment_gap"] > 0
         assert 0 < record["synthesis/diversity"] < 0.5
         assert len(record["synthesis/predicted"]) == 10
@@ -451,6 +454,62 @@ def test_a_collapse_is_said(predicted, diversity, warned):
     assert [call for call, _ in written] == [7]
     assert len(said) == warned
     assert all("collapsed at call 7: class balance" in line for line in said)
+
+
+def judge(shares, advice="raise a", classes=10, progress=None, start=1):
+    """The lines that are said where the calls from `start` on have these shares of images on target."""
+    said, progress = [], progress or train.Progress()
+    parts = SimpleNamespace(method=SimpleNamespace(class_advice=advice),
+                            teacher=SimpleNamespace(spec=SimpleNamespace(num_classes=classes)))  # fmt: skip
+    stub: Any = SimpleNamespace(progress=progress, parts=parts, metrics=SimpleNamespace(say=said.append))
+    for progress.call, share in enumerate(shares, start):
+        Training._judge_classes(stub, {"on_target": jnp.float32(share)})
+    return said
+
+
+def test_classes_that_are_not_met_are_said_once():
+    # The quickstart at the weights of the paper's tables.
+    shares = [0.11, 0.06, 0.09, 0.08, 0.12, 0.08, 0.11, 0.20, 0.11, 0.12, 0.11, 0.14]
+    (line,) = judge(shares)
+    assert line == (
+        "warning: at call 10, the teacher sees 12.4 % of the last 5 batches as the class that was asked for; "
+        "chance is 10.0 %: raise a"
+    )
+    assert judge(shares[:9]) == [], "five calls are judged together, and none of the first five"
+    assert judge([*[0.0] * 5, *[0.9] * 20]) == []
+    assert judge([*[0.9] * 20, *[0.0] * 9])[0].startswith("warning: at call 24,")
+    assert judge([0.5] * 20) == []
+    assert judge(shares, classes=1) == []
+
+
+def test_classes_that_are_not_asked_for_are_not_judged():
+    assert judge([0.1] * 20, advice="") == []
+
+
+def test_a_resumed_run_does_not_repeat_what_was_said_of_classes():
+    progress = train.Progress()
+    assert len(judge([0.1] * 12, progress=progress)) == 1
+    saved = json.loads(json.dumps(dataclasses.asdict(progress)))
+    assert judge([0.1] * 12, progress=train.Progress(**saved), start=13) == []
+    half = train.Progress()
+    assert judge([0.1] * 8, progress=half) == []
+    saved = json.loads(json.dumps(dataclasses.asdict(half)))
+    assert [line[:19] for line in judge([0.1] * 12, progress=train.Progress(**saved), start=9)] == [
+        "warning: at call 10"
+    ]
+
+
+def test_a_run_judges_its_classes(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(train, "_FIRST_CALLS", 0)
+    monkeypatch.setattr(train, "_JUDGED_CALLS", 2)
+    monkeypatch.setattr(train, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
+    with caplog.at_level(logging.INFO, "fastdfkd_jax"):
+        main.run(tiny_config(), tmp_path)
+    shares = [record["synthesis/on_target"] for record in records(tmp_path) if "synthesis/on_target" in record]
+    assert len(shares) == 3
+    (line,) = [line for line in caplog.messages if "as the class that was asked for" in line]
+    assert line.startswith(f"warning: at call 2, the teacher sees {100 * sum(shares[:2]) / 2:.1f} % of the last 2")
+    assert "raise config.inversion.class_weight (0.4) or lower config.inversion.feature_weight (10)" in line
 
 
 @pytest.mark.slow
