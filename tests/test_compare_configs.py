@@ -8,7 +8,7 @@ import runs  # noqa: F401 - makes configs importable
 
 from configs import cifar, cifar10, dafl, dfq, zskt
 from configs.compare import all as all_tables
-from configs.compare import cifar_runs, parts, table1, table2, table3, table4, table5
+from configs.compare import cifar_runs, parts, spread, table1, table2, table3, table4, table5
 from configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax import plan
 from fastdfkd_jax.assemble import METHODS
@@ -46,7 +46,9 @@ def test_every_config_builds_and_all_its_runs_are_valid(module, variant):
             assert len(set(labels)) == len(labels)
 
 
-@pytest.mark.parametrize("module", [table1, table2, table3, table4, table5, all_tables, longer_synthesis], ids=ids)
+@pytest.mark.parametrize(
+    "module", [table1, table2, table3, table4, table5, all_tables, longer_synthesis, spread], ids=ids
+)
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(UserError, match="unknown variant 'gpu': expected"):
         module.get_config("gpu")
