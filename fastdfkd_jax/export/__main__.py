@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--label", choices=LABELS, default=TEACHER,
         help="an image's label: the teacher's answer (default), or the class that was asked for",
     )  # fmt: skip
-    parser.add_argument("--num-classes", type=int, help="where the workdir does not tell, as there is no student yet")
+    parser.add_argument("--num-classes", type=int, help="with --label asked, where the workdir does not tell")
     return parser
 
 
