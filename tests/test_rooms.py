@@ -86,7 +86,7 @@ def test_only_the_host_side_sees_a_config():
     assert seen == {"main", "train", "assemble", "compare", "configuration", "plan", "programs", "registry", "validate"}
     compare = [parts for parts in MODULES if parts[0] == "compare"]
     in_compare = {parts[1] for parts in compare if "ml_collections" in " ".join(imports(parts))}
-    assert in_compare == {"__main__", "child", "comparison"}, "tables and figures are made of plain values"
+    assert in_compare == {"__main__", "child", "comparison", "synthesis"}, "tables and figures are made of plain values"
 
 
 @pytest.mark.parametrize("parts", [parts for parts in MODULES if parts[0] != "convert"], ids="/".join)

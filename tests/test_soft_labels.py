@@ -135,7 +135,8 @@ def test_a_step_from_stored_labels_is_the_step_with_the_teacher(label_weight):
         # Float16's rounding: see above; the second step starts where the first one ended.
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
         assert found["agreement"] == expected["agreement"]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=2e-4), *states)
+    # Small weights are differences of gradients, of which that rounding leaves 3e-4.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=5e-4), *states)
     start = jax.tree.leaves(student_vars["params"])
     moved = [np.abs(a - b).max() for a, b in zip(start, jax.tree.leaves(states[0].params), strict=True)]
     assert min(moved) > 2e-3, "what was compared has moved"
