@@ -23,7 +23,7 @@ CMI = {"num_steps": 2, "bank_size": 8, "negatives": 4, "head_dim": 5}
 SERVED = {
     "dafl": {"dafl": SMALL},
     "dfad": {"dfad": SMALL},
-    "zskt": {"zskt": SMALL},
+    "zskt": {"zskt": SMALL | {"attention_weight": 0.0}},  # their stages are of no known kind
     "dfq": {"dfq": SMALL | {"statistics_weight": 0.0}},
     "generative_dfd": {
         "generative_dfd": {
