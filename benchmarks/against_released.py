@@ -1,4 +1,4 @@
-"""How this package's runs of the short Fast-5 protocol end, beside those of the released PyTorch code.
+"""Our runs of the short Fast-5 protocol beside those of the released PyTorch code: how their accuracies spread.
 
     python -m benchmarks.against_released results --into docs/results.md README.md
 

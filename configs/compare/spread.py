@@ -1,4 +1,4 @@
-"""How far apart seeds end, Fast-5 by the protocol `short` with the student's recipe in five forms; for two CPU cores.
+"""The spread of seeds: Fast-5 by the protocol `short` with five forms of the student's recipe; for two CPU cores.
 
     python -m fastdfkd_jax.compare --config configs/compare/spread.py --workdir DIR --config.data_dir=DATA \
         --config.teachers.resnet20=resnet20-12fca82f.th
