@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def generative(config: ConfigDict, student_steps: int, latent_dim: int = 256) -> None:
-    """The common part of the scripts of the generative methods: the large generator, Adam 1e-3 (0.5, 0.999), KD at T = 1."""
+    """The common part of the generative scripts: the large generator, Adam 1e-3 (0.5, 0.999), KD at T = 1."""
     section = config[config.method.name]
     section.generator, section.latent_dim, section.width = "large", latent_dim, 64
     section.lr, section.b1, section.cosine, section.milestones, section.clip_norm = 1e-3, 0.5, False, (), 0.0
