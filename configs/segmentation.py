@@ -5,9 +5,8 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from configs import cifar, default, rates
+from configs.cifar import Change
 from fastdfkd_jax.errors import UserError
-
-Change = Callable[[ConfigDict], None]
 
 
 def make(

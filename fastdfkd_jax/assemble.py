@@ -263,15 +263,8 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             "(.safetensors, .pth, .pt or .th), 'digits' for the one that ships with the package, or a recorded graph "
             "as config.teacher.graph"
         )
-    return convert.load_network(
-        data.digits.TEACHER_PATH if path == "digits" else Path(path).expanduser(),
-        arch=None if given.graph else given.arch or None,
-        num_classes=given.num_classes or None,
-        image_size=given.image_size or None,
-        mean=given.mean or None,
-        std=given.std or None,
-        **options,
-    )
+    file = data.digits.TEACHER_PATH if path == "digits" else Path(path).expanduser()
+    return convert.load_described(file, given, **options)
 
 
 def conv_gradient(config: ConfigDict) -> str:

@@ -84,8 +84,8 @@ def milestones_by_call(peak: float, milestones: Sequence[int], decay: float, ste
 
 
 def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
-    """A schedule whose first `steps` steps rise linearly to it: step i runs at (i + 1) / steps of its rate."""
-    return lambda step: schedule(step) * jnp.minimum(jnp.asarray(step + 1, float) / max(1, steps), 1)
+    """A schedule that the first `steps` steps, at least 1, rise to linearly: step i runs at (i + 1) / steps of it."""
+    return lambda step: schedule(step) * jnp.minimum(jnp.asarray(step + 1, float) / steps, 1)
 
 
 def average(averaged: Tree, latest: Tree, step: Any, decay: float) -> Tree:

@@ -129,7 +129,7 @@ def peak_memory_bytes() -> int:
 
 
 def near_chance(shares: Sequence[float], num_classes: int) -> bool:
-    """Whether the mean of these shares of images on target is no more than chance makes likely.
+    """True where the mean of these shares of images on target is no more than chance makes likely.
 
     Chance is 1/C. The limit is twice that, but at most 10 points above it, as twice chance is much for few classes.
     """

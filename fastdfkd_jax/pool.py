@@ -104,7 +104,7 @@ def draw_in_passes(key: Array, turn: Array, size: Array, batch: int) -> Array:
 
 
 def _shuffled(key: Array, index: Array, size: Array) -> Array:
-    """Where a pseudo-random permutation of range(size) sends an index, i32[], without making all of it.
+    """The number i32[] at an index of a pseudo-random permutation of range(size), without computing the others.
 
     A Feistel network permutes the smallest range of 4^n numbers that holds `size`; numbers from `size` on are sent on
     until one below it is met (cycle walking; Black and Rogaway, CT-RSA 2002).

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from runs import tiny_config
 from test_configs import flat
-from toy_network import toy_network
+from toy_network import share_on_target, toy_network
 
 from configs import cmi as config_file
 from configs import default, quickstart
-from fastdfkd_jax import augment, main, models
+from fastdfkd_jax import main, models
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, cmi, contrast, inversion, representation
@@ -78,11 +78,8 @@ def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     """One step without a random view, so that the images that are judged are those that are kept."""
     terms = inversion.InversionOptions(crop_padding=0, flip=False)
     _, batches, infos = run(8, terms=terms, num_steps=1)
-    teacher, hits = toy_network(), []
-    for batch, info in zip(batches, infos, strict=True):
-        shown = augment.normalize(batch.images, teacher.spec.mean, teacher.spec.std)
-        hits.append(float((teacher.apply(variables()[0], shown).logits.argmax(-1) == batch.labels).mean()))
-        assert info["on_target"] == pytest.approx(hits[-1])
+    hits = [share_on_target(toy_network(), variables()[0], batch) for batch in batches]
+    assert [info["on_target"] for info in infos] == pytest.approx(hits)
     assert 0 < sum(hits) < 8
     assert method().class_advice.startswith("raise config.inversion.class_weight")
 

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax import distill, parallel
+from fastdfkd_jax import augment, distill, parallel
 from fastdfkd_jax.assemble import Parts, objective_of, setting_of
+from fastdfkd_jax.methods.base import Batch
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.network import from_linen
 from fastdfkd_jax.registry import METHODS
@@ -55,6 +56,12 @@ class _Bare(nn.Module):
 def bare_network() -> Network:
     """Takes the toy network's images and has no BatchNorm."""
     return from_linen(lambda train: _Bare(), dataclasses.replace(SPEC, arch="bare"))
+
+
+def share_on_target(teacher: Network, variables: Any, batch: Batch) -> float:
+    """The share of a batch that a teacher sees as the classes that were asked for."""
+    shown = augment.normalize(batch.images, teacher.spec.mean, teacher.spec.std)
+    return float((teacher.apply(variables, shown).logits.argmax(-1) == batch.labels).mean())
 
 
 def toy_parts(config: Any) -> Parts:

@@ -152,6 +152,13 @@ def _baseline(at: Setting, name: str, get_config: Callable[[str], ConfigDict]) -
     return at.run(f"{name}_table1", get_config(f"{at.variant()}-table1"))
 
 
+def share(at: Setting, method: Callable[..., parts.Named], *choices) -> float | None:
+    """A run's share of the synthesis of the paper's row of the same choices; None for published runs themselves."""
+    if not at.protocol:
+        return None
+    return parts.share(method(at, *choices), method(PUBLISHED, *choices)[1].config)
+
+
 def cmi_scripts() -> dict[str, ConfigDict]:
     """CMI's scripts, of which the paper has its figures of these methods (METHOD 8), by label.
 

@@ -104,10 +104,12 @@ def row(
 
 
 def share(run: Named, published: ConfigDict | None) -> float | None:
-    """The share of a published recipe's synthesis that a run has (`Row.share`); None where there is no such recipe."""
-    if published is None:
-        return None
-    return synthesis.images_with_gradient(run[1].config) / synthesis.images_with_gradient(published)
+    """The share of a published recipe's synthesis that a run has (`Row.share`).
+
+    None where there is no such recipe, or it synthesises nothing.
+    """
+    whole = 0 if published is None else synthesis.images_with_gradient(published)
+    return synthesis.images_with_gradient(run[1].config) / whole if whole else None
 
 
 def union(configs: Iterable[ConfigDict]) -> ConfigDict:

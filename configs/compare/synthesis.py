@@ -54,7 +54,7 @@ def longer_synthesis(at):
         text = f"{label}, {steps} generator steps a round"
         rows.append(parts.row(at.section, text, run[0], paper=paper, share=parts.share(run, scripts[label])))
     label = f"Fast-{K}"
-    share = table1.share(runs.fast, K)
+    share = runs.share(at, runs.fast, K)
     rows.append(parts.row(at.section, label, fast[0], paper=table1.paper(label), share=share, is_reference=True))
     return made, rows
 

@@ -133,17 +133,17 @@ def cpu():
         *(row(label, run[0]) for label, run in others.items()),
         row("noise control", noise[0], is_control=True),
         deep_inversion_row(at, paper("DeepInversion")),
-        row("DeepInversion, 5 steps", few[0], share=share(runs.deep_inversion, 5)),
-        row(f"DeepInversion, {measured} steps", deep[0], share=share(runs.deep_inversion, measured)),
+        row("DeepInversion, 5 steps", few[0], share=runs.share(at, runs.deep_inversion, 5)),
+        row(f"DeepInversion, {measured} steps", deep[0], share=runs.share(at, runs.deep_inversion, measured)),
         row(f"DeepInversion, {runs.EQUAL_TIME_STEPS} steps (the seconds of Fast-5)", equal[0]),
         row(
             f"CMI, {runs.CMI_STEPS} steps",
             cmi[0],
             "CMI",
             times=runs.CMI_STEPS / measured,
-            share=share(runs.contrastive, runs.CMI_STEPS),
+            share=runs.share(at, runs.contrastive, runs.CMI_STEPS),
         ),
-        row(f"CMI, {measured} steps", cmi[0], share=share(runs.contrastive, measured)),
+        row(f"CMI, {measured} steps", cmi[0], share=runs.share(at, runs.contrastive, measured)),
         *(
             row(
                 label,
@@ -154,18 +154,13 @@ def cpu():
             for label, run in one_generator.items()
         ),
         *(
-            row(label, run[0], label, share=share(runs.fast, k))
+            row(label, run[0], label, share=runs.share(at, runs.fast, k))
             for k, (label, run) in zip(STEPS, fast.items(), strict=True)
         ),
         *(row(label, run[0]) for label, run in options.items()),
     ]
     first = [*fast.values(), noise, few, deep, equal, cmi, scratch, kd, *others.values()]
     return [*first, *one_generator.values(), *options.values()], rows
-
-
-def share(method, steps):
-    """A method's share of the synthesis that the paper's row with as many steps has, in Table 1 or 4."""
-    return parts.share(method(runs.CPU, steps), method(runs.PUBLISHED, steps)[1].config)
 
 
 def deep_inversion_row(at, published=(None, None)):
@@ -178,5 +173,5 @@ def deep_inversion_row(at, published=(None, None)):
         times=steps / measured,
         is_reference=True,
         paper=published,
-        share=share(runs.deep_inversion, steps) if at == runs.CPU else None,
+        share=runs.share(at, runs.deep_inversion, steps),
     )

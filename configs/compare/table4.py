@@ -35,12 +35,6 @@ def get_config(variant=None):
     return parts.comparison(runs=made, tables=tables, teachers=[at.teacher])
 
 
-def share(at, label, k):
-    """Of the published row's synthesis, in `:cpu`."""
-    method = METHODS[label]
-    return parts.share(method(at, k), method(runs.PUBLISHED, k)[1].config) if at == runs.CPU else None
-
-
 def few_steps(at):
     """Runs and rows."""
     made = {(label, k): method(at, k) for label, method in METHODS.items() for k in STEPS}
@@ -51,7 +45,13 @@ def few_steps(at):
         parts.row(at.section, "noise control", noise[0], is_control=True),
         table1.deep_inversion_row(at),
         *(
-            parts.row(at.section, f"{label}, {k} steps", run[0], paper=PAPER[label][k], share=share(at, label, k))
+            parts.row(
+                at.section,
+                f"{label}, {k} steps",
+                run[0],
+                paper=PAPER[label][k],
+                share=runs.share(at, METHODS[label], k),
+            )
             for (label, k), run in made.items()
         ),
     ]

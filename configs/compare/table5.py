@@ -51,7 +51,7 @@ def ablation(at):
     for label, (choices, *accuracies) in ROWS.items():
         run = runs.ablation(at, *choices)
         accuracy = accuracies[0 if at.dataset == "cifar10" else 1]
-        share = parts.share(run, runs.ablation(runs.PUBLISHED, *choices)[1].config) if at == runs.CPU else None
+        share = runs.share(at, runs.ablation, *choices)
         made.append(run)
         rows.append(parts.row(at.section, label, run[0], paper=(accuracy, None), share=share))
     if at == runs.CPU:

@@ -265,6 +265,25 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], m
         raise UserError(f"{path} must end in one of {', '.join(files.SUFFIXES)}, which names the format")
 
 
+def load_described(path: str | Path, described: Mapping[str, Any], **options: Any) -> tuple[Network, Any]:
+    """`load_network` of what a config's section `teacher` says of it: a recorded graph names its own architecture.
+
+    Args:
+      path: the checkpoint or the graph's folder.
+      described: graph, arch, num_classes, image_size, mean and std; what is empty is what the file has.
+      **options: of `load_network`.
+    """
+    return load_network(
+        path,
+        arch=None if described["graph"] else described.get("arch") or None,
+        num_classes=described.get("num_classes") or None,
+        image_size=described.get("image_size") or None,
+        mean=tuple(described.get("mean") or ()) or None,
+        std=tuple(described.get("std") or ()) or None,
+        **options,
+    )
+
+
 def source_naming(source: Source, found: Naming) -> Naming:
     """The names of the code base a checkpoint comes from: its own, or those remembered at the import."""
     stored = source.metadata.get("naming", {})

@@ -32,7 +32,7 @@ _MOST_THREADS = 8  # more would wait for the disk
 
 
 class Written(NamedTuple):
-    """What was written.
+    """The result of an export.
 
     Attributes:
       counts: i64[num_classes + 1], images of each class, and last those without a label.

@@ -25,7 +25,7 @@ _OTHERWISE = "give --label asked for the classes that were asked for"
 
 @dataclasses.dataclass
 class Agreement:
-    """How many images are of the class that was asked for; counted as they are read.
+    """Counts of the images that are of the class that was asked for, kept as they are read.
 
     Attributes:
       asked: images of which a class was asked.
@@ -60,12 +60,9 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
         precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
-    names = ("num_classes", "image_size") if given["graph"] else ("arch", "num_classes", "image_size")
-    known = {name: given.get(name) or None for name in names}
-    known |= {name: tuple(given[name]) for name in ("mean", "std") if given.get(name)}  # JSON has lists
     file = data.digits.TEACHER_PATH if place == "digits" else Path(place).expanduser()
     try:
-        network, variables = convert.load_network(file, dtype=jnp.dtype(precision), conv_gradient="native", **known)
+        network, variables = convert.load_described(file, given, dtype=jnp.dtype(precision), conv_gradient="native")
     except UserError as error:
         reason = textwrap.shorten(str(error), 120, placeholder="...")
         raise UserError(

@@ -186,5 +186,5 @@ def count_batch_norms(variables: Variables) -> int:
 
 
 def has_batch_norms(network: Network) -> bool:
-    """Whether a network has a BatchNorm; nothing is computed."""
+    """True where a network has a BatchNorm; nothing is computed."""
     return count_batch_norms(jax.eval_shape(network.init, jax.random.key(0))) > 0

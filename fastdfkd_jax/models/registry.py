@@ -136,7 +136,7 @@ def task_of(arch: str) -> str:
 
 
 def stages_of(arch: str) -> str:
-    """What the networks of an architecture give as `Outputs.blocks`; '' where it is not known, as of a recorded graph.
+    """The kind of an architecture's `Outputs.blocks`; '' where it is not known, as of a recorded graph.
 
     'sums' of residual branches before a BatchNorm and a ReLU (WRN), 'activated sums' after their ReLU (ResNet),
     'activations' of plain convolutions after their ReLU (VGG), or 'projections', sums without a ReLU (MobileNetV2).
