@@ -311,9 +311,10 @@ def test_several_generator_steps_are_adam_on_new_latents_each():
 
     def loss(params, key):
         images = generator.apply(params, jax.random.normal(key, (BATCH, *generator.latent_shape)))
-        return -jnp.abs(apply(variables(0), images).logits - apply(variables(1), images).logits).mean()
+        learned = apply(variables(1), images, train=True, key=dropout_key)
+        return -jnp.abs(apply(variables(0), images).logits - learned.logits).mean()
 
-    *step_keys, sample_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 4)
+    *step_keys, sample_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 5)
     params = averaged = start.generator
     state, values = adam.init(params), []
     for key in step_keys:
