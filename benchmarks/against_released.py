@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from fastdfkd_jax import configuration, report
+from fastdfkd_jax import report
 from fastdfkd_jax.arguments import OneLineParser
+from fastdfkd_jax.command import run_command
 
 MARK = "against-released"
 # Folders of seeds, as patterns below the folder of records.
@@ -74,4 +75,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of everything random
     config.mode = "all"  # 'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)
     config.dry_run = False  # print the plan and stop
+    config.restart = False  # first move all that the workdir holds into a folder previous-N within it
     config.calls = 220  # 'epochs' of the released code: a batch is synthesised, then the student learns (METHOD 1.8)
     config.synthesis_calls = 0  # the first so many, after which the student learns alone; 0 for all
     config.synthesis_batch = 256  # images of a synthesis call; of FastDFKD, of each lane

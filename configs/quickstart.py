@@ -5,7 +5,7 @@ FastDFKD synthesises from the teacher. The same student trained on Gaussian nois
 
     python -m fastdfkd_jax.main --config configs/quickstart.py
 
-`:dafl`, `:cmi` and so on run another method on the same digits.
+`:dafl`, `:cmi` and so on run another method on the same digits; `:dfnd` also needs pictures, config.transfer.source.
 """
 
 import importlib
@@ -22,7 +22,7 @@ def get_config(variant=None):
     config.teacher.checkpoint = "digits"
     config.student.arch = "wrn10_1"
     config.data.source = "digits"
-    if variant:
+    if variant and variant != "fastdfkd":
         _published(variant)(config)
     else:
         # At the published weights, 0.4 and 10 with k = 5, these networks ignore which class is asked for: the teacher
@@ -56,7 +56,9 @@ def get_config(variant=None):
 
 def _published(method: str):
     """What sets a method's published hyper-parameters; each has it in the config file of its name."""
-    modules = [path.stem for path in Path(__file__).parent.glob("*.py") if "def published(" in path.read_text()]
+    files = [path for path in Path(__file__).parent.glob("*.py") if path != Path(__file__)]
+    modules = {path.stem for path in files if "def published(" in path.read_text()}
     if method not in modules:
-        raise UserError(f"unknown variant {method!r}: expected one of {', '.join(sorted(modules))}, or none")
+        offered = sorted((modules | {"fastdfkd"}) - {"dfnd"})  # which also needs pictures as config.transfer.source
+        raise UserError(f"unknown variant {method!r}: expected one of {', '.join(offered)}, or none")
     return importlib.import_module(f"configs.{method}").published

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import disk_error, make_folder
 
 Tree = Any
-FORMAT = 1
+FORMAT = 2
+Evidence = dict[str, Any]
+_RESTART = "or start again with --config.restart=true, which moves all that is there aside"
 
 log = logging.getLogger(__name__)
 
@@ -37,29 +39,38 @@ class Restored(NamedTuple):
     Attributes:
       state: the tree, on the device.
       progress: the JSON that was saved with it.
+      identity: of the run that saved it.
     """
 
     state: Tree
     progress: dict[str, Any]
+    identity: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one workdir, numbered by the KD and synthesis steps done.
 
-    A save is complete or absent: Orbax writes beside the target and renames. A digest of every array is kept with
-    it, so that damage that happens later is recognised too.
+    A save is complete or absent: Orbax writes beside the target and renames. Digests of the arrays and of everything
+    else that it holds are kept with it, so that later damage is recognised too.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, layout: dict[str, int] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        layout: dict[str, int] | None = None,
+        identity: dict[str, Any] | None = None,
+    ):
         """Opens the folder, which all processes of a run share.
 
         Args:
           directory: is made where it is missing.
           keep: how many are kept.
           layout: how the run lies on devices; another one, like another machine, changes results by rounding.
+          identity: of the run, as `require_same_run` compares it.
         """
         self.directory = directory.absolute()
-        self._layout = layout or {}
+        self._layout, self._identity = layout or {}, identity or {}
         make_folder(self.directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -72,8 +83,15 @@ class Checkpoints:
         """Number of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, number: int, state: Tree, progress: dict[str, Any]) -> None:
-        """Saves a tree and its progress under a number (once), and forgets the oldest beyond those kept."""
+    def save(self, number: int, state: Tree, progress: dict[str, Any], evidence: Evidence | None = None) -> None:
+        """Saves a tree under a number (once), and forgets the oldest beyond those kept.
+
+        Args:
+          number: steps done; a number that is there already is not saved again.
+          state: the tree.
+          progress: JSON that belongs to it.
+          evidence: JSON that tells whether the run's other files are still those of this point.
+        """
         if number in self._manager.all_steps():
             return
         meta = {
@@ -82,7 +100,10 @@ class Checkpoints:
             "fingerprint": fingerprint(),
             "layout": self._layout,
             "progress": progress,
+            "identity": self._identity,
+            "evidence": evidence or {},
         }
+        meta["seal"] = _seal(meta)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with _quiet_tasks():
             failure = self._try_to_save(number, args)
@@ -101,50 +122,58 @@ class Checkpoints:
             return disk_error(self.directory, OSError(code, os.strerror(code)))
         return None
 
-    def restore(self, like: Tree) -> Restored | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+    def restore(self, like: Tree, fault: Callable[[dict[str, Any], Evidence], str] | None = None) -> Restored | None:
+        """The newest checkpoint that can be used, or None where there is none at all.
 
         Args:
           like: a tree of the expected structure, shapes and dtypes.
+          fault: `fault(progress, evidence)` says which of the run's other files does not fit; '' where all do.
 
         Raises:
-          UserError: all checkpoints are damaged, or one is of another version of this program.
+          UserError: no checkpoint can be used, or one is of another run or another version of this program.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps, reasons = sorted(self._manager.all_steps(), reverse=True), []
         for step in steps:
-            with _quiet_tasks():
-                restored = self._read(step, like)
-            if restored is not None:
+            try:
+                with _quiet_tasks():
+                    restored = self._read(step, like, fault)
+            except _UnusableError as error:
+                reasons.append(str(error))
+                older = "; trying the one before it" if step != steps[-1] else ""
+                log.warning("checkpoint %d cannot be used (%s)%s", step, error, older)
+            else:
                 self._forget_after(step, steps)
                 return restored
         if steps:
-            raise UserError(
-                f"all checkpoints in {self.directory} are damaged ({steps}): restore one, or start in a new workdir"
-            )
+            why = "; ".join(dict.fromkeys(reasons))
+            raise UserError(f"no checkpoint in {self.directory} can be used ({why}): restore it, {_RESTART}")
         return None
 
-    def _read(self, step: int, like: Tree) -> Restored | None:
+    def _read(self, step: int, like: Tree, fault: Callable[[dict[str, Any], Evidence], str] | None) -> Restored:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            if not isinstance(meta, dict):
-                raise ValueError("its description is not a JSON object")
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
-            return None
+            raise _UnusableError(_line(error)) from error
+        if not isinstance(meta, dict):
+            raise _UnusableError("its description is not a JSON object")
         if meta.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {step} in {self.directory} has format {meta.get('format')}, this version reads "
                 f"{FORMAT}: use the version that wrote it, or start in a new workdir"
             )
+        if meta.pop("seal", None) != _seal(meta):
+            raise _UnusableError("its description was changed")
+        require_same_run(meta["identity"], self._identity, f"checkpoint {step} in {self.directory}")
+        if fault is not None and (found := fault(meta["progress"], meta["evidence"])):
+            raise _UnusableError(found)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
-            if digest(state) != meta["digest"]:
-                raise ValueError("its arrays do not match their digest")
         except Exception as error:
-            log.warning("checkpoint %d is damaged (%s); trying the one before it", step, _line(error))
-            return None
+            raise _UnusableError(_line(error)) from error
+        if digest(state) != meta["digest"]:
+            raise _UnusableError("its arrays do not match their digest")
         here, there = fingerprint() | self._layout, meta["fingerprint"] | meta.get("layout", self._layout)
         changed = [name for name, value in here.items() if there.get(name) != value]
         if changed:
@@ -152,7 +181,7 @@ class Checkpoints:
                 "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
                 ", ".join(changed),
             )
-        return Restored(state, meta["progress"])
+        return Restored(state, meta["progress"], meta["identity"])
 
     def _forget_after(self, step: int, steps: list[int]) -> None:
         # Damaged ones would be in the way of the saves to come.
@@ -163,6 +192,15 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for whatever is still being written."""
         self._manager.close()
+
+
+class _UnusableError(Exception):
+    """Why one checkpoint cannot be used, in one line."""
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's description."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -246,29 +284,33 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same_run(path: Path, identity: dict[str, Any], free: Sequence[str] = ()) -> None:
-    """Refuses a workdir that another configuration has used.
+def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: str, free: Sequence[str] = ()) -> None:
+    """Refuses what another configuration has made. `calls` may have grown, as a run can be continued.
+
+    Not where images are drawn by what is known of each: a checkpoint has room for those of the calls it was made for.
 
     Args:
-      path: the identity recorded there, if any.
-      identity: flat names and values that must be equal.
+      recorded: the identity found there: flat names and values.
+      identity: that of this run, whose values must be equal.
+      where: names the place in the message.
       free: names that an older version recorded and that need not be equal.
 
     Raises:
       UserError: names every differing key.
     """
-    if not path.exists():
-        return
-    try:
-        recorded = json.loads(path.read_text())["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the record of a run: start in a new workdir") from None
     wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
     names = (recorded.keys() | wanted.keys()) - set(free)
-    differing = sorted(key for key in names if recorded.get(key) != wanted.get(key))
+    differing = sorted(
+        key for key in names if recorded.get(key) != wanted.get(key) and not _grew(key, recorded, wanted)
+    )
     if differing:
         changes = ", ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
-        raise UserError(f"{path.parent} holds a run of another configuration ({changes}): use a new workdir")
+        raise UserError(f"{where} is of another configuration ({changes}): use a new workdir")
+
+
+def _grew(key: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    uniform = not (recorded.get("replay.class_exponent") or recorded.get("replay.difficulty_exponent"))
+    return key == "calls" and uniform and isinstance(recorded.get(key), int) and recorded[key] < wanted.get(key, 0)
 
 
 def _line(error: Exception) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import difflib
+import importlib.util
+import inspect
+import re
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.arguments import expanded
+from fastdfkd_jax.errors import UserError, one_line
+
+_SHOWN_KEYS = 5
 
 
 def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
@@ -27,69 +33,112 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     Raises:
       UserError: an unknown flag or key, a value of the wrong type, a config that cannot be read.
     """
-    _make_importable(argv, default_config)
+    name, others = _take_config(argv, default_config)
+    config = _load(name)
+    for argument in others:
+        _require_known(argument, config)
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_file("config", default_config, flag_values=values, sys_argv=list(argv))
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=others)
         workdir = flags.DEFINE_string(
             "workdir", "", "where the run's files go; by default runs/<config>", flag_values=values
         )
-        with warnings.catch_warnings():
-            # ml_collections loads config files by a function that Python 3.15 will drop.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            rest = values(list(argv))
+        rest = values(others)
         loaded = values["config"].value
+    except Exception as error:  # absl and ml_collections raise many kinds
+        raise UserError(f"command line: {_message(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"command line: expected only --flags, found {rest[1]!r}: write --config.key=value")
+    folder = workdir.value or Path("runs") / Path(name).name.replace(":", "-").replace(".py", "")
+    return loaded, expanded(folder)
+
+
+def _take_config(argv: Sequence[str], default_config: str) -> tuple[str, list[str]]:
+    """The last value of --config, in either spelling, and the other arguments."""
+    name, others, waiting = default_config, [], False
+    for argument in argv:
+        if waiting:
+            name, waiting = argument, False
+        elif argument in ("--config", "-config"):
+            waiting = True
+        elif argument.startswith(("--config=", "-config=")):
+            name = argument.split("=", 1)[1]
+        else:
+            others.append(argument)
+    if waiting:
+        raise UserError("command line: --config needs a file: write --config FILE.py[:variant]")
+    return name, others
+
+
+def _load(name: str) -> ConfigDict:
+    """The config of FILE.py or FILE.py:variant; a colon elsewhere belongs to the path."""
+    file, variant = match.groups() if (match := re.fullmatch(r"(.+?\.py):(.*)", name, re.DOTALL)) else (name, None)
+    path = expanded(file)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist: give one of the files in configs/")
+    _make_importable(path)
+    try:
+        spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"config file {path} is not Python: expected a file that ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if variant is not None and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"config file {path} has no variants, found {variant!r}: leave it out")
+        config = module.get_config() if variant is None else module.get_config(variant)
     except UserError:
         raise
     except SyntaxError as error:
         raise UserError(f"config file {error.filename}, line {error.lineno}: {error.msg}") from error
     except Exception as error:  # whatever a config file raises
-        raise UserError(f"command line: {_first_line(error)}") from error
-    if not isinstance(loaded, ConfigDict):
-        raise UserError("the config file's get_config() must return a ConfigDict, as those in configs/ do")
-    if len(rest) > 1:
-        raise UserError(f"command line: expected only --flags, found {rest[1]!r}: write --config.key=value")
-    name = next((arg for arg in _config_arguments(argv)), default_config)
-    folder = Path(workdir.value or Path("runs") / Path(name).name.replace(":", "-").replace(".py", ""))
-    return loaded, folder.expanduser()
+        raise UserError(f"config file {path}: {type(error).__name__}: {_message(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {path} returned {type(config).__name__}: expected a ConfigDict, as in configs/"
+        )
+    return config
 
 
-def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command's main function and exits: 2 and one line for what a user can mend."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("fastdfkd_jax")  # the libraries below us are too talkative to share their level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    try:
-        status = command(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
-    sys.exit(status or 0)
-
-
-def _config_arguments(argv: Sequence[str]) -> list[str]:
-    """Values of --config, in either spelling."""
-    found = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-config="))]
-    return found + [argv[i + 1] for i, arg in enumerate(argv[:-1]) if arg in ("--config", "-config")]
-
-
-def _make_importable(argv: Sequence[str], default_config: str) -> None:
+def _make_importable(path: Path) -> None:
     """Config files import their neighbours as `configs.<name>`, wherever the command is run from."""
-    for name in (*_config_arguments(argv), default_config):
-        path = Path(name.split(":")[0])
-        if not path.is_file():
-            raise UserError(f"config file {path} does not exist: give one of the files in configs/")
-        root = path.resolve().parent.parent
-        while (root / "__init__.py").is_file():  # configs/compare/ lies in the package configs/
-            root = root.parent
-        if str(root) not in sys.path:
-            sys.path.insert(0, str(root))
+    root = path.resolve().parent.parent
+    while (root / "__init__.py").is_file():  # configs/compare/ lies in the package configs/
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+
+
+def _require_known(argument: str, config: ConfigDict) -> None:
+    """Refuses an override of a key that the config lacks, and names those of the section that are most like it."""
+    match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+    if match is None:
         return
+    section: Any = config
+    parts = match[1].split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(section, ConfigDict):
+            return
+        if part not in section:
+            where = ".".join(["config", *parts[:depth]])
+            near = ", ".join(_nearest(part, list(section)))
+            raise UserError(f"{where} has no key {part!r}: the nearest are {near}")
+        section = section[part]
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(text.split())
+def _nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """Keys in the order of their likeness; `lr` is like `learning_rate`, whose initials it is."""
+
+    def initials(text: str) -> str:
+        return "".join(word[0] for word in text.split("_") if word)
+
+    def likeness(key: str) -> float:
+        ratio = difflib.SequenceMatcher(None, wanted.lower(), key.lower()).ratio()
+        same = initials(wanted) == key or initials(key) == wanted
+        shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
+        return ratio + same + 0.5 * bool(shared)
+
+    return sorted(known, key=lambda key: (-likeness(key), key))[:_SHOWN_KEYS]
+
+
+def _message(error: Exception) -> str:
+    return one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import augment, configuration, convert, data, parallel, scores
+from fastdfkd_jax import augment, convert, data, parallel, scores
 from fastdfkd_jax.arguments import OneLineParser, numbers
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -141,4 +142,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

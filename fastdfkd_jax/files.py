@@ -7,11 +7,11 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from fastdfkd_jax import signals
 from fastdfkd_jax.errors import UserError
 
 LOCK = ".lock"
@@ -25,7 +25,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a killed process; or a link, whose target is not ours
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -53,6 +54,11 @@ def make_folder(path: Path) -> None:
         raise disk_error(path, error) from error
 
 
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file that is not a symbolic link, whose target might be anybody's."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def lock_folder(path: Path) -> IO[str]:
     """Makes a folder and locks it against a second run; the lock lives as long as the returned file.
 
@@ -61,7 +67,7 @@ def lock_folder(path: Path) -> IO[str]:
     """
     make_folder(path)
     try:
-        lock = open(path / LOCK, "w")  # noqa: SIM115 - the caller closes it
+        lock = open(path / LOCK, "w", opener=_no_link)  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise disk_error(path, error) from error
     try:
@@ -84,6 +90,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = target.expanduser().resolve()
     _require_free(target)
     partial = target.with_name(f".{target.name}.partial")
+    if partial.is_symlink():
+        raise UserError(f"{partial} is a symbolic link: expected nothing there, or what an earlier try left; remove it")
     make_folder(partial)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -106,18 +114,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stopped_in_one_line(target: Path) -> Iterator[None]:
-    """Around a `whole_folder`: SIGTERM ends the block as Ctrl-C does, so that nothing half-written stays.
+    """Around a `whole_folder`: a signal that asks to end unwinds the block, so that nothing half-written stays.
 
     Raises:
-      UserError: either came.
+      UserError: one came.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with signals.unwinding():
+            yield
     except KeyboardInterrupt:
-        raise UserError(f"stopped: nothing was written to {target}, the same command begins anew") from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        raise UserError(f"stopped: nothing was written to {target}; run the same command to begin anew") from None
 
 
 def _require_free(target: Path) -> None:
@@ -149,7 +155,7 @@ class AppendFile:
         self._path = path
         make_folder(path.parent)
         try:
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file = open(path, "ab", buffering=0, opener=_no_link)  # noqa: SIM115 - closed by close()
             self._file.truncate(min(length, self._size()))
         except OSError as error:
             raise disk_error(path, error) from error
@@ -184,4 +190,6 @@ def disk_error(path: Path, error: OSError, then: str = "it goes on") -> UserErro
     """What a failed write means to the user, in one line; `then` is what the same command does once there is space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left for {path}: free some and run the same command again, {then}")
+    if error.errno == errno.ELOOP:
+        return UserError(f"{path} is a symbolic link, which is not followed: remove it, or give another folder")
     return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fastdfkd_jax import signals
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 
 T = TypeVar("T")
@@ -258,6 +259,8 @@ def together() -> Iterator[None]:
         yield
     except UserError as error:
         end(str(error))
+    except KeyboardInterrupt:
+        end("stopped by a signal before there was anything to save", status=signals.EXIT_STATUS)
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError | OSError | ValueError) and _LOST.search(str(error)):
             time.sleep(2 * _BEAT_SECONDS)  # should the other have said why, the thread that reads it ends this process

@@ -74,3 +74,23 @@ def count(directory: Path) -> int:
     while path_of(directory, index).exists():
         index += 1
     return index
+
+
+class Sums:
+    """Checksums of a folder's shards, as their directories have them; the data are not read."""
+
+    def __init__(self, directory: Path, kind: str, remedy: str):
+        self._directory, self._kind, self._remedy = directory, kind, remedy
+        self._known: list[str] = []
+
+    def first(self, count: int) -> list[str]:
+        """A string for each of the first `count` shards; UserError where one is missing or damaged."""
+        for index in range(len(self._known), count):
+            self._known.append(sum_of(path_of(self._directory, index), self._kind, self._remedy))
+        return self._known[:count]
+
+
+def sum_of(path: Path, kind: str, remedy: str) -> str:
+    """The names and CRC-32 of a shard's arrays; UserError where it is missing or damaged."""
+    with reading(path, kind, remedy), zipfile.ZipFile(path) as archive:
+        return " ".join(f"{member.filename}:{member.CRC:08x}" for member in archive.infolist())

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import arguments, augment, configuration, convert, data, parallel, report
+from fastdfkd_jax import arguments, augment, convert, data, parallel, report
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 
@@ -105,4 +106,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax import configuration, convert, data, models, scores
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
@@ -125,4 +126,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

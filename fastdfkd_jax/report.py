@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastdfkd_jax.arguments import OneLineParser
-from fastdfkd_jax.configuration import run_command
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
 

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import logging
 import math
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -17,12 +16,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import augment, convert, hosts, parallel, pool, report, scores
+from fastdfkd_jax import augment, convert, hosts, parallel, pool, report, scores, signals
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.assemble import Parts, last_call, last_synthesis_call
 from fastdfkd_jax.checkpoint import Checkpoints, digest
 from fastdfkd_jax.data import Dataset
+from fastdfkd_jax.diagnosis import teacher_fault
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.evidence import Evidence
 from fastdfkd_jax.files import lock_folder
 from fastdfkd_jax.initial import Located
 from fastdfkd_jax.label_files import Description, LabelFiles
@@ -35,6 +37,7 @@ from fastdfkd_jax.programs import Programs, initial_state, on_disk, view_options
 from fastdfkd_jax.replay import Replay
 from fastdfkd_jax.shards import Rows, Shards
 from fastdfkd_jax.store import DeviceStore, DiskStore
+from fastdfkd_jax.workdir import mark_saved
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +84,20 @@ class Progress:
 class Training:
     """One run in one working directory."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, workdir: Path):
+    def __init__(self, config: ConfigDict, parts: Parts, workdir: Path, identity: Mapping[str, Any] | None = None):
+        """Builds the programs and restores the newest checkpoint that can be used.
+
+        Args:
+          config: of the run.
+          parts: built of it.
+          workdir: the run's folder.
+          identity: kept with checkpoints, which another run is refused by (`checkpoint.require_same_run`).
+        """
         self.config, self.parts, self.workdir = config, parts, workdir
         self.programs = Programs(parts, config)
         self.progress = Progress()
         self.last_call = last_call(config)
-        self.stop_requested = False
+        self.stop = signals.Stop()
         self.evaluate, self.score = make_evaluator(parts.student, config.data.batch), scores.of_task(parts.teacher.spec)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
         self.state = initial_state(init_key, parts)
@@ -94,7 +105,8 @@ class Training:
         self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
         self.writes = hosts.is_writer()
         self.shards = Shards(workdir / "pool")
-        self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
+        self.evidence = Evidence(workdir, self._labels_folder(), config.pool.initial)
         self.store = self._empty_store()
         self._restore()
         if self.store is not None:
@@ -107,7 +119,7 @@ class Training:
         self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
 
     def _restore(self) -> None:
-        restored = self.checkpoints.restore(self._saved_state())
+        restored = self.checkpoints.restore(self._saved_state(), self.evidence.fault)
         if restored is not None:
             # A copy, because the compiled steps donate their state.
             self.state = parallel.copy(restored.state)
@@ -153,29 +165,19 @@ class Training:
         return min(self.last_call, max(self.progress.call, warmup) + 2)
 
     def run(self) -> dict[str, Any]:
-        """Runs to the end, or to a SIGTERM, and returns the summary (empty where stopped)."""
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        """Runs to the end, or until a signal asks to stop, and returns the summary (empty where stopped)."""
         try:
-            self._evaluate_teacher()
-            while self.progress.call < self.last_call or self._steps_left():
-                if not self._steps_left():
-                    self._begin_call()
-                elif self.once:
-                    self._round()
-                elif self.config.soft_labels.steps and (self.labels is None or not self.labels.complete):
-                    self._label()
-                else:
-                    self._distill(self._next_source())
-                if not self._steps_left():
-                    self._end_trace()
-                    self._end_call()
-                if hosts.any_process(self.stop_requested):
-                    self._save()
-                    self.metrics.say("stopped by SIGTERM, everything saved; the same command goes on")
-                    return {}
-            return self._finish()
+            with signals.deferred(self.stop) as stop:
+                self._evaluate_teacher()
+                while self.progress.call < self.last_call or self._steps_left():
+                    self._step()
+                    if hosts.any_process(stop.requested):
+                        self._save()
+                        asked = f" by {stop.by}" if stop.by else ""
+                        self.metrics.say(f"stopped{asked}; checkpoint saved; run the same command to continue")
+                        return {}
+                return self._finish()
         finally:
-            signal.signal(signal.SIGTERM, previous)
             self._end_trace()
             self.metrics.close()
             if hosts.count() == 1 or sys.exc_info()[0] is None:  # it waits for the others, of which one may be lost
@@ -187,8 +189,19 @@ class Training:
             if self.store is not None:
                 self.store.close()
 
-    def _request_stop(self, *_) -> None:
-        self.stop_requested = True
+    def _step(self) -> None:
+        """As much as is done between two looks at whether to stop: at most one dispatch of each program."""
+        if not self._steps_left():
+            self._begin_call()
+        elif self.once:
+            self._round()
+        elif self.config.soft_labels.steps and (self.labels is None or not self.labels.complete):
+            self._label()
+        else:
+            self._distill(self._next_source())
+        if not self._steps_left():
+            self._end_trace()
+            self._end_call()
 
     def _end_trace(self) -> None:
         if (folder := self.trace.end()) is not None:
@@ -308,7 +321,7 @@ class Training:
             temperature=self.config.kd.temperature,
             views=view_options(self.config),
         )
-        directory = Path(chosen.dir).expanduser() if chosen.dir else self.workdir / "soft_labels"
+        directory = self._labels_folder()
         files = hosts.writer_first(lambda: LabelFiles(directory, description))
         made = hosts.from_writer("soft labels", files.count)
         labels = LabelStore(files, made, math.ceil(chosen.steps / steps), self._order, store)
@@ -318,6 +331,10 @@ class Training:
             gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
             self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
         return labels
+
+    def _labels_folder(self) -> Path:
+        chosen = self.config.soft_labels.dir
+        return expanded(chosen) if chosen else self.workdir / "soft_labels"
 
     def _order(self, turn: int, shards: int) -> np.ndarray:
         """In which order the student meets the shards of soft labels."""
@@ -396,6 +413,8 @@ class Training:
             done.on_target = None
 
     def _refuse_non_finite(self, term: str) -> None:
+        if fault := teacher_fault(self.parts.teacher, self.parts.teacher_vars):
+            raise UserError(f"{term} is not finite, as {fault}: use another teacher, or import this one again")
         raise UserError(
             f"{term} is not finite at call {self.progress.call}, KD step {self.progress.kd_steps}; last checkpoint: "
             f"{self.checkpoints.latest}: lower config.kd.lr, config.meta.lr or config.inner.*, and use a new workdir"
@@ -420,7 +439,12 @@ class Training:
         done = self.progress
         done.metrics_offset = self.metrics.offset
         number = done.call * (self.config.kd.steps_per_call + 1) + done.kd_steps
-        self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done))
+        labels = 0 if self.labels is None else self.labels.made
+        shards = done.shards if self.synthesizes and not self.once else 0
+        evidence = self.evidence.of(shards, labels, done.metrics_offset) if self.writes else {}
+        self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done), evidence)
+        if self.writes:
+            mark_saved(self.workdir)
 
     def _finish(self) -> dict[str, Any]:
         done = self.progress

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from fastdfkd_jax import configuration
+from fastdfkd_jax import command
 
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -42,7 +42,7 @@ def run_command(tmp_path, monkeypatch, capsys):
     def run(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            configuration.run_command(main)
+            command.run_command(main)
         return caught.value.code, *capsys.readouterr()
 
     yield run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastdfkd_jax import checkpoint
-from fastdfkd_jax.checkpoint import Checkpoints, check_same_run, digest, file_digest
+from fastdfkd_jax.checkpoint import Checkpoints, digest, file_digest, require_same_run
 from fastdfkd_jax.errors import UserError
 
 PROGRESS = {"call": 3, "seconds": 0.1, "accuracy": None}
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_deleted(damage, three, caplog):
     assert restored.progress["call"] == latest == 2
     assert numbers(three) == {"2"}
     (message,) = [record.getMessage() for record in caplog.records if record.name == checkpoint.__name__]
-    assert message.startswith("checkpoint 3 is damaged (")
+    assert message.startswith("checkpoint 3 cannot be used (")
     assert "\n" not in message
 
 
@@ -138,15 +138,17 @@ def test_after_damage_the_same_number_can_be_saved_again(three):
 def test_nothing_whole_is_one_line_and_nothing_is_deleted(three):
     truncate(three / "3")
     lose_meta(three / "2")
-    with pytest.raises(UserError, match=r"all checkpoints in .* are damaged \(\[3, 2\]\): restore one") as caught:
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be used \(.*; .*\): restore it, or start again with --config.restart"
+    ) as caught:
         restore(three)
     assert "\n" not in str(caught.value)
     assert numbers(three) == {"2", "3"}
 
 
 def test_another_format_is_refused(three, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(UserError, match=r"checkpoint 3 in .* has format 1, this version reads 2") as caught:
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(UserError, match=r"checkpoint 3 in .* has format 2, this version reads 3") as caught:
         restore(three)
     assert "\n" not in str(caught.value)
     assert numbers(three) == {"2", "3"}
@@ -182,20 +184,19 @@ def test_a_digest_sees_values_names_shapes_and_dtypes(tmp_path):
     assert file_digest(tmp_path / "file").startswith("ba7816bf"), "the SHA-256 of 'abc' in FIPS 180"
 
 
-def test_every_differing_key_is_named(tmp_path):
-    path = tmp_path / "config.json"
-    check_same_run(path, {"anything": 1})
-    path.write_text(json.dumps({"identity": {"a": 1, "b": [1, 2], "c": "x", "gone": None, "old": 0}}))
-    check_same_run(path, {"a": 1, "b": (1, 2), "c": "x", "gone": None, "old": 0})
+def test_every_differing_key_is_named():
+    recorded = {"a": 1, "b": [1, 2], "c": "x", "gone": None, "old": 0}
+    require_same_run(recorded, {"a": 1, "b": (1, 2), "c": "x", "gone": None, "old": 0}, "here")
     with pytest.raises(UserError) as caught:
-        check_same_run(path, {"a": 2, "b": (1, 2), "c": "y", "new": 5})
+        require_same_run(recorded, {"a": 2, "b": (1, 2), "c": "y", "new": 5}, "here")
     changes = "a: 1 there, 2 now, c: 'x' there, 'y' now, new: None there, 5 now, old: 0 there, None now"
     assert f"({changes})" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": '])
-def test_a_folder_of_something_else_is_refused(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="is not the record of a run: start in a new workdir"):
-        check_same_run(tmp_path / "config.json", {})
+def test_a_run_may_grow_but_not_shrink_nor_where_its_checkpoint_has_no_room():
+    require_same_run({"calls": 3}, {"calls": 5}, "here")
+    with pytest.raises(UserError, match="calls: 3 there, 2 now"):
+        require_same_run({"calls": 3}, {"calls": 2}, "here")
+    replayed = {"replay.class_exponent": 1.0}
+    with pytest.raises(UserError, match="calls: 3 there, 5 now"):
+        require_same_run({"calls": 3, **replayed}, {"calls": 5, **replayed}, "here")

@@ -283,7 +283,7 @@ def test_a_comparison_that_is_killed_or_stopped_goes_on(places, tmp_path):
     assert is_free(tmp_path / "runs" / "one" / "seed0" / ".lock"), "the run has ended"
     assert not (tmp_path / "runs" / "one" / "seed0" / "summary.json").exists()
     log = (tmp_path / "logs" / "one-seed0.log").read_text()
-    assert log.count("stopped by SIGTERM, everything saved") == 2
+    assert log.count("checkpoint saved; run the same command to continue") == 2
     assert "resumed at call" in log
 
     assert "0 of 1" in (tmp_path / "digits.md").read_text()

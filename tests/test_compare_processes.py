@@ -9,9 +9,11 @@ import time
 
 import pytest
 
+from fastdfkd_jax import signals
 from fastdfkd_jax.compare import processes
-from fastdfkd_jax.compare.processes import Stop, Task
+from fastdfkd_jax.compare.processes import Task
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.signals import Stop
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
-    with processes.stoppable() as stop:
+    with signals.deferred() as stop:
         asking.start()
         ended = run(tmp_path, count=3, stop=stop)
         asking.join()

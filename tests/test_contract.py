@@ -78,7 +78,7 @@ def test_a_run_of_such_batches_goes_on_to_the_bit(tmp_path, monkeypatch):
     def stop_once(training):
         original(training)
         if training.progress.call == 2 and training.progress.kd_steps == ROUND:
-            training._request_stop()
+            training.stop.requested = True
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_round", stop_once)

@@ -24,8 +24,9 @@ from PIL import Image
 from runs import ROOT
 from safetensors.numpy import load_file, save_file
 
-from fastdfkd_jax import configuration, data
+from fastdfkd_jax import data
 from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.main import main
 from fastdfkd_jax.metrics import Metrics
@@ -79,7 +80,7 @@ def run(tmp_path, monkeypatch, capsys, isolated) -> Callable[..., tuple[int, str
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
             with pytest.raises(SystemExit) as caught:
-                configuration.run_command(main)
+                run_command(main)
         return int(caught.value.code or 0), capsys.readouterr().err
 
     return run
@@ -444,9 +445,9 @@ def test_a_workdir_in_use(refused, workdir):
 def test_a_checkpoint_of_another_version(refused, workdir):
     for metadata in workdir.glob("checkpoints/*/meta/metadata"):
         content = json.loads(metadata.read_text())
-        assert content["format"] == 1
+        assert content["format"] == 2
         metadata.write_text(json.dumps(content | {"format": 99}))
-    assert not refused("has format 99, this version reads 1: use the version that wrote it")
+    assert not refused("has format 99, this version reads 2: use the version that wrote it")
 
 
 @pytest.mark.parametrize("kind", ["arrays", "meta"])
@@ -456,14 +457,15 @@ def test_checkpoints_that_are_all_damaged(refused, workdir, kind):
     assert len(damaged) >= 2
     for path in damaged:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    logged = refused(r"all checkpoints in .* are damaged \(\[.*\]\): restore one, or start in a new workdir")
+    logged = refused(r"no checkpoint in .* can be used \(.*restore it, or start again with --config.restart=true")
     assert len(logged) == 2
-    assert all(re.search(r"checkpoint \d+ is damaged \(.*\); trying the one before it", line) for line in logged)
+    assert all(re.search(r"checkpoint \d+ cannot be used \(.*\)", line) for line in logged)
+    assert ["trying the one before it" in line for line in logged] == [True, False]
 
 
 def test_a_shard_that_a_resumed_run_misses(refused, workdir):
     (workdir / "pool" / "000000.npz").unlink()
-    refused("pool shard .*000000.npz is missing: restore it, or start in a new workdir")
+    refused("no checkpoint in .* can be used .*pool shard .*000000.npz is missing.*: restore it, or start again")
 
 
 # --- A full disk

@@ -158,7 +158,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_call(place, tmp_path, und
         ends = [process.end() for process in processes]
     for status, output, errors in ends:
         assert (status, output) == (0, ""), errors
-    assert "stopped by SIGTERM, everything saved; the same command goes on" in ends[0][2]
+    assert "checkpoint saved; run the same command to continue" in ends[0][2]
     assert not (tmp_path / "run" / "summary.json").exists()
     finish(place, tmp_path / "run", *NOISE)
     assert_equal(tmp_path / "run", undisturbed)

@@ -96,7 +96,7 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
     def stop(training, source):
         distilled(training, source)
         if training.progress.call == 2:
-            training._request_stop()
+            training.stop.requested = True
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_distill", stop)

@@ -117,7 +117,7 @@ def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
     def stop_once(training):
         original(training)
         if training.progress.call == 2:
-            training._request_stop()
+            training.stop.requested = True
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_end_call", stop_once)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -306,17 +307,154 @@ def test_a_student_learns_from_given_images_on_disk(kind, finished, tmp_path):
     assert_same_end(tmp_path / "disk", tmp_path / "device")
 
 
-def test_a_shard_that_was_cut_off_is_named_on_resume(tmp_path, monkeypatch):
+def test_a_shard_that_was_cut_off_costs_only_time(finished, tmp_path, monkeypatch, caplog):
+    """The newest checkpoint has lost a shard; the one before it does not need that one, which is made again."""
     interrupt(monkeypatch, "_begin_call", 2, crash)
     with pytest.raises(Stop):
         main.run(tiny_config(pool__place="disk"), tmp_path)
     path = tmp_path / "pool" / "000001.npz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=r"pool shard .*000001.npz is damaged .*: restore it"):
-        main.run(tiny_config(pool__place="disk"), tmp_path)
-    path.write_bytes(whole)
-    assert main.run(tiny_config(pool__place="disk"), tmp_path)["images"] == 24
+    path.write_bytes(path.read_bytes()[:-100])
+    main.run(tiny_config(pool__place="disk"), tmp_path)
+    assert re.search(r"checkpoint 10 cannot be used .*000001.npz is damaged .*trying the one before it", caplog.text)
+    assert_same_end(tmp_path, finished.workdir)
+
+
+@pytest.fixture
+def stopped(finished, tmp_path, monkeypatch) -> Path:
+    """A run that has crashed after its second call, with checkpoints of both calls."""
+    interrupt(monkeypatch, "_begin_call", 2, crash)
+    with pytest.raises(Stop):
+        main.run(tiny_config(), tmp_path / "stopped")
+    monkeypatch.undo()
+    return tmp_path / "stopped"
+
+
+def refused(expected: str, workdir: Path, config=None) -> None:
+    """What the run must refuse in one line, with nothing changed."""
+    before = contents(workdir)
+    with pytest.raises(UserError, match=expected) as caught:
+        main.run(tiny_config() if config is None else config, workdir)
+    assert "\n" not in str(caught.value)
+    assert contents(workdir) == before
+
+
+def test_lost_checkpoints_do_not_cost_the_pool(copied):
+    shutil.rmtree(copied / "checkpoints")
+    refused("has lost its checkpoints, and a run from the start would delete its pool: .*config.restart=true", copied)
+
+
+def test_results_without_the_record_of_their_run_are_refused(stopped):
+    (stopped / "config.json").unlink()
+    refused(r"holds results \(pool, .*\) but no config.json: .*config.restart=true", stopped, tiny_config(seed=1))
+
+
+def test_a_record_that_was_replaced_does_not_pass_for_the_run_s(stopped, tmp_path):
+    """Half of one seed and half of another is no student."""
+    content = json.loads((stopped / "config.json").read_text())
+    content["identity"]["seed"] = content["config"]["seed"] = 1
+    (stopped / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"checkpoint 10 in .* is of another configuration \(seed: 0 there, 1 now\)"):
+        main.run(tiny_config(seed=1), stopped)
+
+
+def test_a_restart_moves_all_aside_and_begins_anew(finished, stopped):
+    before = contents(stopped)
+    main.run(tiny_config(restart=True), stopped)
+    assert_same_end(stopped, finished.workdir)
+    moved = contents(stopped / "previous-1")
+    assert {name: data for name, data in before.items() if name != ".lock"} == moved
+    shutil.rmtree(stopped / "checkpoints")
+    main.run(tiny_config(restart=True, calls=1, warmup_calls=0), stopped)
+    assert contents(stopped / "previous-1") == moved
+    assert len(shards(stopped / "previous-2")) == 3
+
+
+def swap_shards(workdir: Path) -> str:
+    one, two = (workdir / "pool" / f"00000{index}.npz" for index in (0, 1))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    return "shard 0 of the pool is not the one that the run made"
+
+
+def change_progress(workdir: Path) -> str:
+    for path in workdir.glob("checkpoints/*/meta/metadata"):
+        content = json.loads(path.read_text())
+        content["progress"]["call"] += 1
+        path.write_text(json.dumps(content))
+    return "its description was changed"
+
+
+def cut_metrics(workdir: Path) -> str:
+    path = workdir / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:20])
+    return "the first .* bytes of metrics.jsonl are not what the run wrote"
+
+
+@pytest.mark.parametrize("spoil", [swap_shards, change_progress, cut_metrics])
+def test_a_checkpoint_is_not_used_with_other_files_than_its_own(spoil, stopped):
+    reason = spoil(stopped)
+    refused(rf"no checkpoint in .* can be used \(.*{reason}", stopped)
+
+
+def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
+    path = stopped / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = [line for line in lines if json.loads(line)["call"] == 1]
+    path.write_bytes(b"".join(first) + b'{"call": 2, "syn')
+    main.run(tiny_config(), stopped)
+    assert_same_end(stopped, finished.workdir)
+
+
+def test_a_run_s_own_pool_is_no_beginning(copied, tmp_path):
+    for own in (copied, copied / "pool"):
+        refused("config.pool.initial=.* is a folder of this run", copied, tiny_config(pool__initial=str(own)))
+    (copied / "config.json").unlink()
+    refused("is a folder of this run", copied, tiny_config(mode="distill", pool__initial=f"{copied}/../{copied.name}"))
+
+
+@pytest.mark.parametrize("name", ["pool", "checkpoints", "metrics.jsonl", ".lock"])
+def test_a_link_out_of_the_workdir_is_not_followed(name, copied, tmp_path):
+    (copied / name).rename(tmp_path / "elsewhere")
+    (copied / name).symlink_to(tmp_path / "elsewhere")
+    outside = tmp_path / "elsewhere"
+    before = contents(outside) if outside.is_dir() else outside.read_bytes()
+    with pytest.raises(UserError, match="is a symbolic link"):
+        main.run(tiny_config(), copied)
+    assert before == (contents(outside) if outside.is_dir() else outside.read_bytes())
+
+
+def test_leftovers_of_killed_writers_are_removed(copied):
+    leftovers = [copied / ".config.json.partial", copied / "pool" / ".000003.npz.partial", copied / ".x.pth.12.tmp"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    main.run(tiny_config(), copied)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, copied, caplog):
+    before = shards(copied)
+    summary = main.run(tiny_config(calls=4, eval_every=2, images_every=4), copied)
+    assert summary["images"] == finished.summary["images"] + 8
+    after = shards(copied)
+    assert len(after) == 4
+    assert all(np.array_equal(after[name].images, before[name].images) for name in before)
+    assert [record["call"] for record in records(copied) if "eval/accuracy" in record] == [2, 3, 4]
+    assert (copied / "images" / "000004.png").exists()
+    assert "config.calls was 3 and is 4: the learning rates now follow schedules of 4 calls" in caplog.text
+    assert not same_student(copied, finished.workdir)
+    refused("calls: 4 there, 3 now", copied)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_save_as_sigterm_does(number, finished, tmp_path, monkeypatch):
+    before = signal.getsignal(number)
+    interrupt(monkeypatch, "_distill", 2, lambda _: os.kill(os.getpid(), number))
+    config = functools.partial(tiny_config, checkpoint_every=3)
+    assert main.run(config(), tmp_path) == {}
+    assert signal.getsignal(number) == before
+    main.run(config(), tmp_path)
+    assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_run_is_a_function_of_its_seed(finished, tmp_path):
@@ -375,7 +513,7 @@ def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, c
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
     main.run(tiny_config(), tmp_path)
-    assert f"checkpoint {newest.name} is damaged" in caplog.text
+    assert f"checkpoint {newest.name} cannot be used (" in caplog.text
     assert_same_end(tmp_path, finished.workdir)
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import configuration, report
+from fastdfkd_jax import configuration, report, signals
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.compare import estimates, folders, outputs, processes
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
 from fastdfkd_jax.compare.estimates import Entry
-from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
+from fastdfkd_jax.compare.processes import Cores, Outcome, Task
 from fastdfkd_jax.errors import EXIT_STATUS
 from fastdfkd_jax.files import lock_folder
+from fastdfkd_jax.signals import Stop
 
 log = logging.getLogger("fastdfkd_jax.compare")  # not __name__, which is __main__
 
@@ -35,7 +37,7 @@ def command(argv: Sequence[str]) -> int:
     cores = processes.shares(config.jobs)
     lock = lock_folder(workdir)
     try:
-        with processes.stoppable() as stop:
+        with signals.deferred() as stop:
             return _compare(config, workdir, comparison, cores, stop)
     finally:
         lock.close()
@@ -121,4 +123,4 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
 
 
 if __name__ == "__main__":
-    configuration.run_command(command)
+    run_command(command)

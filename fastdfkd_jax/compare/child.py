@@ -55,6 +55,6 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    from fastdfkd_jax.configuration import run_command
+    from fastdfkd_jax.command import run_command
 
     run_command(main)

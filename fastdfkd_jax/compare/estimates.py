@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from fastdfkd_jax import main, report
 from fastdfkd_jax.compare import folders, processes
 from fastdfkd_jax.compare.comparison import Comparison, Run
-from fastdfkd_jax.compare.processes import Cores, Outcome, Stop, Task
+from fastdfkd_jax.compare.processes import Cores, Outcome, Task
+from fastdfkd_jax.signals import Stop
 
 log = logging.getLogger(__name__)
 

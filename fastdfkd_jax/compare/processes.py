@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from fastdfkd_jax import signals
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 from fastdfkd_jax.files import make_folder
 
@@ -58,28 +59,6 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Stop:
-    """Whether this process was asked to end."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """SIGTERM and Ctrl-C no longer end this process but ask it to end."""
-    stop = Stop()
-
-    def request(*_) -> None:
-        stop.requested = True
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def shares(jobs: int) -> list[Cores]:
     """The cores of each of so many processes, equally many; () where the system does not bind processes to cores.
 
@@ -96,7 +75,7 @@ def shares(jobs: int) -> list[Cores]:
 def run_all(
     tasks: Sequence[Task],
     cores: Sequence[Cores],
-    stop: Stop,
+    stop: signals.Stop,
     on_start: Callable[[Task], None],
     on_end: Callable[[Task, Outcome], None],
 ) -> None:
@@ -157,7 +136,7 @@ class _Child:
             lines = self._answer.read().decode().splitlines()
         if status == 0 and lines:
             return Outcome(FINISHED, json.loads(lines[-1]), "", seconds)
-        if status in (0, -signal.SIGTERM):
+        if status in (0, signals.EXIT_STATUS, -signal.SIGTERM):
             return Outcome(STOPPED, None, "", seconds)
         if status == EXIT_STATUS:
             return Outcome(REFUSED, None, self._last_line().removeprefix("error: "), seconds)

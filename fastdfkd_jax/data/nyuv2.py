@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax import configuration
 from fastdfkd_jax.arguments import OneLineParser
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data.dataset import VOID
 from fastdfkd_jax.data.map_sources import NYUV2
 from fastdfkd_jax.errors import UserError
@@ -185,4 +185,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

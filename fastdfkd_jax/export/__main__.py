@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax import configuration, parallel
+from fastdfkd_jax import parallel
 from fastdfkd_jax.arguments import OneLineParser
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export import answers, folder, images, records
 from fastdfkd_jax.export.images import Batch
@@ -127,4 +128,4 @@ def _labels(labelled: int, agreement: answers.Agreement | None) -> str:
 
 
 if __name__ == "__main__":
-    configuration.run_command(main)
+    run_command(main)

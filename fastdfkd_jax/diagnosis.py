@@ -1,0 +1,38 @@
+"""Faults of a teacher that make a run's numbers infinite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fastdfkd_jax.models import Network
+
+# Images lie in [0, 1], and activations of a working network are far from either end.
+_LEAST_DEVIATION, _MOST_DEVIATION = 1e-4, 1e4
+_MOST_VARIANCE, _MOST_MEAN = 1e12, 1e6
+
+
+def teacher_fault(teacher: Network, variables: Any) -> str:
+    """What is absurd about the statistics that a teacher brings, in a part of a sentence; '' where nothing is.
+
+    Args:
+      teacher: the network.
+      variables: its variables, with the running statistics as `batch_stats`.
+    """
+    deviations = [value for value in teacher.spec.std if not _LEAST_DEVIATION <= value <= _MOST_DEVIATION]
+    if deviations:
+        return f"the teacher's std is {deviations[0]:g}, expected that of images in [0, 1]"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables.get("batch_stats", {})):
+        values, name = np.asarray(leaf, np.float64), jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith("var"):
+            zero = int((values <= 0).sum())
+            if zero:
+                return f"{zero} of {values.size} BatchNorm variances of the teacher are not above 0 in {name}"
+            wrong = ~(values < _MOST_VARIANCE)
+        else:
+            wrong = ~(np.abs(values) < _MOST_MEAN)
+        if wrong.any():
+            return f"{int(wrong.sum())} of {values.size} BatchNorm statistics of the teacher are absurd in {name}"
+    return ""
