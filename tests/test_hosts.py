@@ -135,6 +135,19 @@ def assert_equal(one: Path, other: Path) -> None:
     np.testing.assert_equal(found, expected)
 
 
+def test_two_that_both_are_number_0_are_told_so_within_seconds(place, tmp_path):
+    """JAX alone lets both listen at one port, and each waits five minutes for a process that never comes."""
+    begin = time.monotonic()
+    with two(place, tmp_path / "run", *NOISE, own=("", "--config.parallel.process=0")) as processes:
+        while all(process.popen.poll() is None for process in processes):
+            assert time.monotonic() - begin < SECONDS / 2
+            time.sleep(0.1)
+        ended = next(process for process in processes if process.popen.poll() is not None)
+        status, _, errors = ended.end()
+    assert status == 2
+    assert re.search(r"error: the port of .* is in use on this machine: is another process number 0 too\?", errors)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(place) -> Path:
     finish(place, place / "undisturbed", *NOISE)
