@@ -1,88 +1,103 @@
-"""Kills a run at random moments, resumes it each time, and compares its end with an undisturbed run's.
+"""Kills or stops a run at random moments, resumes it each time, and compares its end with an undisturbed run's.
 
     python -m benchmarks.kill_trial --kills 10 --workdir DIR -- --config configs/quickstart.py
+    python -m benchmarks.kill_trial --signals KILL,INT,HUP --command compare --workdir DIR -- --config FILE
 
-What follows `--` are arguments of `fastdfkd_jax.main`. Prints one line of JSON; exit status 1 where anything differs.
+What follows `--` are arguments of `fastdfkd_jax.main`, or of another command that resumes. Every file of every run is
+compared, but for checkpoints, events and seconds. Prints one line of JSON; exit status 1 where anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file
-
-from fastdfkd_jax.shards import read_shard
+# Of all runs to the end there is one; these tell how it came about.
+_OF_THE_WAY = {"checkpoints", "events", "logs", ".lock"}
 
 
-def start(arguments: list[str], workdir: Path) -> subprocess.Popen:
+def start(command: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
     """One try of the run, its words appended to a log beside the workdir."""
-    command = [sys.executable, "-m", "fastdfkd_jax.main", *arguments, "--workdir", str(workdir)]
+    # A shell has what it starts in the background ignore Ctrl-C; here it must not.
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"runpy.run_module('fastdfkd_jax.{command}', run_name='__main__', alter_sys=True)"
+    line = [sys.executable, "-c", code, *arguments, "--workdir", str(workdir)]
     with open(workdir.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(line, stdout=log, stderr=log)
 
 
-def finish(arguments: list[str], workdir: Path) -> float:
+def finish(command: str, arguments: list[str], workdir: Path) -> float:
     """Runs to the end; returns the seconds it took."""
     begin = time.perf_counter()
-    status = start(arguments, workdir).wait()
+    status = start(command, arguments, workdir).wait()
     if status:
         raise SystemExit(f"the run ended with status {status}: see {workdir.with_suffix('.log')}")
     return time.perf_counter() - begin
 
 
-def outcome(workdir: Path) -> dict[str, Any]:
-    """All that must be equal: the student, every shard of the pool, every metric and the accuracies."""
-    shards = sorted((workdir / "pool").glob("*.npz"))
-    summary = json.loads((workdir / "summary.json").read_text())
-    return {
-        "student": load_file(workdir / "student.safetensors"),
-        "pool": {path.name: read_shard(path)._asdict() for path in shards},
-        "metrics": (workdir / "metrics.jsonl").read_text(),
-        "accuracies": {name: value for name, value in summary.items() if "accuracy" in name},
-    }
+def outcome(workdir: Path) -> dict[str, str]:
+    """All that must be equal: the SHA-256 of each file of each run, and its summary without seconds and memory."""
+    found = {}
+    for run in (path.parent for path in sorted(workdir.rglob("summary.json"))):
+        for path in sorted(run.rglob("*")):
+            name = path.relative_to(workdir)
+            if path.is_file() and not _OF_THE_WAY & set(name.parts) and path.name != "summary.json":
+                found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        summary = json.loads((run / "summary.json").read_text())
+        kept = {key: value for key, value in summary.items() if not key.endswith(("_seconds", "_bytes"))}
+        found[str((run / "summary.json").relative_to(workdir))] = json.dumps(kept, sort_keys=True)
+    return found
 
 
-def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """Names of the parts that are not equal to the bit."""
-    if isinstance(one, dict):
-        names = one.keys() | other.keys()
-        return [d for key in sorted(names) for d in differences(one.get(key), other.get(key), f"{name}/{key}")]
-    return [] if np.array_equal(one, other) else [name]
+def disturb(process: subprocess.Popen, number: int) -> None:
+    """Kills a process, or asks it to end and waits until it has."""
+    process.send_signal(number)
+    try:
+        process.wait(600)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise SystemExit(f"{signal.Signals(number).name} did not end the run within 600 s") from None
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--signals", default="KILL", help="names, of which each time one is drawn")
+    parser.add_argument("--command", default="main", help="module of fastdfkd_jax")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("arguments", nargs="*", default=["--config", "configs/quickstart.py"])
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
-    seconds = finish(args.arguments, args.workdir / "undisturbed")
-    moments, killed = random.Random(args.seed), []
-    while len(killed) < args.kills:
-        # Later moments would let the run end before it has been killed as often as asked.
-        moment = moments.uniform(0, seconds / 2.5)
-        process = start(args.arguments, args.workdir / "killed")
+    seconds = finish(args.command, args.arguments, args.workdir / "undisturbed")
+    drawn, disturbances = random.Random(args.seed), []
+    names = args.signals.split(",")
+    while len(disturbances) < args.kills:
+        # Later moments would let the run end before it has been disturbed as often as asked.
+        moment, name = drawn.uniform(0, seconds / 2.5), drawn.choice(names)
+        process = start(args.command, args.arguments, args.workdir / "killed")
         try:
             process.wait(moment)
             break  # it ended before the moment came; the result names fewer kills
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed.append(round(moment, 2))
-    finish(args.arguments, args.workdir / "killed")
-    wrong = differences(outcome(args.workdir / "undisturbed"), outcome(args.workdir / "killed"))
-    print(json.dumps({"killed_after_seconds": killed, "undisturbed_seconds": round(seconds, 1), "differences": wrong}))
+            disturb(process, getattr(signal, f"SIG{name}"))
+            disturbances.append([name, round(moment, 2), process.returncode])
+    if args.command == "compare":
+        time.sleep(30)  # the runs of a killed comparison save before they end
+    finish(args.command, args.arguments, args.workdir / "killed")
+    expected, found = outcome(args.workdir / "undisturbed"), outcome(args.workdir / "killed")
+    names = expected.keys() | found.keys()
+    wrong = sorted(name for name in names if expected.get(name) != found.get(name))
+    result = {"disturbed": disturbances, "undisturbed_seconds": round(seconds, 1), "files": len(expected)}
+    print(json.dumps(result | {"differences": wrong}))
     sys.exit(bool(wrong))
 
 

@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def program(body: str, *arguments: str, before: str = "", **environment: str) -> subprocess.Popen:
     """A process that runs `main(argv)` of this body as a command, before which it does something else."""
-    code = before + "\nfrom fastdfkd_jax.command import run_command\n"
+    # A suite in the background is started to ignore some signals, which its processes would inherit.
+    code = f"import signal\nfor number in {[int(n) for n in signals.ASKING]}: signal.signal(number, signal.SIG_DFL)\n"
+    code += (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        + before
+        + "\nfrom fastdfkd_jax.command import run_command\n"
+    )
     code += f"def main(argv):\n{textwrap.indent(textwrap.dedent(body), '    ')}\nrun_command(main)\n"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, env=os.environ | environment,
