@@ -109,7 +109,7 @@ FILES = {
 }
 
 ARGUMENTS = {
-    "wrong architecture": (["--arch", "resnet8"], r"missing .*layer1\.0\.bn1\.bias.*not used .*block1\.layer\.0"),
+    "wrong architecture": (["--arch", "resnet8"], r"missing \(30\).*not used \(38\).*check --arch"),
     "unknown architecture": (["--arch", "alexnet"], "unknown architecture 'alexnet'"),
     "wrong classes": (["--num-classes", "100"], "has 4 classes, expected 100"),
     "two means": (["--mean", "0.5,0.5"], "--mean has 2 numbers, expected 3"),
@@ -160,6 +160,17 @@ def test_bad_arguments(tmp_path, state, capsys, case):
         expected,
     )
     assert os.listdir(tmp_path) == ["good.pth"]
+
+
+def test_verbose_lists_every_entry(tmp_path, state, capsys):
+    (tmp_path / "good.pth").write_bytes(saved(state))
+    arguments = ["export", str(tmp_path / "good.pth"), "--out", str(tmp_path / "o.pth"), "--arch", "resnet8"]
+    assert main(arguments) == 2
+    assert one_line(capsys.readouterr().err).endswith("(--verbose: all)\n")
+    assert main([*arguments, "--verbose"]) == 2
+    text = one_line(capsys.readouterr().err)
+    assert re.search(r"missing .*layer1\.0\.bn1\.bias.*not used .*block1\.layer\.0", text)
+    assert all(name in text for name in state if name.startswith("block2"))
 
 
 def test_bad_safetensors(tmp_path, state, capsys):

@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from fastdfkd_jax import limits
 from fastdfkd_jax.convert import naming, record, twins
 from fastdfkd_jax.convert.files import import_torch
-from fastdfkd_jax.convert.messages import listed, shortened
+from fastdfkd_jax.convert.messages import LongError, listed, one_line, shortened
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -50,7 +51,8 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
         record.load_weights(module, _tensors(_as_named_by(module, ours, names)))
         return record.record(module, _images(spec))
     except record.RecordError as error:
-        raise UserError(f"{target}: {error}") from error
+        text = one_line(error)
+        raise LongError(partial(shortened, text), text).within(target) from error
 
 
 def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> Mapping[str, np.ndarray]:
