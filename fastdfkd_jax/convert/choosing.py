@@ -20,7 +20,6 @@ OTHER_CONTAINERS = ("network", "params", "weights", "state", "module", "teacher"
 WEIGHTS = ("raw", "ema")
 _AVERAGED = {"ema", "swa", "averaged", "shadow"}  # words of names of averaged weights, as in model_ema, swa_model
 _DEPTH = 8  # of containers in containers
-
 # What PyTorch's averaging, profilers and training loops put among the weights. Of a network they are no part.
 _BOOKKEEPING = (
     r"(.*\.)?(n_averaged|total_ops|total_params)",
@@ -92,10 +91,7 @@ def find_weights(content: Any, choice: Choice, is_tensor: Callable[[Any], bool])
     Args:
       content: what a file of PyTorch holds.
       choice: `weights` and `key` are followed.
-      is_tensor: whether a value is a tensor.
-
-    Returns:
-      The entries, tensors only. Numbers and text among them are dropped and named.
+      is_tensor: tells tensors from other values; only they are taken.
 
     Raises:
       UserError: there is no such dictionary, or several and none is chosen; the message says how to choose.
@@ -159,6 +155,8 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
     """The candidate to take, and the lines that say what else there was."""
     filled = [c for c in candidates if c.content] or candidates[:1]
     groups = {"raw": [c for c in filled if not c.averaged], "ema": [c for c in filled if c.averaged]}
+    if wanted == "ema" and not groups["ema"] and any(_averaged_names(c.content) for c in filled):
+        groups = {"raw": [], "ema": filled}  # both kinds lie in one dictionary: `trim` takes the averaged ones
     if wanted and not groups[wanted]:
         raise UserError(f"it has no {wanted} weights, found {listed([c.title or 'bare tensors' for c in filled])}")
     kind = wanted or ("raw" if groups["raw"] else "ema")
@@ -171,7 +169,7 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
             f"took the {'raw' if kind == 'raw' else 'averaged'} weights under {chosen.title or 'no key'}; there are "
             f"{other} ones under {listed(both)} too: import with --weights {flag} to take those"
         )
-    elif kind == "ema":
+    elif kind == "ema" and chosen.averaged:
         notes.append(f"took averaged weights (EMA or SWA), under {chosen.title}: there are no raw ones")
     rest = [c.title for c in groups[kind] if c is not chosen]
     if rest:
@@ -179,6 +177,11 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
             f"took the weights under {chosen.title}; {listed(rest)} has some too: import with --key to take it"
         )
     return chosen, tuple(notes)
+
+
+def _averaged_names(names: Iterable[Any]) -> list[str]:
+    """Entries whose first component says that they are averaged: 'ema_model.conv1.weight'."""
+    return [name for name in map(str, names) if "." in name and is_averaged(name.split(".")[0])]
 
 
 def _first(group: list[_Candidate], start: int) -> _Candidate:
@@ -215,7 +218,7 @@ def _key_hint(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> s
 
 
 def trim(
-    state: Mapping[str, np.ndarray], choice: Choice, known: Collection[str] = ()
+    state: Mapping[str, np.ndarray], choice: Choice, known: Collection[str] = (), taken: str = ""
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Drops entries that are no part of the network.
 
@@ -223,6 +226,7 @@ def trim(
       state: arrays by the file's names.
       choice: `prefix`, `ignore` and `weights` are followed; names keep their prefix.
       known: names of the network's entries, where they are known. They are never dropped by default.
+      taken: the keys that led to the state in its file.
 
     Returns:
       What is left, and one line for each kind of what was dropped.
@@ -241,12 +245,14 @@ def trim(
         if not kept:
             raise UserError(f"--prefix {shortened(choice.prefix, 60)} begins no entry: {listed(names)} are there")
         names = kept
+    if choice.weights == "ema" and not _averaged_names(names) and not is_averaged(taken):
+        raise UserError("there are no averaged (EMA or SWA) weights: leave --weights out")
     names, averaged = _of_one_kind(names, choice.weights, known)
     notes += averaged
     strange = [name for name in names if is_bookkeeping(name) and not _belongs(name, known)]
     if strange:
         names = [name for name in names if name not in set(strange)]
-        notes.append(f"ignored {len(strange)} entries that are no part of a network: {listed(strange)}")
+        notes.append(f"ignored {len(strange)} entries that are no part of a network: {listed(strange, 3, 60)}")
         notes += _normalisation(state, strange)
     if not names:
         raise UserError("no entries are left: check --ignore and --prefix")
@@ -266,7 +272,7 @@ def _belongs(name: str, known: Collection[str]) -> bool:
 
 def _of_one_kind(names: list[str], wanted: str | None, known: Collection[str]) -> tuple[list[str], list[str]]:
     """The raw or the averaged entries where a dictionary has both, by the first part of their names."""
-    averaged = [n for n in names if is_averaged(n.split(".")[0]) and "." in n and not _belongs(n, known)]
+    averaged = [n for n in _averaged_names(names) if not _belongs(n, known)]
     raw = [n for n in names if n not in set(averaged)]
     if not averaged or not any("." in n and not is_bookkeeping(n) for n in raw):
         return names, []

@@ -59,7 +59,7 @@ def read_source(
     path = Path(path)
     content = files.read(path, choice)
     try:
-        state, notes = choosing.trim(content.state, choice, known)
+        state, notes = choosing.trim(content.state, choice, known, content.taken)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for note in (*content.notes, *notes):

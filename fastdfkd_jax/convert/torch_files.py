@@ -92,9 +92,10 @@ def load(path: Path) -> Any:
     torch = import_torch()
     _require_size(path)
     try:
-        with warnings.catch_warnings(), _stand_ins(torch):
+        # Given an open file, PyTorch cannot go by the name.
+        with warnings.catch_warnings(), _stand_ins(torch), path.open("rb") as file:
             warnings.simplefilter("ignore")  # of old storage classes; whoever reads cannot mend the file
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:
