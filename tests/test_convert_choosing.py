@@ -4,7 +4,9 @@ import argparse
 import datetime
 import os
 import pathlib
+import re
 from collections import OrderedDict, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from safetensors.torch import save_file  # noqa: E402
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
 
 
-def state_of(seed: int) -> dict[str, torch.Tensor]:
+def state_of(seed: int) -> dict[str, Any]:
     variables = random_variables(build(NetworkSpec("wrn10_1", 4)), seed)
     return {name: torch.from_numpy(array) for name, array in convert.to_state_dict(variables).items()}
 
@@ -31,7 +33,7 @@ def state_of(seed: int) -> dict[str, torch.Tensor]:
 RAW, EMA = state_of(0), state_of(1)
 
 
-def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
@@ -43,7 +45,7 @@ def imported(tmp_path, content, *options: str, name: str = "teacher.pth") -> dic
     return files.read(out).state
 
 
-def is_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> bool:
+def is_same(found: dict[str, np.ndarray], expected: dict[str, Any]) -> bool:
     weights = {name for name in expected if "num_batches" not in name}
     return all(found[name].tobytes() == expected[name].numpy().tobytes() for name in weights)
 
@@ -85,7 +87,9 @@ def test_averaged_weights_alone_are_taken(tmp_path, capsys):
 @pytest.mark.parametrize("key", ["network", "params", "weights", "state", "teacher", "student", "ema", "module"])
 def test_more_containers_are_understood(tmp_path, capsys, key):
     assert is_same(imported(tmp_path, {key: RAW, "epoch": 3, "cfg": {"a": 1}}), RAW)
-    assert f"took the weights under {key}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"took the weights under {key}" in said
+    assert re.search(r"^next, compare it .*fastdfkd_jax\.convert verify .*out\.safetensors --torch", said, re.MULTILINE)
 
 
 EXTRAS = {

@@ -296,4 +296,4 @@ def _normalisation(state: Mapping[str, np.ndarray], names: Iterable[str]) -> lis
     if found.keys() != {"mean", "std"}:
         return []
     texts = (f"--{part} {','.join(f'{number:g}' for number in numbers)}" for part, numbers in found.items())
-    return [f"the file normalises images itself: expected {' '.join(texts)}"]
+    return [f"the file's network normalises images itself, as {' '.join(texts)}: check that yours are the same"]

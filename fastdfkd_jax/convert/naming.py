@@ -257,11 +257,8 @@ def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: 
         "not finite": [n for n in fitting if not np.isfinite(ours[n]).all()],
         "negative variance": [n for n in variances if (ours[n] < 0).any()],
     }
-    texts = {
-        fault: [_described(n, fault, ours, expected, naming) for n in sorted(names)]
-        for fault, names in faults.items()
-        if names
-    }
+    wrong = {fault: sorted(names) for fault, names in faults.items() if names}
+    texts = {f: [_described(n, f, ours, expected, naming) for n in names] for f, names in wrong.items()}
     if texts:
         arch, classes = network.spec.arch, network.spec.num_classes
         bare = "" if batch_norm_names(ours) else " (it has no BatchNorm)"

@@ -112,7 +112,7 @@ def _stand_ins(torch: Any) -> Any:
 def _require_size(path: Path) -> None:
     """Checks the size that an archive declares, before anything of it is unpacked."""
     limits.require_bytes(path.stat().st_size, path)
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -124,6 +124,12 @@ def _require_size(path: Path) -> None:
     if not any(name.endswith("data.pkl") for name in names):
         found = shortened(", ".join(names), 60) or "nothing"
         raise UserError(f"{path} is a zip archive without a checkpoint of PyTorch (it has {found}): unpack it first")
+
+
+def _is_archive(path: Path) -> bool:
+    # As PyTorch decides it. Weights of the old format may have the mark of an archive's end by chance.
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def to_arrays(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -184,7 +190,7 @@ def _wanted_global(path: Path, message: str) -> str | None:
     """Which function or class the pickle would call, found without running it."""
     if match := re.search(r"GLOBAL (\S+)", message):
         return one_line(match[1])
-    if zipfile.is_zipfile(path) or "operand" not in message:
+    if _is_archive(path) or "operand" not in message:
         return None
     strings: list[str] = []
     try:
