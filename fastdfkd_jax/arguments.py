@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NoReturn
 
 from fastdfkd_jax.errors import UserError
+
+_LARGEST_STD = 5.0  # in [0, 1]; of images of 0 to 255 it is 20 and more
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -36,3 +39,21 @@ def expanded(path: str | PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"there is no home directory for {path}: set HOME, or give a path without ~") from None
+
+
+def require_unit_scale(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses a normalisation of images of 0 to 255, where images are in [0, 1].
+
+    A mean of such images is at most 1. Their standard deviation is at most 0.5; a few networks scale by 1 or 2 instead.
+
+    Raises:
+      UserError: the numbers are of images of 0 to 255.
+    """
+    if max(mean) <= 1 and max(std) <= _LARGEST_STD:
+        return
+    texts = (",".join(f"{number / 255:.4g}" for number in numbers) for numbers in (mean, std))
+    found = " and ".join(",".join(f"{number:g}" for number in numbers) for numbers in (mean, std))
+    raise UserError(
+        f"mean and std must be those of images in [0, 1], found {found[:80]}, which are of images of 0 to 255: divide "
+        f"them by 255 ({' and '.join(texts)[:80]})"
+    )

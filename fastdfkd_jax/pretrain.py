@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax import configuration, convert, data, models, scores
+from fastdfkd_jax.arguments import require_unit_scale
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
@@ -83,6 +84,7 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
         raise UserError(f"expected square training images, found {height}x{width}")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
         raise UserError(f"expected {channels} numbers in mean and positive ones in std, got {mean} and {std}")
+    require_unit_scale(mean, std)
     return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
 
 

@@ -103,7 +103,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, network,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no space left"):
         convert.save_network(path, network, variables)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == [path.name]

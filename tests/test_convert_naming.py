@@ -7,7 +7,8 @@ from absl import logging
 
 from fastdfkd_jax.convert import from_state_dict, naming, to_state_dict
 from fastdfkd_jax.convert.guess import guess_arch, guess_channels, guess_classes
-from fastdfkd_jax.convert.naming import Naming, expected_entries, find_naming
+from fastdfkd_jax.convert.messages import LongError
+from fastdfkd_jax.convert.naming import Naming, common_prefix, expected_entries, find_naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, arch_names, build
 
@@ -116,7 +117,9 @@ def test_everything_that_is_wrong_is_said_at_once(network, state):
     wrong["module.bn1.weight"] = np.ones(64, np.int32)
     with pytest.raises(UserError) as caught:
         from_state_dict(wrong, network)
-    message = str(caught.value)
+    assert len(str(caught.value)) <= 280
+    assert isinstance(caught.value, LongError)
+    message = caught.value.full
     assert "\n" not in message
     assert "missing (1): module.bn1.bias;" in message
     assert "not used (1): module.extra.weight;" in message
@@ -126,11 +129,33 @@ def test_everything_that_is_wrong_is_said_at_once(network, state):
     assert "negative variance (1): module.bn1.running_var" in message
 
 
-def test_long_lists_are_whole(network, state):
-    with pytest.raises(UserError) as caught:
+def test_long_lists_are_short_and_whole_on_request(network, state):
+    with pytest.raises(LongError) as caught:
         from_state_dict({"conv1.weight": state["conv1.weight"]}, network)
     for name in expected_entries(network):
-        assert name == "conv1.weight" or f"{name}," in f"{caught.value},".replace(";", ",")
+        assert name == "conv1.weight" or f"{name}," in f"{caught.value.full},".replace(";", ",")
+    assert "missing (38): block1.layer.0.bn1.bias, " in str(caught.value)
+    assert str(caught.value).endswith("record its graph: python -m fastdfkd_jax.convert.record")
+    placed = caught.value.within("/data/" + "long_name/" * 30 + "teacher.pth")
+    assert len(str(placed)) <= 280
+    assert "teacher.pth: not a sound" in str(placed)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["backbone.conv1.weight", "backbone.bn1.weight"], "backbone."),
+        (["module.model.conv1.weight", "module.model.bn1.weight"], "module.model."),
+        (["1.conv1.weight", "1.fc.bias"], "1."),
+        (["conv1.weight", "conv1.bias"], ""),  # a layer's own name
+        (["conv1.weight"], ""),
+        (["module.weight"], "module."),
+        (["conv1.weight", "bn1.weight"], ""),
+        ([], ""),
+    ],
+)
+def test_the_prefix_is_what_all_names_begin_with(names, prefix):
+    assert common_prefix(names) == prefix
 
 
 def test_a_zero_variance_warns_and_passes(network, state, monkeypatch):

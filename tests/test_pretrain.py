@@ -193,6 +193,7 @@ def test_configs_build(name):
         (["--config.recipe.lr=-1."], "recipe.lr of at least 0"),
         (["--config.recipe.batch_size=2000"], "at least a batch of 2000"),
         (["--config.mean=(0.1,0.2)"], "expected 1 numbers in mean"),
+        (["--config.mean=(123.7,)"], "divide them by 255"),
         (["--config.arch=wrn11_1"], "unknown architecture"),
         (["--config.data.source=mnist"], "unknown data source"),
     ],

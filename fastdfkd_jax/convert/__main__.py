@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from fastdfkd_jax.arguments import OneLineParser, numbers
+from fastdfkd_jax.convert import choosing
+from fastdfkd_jax.convert.messages import RECORD, LongError
 from fastdfkd_jax.convert.transfer import NAMINGS, export_checkpoint, import_checkpoint
-from fastdfkd_jax.convert.verify import Report, verify
+from fastdfkd_jax.convert.verify import SAME_WEIGHTS, TWIN, Report, verify
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
+
+VERIFY = "python -m fastdfkd_jax.convert verify"
 
 
 def _parser() -> OneLineParser:
-    network = OneLineParser(add_help=False)
-    network.add_argument("--arch", help="architecture, where the entries do not tell it")
-    network.add_argument("--num-classes", type=int, help="refuse a checkpoint with another number of classes")
-    network.add_argument(
+    shared = OneLineParser(add_help=False)
+    shared.add_argument("--arch", type=_path, help="architecture or recorded graph, where the entries do not tell it")
+    shared.add_argument("--num-classes", type=int, help="refuse a checkpoint with another number of classes")
+    shared.add_argument(
         "--image-size", type=int, help="side of the input in pixels (default: stored, else the architecture's)"
     )
+    shared.add_argument("--verbose", action="store_true", help="list every entry that does not fit")
+    entries = shared.add_argument_group("which of the file's entries are the weights")
+    entries.add_argument("--weights", choices=choosing.WEIGHTS, help="take raw or averaged (EMA, SWA) weights")
+    entries.add_argument("--key", default="", help="dotted keys that lead to the weights: state.model")
+    entries.add_argument("--prefix", default="", help="take only entries that begin so: teacher.")
+    entries.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="drop entries: 'head2.*'")
 
     parser = OneLineParser(prog="python -m fastdfkd_jax.convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("import", parents=[network], help="write a checkpoint as our .safetensors")
-    command.add_argument("source", help=".pth, .pt, .th, .safetensors or Keras's model.json")
-    command.add_argument("--out", required=True, help="the .safetensors to write")
+    command = commands.add_parser("import", parents=[shared], help="write a checkpoint as our .safetensors")
+    command.add_argument("source", type=_path, help="a file of PyTorch, a .safetensors or Keras's model.json")
+    command.add_argument("--out", type=_path, required=True, help="the .safetensors to write")
     command.add_argument("--mean", type=numbers, help="of the images in [0, 1], one number a channel: a,b,c")
     command.add_argument("--std", type=numbers, help="likewise")
 
-    command = commands.add_parser("verify", parents=[network], help="compare a checkpoint with PyTorch")
-    command.add_argument("checkpoint")
+    command = commands.add_parser("verify", parents=[shared], help="compare a checkpoint with PyTorch")
+    command.add_argument("checkpoint", type=_path)
     reference = command.add_mutually_exclusive_group()
-    reference.add_argument("--torch", metavar="FILE.py:FACTORY", help="your own module (the file is executed)")
-    reference.add_argument("--reference", metavar="FILE.npz", help="what record.py wrote elsewhere")
+    reference.add_argument(
+        "--torch", type=_path, metavar="FILE.py:FACTORY", help="your own module (the file is executed)"
+    )
+    reference.add_argument("--reference", type=_path, metavar="FILE.npz", help="what record.py wrote elsewhere")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    command = commands.add_parser("export", parents=[network], help="write a PyTorch state dictionary")
-    command.add_argument("checkpoint")
-    command.add_argument("--out", required=True, help="ends in .pth, .pt, .th or .safetensors")
+    command = commands.add_parser("export", parents=[shared], help="write a PyTorch state dictionary")
+    command.add_argument("checkpoint", type=_path)
+    command.add_argument("--out", type=_path, required=True, help="ends in .pth, .pt, .th or .safetensors")
     command.add_argument(
         "--naming",
         choices=NAMINGS,
@@ -49,19 +66,35 @@ def _parser() -> OneLineParser:
     return parser
 
 
+def _path(text: str) -> str:
+    return os.path.expanduser(text)
+
+
 def _table(report: Report) -> str:
     width = max(len(check.name) for check in report.checks)
     lines = [
         f"{report.spec.arch}, {report.spec.num_classes} classes, against {report.reference}",
-        f"{'':{width}}  max|Δ|/max|ref|  max|ref|   tolerance",
+        f"{'':{width}}  max|diff|/max|ref|  max|ref|   tolerance",
     ]
     for check in report.checks:
         verdict = "ok" if check.passed else "FAILED"
-        figures = f"{check.error:<15.2e}  {check.magnitude:<9.3g}  {check.tolerance:<9.0e}"
+        figures = f"{check.error:<18.2e}  {check.magnitude:<9.3g}  {check.tolerance:<9.0e}"
         lines.append(f"{check.name:{width}}  {figures}  {verdict}")
     failed = sum(not check.passed for check in report.checks)
-    lines.append(f"{failed} of {len(report.checks)} checks failed" if failed else "all checks passed")
+    lines.append(
+        f"{failed} of {len(report.checks)} checks failed: {_advice(report)}" if failed else "all checks passed"
+    )
     return "\n".join(lines)
+
+
+def _advice(report: Report) -> str:
+    """What to do after a verification that failed."""
+    failed = [check.name for check in report.checks if not check.passed]
+    if failed == [SAME_WEIGHTS]:
+        return "the reference has other weights, so record it anew from this checkpoint"
+    if report.reference.startswith(TWIN):
+        return "this is a fault of the import, please report it"
+    return f"it is another network than its names say; do not use the import, record the graph instead: {RECORD}"
 
 
 def _json(report: Report, path: str) -> str:
@@ -73,10 +106,17 @@ def _json(report: Report, path: str) -> str:
     return json.dumps(content | {"passed": report.passed, "checks": checks}, indent=1)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
-    known = {"arch": options.arch, "num_classes": options.num_classes, "image_size": options.image_size}
+def _run(options: argparse.Namespace) -> int:
+    known: dict[str, Any] = {
+        "arch": options.arch,
+        "num_classes": options.num_classes,
+        "image_size": options.image_size,
+        "choice": choosing.Choice(options.weights, options.key, options.prefix, tuple(options.ignore)),
+        "say": print,
+    }
     if options.command == "verify":
+        if options.json:
+            known["say"] = partial(print, file=sys.stderr)
         report = verify(options.checkpoint, torch_factory=options.torch, reference=options.reference, **known)
         print(_json(report, options.checkpoint) if options.json else _table(report))
         return 0 if report.passed else 1
@@ -85,17 +125,28 @@ def _run(arguments: Sequence[str] | None) -> int:
     else:
         spec = export_checkpoint(options.checkpoint, options.out, options.naming, **known)
     print(f"{options.out}: {spec.arch}, {spec.num_classes} classes")
+    if options.command == "import":
+        print(f"next, compare it with your own module: {VERIFY} {options.out} --torch FILE.py:FACTORY")
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 where a verification failed, or 2 for a mistake of the input."""
+    verbose = False
     try:
-        return _run(arguments)
+        options = _parser().parse_args(arguments)
+        verbose = options.verbose
+        return _run(options)
+    except LongError as error:
+        hint = "" if str(error) == error.full else " (--verbose: all)"
+        print(f"error: {error.full if verbose else f'{error}{hint}'}", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_STATUS
+    return EXIT_STATUS
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack letters of a path
     sys.exit(main())

@@ -13,29 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from fastdfkd_jax.convert import files, graph, guess, naming
+from fastdfkd_jax.convert import files, graph, naming
+from fastdfkd_jax.convert.choosing import ALL, Choice
+from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.convert.sources import Say, Source, check_spec, find_spec, not_normalised, read_source
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, build, task_of, usual_image_size
-
-_USUAL = (
-    "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
-    "ImageNet --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
-)
-
-
-class Source(NamedTuple):
-    """A checkpoint as read, by its own names.
-
-    Attributes:
-      path: the file, or the folder of a recorded graph.
-      state: f32 arrays and int64 counters.
-      metadata: what `save_network` stored beside them; {} for a file of another origin.
-    """
-
-    path: Path
-    state: dict[str, np.ndarray]
-    metadata: dict[str, Any]
+from fastdfkd_jax.models import Network, build
 
 
 class Build(Protocol):
@@ -60,31 +44,41 @@ class Opened(NamedTuple):
     naming: Naming
 
 
-def read_source(path: str | os.PathLike[str]) -> Source:
-    """Reads a checkpoint of any kind (`files.read_state_dict`)."""
-    return Source(Path(path), *files.read_state_dict(path))
-
-
-def open_checkpoint(path: str | os.PathLike[str], *, needs_normalization: bool = True, **known) -> Opened:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    needs_normalization: bool = True,
+    choice: Choice = ALL,
+    say: Say = logging.warning,
+    **known,
+) -> Opened:
     """Reads and checks a checkpoint, or the folder of a recorded graph, for what it is.
 
     Args:
       path: the file or folder.
       needs_normalization, known: as `find_spec`; `arch` may be the folder of a recorded graph, whose weights these
         are.
+      choice, say: as `read_source`.
 
     Raises:
       UserError: the source is not sound, or something needed is not known.
     """
+    path = Path(path).expanduser()
+    if known.get("arch"):
+        known["arch"] = os.path.expanduser(known["arch"])
     arch = known.get("arch")
-    if Path(path).is_dir():
+    if path.is_dir():
+        if choice != ALL:
+            raise UserError(f"{path} is a recorded graph: leave out --weights, --key, --prefix and --ignore")
         if arch is not None and Path(arch).resolve() != Path(path).resolve():
             raise UserError(f"{path} is a recorded graph, expected {arch}: leave --arch out")
         recorded = graph.read(path)
         return _open_graph(recorded, Source(recorded.folder, recorded.state, {}), needs_normalization, **known)
-    source = read_source(path)
     if arch is not None and Path(arch).is_dir():
-        return _open_graph(graph.read(arch), source, needs_normalization, **known)
+        recorded = graph.read(arch)
+        source = read_source(path, choice, recorded.state, say)
+        return _open_graph(recorded, source, needs_normalization, **known)
+    source = read_source(path, choice, say=say)
     spec = find_spec(source, needs_normalization=needs_normalization, **known)
     network = build(spec)
     source = source._replace(state=dict(naming.without_auxiliary(source.state, network)))
@@ -115,82 +109,15 @@ def _open_graph(
     fields: dict[str, Any] = {key: numbers or known.get(key) for key, numbers in given.items()}
     if None in fields.values():
         if needs_normalization:
-            raise _not_normalised(source.path)
+            raise not_normalised(source.path)
         fields = dict.fromkeys(fields, (0.5,) * description["channels"])
     network = graph.build(recorded, **fields)
-    _check_spec(network.spec)
+    check_spec(network.spec)
     state, names = understand(source, network)
     # Buffers that do not train come with the weights.
     others = network.others.fixed if network.others else {}
     recorded = recorded._replace(weights=recorded.weights | {name: state[name] for name in others if name in state})
     return Opened(source, partial(graph.build, recorded, **fields), state, names)
-
-
-def _not_normalised(path: Path) -> UserError:
-    return UserError(
-        f"{path} does not say how its images are normalised: give --mean and --std (for instance {_USUAL})"
-    )
-
-
-def find_spec(
-    source: Source,
-    *,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    image_size: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    needs_normalization: bool = True,
-) -> NetworkSpec:
-    """The spec of a checkpoint: what is given, else what is stored in it, else what its entries tell.
-
-    Args:
-      source: the checkpoint.
-      arch, num_classes, image_size, mean, std: what the caller knows.
-      needs_normalization: whether a mean and std that are neither given nor stored are an error.
-
-    Raises:
-      UserError: something needed is not known, or the number of classes is another one.
-    """
-    stored = {f.name: source.metadata[f.name] for f in dataclasses.fields(NetworkSpec) if f.name in source.metadata}
-    if arch is None and str(stored.get("arch", "")).startswith(f"{graph.ARCH}:"):
-        raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
-    found = guess.guess_classes(source.state)
-    if num_classes not in (None, found):
-        raise UserError(f"{source.path} has {found} classes, expected {num_classes}: check --num-classes")
-    given = {"arch": arch, "image_size": image_size, "mean": mean, "std": std}
-    fields = stored | {key: value for key, value in given.items() if value is not None}
-    fields.setdefault("arch", None)
-    fields["arch"] = fields["arch"] or _told_arch(source)
-    fields.setdefault("image_size", usual_image_size(fields["arch"]))
-    fields |= {"num_classes": found, "channels": guess.guess_channels(source.state), "task": task_of(fields["arch"])}
-    if not ("mean" in fields and "std" in fields):
-        if needs_normalization:
-            raise _not_normalised(source.path)
-        fields |= dict.fromkeys(("mean", "std"), (0.5,) * fields["channels"])
-    fields |= {key: tuple(map(float, fields[key])) for key in ("mean", "std")}
-    spec = NetworkSpec(**fields)
-    _check_spec(spec)
-    return spec
-
-
-def _told_arch(source: Source) -> str:
-    arch = guess.guess_arch(source.state)
-    if task_of(arch) == "segmentation" and any(naming.DEEPLAB_HEAD[0] in name for name in source.state):
-        # Another stride is another function of the same weights; torchvision's is always 8, the port's is either.
-        told = "%s does not tell its output stride, which is taken for 8: a network of 16 is of architecture %s_os16"
-        logging.warning(told, source.path, arch)
-    return arch
-
-
-def _check_spec(spec: NetworkSpec) -> None:
-    if spec.image_size < 8:
-        raise UserError(f"--image-size must be at least 8, found {spec.image_size}")
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if len(values) != spec.channels:
-            raise UserError(f"--{name} has {len(values)} numbers, expected {spec.channels}: one for each input channel")
-    if not np.isfinite(spec.mean).all() or not all(value > 0 for value in spec.std):
-        raise UserError(f"--mean and --std must be finite and std positive, found {spec.mean} and {spec.std}")
 
 
 def load_network(
@@ -229,6 +156,8 @@ def understand(source: Source, network: Network) -> tuple[dict[str, np.ndarray],
     """The source's arrays under our names, checked, and its naming; errors (`naming.understand`) name the file."""
     try:
         return naming.understand(source.state, network)
+    except LongError as error:
+        raise error.within(source.path) from error
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from error
 
@@ -256,7 +185,7 @@ def save_network(
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes a state dictionary in the format that the suffix names; metadata go into safetensors only."""
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix == ".safetensors":
         files.write_safetensors(path, state, metadata)
     elif suffix in files.TORCH_SUFFIXES:

@@ -2,190 +2,166 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
-from fastdfkd_jax.convert import keras
+from fastdfkd_jax import limits
+from fastdfkd_jax.convert import choosing, keras, torch_files
+from fastdfkd_jax.convert import metadata as stored_metadata
+from fastdfkd_jax.convert.choosing import CONTAINERS, Choice
+from fastdfkd_jax.convert.messages import shortened
+from fastdfkd_jax.convert.torch_files import import_torch
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.files import write_atomically
+
+__all__ = ["CONTAINERS", "import_torch", "read", "read_state_dict", "write_safetensors", "write_torch", "write_whole"]
 
 State = dict[str, np.ndarray]
 
+# Of files to write. What a file holds that is read, its first bytes tell.
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
-KERAS_SUFFIX = ".json"
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
-METADATA_KEY = "fastdfkd_jax"
+METADATA_KEY = stored_metadata.KEY
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+_ALIGNMENT = 8  # of a safetensors header, in bytes
+# How files begin that people take for checkpoints.
+_OTHERS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run git lfs pull",
+    b"<": "is a web page (HTML or XML), not the file itself: download it again",
+    b"\x89HDF": "is an HDF5 file, as of Keras: expected PyTorch's, safetensors or TensorFlow.js's model.json",
+    b"\x1f\x8b": "is compressed by gzip: unpack it first",
+    b"\x93NUMPY": "is an array of NumPy: expected a checkpoint, with a name for every array",
+}
+
+
+class Content(NamedTuple):
+    """A checkpoint as read.
+
+    Attributes:
+      state: arrays by the file's own names; every float is float32.
+      metadata: what `write_safetensors` stored, or what Keras's network is known to be ({} in others).
+      taken: the keys that lead to the weights in the file, '' where they are bare.
+      notes: one line each for the user: averaged weights that were there too, and entries that were dropped.
+    """
+
+    state: State
+    metadata: dict[str, Any]
+    taken: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]]:
-    """Reads a checkpoint; every float becomes float32.
-
-    Args:
-      path: a `.pth`, `.pt` or `.th` file of PyTorch (bare or under one of `CONTAINERS`), a
-        `.safetensors` file, for which torch is not needed, or the `model.json` of a network of `convert.keras`.
+    """Reads a checkpoint (`read`); what the user should know of the choice is logged.
 
     Returns:
-      The arrays by the file's own names, and the metadata that `write_safetensors` stored, or what Keras's network is
-      known to be ({} in others).
+      The arrays by the file's own names, and the metadata that `write_safetensors` stored.
+    """
+    content = read(path)
+    for note in content.notes:
+        logging.warning("%s: %s", path, note)
+    return content.state, content.metadata
+
+
+def read(path: str | os.PathLike[str], choice: Choice | None = None) -> Content:
+    """Reads a checkpoint. Its first bytes tell the format, and the name does not matter.
+
+    Args:
+      path: a file of PyTorch (bare, or under one of the usual keys), a safetensors file, for which torch is not
+        needed, or the `model.json` of a network of `convert.keras`.
+      choice: which weights to take, where a file has several.
 
     Raises:
-      UserError: the file is missing, empty, damaged, no checkpoint, or wants more than tensors.
+      UserError: the file is missing, empty, damaged, too large, no checkpoint, or asks for more than tensors.
     """
-    path = Path(path)
-    _check_file(path)
-    if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
-    elif path.suffix == KERAS_SUFFIX:
-        state, metadata = keras.read(path)
+    path = Path(path).expanduser()
+    start = _first_bytes(path)
+    if _is_safetensors(path, start):
+        content = _read_safetensors(path)
+    elif start.lstrip()[:1] in (b"{", b"["):
+        content = Content(*keras.read(path))
     else:
-        state, metadata = _read_torch(path), {}
-    if not state:
+        content = _read_torch(path, start, choice or Choice())
+    if not content.state:
         raise UserError(f"{path} holds no tensors: expected the state dictionary of a network")
-    return state, metadata
-
-
-def _check_file(path: Path) -> None:
-    if path.suffix not in (*SUFFIXES, KERAS_SUFFIX):
-        raise UserError(
-            f"{path} is not a checkpoint: expected a file that ends in {', '.join((*SUFFIXES, KERAS_SUFFIX))}"
-        )
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}: check the path")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise UserError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
-    if empty:
-        raise UserError(f"the checkpoint {path} is empty (0 bytes): copy or download it again")
-
-
-def _read_safetensors(path: Path) -> tuple[State, dict[str, Any]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-        entries = deserialize(path.read_bytes())
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file, or is truncated: {_one_line(error)}") from error
-    state = {name: _safetensors_array(path, name, entry) for name, entry in entries}
-    try:
-        return state, dict(json.loads(metadata.get(METADATA_KEY, "{}")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the metadata {METADATA_KEY!r} of {path} are not JSON: import the source anew") from error
-
-
-def _safetensors_array(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
-    dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-    if dtype is None:
-        raise UserError(f"{name} in {path} has the type {entry['dtype']}: expected floating-point weights")
-    array = np.frombuffer(bytes(entry["data"]), dtype).reshape(entry["shape"])
-    return array.astype(np.float32) if entry["dtype"] in ("F64", "F16", "BF16") else array
-
-
-def import_torch() -> Any:
-    """Gives the module torch.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("this needs PyTorch: pip install 'fastdfkd_jax[torch]'") from error
-    return torch
-
-
-def _read_torch(path: Path) -> State:
-    torch = import_torch()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old storage classes; whoever reads cannot mend the file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Damaged input can raise nearly anything in the unpickler, from KeyError to OSError.
-        raise UserError(_why_unreadable(path, str(error))) from error
-    content = _unwrap(content)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} is not a checkpoint: expected a dictionary of tensors, found {type(content).__name__}")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if strangers:
-        raise UserError(
-            f"{path} is not a state dictionary: expected tensors, bare or under {', '.join(CONTAINERS)}; "
-            f"these entries are not tensors: {', '.join(strangers)}"
-        )
-    return {str(name): _torch_array(path, str(name), value) for name, value in content.items()}
-
-
-def _unwrap(content: Any) -> Any:
-    while isinstance(content, Mapping):
-        inner = next((content[k] for k in CONTAINERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
     return content
 
 
-def _torch_array(path: Path, name: str, tensor: Any) -> np.ndarray:
-    if tensor.is_quantized or tensor.layout != import_torch().strided:
-        raise UserError(f"{name} in {path} is quantized or sparse: expected dense floating-point weights")
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
-
-
-def _why_unreadable(path: Path, message: str) -> str:
-    if wanted := _wanted_global(path, message):
-        return (
-            f"{path} is refused: its pickle wants {wanted}, and only tensors are loaded; save model.state_dict() alone"
-        )
-    if "TorchScript" in message:
-        return f"{path} is a TorchScript archive: expected a state dictionary; save model.state_dict()"
-    if "Unsupported operand" in message:
-        return f"{path} is not a PyTorch checkpoint: expected a file that torch.save wrote"
-    detail = f" ({_one_line(message)})" if "EOF" in message else ""
-    return f"{path} is not a PyTorch checkpoint, or is truncated or damaged{detail}: copy or download it again"
-
-
-def _wanted_global(path: Path, message: str) -> str | None:
-    """Which function or class the pickle would call, found without running it."""
-    if match := re.search(r"GLOBAL (\S+)", message):
-        return match[1]
-    if zipfile.is_zipfile(path) or "operand" not in message:
-        return None
-    strings: list[str] = []
+def _first_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}: check the path")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected a checkpoint, a file")
     try:
-        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
-            if opcode.name == "GLOBAL":
-                return str(argument).replace(" ", ".")
-            if opcode.name == "STACK_GLOBAL":
-                return ".".join(strings[-2:])
-            if isinstance(argument, str):
-                strings.append(argument)
-    except (ValueError, pickle.UnpicklingError):
-        return None
-    return None
+        limits.require_bytes(limits.require_regular(path, "checkpoint"), path)
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
+    if not start:
+        raise UserError(f"the checkpoint {path} is empty (0 bytes): copy or download it again")
+    return start
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    # Eight bytes for the header's length, then the header, JSON. A zip archive or a pickle begins otherwise.
+    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= path.stat().st_size:
+        return True
+    return path.suffix.lower() == ".safetensors" and start[:2] != b"PK" and start[:1] != b"\x80"
+
+
+def _read_safetensors(path: Path) -> Content:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = file.metadata() or {}
+        entries = deserialize(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        reason = shortened(str(error), 80)
+        raise UserError(f"{path} is not a safetensors file, or is truncated: {reason}") from error
+    wide = sum(2 * len(entry["data"]) for _, entry in entries if entry["dtype"] in ("F16", "BF16"))
+    limits.require_bytes(path.stat().st_size + wide, path)
+    state = {name: _safetensors_array(path, name, entry) for name, entry in entries}
+    return Content(state, stored_metadata.parse(path, stored.get(METADATA_KEY, "{}")))
+
+
+def _safetensors_array(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    label = shortened(name, 60)
+    dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise UserError(f"{label} in {path} has the type {entry['dtype']}: expected floating-point weights")
+    try:
+        array = np.frombuffer(bytes(entry["data"]), dtype).reshape(entry["shape"])
+    except ValueError as error:
+        raise UserError(f"{label} in {path} has an impossible shape: the file is damaged") from error
+    return array.astype(np.float32) if entry["dtype"] in ("F64", "F16", "BF16") else array
+
+
+def _read_torch(path: Path, start: bytes, choice: Choice) -> Content:
+    for magic, reason in _OTHERS.items():
+        if start.lower().startswith(magic.lower()):
+            raise UserError(f"{path} {reason}")
+    torch = import_torch()
+    content = torch_files.load(path)
+    try:
+        chosen = choosing.find_weights(content, choice, lambda value: isinstance(value, torch.Tensor))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Content(torch_files.to_arrays(path, chosen.entries), {}, chosen.taken, chosen.notes)
 
 
 def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping) -> None:
@@ -201,7 +177,17 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, np.ndarr
     """
     text = {METADATA_KEY: json.dumps(metadata, sort_keys=True), "format": "pt"}
     arrays = {name: np.asarray(array, order="C") for name, array in state.items()}
-    write_whole(path, save(arrays, text))
+    write_whole(path, _in_fixed_order(save(arrays, text)))
+
+
+def _in_fixed_order(content: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata sorted, which the library writes in another order each time."""
+    end = _ALIGNMENT + struct.unpack("<Q", content[:_ALIGNMENT])[0]
+    header = json.loads(content[_ALIGNMENT:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text + content[end:]
 
 
 def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
@@ -219,17 +205,14 @@ def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes bytes under a temporary name beside the target, then renames it onto the target.
 
+    What killed writers of this file left behind is removed.
+
     Raises:
       UserError: the folder is missing or read-only, or the disk is full; nothing is left behind.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"cannot write {path}, which is a folder: give the name of a file")
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of earlier releases
+        old.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(content))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fastdfkd_jax.convert.messages import RECORD, UNKNOWN_NETWORK, LongError, listed, one_line
 from fastdfkd_jax.convert.naming import DEEPLAB_HEAD, common_prefix
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import is_known
@@ -31,17 +32,32 @@ def guess_arch(state: State) -> str:
       UserError: its entries are not those of a family we know; asks for --arch.
     """
     state = _bare(state)
-    families = (_wide_resnet, _resnet, _vgg, _mobilenet, _efficientnet, _deeplab)
-    arch = next(filter(None, (family(state) for family in families)), None)
+    arch = _family(state)
     if arch is None:
-        first = ", ".join(list(state)[:6])
         bare = not any(name.endswith("running_mean") for name in state)
-        hint = "; it has no BatchNorm, so it is none of ours: record its graph" if bare else ""
-        raise UserError(
-            "the architecture cannot be told from the checkpoint's entries: name it with --arch "
-            f"(the first of {len(state)} entries: {first}{hint})"
-        )
+        hint = "; no BatchNorm, so none of the known ones" if bare else ""
+        title = "the architecture cannot be told from the checkpoint's entries"
+        mend = f"name it with --arch; {UNKNOWN_NETWORK}"
+        names = list(state)
+
+        def fitted(room: int) -> str:
+            texts = (f"{title} ({listed(names, most, 60)}{hint}): {mend}" for most in (4, 3, 2, 1))
+            return next((text for text in texts if len(text) <= room), f"{title}: {mend}")
+
+        raise LongError(fitted, f"{title} ({', '.join(map(one_line, names))}{hint}): {mend}")
     return arch
+
+
+def networks_under(state: State) -> list[str]:
+    """First components ('teacher.') under each of which a state dictionary has a network that we know."""
+    starts = dict.fromkeys(f"{name.split('.')[0]}." for name in state if "." in name)
+    groups = {p: {n.removeprefix(p): array for n, array in state.items() if n.startswith(p)} for p in starts}
+    return [start for start, group in groups.items() if _family(_bare(group))]
+
+
+def _family(state: State) -> str | None:
+    families = (_wide_resnet, _resnet, _vgg, _mobilenet, _efficientnet, _deeplab)
+    return next(filter(None, (family(state) for family in families)), None)
 
 
 def guess_classes(state: State) -> int:
@@ -57,7 +73,10 @@ def guess_classes(state: State) -> int:
     heads = [name for name in state if name.endswith("weight") and state[name].ndim == 2]
     usual = [name for name in heads if name.split(".")[0] in _HEADS]
     if not heads:
-        raise UserError("the checkpoint has no linear layer to count classes by: expected a classifier")
+        raise UserError(
+            "the checkpoint has no linear layer to count classes by: expected a classifier (any other network is "
+            f"imported as a recorded graph: {RECORD})"
+        )
     return int(state[(usual or heads)[-1]].shape[0])
 
 

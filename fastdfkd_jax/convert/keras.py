@@ -7,7 +7,6 @@ the spec, so that what is left is a ResNet of this package: the same logits, the
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fastdfkd_jax import limits
+from fastdfkd_jax.convert.messages import shortened
 from fastdfkd_jax.errors import UserError
 
 State = dict[str, np.ndarray]
@@ -39,7 +40,7 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
     arrays = _arrays(path)
     layers = {name.split("/")[0] for name in arrays}
     if strange := sorted(layer for layer in layers if not re.fullmatch(_LAYERS, layer)):
-        raise UserError(f"{path}: {_EXPECTED}, found the layer {strange[0]}")
+        raise UserError(f"{path}: {_EXPECTED}, found the layer {shortened(strange[0], 60)}")
     convs = {layer: _ours(layer) for layer in layers if layer.startswith(("conv", "res"))}
     state: State = {}
     try:
@@ -47,12 +48,15 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
             theirs = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
             state[f"{conv}.weight"] = arrays[f"{layer}/kernel"].transpose(3, 2, 0, 1)
             state[f"{norm}.weight"], state[f"{norm}.bias"] = arrays[f"{theirs}/gamma"], arrays[f"{theirs}/beta"]
-            state[f"{norm}.running_mean"] = arrays[f"{theirs}/moving_mean"] - arrays[f"{layer}/bias"]
+            mean, bias = arrays[f"{theirs}/moving_mean"], arrays[f"{layer}/bias"]
+            if mean.shape != bias.shape:
+                raise ValueError(f"bias of {layer}")
+            state[f"{norm}.running_mean"] = mean - bias
             state[f"{norm}.running_var"] = arrays[f"{theirs}/moving_variance"]
         state["conv1.weight"] = state["conv1.weight"][:, ::-1]
         state["fc.weight"], state["fc.bias"] = arrays["fc1000/kernel"].T, arrays["fc1000/bias"]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: {_EXPECTED}, found no usable {error}") from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: {_EXPECTED}, found no usable {shortened(str(error), 60)}") from error
     spec = {"arch": ARCH, "mean": [value / 255 for value in _MEAN], "std": [1 / 255] * 3}
     return {name: np.ascontiguousarray(array) for name, array in state.items()}, spec
 
@@ -72,19 +76,35 @@ def _ours(layer: str) -> tuple[str, str]:
 def _arrays(path: Path) -> State:
     """All arrays by Keras's names."""
     try:
-        groups = json.loads(path.read_text())["weightsManifest"]
+        groups = limits.read_json(path, "model description")["weightsManifest"]
+        shards = [_shard(path, name) for group in groups for name in group["paths"]]
+        limits.require_bytes(sum(limits.require_regular(shard, "shard") for shard in shards), path)
         arrays: State = {}
         for group in groups:
-            content, start = b"".join((path.parent / name).read_bytes() for name in group["paths"]), 0
+            content, start = b"".join(_shard(path, name).read_bytes() for name in group["paths"]), 0
             for entry in group["weights"]:
-                count = math.prod(entry["shape"])
-                kind = "quantized" if "quantization" in entry else entry["dtype"]
-                if kind != "float32":
-                    raise UserError(f"{path}: expected float32 weights, found {kind} ones in {entry['name']}")
-                array = np.frombuffer(content, np.dtype("<f4"), count, start)
-                arrays[entry["name"]], start = array.reshape(entry["shape"]), start + array.nbytes
+                array = _array(path, entry, content, start)
+                arrays[entry["name"]], start = array, start + array.nbytes
             if start != len(content):
                 raise UserError(f"{path}: its shards hold {len(content)} bytes, expected {start}: download them again")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} and its shards ({' '.join(str(error).split())}): {_EXPECTED}") from error
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = shortened(str(error), 80)
+        raise UserError(f"cannot read {path} and its shards ({reason}): {_EXPECTED}") from error
     return arrays
+
+
+def _shard(path: Path, name: str) -> Path:
+    """A file of weights; it must lie beside the description, which may come from anywhere."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"the shard {name!r} is not beside it")
+    return path.parent / name
+
+
+def _array(path: Path, entry: dict[str, Any], content: bytes, start: int) -> np.ndarray:
+    name, shape = entry["name"], entry["shape"]
+    kind = "quantized" if "quantization" in entry else entry["dtype"]
+    if kind != "float32":
+        raise UserError(f"{path}: expected float32 weights, found {shortened(str(kind), 40)} ones in {name}")
+    if not isinstance(name, str) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError("a name or a shape is damaged")
+    return np.frombuffer(content, np.dtype("<f4"), math.prod(shape), start).reshape(shape)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.convert.messages import UNKNOWN_NETWORK, all_faults
 from fastdfkd_jax.models import Network
 
 State = Mapping[str, np.ndarray]
@@ -83,7 +83,19 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """The wrappers' prefix that all names share, one after another ('module.model.'), or ''."""
+    """The leading components that all names share ('module.model.', 'backbone.'), or ''.
+
+    A layer's own name is no prefix: what is left must have components too, and not all the same first one.
+    """
+    parts = [name.split(".") for name in names]
+    shared = next((i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), None)
+    if shared is not None and any(len(name) > shared + 1 for name in parts):
+        return "".join(f"{part}." for part in parts[0][:shared])
+    return _wrappers(".".join(name) for name in parts)
+
+
+def _wrappers(names: Iterable[str]) -> str:
+    """The prefix of wrappers alone, of names that are too few to tell."""
     names, prefix = list(names), ""
     while step := next((p for p in PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
         prefix += step
@@ -245,19 +257,28 @@ def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: 
         "not finite": [n for n in fitting if not np.isfinite(ours[n]).all()],
         "negative variance": [n for n in variances if (ours[n] < 0).any()],
     }
-    parts = []
-    for fault, names in faults.items():
-        texts = [naming.to_source(name) for name in sorted(names)]
-        if fault == "mis-shaped":
-            texts = [f"{naming.to_source(n)} ({_misfit(ours[n], expected[n])})" for n in sorted(names)]
-        if names:
-            parts.append(f"{fault} ({len(names)}): {', '.join(texts)}")
-    if parts:
+    wrong = {fault: sorted(names) for fault, names in faults.items() if names}
+    texts = {f: [_described(n, f, ours, expected, naming) for n in names] for f, names in wrong.items()}
+    if texts:
         arch, classes = network.spec.arch, network.spec.num_classes
         bare = "" if batch_norm_names(ours) else " (it has no BatchNorm)"
-        mend = "check --arch" if network.others is None else "expected weights of the recorded module"
-        raise UserError(f"not a sound {arch} of {classes} classes{bare}: {'; '.join(parts)}; {mend}")
+        raise all_faults(f"not a sound {arch} of {classes} classes{bare}", texts, _mend(texts, network))
     _warn_of_zeros({naming.to_source(name): ours[name] for name in variances})
+
+
+def _described(name: str, fault: str, ours: State, expected: Mapping[str, Entry], naming: Naming) -> str:
+    source = naming.to_source(name)
+    return f"{source} ({_misfit(ours[name], expected[name])})" if fault == "mis-shaped" else source
+
+
+def _mend(texts: Mapping[str, Sequence[str]], network: Network) -> str:
+    if network.others is not None:
+        return "expected weights of the recorded module"
+    if texts.keys() <= {"not finite", "negative variance"}:
+        return "training diverged or the file is damaged: take another checkpoint"
+    if texts.keys() == {"not used"}:
+        return f"--ignore '{texts['not used'][0].rpartition('.')[0]}.*' drops entries; {UNKNOWN_NETWORK}"
+    return f"check --arch; {UNKNOWN_NETWORK}"
 
 
 def _warn_of_zeros(variances: State) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.convert import naming, record, twins
 from fastdfkd_jax.convert.files import import_torch
+from fastdfkd_jax.convert.messages import LongError, listed, one_line, shortened
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -47,7 +51,8 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
         record.load_weights(module, _tensors(_as_named_by(module, ours, names)))
         return record.record(module, _images(spec))
     except record.RecordError as error:
-        raise UserError(f"{target}: {error}") from error
+        text = one_line(error)
+        raise LongError(partial(shortened, text), text).within(target) from error
 
 
 def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> Mapping[str, np.ndarray]:
@@ -68,20 +73,66 @@ def from_file(path: str) -> Arrays:
     """Reads what `record.py` wrote.
 
     Raises:
-      UserError: the file is missing, damaged or something else.
+      UserError: the file is missing, damaged, too large or something else.
     """
+    file = Path(path).expanduser()
     try:
-        # From memory: numpy leaves a damaged file open.
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
-            arrays = dict(file)
+        limits.require_regular(file, "reference")
+        arrays = _read_archive(file)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"there is no reference {path}: record one with convert/record.py") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged archive raises nearly anything, from zlib.error to MemoryError
         raise UserError(f"{path} is not an .npz that convert/record.py wrote, or is damaged") from error
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
         raise UserError(f"{path} is not an .npz that convert/record.py wrote: it has no {', '.join(missing)}")
+    if fault := _fault(arrays):
+        raise UserError(f"{path} is not an .npz that convert/record.py wrote: {fault}")
     return arrays
+
+
+def _read_archive(path: Path) -> Arrays:
+    """Arrays of an .npz, unpacked only after the sizes that it declares have been found possible."""
+    with zipfile.ZipFile(path) as archive:
+        limits.require_bytes(sum(entry.file_size for entry in archive.infolist()), path)
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                _require_whole(file, entry.file_size)
+    # From memory: numpy leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        return dict(file)
+
+
+def _require_whole(file: IO[bytes], size: int) -> None:
+    """Checks that an entry is as long as its header says, which numpy allocates before it reads."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("the header does not fit the data")
+
+
+def _fault(arrays: Arrays) -> str | None:
+    """The first array whose type or shape no recording has."""
+    images, labels, logits = arrays["images"], arrays["labels"], arrays["logits"]
+    floats = [name for name in arrays if name != "labels" and not name.startswith("state/")]
+    if wrong := [name for name in floats if not np.issubdtype(arrays[name].dtype, np.floating)]:
+        return f"{shortened(wrong[0], 60)} has the type {arrays[wrong[0]].dtype}, expected floating-point numbers"
+    if images.ndim != 4 or logits.ndim not in (2, 4) or not 0 < len(logits) == len(images):
+        return f"images have shape {images.shape[:8]} and logits {logits.shape[:8]}, expected one row for each image"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != logits.shape[:1] + logits.shape[2:]:
+        return f"labels are {labels.dtype} of shape {labels.shape[:8]}, expected one whole number a row"
+    if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        return f"labels lie in {labels.min()}..{labels.max()}, expected classes of {logits.shape[1]}"
+    if wrong := [name for name in arrays if name.startswith("moments/") and not _is_moment(name, arrays[name])]:
+        return f"{shortened(wrong[0], 60)} is no mean and no variance"
+    return None
+
+
+def _is_moment(name: str, array: np.ndarray) -> bool:
+    return name.count("/") >= 2 and name.endswith(("/mean", "/var")) and array.ndim == 1 and array.size > 0
 
 
 def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
@@ -104,7 +155,7 @@ def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
     found = {name.split("/")[1] for name in result if name.startswith("moments/")}
     wanted = set(naming.batch_norm_names(entries))
     if found != wanted:
-        lacks, adds = (", ".join(sorted(names)) or "none" for names in (wanted - found, found - wanted))
+        lacks, adds = (listed(sorted(names)) or "none" for names in (wanted - found, found - wanted))
         raise UserError(f"{title} is another network: of the BatchNorms it lacks {lacks} and adds {adds}")
     return result
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from pathlib import Path
+
+from absl import logging
 
 from fastdfkd_jax.convert import checkpoints, files, naming
-from fastdfkd_jax.convert.checkpoints import Source
+from fastdfkd_jax.convert.checkpoints import Say, Source
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -17,13 +20,16 @@ _FC_DOWNSAMPLE = {"linear": "fc", "classifier": "fc", "shortcut": "downsample"}
 NAMINGS = ("source", "ours", "torchvision")
 
 
-def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], **known) -> NetworkSpec:
+def import_checkpoint(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], say: Say = logging.warning, **known
+) -> NetworkSpec:
     """Writes a checkpoint of any kind as our `.safetensors`: our names, the spec and the source's naming.
 
     Args:
       path: the checkpoint to import.
       out: the `.safetensors` to write; nothing is written unless everything is valid.
-      known: `arch`, `num_classes`, `image_size`, `mean` and `std` as in `checkpoints.find_spec`.
+      say: is told which weights were taken, and what was dropped.
+      known: `choice`, and `arch`, `num_classes`, `image_size`, `mean` and `std` as in `sources.find_spec`.
 
     Returns:
       The spec that was stored.
@@ -31,11 +37,12 @@ def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str],
     Raises:
       UserError: the source is not sound, something needed is not known, or `out` cannot be written.
     """
+    path = Path(path).expanduser()
     if not str(out).endswith(".safetensors"):
         raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: a recorded graph needs no import, give it where a checkpoint is wanted")
-    opened = checkpoints.open_checkpoint(path, **known)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: a recorded graph needs no import, give it in the place of a checkpoint")
+    opened = checkpoints.open_checkpoint(path, say=say, **known)
     source, spec = opened.source, opened.build().spec
     origin = {"file": source.path.name, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
     metadata = dataclasses.asdict(spec) | {
@@ -43,6 +50,8 @@ def import_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str],
         "source": origin,
     }
     files.write_safetensors(out, opened.state, metadata)
+    if source.taken:
+        say(f"took the weights under {source.taken}")
     return spec
 
 

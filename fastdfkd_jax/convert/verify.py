@@ -24,6 +24,7 @@ TOLERANCES = {"logits": 1e-4, "gradient": 1e-4, "moments": 1e-3, "bits": 0.0}
 # Of activations, relative to their mean. It counts where they hardly vary: DeepLab's pooled branch has one value an
 # image, and images of noise have nearly the same.
 _ROUNDING = 1e-6
+TWIN, SAME_WEIGHTS = "our PyTorch twin", "weights of the reference"  # of titles in a report
 GRADIENTS = ("cross_entropy", "batch_norm")
 
 
@@ -71,7 +72,8 @@ def verify(
       torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture, or what was
         recorded with the graph.
       reference: an `.npz` that `record.py` wrote; torch is then needed for a torch checkpoint only.
-      known: `arch`, `num_classes` and `image_size` as in `checkpoints.find_spec`.
+      known: `choice` and `say` as in `sources.read_source`, `arch`, `num_classes` and `image_size` as in
+        `sources.find_spec`.
 
     Returns:
       The checks: logits, every BatchNorm's input mean and variance, two image gradients, the round trip
@@ -85,13 +87,15 @@ def verify(
     recorded = str(source.path / record.REFERENCE) if source.path.is_dir() else None
     if reference is None and torch_factory is None:
         reference = recorded
+    if torch_factory is not None:
+        torch_factory = os.path.expanduser(torch_factory)
     if reference is not None:
         title, arrays = reference, references.from_file(reference)
     elif torch_factory is not None:
         names = checkpoints.source_naming(source, opened.naming)
         title, arrays = torch_factory, references.from_factory(torch_factory, opened.state, names, network.spec)
     else:
-        title, arrays = f"our PyTorch twin of {network.spec.arch}", references.from_twin(opened.state, network.spec)
+        title, arrays = f"{TWIN} of {network.spec.arch}", references.from_twin(opened.state, network.spec)
     expected = references.in_our_names(arrays, network, title)
     variables = naming.to_variables(opened.state, network)
     checks = [*compare(opened.build, variables, expected), _round_trip(opened, variables)]
@@ -204,7 +208,7 @@ def _same_weights(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
 
     prefix = "state/"
     theirs = {name.removeprefix(prefix): array for name, array in reference.items() if name.startswith(prefix)}
-    return _same("weights of the reference", weights(ours), weights(theirs))
+    return _same(SAME_WEIGHTS, weights(ours), weights(theirs))
 
 
 def _same(name: str, found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Check:

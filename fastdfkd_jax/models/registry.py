@@ -159,8 +159,8 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
     found = _find(spec.arch)
     if found is None:
         raise UserError(
-            f"unknown architecture {spec.arch!r}: expected one of {', '.join(arch_names())} or another depth "
-            "or width of these families"
+            f"unknown architecture {spec.arch[:40]!r}: expected one of {', '.join(arch_names()[:8])}, ... "
+            "(docs/models.md lists them), another depth or width of these families, or the folder of a recorded graph"
         )
     check_conv_gradient(conv_gradient)
     family, module = found

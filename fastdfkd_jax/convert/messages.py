@@ -1,0 +1,68 @@
+"""Messages that fit in one line, with the full lists kept for `--verbose`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fastdfkd_jax.errors import UserError
+
+# Longest message that a user sees without --verbose; "error: " and a hint at --verbose come on top.
+MOST = 276
+_PATH = 60  # most of these that the file's name takes
+RECORD = "python -m fastdfkd_jax.convert.record"
+UNKNOWN_NETWORK = f"for another network record its graph: {RECORD}"
+
+
+class LongError(UserError):
+    """A mistake of the input whose full description is longer than a line.
+
+    Args:
+      fitted: gives the message in at most so many characters.
+      full: the whole message, for `--verbose`.
+    """
+
+    def __init__(self, fitted: Callable[[int], str], full: str):
+        super().__init__(fitted(MOST))
+        self.fitted, self.full = fitted, full
+
+    def within(self, place: object) -> LongError:
+        """The same mistake with the place where it was found in front."""
+        start = f"{shortened(str(place), _PATH)}: "
+        return LongError(lambda room: start + self.fitted(room - len(start)), f"{place}: {self.full}")
+
+
+def one_line(error: object) -> str:
+    """Text on one line, of printable characters only: what a file says of itself may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+
+
+def shortened(text: str, most: int = MOST) -> str:
+    """Text on one line of at most `most` characters; the middle is left out where it is longer."""
+    text = one_line(text)
+    if len(text) <= most:
+        return text
+    tail = (most - 5) * 2 // 3
+    return f"{text[: most - 5 - tail]} ... {text[-tail:]}"
+
+
+def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
+    """The first few names and how many more there are."""
+    texts = [shortened(name, longest) for name in names[:most]]
+    return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def all_faults(title: str, texts: Mapping[str, Sequence[str]], mend: str) -> LongError:
+    """All faults, and in the short form as many names of each as there is room for."""
+
+    def message(most: int, longest: int) -> str:
+        parts = (
+            f"{fault} ({len(names)})" + (f": {listed(names, most, longest)}" if most else "")
+            for fault, names in texts.items()
+        )
+        return f"{title}: {'; '.join(parts)}; {mend}"
+
+    def fitted(room: int) -> str:
+        fitting = (text for most in (8, 4, 3, 2, 1, 0) if len(text := message(most, 60)) <= room)
+        return next(fitting, None) or shortened(message(0, 0), room)
+
+    return LongError(fitted, message(10**6, 10**6))
