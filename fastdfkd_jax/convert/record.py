@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -310,6 +311,8 @@ def export(module, image_size, channels):
     """The module's program of ATen operations for any number of images (`torch.export`, evaluation mode)."""
     import torch
 
+    if isinstance(module, torch.jit.ScriptModule):
+        raise RecordError("the module is TorchScript, which cannot be exported: give the Python module it came from")
     example = torch.zeros(2, channels, image_size, image_size)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
@@ -328,7 +331,12 @@ def _quiet():
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        yield
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def load_program(path, trust):
@@ -563,13 +571,9 @@ def unwrap(module):
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
     import torch
 
-    parallel = torch.nn.parallel
-    while isinstance(module, parallel.DataParallel | parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
-        module = module.module if hasattr(module, "module") else module._orig_mod
-    if isinstance(module, torch.jit.ScriptModule):
-        raise RecordError(
-            "the factory gives TorchScript, which cannot be exported: give the Python module it came from"
-        )
+    wrappers = torch.nn.parallel.DataParallel, torch.nn.parallel.DistributedDataParallel
+    while isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
+        module = getattr(module, "module" if isinstance(module, wrappers) else "_orig_mod")
     return module
 
 
@@ -726,7 +730,7 @@ def _warn_of_probabilities(logits):
 def _check_normalisation(known, channels):
     for key, numbers in known.items():
         if len(numbers) != channels:
-            raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each channel")
+            raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each input channel")
     if min(known.get("std", [1])) <= 0:
         raise RecordError(f"--std must be positive, found {known['std']}")
 
