@@ -417,6 +417,7 @@ def describe(program, output=None):
             nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
         elif node.op not in ("placeholder", "call_function"):
             raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
+    nodes = _needed(nodes, logits)
     used = {name for node in nodes for name in references(node["args"])}
     entries = {name: entry for name, entry in entries.items() if name in used}
     state = {name: _to_numpy(value) for name, value in program.state_dict.items()}
@@ -465,6 +466,16 @@ def _ties(state, used):
         if owner != name and value.numel():
             ties[name] = owner
     return ties
+
+
+def _needed(nodes, logits):
+    """The nodes that lead to the logits or to a BatchNorm; others, as of an auxiliary loss, need not be known."""
+    wanted, kept = {logits}, []
+    for node in reversed(nodes):
+        if node["name"] in wanted or node["op"] in BATCH_NORMS:
+            wanted |= references(node["args"])
+            kept.append(node)
+    return kept[::-1]
 
 
 def _output_node(program, leaves, wanted):
