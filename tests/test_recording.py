@@ -277,6 +277,7 @@ def test_a_module_without_convolutions_tells_its_channels_by_what_fits(nets, cap
     assert "the module fails on 2 images of 3x32x32, check --channels and --image-size: mat1 and mat2" in said
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch.compile about torch
 @pytest.mark.parametrize(
     "factory", ["parallel", "compiled", "Checkpointed", "Reentrant", "NoGrad", "Autocast", "with_loss"]
 )
@@ -290,7 +291,7 @@ def test_wrappers_change_neither_the_function_nor_its_names(nets, capsys, factor
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
     assert np.abs(reference(nets, "gradient/cross_entropy")).max() > 1e-4
     description = json.loads((nets.parent / "graph" / "graph.json").read_text())
-    assert description["state"] == list(record.load_factory(f"{nets}:plain").state_dict())
+    assert set(description["state"]) == set(record.load_factory(f"{nets}:plain").state_dict())
     assert verify.verify(nets.parent / "graph").passed
 
 
