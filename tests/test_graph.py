@@ -145,6 +145,39 @@ def assigned(x):
     return x
 
 
+def weighted(norm):
+    """A layer with another scale and shift for each of its entries."""
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand_like(norm.weight) + 0.5)
+        norm.bias.copy_(torch.randn_like(norm.bias))
+    return norm
+
+
+class LastNorm(nn.Module):
+    """A layer norm of channels, as ConvNeXt has it."""
+
+    def forward(self, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-3).permute(0, 3, 1, 2)
+
+
+class Averaged(nn.Module):
+    """A norm of vectors by the batch's statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, affine=False, track_running_stats=False)
+
+    def forward(self, x):
+        return x * self.norm(torch.relu(x).mean((2, 3)))[..., None, None]
+
+
+def with_statistics(norm):
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.randn(8))
+        norm.running_var.copy_(torch.rand(8) + 0.5)
+    return weighted(norm)
+
+
 F = nn.functional
 FUNCTIONS = {
     "relu and residual": lambda: lambda x: torch.relu(x) + x,
@@ -163,6 +196,32 @@ FUNCTIONS = {
     "leaky relu": lambda: nn.LeakyReLU(0.1),
     "elu": nn.ELU,
     "gelu": nn.GELU,
+    "gelu of tanh": lambda: nn.GELU("tanh"),
+    "group norms": lambda: nn.Sequential(weighted(nn.GroupNorm(4, 8)), nn.ReLU(), nn.GroupNorm(2, 8, affine=False)),
+    "instance norms": lambda: nn.Sequential(
+        weighted(nn.InstanceNorm2d(8, affine=True)),
+        nn.ReLU(),
+        with_statistics(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+    ),
+    "layer norms": lambda: nn.Sequential(weighted(nn.LayerNorm((8, 8, 8))), nn.ReLU(), LastNorm()),
+    "norms of the batch": lambda: nn.Sequential(weighted(nn.BatchNorm2d(8, track_running_stats=False)), Averaged()),
+    "weight norms": lambda: nn.Sequential(
+        *(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3), dim=dim) for dim in (0, 1, None))
+    ),
+    "spectral norms": lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), nn.utils.spectral_norm(nn.Conv2d(6, 8, 3))
+    ),
+    "einsum": lambda: lambda x: torch.einsum("nchw, ndhw -> ncd", x, x)[..., None] * torch.einsum("n...->n", x)[0],
+    "normalised": lambda: lambda x: F.normalize(x) + F.normalize(x.flatten(1)).view_as(x),
+    "norms of vectors": lambda: (
+        lambda x: (
+            x * x.norm()
+            + x.norm(p=math.inf, dim=1, keepdim=True)
+            + x.norm(p=1.0, dim=3)[..., None] * F.normalize(x, p=3.0)
+        )
+    ),
+    "bounded on a side": lambda: lambda x: x.clamp_min(-0.5) * x.clamp_max(0.25),
+    "products of vectors": lambda: lambda x: x * torch.dot(x[0, 0, 0], x[0, 1, 0]) + x[0, 0] @ x[0, 1, 1],
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
     "hardsigmoid": nn.Hardsigmoid,
@@ -269,6 +328,8 @@ KINKS = {
     "leaky relu": (nn.LeakyReLU(0.1), (0,)),
     "elu": (nn.ELU(0.5), (0,)),
     "abs": (torch.abs, (0,)),
+    "clamp_min": (lambda x: x.clamp_min(-1), (-1,)),
+    "clamp_max": (lambda x: x.clamp_max(1), (1,)),
 }
 
 
@@ -622,7 +683,7 @@ def test_a_saved_program_is_recorded_as_its_module_is(tmp_path, dialect, capsys)
     )
     expected = recorded(module, tmp_path / "module")
     save(programs(module)[dialect], tmp_path / "net.pt2")
-    arguments = ["--graph", str(tmp_path / "program"), "--batch", "3"]
+    arguments = ["--trust", "--graph", str(tmp_path / "program"), "--batch", "3"]
     assert record.main([str(tmp_path / "net.pt2"), *arguments]) == 0, capsys.readouterr().err
     with np.load(tmp_path / "program" / "reference.npz") as found:
         for name in ("logits", "moments/norm/mean", "gradient/cross_entropy", "gradient/batch_norm"):
@@ -632,6 +693,47 @@ def test_a_saved_program_is_recorded_as_its_module_is(tmp_path, dialect, capsys)
     fresh = opened.build().init(jax.random.key(0))
     assert {"kernel", "bias"} == set(fresh["params"]["fc"]), "a linear layer stays one"
     module.load_state_dict({n: torch.tensor(a) for n, a in naming.state_of(opened.build(), fresh).items()}, strict=True)
+
+
+def test_norms_of_a_decomposed_program_equal_torch(tmp_path, capsys):
+    torch.manual_seed(0)
+    kept = with_statistics(nn.InstanceNorm2d(8, affine=True, track_running_stats=True))
+    norms = nn.GroupNorm(4, 8), nn.InstanceNorm2d(8), kept, nn.BatchNorm2d(8, track_running_stats=False)
+    weights = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    layers = [layer for norm in norms for layer in (norm, nn.ReLU())]
+    module = Function(nn.Sequential(*layers, LastNorm(), weights, nn.GELU("tanh")))
+    expected = recorded(module, tmp_path / "module")
+    save(programs(module)["decomposed"], tmp_path / "net.pt2")
+    arguments = [str(tmp_path / "net.pt2"), "--trust", "--graph", str(tmp_path / "program"), "--batch", "3"]
+    assert record.main(arguments) == 0, capsys.readouterr().err
+    ops = {node["op"] for node in json.loads((tmp_path / "program" / "graph.json").read_text())["nodes"]}
+    assert {"aten.native_group_norm.default", "aten.native_layer_norm.default"} <= ops
+    assert "aten._native_batch_norm_legit.no_stats" in ops
+    assert_equal(tmp_path / "program", expected)
+
+
+def test_an_instance_norm_with_statistics_teaches_and_is_not_trained(tmp_path):
+    torch.manual_seed(0)
+    recorded(Function(with_statistics(nn.InstanceNorm2d(8, affine=True, track_running_stats=True))), tmp_path)
+    network, variables = load(tmp_path)
+    assert set(variables["batch_stats"]) == {"norm"}, "no teacher statistics: they are of single images"
+    with pytest.raises(UserError, match="record the student with track_running_stats=False"):
+        network.apply(variables, jnp.zeros((2, 8, 8, 3)), train=True)
+
+
+def test_a_norm_of_the_batch_has_no_statistics_and_is_the_same_in_training(tmp_path):
+    torch.manual_seed(0)
+    module = Function(weighted(nn.BatchNorm2d(8, track_running_stats=False)))
+    module.norm = nn.Identity()
+    reference = recorded(module, tmp_path)
+    network, variables = load(tmp_path)
+    assert variables["batch_stats"] == {}
+    images = reference["images"].transpose(0, 2, 3, 1)
+    trained = network.apply(variables, images, train=True, moments=True)
+    np.testing.assert_allclose(trained.logits, reference["logits"], rtol=1e-4, atol=1e-5)
+    assert trained.moments == {}
+    # Another batch is another function of the same image.
+    assert np.abs(network.apply(variables, images[:2]).logits - reference["logits"][:2]).max() > 1e-2
 
 
 def fixed_batch(module):
@@ -663,7 +765,7 @@ def test_programs_that_cannot_be_recorded_are_refused(tmp_path, export, more, wo
             module = Function(nn.ReLU())
             module.eval()(torch.zeros(2, 3, 8, 8))
             save(export(module), path)
-    assert record.main([str(path), "--graph", str(tmp_path / "graph"), *more]) == 2
+    assert record.main([str(path), "--trust", "--graph", str(tmp_path / "graph"), *more]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "graph").exists()
 
@@ -839,10 +941,18 @@ def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path,
         main.run(config, tmp_path)
 
 
-def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path):
-    recorded(Function(lambda x: torch.special.erf(torch.cumsum(torch.cumsum(x, 1), 2))), tmp_path)
-    with pytest.raises(UserError, match=r"not known: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"):
-        load(tmp_path)
+def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path, monkeypatch):
+    words = r"not known: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"
+    module = Function(lambda x: torch.special.erf(torch.cumsum(torch.cumsum(x, 1), 2)))
+    with pytest.raises(record.RecordError, match=words):
+        recorded(module, tmp_path / "graph")
+    assert not (tmp_path / "graph").exists()
+    # Recorded where this package is not, the folder is refused when it is read.
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "_require_known", lambda *_: None)
+        recorded(module, tmp_path / "graph")
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "graph")
 
 
 def test_networks_without_batch_norm_teach_and_learn(tmp_path):

@@ -2,26 +2,31 @@
 
     python record.py file.py:factory --checkpoint teacher.pth --out reference.npz
     python record.py file.py:factory --checkpoint teacher.pth --graph folder
-    python record.py program.pt2 --graph folder
+    python record.py program.pt2 --trust --graph folder
 
 This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in
 `file.py` that gives the module when called without arguments. Recorded in evaluation mode, on fixed noise as network
 input: the logits, the mean and biased variance of every BatchNorm's input, the gradients of two losses
 with respect to the image, and the state dictionary. `program.pt2` is what `torch.export.save` wrote. The
-checkpoint is read with `weights_only=True`; the file.py itself is executed, so name only code that you trust.
+checkpoint is read with `weights_only=True`. Both file.py and program.pt2 are code: recording them runs what they hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
+import logging
 import math
 import os
+import pathlib
+import secrets
 import sys
 import traceback
 import warnings
+from unittest import mock
 
 import numpy as np
 
@@ -30,6 +35,9 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 FORMAT, GRAPH, WEIGHTS, REFERENCE = 3, "graph.json", "weights.safetensors", "reference.npz"  # of a recorded folder
 BATCH_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
 DROPOUTS = {"aten.dropout": False, "aten.feature_dropout": True}  # whether whole channels are dropped
+CHECKPOINT_OPTIONS = ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
+LOGITS = ("logits", "out")  # the usual names of a classifier's answer among other outputs
+MAX_MESSAGE = 299  # characters, unless --verbose
 _LIBRARIES = []  # kept, because a library that is collected takes its operations with it
 
 
@@ -47,7 +55,7 @@ def load_factory(target):
     spec = importlib.util.spec_from_file_location("user_network", path)
     if spec is None or spec.loader is None:
         raise RecordError(f"{path} is not a Python file")
-    source = importlib.util.module_from_spec(spec)
+    source = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # the file may import its neighbours
     try:
         spec.loader.exec_module(source)
@@ -74,8 +82,8 @@ def read_checkpoint(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = f"{type(error).__name__}: {_one_line(error)[-300:]}"
-        raise RecordError(f"{path} cannot be loaded with weights_only=True: {reason}") from error
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise RecordError(f"{path} is no state dictionary that loads with weights_only=True: {reason}") from error
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -102,8 +110,14 @@ def fixed_images(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def record(module, images):
+def record(module, images, output=None, classes=None):
     """What the module computes from NCHW images in evaluation mode.
+
+    Args:
+      module: a torch.nn.Module, or the module of an exported program.
+      images: f32[B, C, H, W].
+      output: which of several outputs the logits are, by name or position (`answer`).
+      classes: their number, where it is known and no output is chosen.
 
     Returns:
       NumPy arrays: 'images', 'labels', 'logits', 'moments/NAME/mean' and '/var' of every BatchNorm,
@@ -119,17 +133,20 @@ def record(module, images):
         raise RecordError(f"the state dictionary has entries that are no tensors: {', '.join(others)}")
     result |= {f"state/{name}": _to_numpy(value) for name, value in module.state_dict().items()}
     with torch.no_grad():
-        logits, moments, _ = _run(module, torch.from_numpy(np.array(images)))
+        logits, moments, _ = _run(module, torch.from_numpy(np.array(images)), output, classes)
     labels = _labels(logits.shape)
     result |= {"labels": labels.numpy(), "logits": _to_numpy(logits)}
     for name, (mean, var) in moments.items():
         result |= {f"moments/{name}/mean": _to_numpy(mean), f"moments/{name}/var": _to_numpy(var)}
 
     x = torch.from_numpy(np.array(images)).double().requires_grad_()
-    logits, moments, statistics = _run(module.double(), x)
-    for name, loss in losses(logits, labels, moments, statistics).items():
-        gradient = torch.autograd.grad(loss, x, retain_graph=True)[0] if loss.requires_grad else 0 * x
-        result[f"gradient/{name}"] = gradient.detach().numpy()
+    logits, moments, statistics = _run(module.double(), x, output, classes)
+    try:
+        for name, loss in losses(logits, labels, moments, statistics).items():
+            gradient = torch.autograd.grad(loss, x, retain_graph=True)[0] if loss.requires_grad else 0 * x
+            result[f"gradient/{name}"] = gradient.detach().numpy()
+    except RuntimeError as error:
+        raise RecordError(f"the module has no gradient with respect to the image: {_one_line(error)}") from error
     module.float()
     return result
 
@@ -145,10 +162,8 @@ def _labels(shape):
     return labels % classes
 
 
-def _run(module, x):
+def _run(module, x, output, classes):
     """Logits, and by BatchNorm the moments of its input and its running statistics."""
-    import torch
-
     moments, statistics = {}, {}
 
     def see(name, x, mean, var):
@@ -158,15 +173,85 @@ def _run(module, x):
         statistics[name] = (mean, var)
 
     try:
-        logits = _run_exported(module, x, see) if _is_exported(module) else _run_watched(module, x, see)
+        with _bare():
+            given = _run_exported(module, x, see) if _is_exported(module) else _run_watched(module, x, see)
     except Exception as error:
         shape = "x".join(map(str, x.shape))
         raise RecordError(f"the module fails on {x.dtype} images of {shape}: {_one_line(error)}") from error
-    logits = next(iter(logits.values()), None) if isinstance(logits, dict) else logits
-    logits = logits[0] if isinstance(logits, tuple | list) else logits
-    if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 4):
-        raise RecordError("the module gives logits neither of shape [batch, classes] nor [batch, classes, h, w]")
-    return logits, moments, statistics
+    outputs = outputs_of(given)
+    return outputs[answer(outputs, output, classes)], moments, statistics
+
+
+@contextlib.contextmanager
+def _bare():
+    """Forward passes without activation checkpointing, no_grad and autocast, which only save memory and time.
+
+    Both gradients are taken of one pass, which checkpoints refuse, and of the function itself.
+    """
+    import torch
+    import torch.utils.checkpoint
+
+    def direct(function, *args, **options):
+        return function(*args, **{key: value for key, value in options.items() if key not in CHECKPOINT_OPTIONS})
+
+    original = torch.utils.checkpoint.checkpoint
+    rooms = [(room, list(getattr(room, "__dict__", {}).items())) for room in list(sys.modules.values())]
+    with contextlib.ExitStack() as stack:
+        for room, name in [(room, name) for room, content in rooms for name, value in content if value is original]:
+            stack.enter_context(mock.patch.object(room, name, direct))
+        for kind in (torch.no_grad, torch.inference_mode, torch.autocast):
+            stack.enter_context(mock.patch.object(kind, "__enter__", lambda self: self))
+            stack.enter_context(mock.patch.object(kind, "__exit__", return_value=None))
+        yield
+
+
+def outputs_of(given, place=""):
+    """What a module gives by its place in tuples, lists and dictionaries: 'logits', '1', 'auxiliary.0'."""
+    if isinstance(given, dict):
+        items = given.items()
+    elif isinstance(given, tuple | list):
+        items = zip(getattr(given, "_fields", range(len(given))), given, strict=True)
+    else:
+        return {place: given}
+    return {
+        name: value for key, inner in items for name, value in outputs_of(inner, f"{place}.{key}".strip(".")).items()
+    }
+
+
+def answer(outputs, wanted=None, classes=None):
+    """Which output the logits are.
+
+    Args:
+      outputs: tensors by place (`outputs_of`).
+      wanted: a place, or its position; by default the only output of a classifier's shape, or the one of `LOGITS`.
+      classes: of several outputs the first with so many is taken.
+
+    Raises:
+      RecordError: there is none, or there are several.
+    """
+    import torch
+
+    fitting = [n for n, t in outputs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    fitting = [name for name in fitting if outputs[name].ndim in (2, 4)]
+    listed = ", ".join(f"{name or '0'} {_shape(value)}" for name, value in outputs.items())
+    if wanted is not None:
+        position = int(wanted) if wanted.isdecimal() else len(outputs)
+        place = wanted if wanted in outputs else dict(enumerate(outputs)).get(position, "none")
+        if place not in fitting:
+            raise RecordError(f"--output must name logits [batch, classes] or [batch, classes, h, w] among: {listed}")
+        return place
+    if not fitting:
+        raise RecordError(f"expected logits [batch, classes] or [batch, classes, h, w], the module gives {listed}")
+    usual = [name for name in fitting if name in LOGITS]
+    if classes:
+        return next((name for name in usual + fitting if outputs[name].shape[1] == classes), fitting[0])
+    if len(fitting) > 1 and len(usual) != 1:
+        raise RecordError(f"several outputs may be logits: choose one with --output, by name or position, of {listed}")
+    return usual[0] if usual else fitting[0]
+
+
+def _shape(value):
+    return f"[batch{''.join(f', {n}' for n in value.shape[1:])}]" if hasattr(value, "shape") else type(value).__name__
 
 
 def _run_watched(module, x, see):
@@ -197,7 +282,7 @@ def _run_exported(module, x, see):
             return None  # guards of shapes and types, which double precision would not pass
 
         def run_node(self, node):
-            if str(node.target) in BATCH_NORMS:
+            if str(node.target) in BATCH_NORMS and getattr(node.args[3], "op", None) in ("get_attr", "placeholder"):
                 image, mean, var = (node.args[i] for i in (0, 3, 4))
                 see(mean.target.removesuffix(".running_mean"), *(self.env[n] for n in (image, mean, var)))
             return super().run_node(node)
@@ -226,29 +311,54 @@ def export(module, image_size, channels):
     """The module's program of ATen operations for any number of images (`torch.export`, evaluation mode)."""
     import torch
 
+    if isinstance(module, torch.jit.ScriptModule):
+        raise RecordError("the module is TorchScript, which cannot be exported: give the Python module it came from")
     example = torch.zeros(2, channels, image_size, image_size)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch about itself
+        with _quiet():
             return torch.export.export(module.eval().float(), (example,), dynamic_shapes=shapes)
     except Exception as error:
-        raise RecordError(f"torch.export cannot export the module: {_one_line(error)[:500]}") from error
+        raise RecordError(f"torch.export cannot export the module, change what it names: {_one_line(error)}") from error
 
 
-def load_program(path):
-    """A program that `torch.export.save` wrote."""
+@contextlib.contextmanager
+def _quiet():
+    """Without PyTorch's warnings about itself, and the programs that it prints before it refuses one."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def load_program(path, trust):
+    """A program that `torch.export.save` wrote. Loading it unpickles without limits, which runs whatever it holds.
+
+    Args:
+      path: of the program.
+      trust: whether the user has said that it may run.
+    """
     import torch
 
     if not os.path.isfile(path):
         raise RecordError(f"there is no program {path}: check the path")
+    if not trust:
+        raise RecordError(f"{path} is code: loading a .pt2 runs whatever it holds; add --trust if you trust its origin")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.export.load(path)
     except Exception as error:
-        raise RecordError(f"{path} is not a program that torch.export.save wrote: {_one_line(error)[:300]}") from error
-    trains = any(str(node.target) == BATCH_NORMS[0] and node.args[5] for node in program.graph.nodes)
+        raise RecordError(f"{path} is not a program that torch.export.save wrote: {_one_line(error)}") from error
+    norms = [node for node in program.graph.nodes if str(node.target) == BATCH_NORMS[0]]
+    trains = any(node.args[5] and node.args[3] is not None for node in norms)  # without statistics it is always so
     if trains or program.graph_signature.buffers_to_mutate:
         raise RecordError(f"{path} was exported in training mode: export module.eval()")
     batch, *_ = _image_shape(program)
@@ -270,8 +380,12 @@ def _image_shape(program):
     return tuple(shape)
 
 
-def describe(program):
+def describe(program, output=None):
     """A program as plain data.
+
+    Args:
+      program: what `export` gave.
+      output: as `record`.
 
     Returns:
       What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
@@ -281,13 +395,12 @@ def describe(program):
       and constants that are not in it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = _marked(program).run_decompositions({})
     except RecordError:
         raise
     except Exception as error:
-        raise RecordError(f"the exported program cannot be decomposed: {_one_line(error)[:500]}") from error
+        raise RecordError(f"the exported program cannot be decomposed: {_one_line(error)}") from error
     signature = program.graph_signature
     if mutated := signature.buffers_to_mutate:
         raise RecordError(f"the module changes {', '.join(mutated.values())} in evaluation mode: expected a function")
@@ -296,14 +409,15 @@ def describe(program):
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    nodes, output = [], None
+    nodes, logits = [], None
     for node in program.graph.nodes:
         if node.op == "output":
-            output = _first_tensor(node.args[0])
+            logits = _output_node(program, node.args[0], output)
         elif node.op == "call_function" and not str(node.target).startswith("aten._assert"):
             nodes.append({"name": node.name, "op": _operation(node.target), "args": _arguments(node)})
         elif node.op not in ("placeholder", "call_function"):
             raise RecordError(f"the exported graph has a node of kind {node.op!r}, expected calls only")
+    nodes = _needed(nodes, logits)
     used = {name for node in nodes for name in references(node["args"])}
     entries = {name: entry for name, entry in entries.items() if name in used}
     state = {name: _to_numpy(value) for name, value in program.state_dict.items()}
@@ -317,7 +431,7 @@ def describe(program):
         "state": list(state),
         "ties": _ties(program.state_dict, entries.values()),
         "nodes": nodes,
-        "output": output,
+        "output": logits,
     }
     return graph, state | constants
 
@@ -354,14 +468,23 @@ def _ties(state, used):
     return ties
 
 
-def _first_tensor(outputs):
-    """The name of what a module gives first: logits may come with features, in a tuple or a dictionary."""
-    import torch
+def _needed(nodes, logits):
+    """The nodes that lead to the logits or to a BatchNorm; others, as of an auxiliary loss, need not be known."""
+    wanted, kept = {logits}, []
+    for node in reversed(nodes):
+        if node["name"] in wanted or node["op"] in BATCH_NORMS:
+            wanted |= references(node["args"])
+            kept.append(node)
+    return kept[::-1]
 
-    for value in outputs.values() if isinstance(outputs, dict) else outputs:
-        if isinstance(value, torch.fx.Node):
-            return value.name
-    raise RecordError("the module gives no tensor")
+
+def _output_node(program, leaves, wanted):
+    """The name of the node that gives the logits; leaves are what the program gives, out of its structure."""
+    from torch.utils import _pytree
+
+    nodes = outputs_of(_pytree.tree_unflatten(list(leaves), program.call_spec.out_spec))
+    tensors = {place: getattr(node, "meta", {}).get("val") for place, node in nodes.items()}
+    return nodes[answer(tensors, wanted)].name
 
 
 def _operation(target):
@@ -426,16 +549,25 @@ def _count(text):
 
 def _parse(arguments):
     parser = _Parser(description="Record what a PyTorch network computes.")
-    parser.add_argument("network", metavar="FILE.py:FACTORY | PROGRAM.pt2", help="what gives the module, or a program")
-    parser.add_argument("--checkpoint", help="weights to load; by default those the factory gives")
+    path = os.path.expanduser
+    parser.add_argument(
+        "network",
+        metavar="FILE.py:FACTORY | PROGRAM.pt2",
+        type=path,
+        help="what gives the module, or a program; both run",
+    )
+    parser.add_argument("--checkpoint", type=path, help="weights to load; by default those the factory gives")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", help="the .npz to write")
-    what.add_argument("--graph", help="the folder to write: graph.json, weights.safetensors and reference.npz")
-    parser.add_argument("--image-size", type=_count, help="side in pixels (default: the program's, else 32)")
-    parser.add_argument("--channels", type=_count, help="of the images (default: the program's, else 3)")
+    what.add_argument("--out", type=path, help="the .npz to write")
+    what.add_argument("--graph", type=path, help="the folder for graph.json, weights.safetensors and reference.npz")
+    parser.add_argument("--trust", action="store_true", help="load the .pt2, which runs whatever it holds")
+    parser.add_argument("--output", help="which output the logits are, by name or position, if there are several")
+    parser.add_argument("--image-size", type=_count, help="side in pixels (default: as the network says, else 32)")
+    parser.add_argument("--channels", type=_count, help="of the images (default: those of the network's first layer)")
     parser.add_argument("--batch", type=_count, default=2, help="recorded images (default: %(default)s)")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], a,b,c: kept in the graph")
     parser.add_argument("--std", type=_numbers, help="likewise")
+    parser.add_argument("--verbose", action="store_true", help="print errors in full")
     return parser.parse_args(arguments)
 
 
@@ -446,17 +578,76 @@ def _untouched(module):
     return not _is_exported(module) and all((value == moved[end]).all() for end, value in ends if end in moved)
 
 
+def unwrap(module):
+    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    import torch
+
+    wrappers = torch.nn.parallel.DataParallel, torch.nn.parallel.DistributedDataParallel
+    while isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
+        module = getattr(module, "module" if isinstance(module, wrappers) else "_orig_mod")
+    return module
+
+
+def fold(module):
+    """Replaces weights that are computed of others, as weight and spectral norm do, by their values in evaluation."""
+    from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+
+    older = {"WeightNorm": remove_weight_norm, "SpectralNorm": remove_spectral_norm}
+    for layer in list(module.eval().modules()):
+        if parametrize.is_parametrized(layer):
+            for name in list(layer.parametrizations):
+                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        for hook in list(layer._forward_pre_hooks.values()):
+            if remove := older.get(type(hook).__name__):
+                remove(layer, hook.name)
+    return module
+
+
+def images_of(module, channels=None, size=None, batch=2):
+    """Channels and side of the images that a module takes; lazy layers take their shapes.
+
+    Args:
+      module: run on zeros in evaluation mode.
+      channels: by default those of the first convolution, else 3, else 1.
+      size: by default what 'default_cfg' (timm) or 'image_size' says, else 32.
+      batch: number of images.
+    """
+    import torch
+
+    layer = next((layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)), None)
+    told = getattr(module, "default_cfg", None)
+    told = told.get("input_size") if isinstance(told, dict) else getattr(module, "image_size", None)
+    told = told[-1] if isinstance(told, tuple | list) and told else told
+    size = size or (told if isinstance(told, int) and told > 0 else 32)
+    counts = [channels] if channels else list(dict.fromkeys([getattr(layer, "in_channels", 0) or 3, 3, 1]))
+    errors = []
+    for count in counts:
+        try:
+            with torch.no_grad():
+                module.eval().float()(torch.zeros(batch, count, size, size))
+            return count, size
+        except Exception as error:
+            errors.append(error)
+    raise RecordError(
+        f"the module fails on {batch} images of {counts[0]}x{size}x{size}, check --channels and --image-size: "
+        f"{_one_line(errors[0])}"
+    ) from errors[0]
+
+
 def _open(options):
     """The module to run, the channels and the side of its images, and its program where a graph is wanted."""
     if not options.network.endswith(".pt2"):
-        module = load_factory(options.network)
+        module = unwrap(load_factory(options.network))
         if options.checkpoint:
             load_weights(module, read_checkpoint(options.checkpoint))
-        size, channels = options.image_size or 32, options.channels or 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = fold(module) if options.graph else module
+            channels, size = images_of(module, options.channels, options.image_size, options.batch)
         return module, channels, size, export(module, size, channels) if options.graph else None
     if options.checkpoint:
         raise RecordError(f"{options.network} has its weights: leave --checkpoint out")
-    program = load_program(options.network)
+    program = load_program(options.network, options.trust)
     _, *image = _image_shape(program)
     wanted = (options.channels, options.image_size, options.image_size)
     shape = [own if isinstance(own, int) else given for own, given in zip(image, wanted, strict=True)]
@@ -473,29 +664,44 @@ def _write(path, arrays):
     _write_bytes(path, content.getvalue())
 
 
-def write_graph(folder, program, result, known):
-    """Writes the folder; graph.json comes last.
+def write_graph(folder, program, result, known, output=None):
+    """Writes the folder; graph.json comes last. Where fastdfkd_jax is installed, it must know every operation.
 
     Args:
       folder: to write.
       program: what `export` gave.
       result: what `record` gave.
       known: 'initial', whether the weights are a constructor's initial ones, and if known 'mean' and 'std' of images.
+      output: as `record`.
 
     Returns:
       What graph.json holds.
     """
-    graph, weights = describe(program)
+    graph, weights = describe(program, output)
     logits = result["logits"].shape
     *_, channels, _, image_size = result["images"].shape
     graph |= {"classes": logits[1], "channels": channels, "image_size": image_size, **known}
     graph["task"] = "classification" if len(logits) == 2 else "segmentation"
+    _require_known(folder, graph, weights)
     os.makedirs(folder, exist_ok=True)
     kept = {name: array for name, array in result.items() if not name.startswith("state/")}
     _write(os.path.join(folder, REFERENCE), kept)
     _write_bytes(os.path.join(folder, WEIGHTS), _safetensors(weights))
     _write_bytes(os.path.join(folder, GRAPH), json.dumps(graph, indent=1).encode())
     return graph
+
+
+def _require_known(folder, graph, weights):
+    """Refuses what every later command would refuse; where this file is alone, they do."""
+    try:
+        from fastdfkd_jax.convert.graph import reading
+        from fastdfkd_jax.errors import UserError
+    except ImportError:
+        return
+    try:
+        reading.check(reading.Recorded(pathlib.Path(folder), json.loads(json.dumps(graph)), weights))
+    except UserError as error:
+        raise RecordError(str(error)) from error
 
 
 def _safetensors(state):
@@ -512,9 +718,9 @@ def _safetensors(state):
 
 
 def _write_bytes(path, content):
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # a new file: never through a link that waits there
             file.write(content)
         os.replace(temporary, path)
     finally:
@@ -522,29 +728,55 @@ def _write_bytes(path, content):
             os.remove(temporary)
 
 
+def _warn_of_probabilities(logits):
+    rows = logits.astype(np.float64)
+    if (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3):
+        print(
+            "warning: the output has the form of probabilities (no entry is negative, every row sums to one), expected "
+            "logits: return what comes before the softmax, or choose another output with --output",
+            file=sys.stderr,
+        )
+
+
+def _check_normalisation(known, channels):
+    for key, numbers in known.items():
+        if len(numbers) != channels:
+            raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each input channel")
+    if min(known.get("std", [1])) <= 0:
+        raise RecordError(f"--std must be positive, found {known['std']}")
+
+
+def _run_command(options):
+    """Records as asked; returns the line to print."""
+    known = {key: value for key in ("mean", "std") if (value := getattr(options, key))}
+    module, channels, size, program = _open(options)
+    _check_normalisation(known, channels)
+    result = record(module, fixed_images((options.batch, channels, size, size)), options.output)
+    if program is None:
+        _write(options.out, result)
+        nodes = ""
+    else:
+        known["initial"] = not options.checkpoint and _untouched(module)
+        nodes = f"{len(write_graph(options.graph, program, result, known, options.output)['nodes'])} nodes, "
+    _warn_of_probabilities(result["logits"])
+    norms = sum(name.startswith("moments/") and name.endswith("/mean") for name in result)
+    shape = f"images of {channels}x{size}x{size}"
+    return f"{options.graph or options.out}: {nodes}{result['logits'].shape[1]} classes, {norms} BatchNorms, {shape}"
+
+
 def main(arguments=None):
     """Runs the command; returns its exit status, 2 for a mistake of the input."""
+    verbose = False
     try:
         options = _parse(arguments)
-        known = {key: value for key in ("mean", "std") if (value := getattr(options, key))}
-        module, channels, size, program = _open(options)
-        for key, numbers in known.items():
-            if len(numbers) != channels:
-                raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each channel")
-        if min(known.get("std", [1])) <= 0:
-            raise RecordError(f"--std must be positive, found {known['std']}")
-        result = record(module, fixed_images((options.batch, channels, size, size)))
-        if program is None:
-            _write(options.out, result)
-            nodes = ""
-        else:
-            known["initial"] = not options.checkpoint and _untouched(module)
-            nodes = f"{len(write_graph(options.graph, program, result, known)['nodes'])} nodes, "
-    except (RecordError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        verbose = options.verbose
+        print(_run_command(options))
+    except (RecordError, OSError, MemoryError) as error:
+        message = f"error: {_one_line(error) or 'not enough memory: choose a smaller --image-size or --batch'}"
+        print(
+            message if verbose or len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 3]}...", file=sys.stderr
+        )
         return 2
-    norms = sum(name.startswith("moments/") and name.endswith("/mean") for name in result)
-    print(f"{options.graph or options.out}: {nodes}{result['logits'].shape[1]} classes, {norms} BatchNorms")
     return 0
 
 

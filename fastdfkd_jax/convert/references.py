@@ -49,7 +49,7 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
     try:
         module = record.load_factory(target)
         record.load_weights(module, _tensors(_as_named_by(module, ours, names)))
-        return record.record(module, _images(spec))
+        return record.record(module, _images(spec), classes=spec.num_classes)
     except record.RecordError as error:
         text = one_line(error)
         raise LongError(partial(shortened, text), text).within(target) from error

@@ -12,11 +12,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from fastdfkd_jax.convert.graph import operations, spatial
+from fastdfkd_jax.convert.graph import operations, products, spatial  # noqa: F401 (operations fills the table)
 from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, logical, plain
+from fastdfkd_jax.convert.graph.norms import INSTANCE_NORM, normalised_by
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import from_torch_axes
-from fastdfkd_jax.convert.record import references
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, image_means, input_moments
 
@@ -29,7 +30,7 @@ BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 DROPOUT = "fastdfkd_jax.dropout.default"
 # What only moves numbers about is not what a stage gives.
 _MOVES = ("aten.slice.Tensor", "aten.pad.default", "aten.constant_pad_nd.default", "aten.cat.default")
-_LINEAR_INPUT = {operations.LINEAR: "input", operations.ADDED_PRODUCT: "mat1"}
+_LINEAR_INPUT = {products.LINEAR: "input", products.ADDED_PRODUCT: "mat1"}
 _MOMENTUM = 0.1  # of running statistics, where a module averages over all batches instead
 
 
@@ -86,6 +87,8 @@ def network(
             elif op == DROPOUT:
                 value = run.dropout(node["args"], number)
             else:
+                if op == INSTANCE_NORM and train and not node["args"]["use_input_stats"]:
+                    raise _untrainable(name)
                 own = {"gradient": conv_gradient} if op in spatial.CONVOLUTIONS else {}
                 arguments = {argument: run.resolved(given) for argument, given in node["args"].items()}
                 value = OPERATIONS[op](**arguments, **own)
@@ -143,7 +146,10 @@ class _Pass:
 
     def batch_norm(self, arguments: Mapping[str, Any]) -> Laid:
         """A BatchNorm's output; its statistics are kept."""
-        module = self._graph.leaves[arguments["running_mean"]["node"]][1]
+        holder = arguments["running_mean"]["node"]
+        if holder not in self._graph.leaves:
+            return self._instance_norm(arguments)
+        module = self._graph.leaves[holder][1]
         scale, bias = (self._parameter(arguments[name]) for name in ("weight", "bias"))
         running = self.batch_stats[module]
         x = self.resolved(arguments["input"])
@@ -157,6 +163,14 @@ class _Pass:
             self.batch_stats[module] = running
         return y
 
+    def _instance_norm(self, arguments: Mapping[str, Any]) -> Laid:
+        """What a decomposed InstanceNorm with running statistics is: its statistics are repeated, not entries."""
+        if self._train:
+            raise _untrainable(arguments["running_mean"]["node"])
+        names = ("input", "running_mean", "running_var", "weight", "bias")
+        values = {name: self.resolved(arguments[name]) for name in names}
+        return normalised_by(**values, eps=arguments["eps"])
+
     def _parameter(self, argument: Mapping[str, Any] | None) -> Array | None:
         return self._leaves[self._graph.leaves[argument["node"]]] if argument else None
 
@@ -166,6 +180,13 @@ class _Pass:
         if not self._train or self._key is None:
             return x
         return _dropout(jax.random.fold_in(self._key, number), x, arguments["p"], arguments["channels"])
+
+
+def _untrainable(name: str) -> UserError:
+    return UserError(
+        f"the InstanceNorm {name} of a recorded graph has running statistics, which are not trained: record the "
+        "student with track_running_stats=False"
+    )
 
 
 def _batch_norm(
@@ -237,6 +258,8 @@ def _last_linear(graph: Graph) -> Mapping[str, Any] | None:
 
 def _descendants(graph: Graph, name: str) -> set[str]:
     """A node, and those whose values depend on it."""
+    from fastdfkd_jax.convert.record import references  # not above: `python -m` runs that file as a program
+
     found = {name}
     for node in graph.nodes:
         if references(node["args"]) & found:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped, together
-from fastdfkd_jax.convert.graph.table import operation
+from fastdfkd_jax.convert.graph.table import operation, require_steps
 from fastdfkd_jax.models.layers import at_least_float32
 
 Array = jax.Array
 
-LINEAR, ADDED_PRODUCT, PERMUTE = "aten.linear.default", "aten.addmm.default", "aten.permute.default"
+PERMUTE = "aten.permute.default"
 
 
 def _between(x: Array, low: float, high: float) -> Array:
@@ -70,6 +70,16 @@ def _clamp(self: Laid, min: float | None, max: float | None) -> Laid:
     x = self.array
     x = x if min is None else jnp.where(x >= min, x, min)
     return self.map(x if max is None else jnp.where(x <= max, x, max))
+
+
+@operation("aten.clamp_min.default")
+def _clamp_min(self: Laid, min: float) -> Laid:
+    return _clamp(self, min, None)
+
+
+@operation("aten.clamp_max.default")
+def _clamp_max(self: Laid, max: float) -> Laid:
+    return _clamp(self, None, max)
 
 
 @operation("aten.leaky_relu.default")
@@ -145,24 +155,6 @@ def _getitem(**arguments: Any) -> Any:
 @operation("aten.sym_size.int")
 def _sym_size(self: Laid, dim: int) -> int:
     return self.shape[dim]
-
-
-@operation(LINEAR)
-def _linear(input: Laid, weight: Laid, bias: Laid | None) -> Laid:
-    """`weight` is [O, I], and lies as [I, O]."""
-    y = logical(input) @ arranged(weight, (1, 0))
-    return plain(y if bias is None else y + bias.array)
-
-
-@operation(ADDED_PRODUCT)
-def _added_product(self: Laid, mat1: Laid, mat2: Laid, beta: float, alpha: float) -> Laid:
-    return plain(beta * self.array + alpha * (logical(mat1) @ logical(mat2)))
-
-
-@operation("aten.mm.default", "aten.bmm.default", "aten.matmul.default")
-def _product(**factors: Laid) -> Laid:
-    first, second = factors.values()
-    return plain(logical(first) @ logical(second))
 
 
 def _reduction(function: Callable[..., Array]) -> Callable[..., Laid]:
@@ -313,6 +305,7 @@ def _split(self: Laid, dim: int, **how: Any) -> tuple[Laid, ...]:
         sizes = how["split_sizes"]
     else:
         size = how["split_size"] if "split_size" in how else -(-length // how["chunks"])
+        require_steps(-(-length // size))
         sizes = [min(size, length - start) for start in range(0, length, size)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return tuple(self.map(lax.slice_in_dim(self.array, e - s, e, axis=axis)) for s, e in zip(sizes, ends, strict=True))

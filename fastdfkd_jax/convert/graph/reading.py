@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
+from fastdfkd_jax.convert.graph.declared import TASKS, check_declared
 from fastdfkd_jax.convert.graph.initial import redrawn, shuffled, tree
 from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
-from fastdfkd_jax.convert.graph.operations import ADDED_PRODUCT, LINEAR, PERMUTE
+from fastdfkd_jax.convert.graph.operations import PERMUTE
+from fastdfkd_jax.convert.graph.products import ADDED_PRODUCT, LINEAR
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
-from fastdfkd_jax.convert.record import FORMAT, GRAPH, WEIGHTS, references
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.limits import read_json, require_bytes
 from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 
 ARCH = "graph"  # begins the `arch` of every recorded network's spec
-_KEYS = {"nodes", "images", "output", "entries", "parameters", "shapes", "state", "ties"}
-_KEYS |= {"classes", "channels", "image_size", "task", "initial"}
+_ROOM = 160  # characters of a reason within a message
 
 
 class Recorded(NamedTuple):
@@ -56,10 +56,25 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
       UserError: a file is missing, damaged or of another format; an operation is not known (all such are listed); the
         weights do not fit.
     """
-    folder = Path(folder)
+    from fastdfkd_jax.convert.record import GRAPH, WEIGHTS  # not above: `python -m` runs that file as a program
+
+    folder = Path(folder).expanduser()
     description = _read_description(folder / GRAPH)
     weights, _ = read_state_dict(folder / WEIGHTS)
     recorded = Recorded(folder, description, weights)
+    check(recorded)
+    return recorded
+
+
+def check(recorded: Recorded) -> None:
+    """Checks a graph with its weights; nothing is computed.
+
+    Raises:
+      UserError: as `read`.
+    """
+    from fastdfkd_jax.convert.record import GRAPH, WEIGHTS
+
+    folder, description, weights = recorded
     try:
         _check_nodes(folder, description)
         _check_weights(folder / WEIGHTS, weights, description)
@@ -67,21 +82,24 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged description, or an operation's unusual argument, leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_ROOM]
         raise UserError(f"{folder / GRAPH} is damaged, or asks for what is not known ({reason})") from error
     classes = description["classes"]
-    if found[-1:] != (classes,) or len(found) != {"classification": 2, "segmentation": 4}.get(description["task"]):
+    if found[-1:] != (classes,) or len(found) != TASKS[description["task"]]:
         raise UserError(f"{folder / GRAPH} is damaged: it gives logits of shape {found}, expected {classes} classes")
-    return recorded
 
 
 def _shape_of_logits(recorded: Recorded) -> tuple[int, ...]:
-    """Of one image; nothing is computed."""
+    """Of one image; nothing is computed, and no array within may be above the limit on memory."""
     unit = (1.0,) * recorded.description["channels"]
     network = build(recorded, mean=unit, std=unit)
-    variables = jax.eval_shape(network.init, jax.random.key(0))
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     images = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
-    return jax.eval_shape(network.apply, variables, images).logits.shape
+    program, outputs = jax.make_jaxpr(network.apply, return_shape=True)(variables, images)
+    arrays = [variable.aval for equation in program.jaxpr.eqns for variable in equation.outvars]
+    largest = max((aval.size * aval.dtype.itemsize for aval in arrays), default=0)
+    require_bytes(largest, f"an array that {recorded.folder} computes of one image")
+    return outputs.logits.shape
 
 
 def build(
@@ -128,25 +146,28 @@ def build(
 
 
 def _read_description(path: Path) -> dict[str, Any]:
+    from fastdfkd_jax.convert.record import FORMAT
+
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path, "graph")
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} is a folder without {path.name}: expected a file that ends in {', '.join(SUFFIXES)}, "
             "or what convert.record --graph wrote"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): record the network again") from error
+        raise UserError(f"{path} cannot be read as JSON ({str(error)[:_ROOM]}): record the network again") from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path} has format {found}, expected {FORMAT}: record the network again")
-    if missing := _KEYS - description.keys():
-        raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}: record the network again")
+        raise UserError(f"{path} has format {str(found)[:_ROOM]}, expected {FORMAT}: record the network again")
+    check_declared(description, path)
     return description
 
 
 def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
     """Every operation is known, and every value that a node takes is there before it."""
+    from fastdfkd_jax.convert.record import GRAPH, references
+
     unknown: Counter[str] = Counter()
     there = {description["images"], *description["entries"]}
     for node in description["nodes"]:
@@ -160,7 +181,9 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
         there.add(node["name"])
     if unknown:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
-        raise UserError(f"{folder} has operations that are not known: {listed}; replace them in the PyTorch module")
+        raise UserError(
+            f"{folder} has operations that are not known: {_cut(listed)}; replace them in the PyTorch module"
+        )
     if description["output"] not in there:
         raise UserError(f"{folder / GRAPH} is damaged: no node gives its output {description['output']}")
 
@@ -174,7 +197,11 @@ def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -
         elif list(weights[name].shape) != shapes[name]:
             faults.append(f"has {name} of shape {list(weights[name].shape)}, expected {shapes[name]}")
     if faults:
-        raise UserError(f"{path} does not fit its graph: it {'; it '.join(faults)}: record the network again")
+        raise UserError(f"{path} does not fit its graph: it {_cut('; it '.join(faults))}: record the network again")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _ROOM else f"{text[: _ROOM - 3]}..."
 
 
 def _ours(path: VariablePath, array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, reshaped
-from fastdfkd_jax.convert.graph.table import operation
+from fastdfkd_jax.convert.graph.table import operation, require_steps
 from fastdfkd_jax.models.general_convolution import general_conv
 from fastdfkd_jax.models.layers import CONVOLUTION
 
@@ -88,6 +88,7 @@ def _adaptive_average(self: Laid, output_size: Sequence[int]) -> Laid:
     x = arranged(self, CHANNELS_LAST)
     for axis, outputs in zip((1, 2), _pair(output_size), strict=True):
         size = x.shape[axis]
+        require_steps(outputs)
         if size % outputs == 0:
             x = x.reshape(*x.shape[:axis], outputs, size // outputs, *x.shape[axis + 1 :]).mean(axis + 1)
             continue
@@ -158,6 +159,7 @@ def _windows(x, kernel_size, stride, padding, dilation, ceil_mode, reduce, nothi
         if ceil_mode and (windows - 1) * step >= length + pad:
             windows -= 1  # a window may not begin in the padding behind
         behind = max(0, (windows - 1) * step + reach - length - pad)
+        require_steps(max(size, windows))
         edges = [(0, 0)] * x.ndim
         edges[axis] = (pad, behind)
         padded = jnp.pad(x, edges, constant_values=nothing)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastdfkd_jax.errors import UserError
+
 OPERATIONS: dict[str, Callable[..., Any]] = {}
+MAX_STEPS = 2**14  # of an operation that is written out step by step, such as the places of a pooling window
 
 
 def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,3 +23,13 @@ def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return function
 
     return enter
+
+
+def require_steps(count: int) -> None:
+    """Refuses an operation that would be written out in so many steps that no memory holds them.
+
+    Raises:
+      UserError: there are more than `MAX_STEPS`.
+    """
+    if count > MAX_STEPS:
+        raise UserError(f"a window or split of the graph has {count:,} parts, expected at most {MAX_STEPS:,}")
