@@ -30,6 +30,7 @@ _FREE_KEYS = (
     "compilation_cache",
     "teacher.checkpoint",
     "data.dir",
+    "data.class_names",
     "soft_labels.dir",
     "pool.place",  # the student meets the same images
     "noise_control",
@@ -43,7 +44,14 @@ _FREE_KEYS = (
     "parallel.lost_after",
 )
 # What may differ between the processes of a run.
-_OWN_KEYS = ("teacher.checkpoint", "data.dir", "compilation_cache", "parallel.process", "parallel.lost_after")
+_OWN_KEYS = (
+    "teacher.checkpoint",
+    "data.dir",
+    "data.class_names",
+    "compilation_cache",
+    "parallel.process",
+    "parallel.lost_after",
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,  # differs in the encoding of field names alone
 }
+_MAGIC = b"\x93NUMPY"
 _REASON = 80  # characters of a library's message that are shown
 
 
@@ -82,9 +83,12 @@ def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool,
       any of `DAMAGED`: it is no array, or damaged.
     """
     start = file.tell()
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("a member is no array")
+    file.seek(start)
     shape, fortran_order, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, expected numbers or text")
+        raise ValueError("a member holds Python objects")
     needed = file.tell() - start + math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or needed > size:
         raise ValueError(f"its header asks for {needed:.3g} bytes, found {size:.3g}")
