@@ -25,8 +25,8 @@ def read(path: Path, split: str, square: Square | None = None) -> Dataset:
 
     The arrays of a split are called `x_SPLIT` and `y_SPLIT`, or `SPLIT_images` and `SPLIT_labels` as in MedMNIST; other
     usual names do too (`find`). Images are uint8 in [0, 255] or floats in [0, 1], [N, H, W, C] or grey [N, H, W].
-    Labels are integers, or names of classes, [N] or [N, 1]. In place of `images` there may be JPEG files, `jpeg` and `offsets`
-    (`pictures.concatenated`).
+    Labels are integers, or names of classes, [N] or [N, 1]. In place of `images` there may be JPEG files, `jpeg` and
+    `offsets` (`pictures.concatenated`).
 
     Args:
       path: of the file.

@@ -66,7 +66,7 @@ def opened(file: Path | BinaryIO | bytes, where: object) -> Iterator[Image.Image
         limits.require_regular(file, "picture")
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     with _without_pillows_limit(), Image.open(source, formats=FORMATS) as picture:
-        limits.require_pixels(*picture.size, where)
+        limits.require_pixels(picture.width, picture.height, where)
         yield picture
 
 

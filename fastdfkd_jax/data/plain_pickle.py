@@ -18,6 +18,7 @@ import numpy as np
 
 from fastdfkd_jax.errors import UserError
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MARKED = {"APPENDS", "SETITEMS", "LIST", "DICT", "TUPLE", "POP_MARK"}
 _INTEGERS = {f"{sign}{size}" for sign in "iu" for size in (1, 2, 4, 8)}
 
@@ -124,7 +125,7 @@ def loads(content: bytes) -> Any:
     """
     machine, file = _Machine(), io.BytesIO(content)
     while code := file.read(1):
-        opcode = pickletools.code2op[code.decode("latin-1")]
+        opcode = _OPCODES[code.decode("latin-1")]
         if opcode.name == "STRING":  # its reader takes ASCII alone
             argument: Any = codecs.escape_decode(pickletools.read_stringnl(file, decode=False))[0]
         else:
@@ -221,9 +222,10 @@ def _known(module: str, name: str) -> _Name:
 
 
 def _made(maker: Any, arguments: Any) -> Any:
-    if type(maker) is not _Name or tuple(maker) not in _MAKERS or type(arguments) is not tuple:
+    known = _MAKERS.get((maker.module, maker.name)) if type(maker) is _Name else None
+    if known is None or type(arguments) is not tuple:
         raise UserError("it calls what no CIFAR file calls")
-    return _MAKERS[tuple(maker)](*arguments)
+    return known(*arguments)
 
 
 def _as_is(argument: Any) -> Any:

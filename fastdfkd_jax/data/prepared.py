@@ -42,7 +42,7 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     """
     builder, name = _open(name, root)
     features = builder.info.features
-    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+    if not {"image", "label"} <= set(features) or not tfds_features.is_class_label(features["label"]):
         found = ", ".join(sorted(features)[:_LISTED])
         raise UserError(f"expected tfds:{name} to have the features image and label, found {found}: give another")
     limits.require_bytes(_BYTES_PER_NAME * features["label"].num_classes, f"the classes of tfds:{name}")

@@ -55,6 +55,13 @@ def pictures_of(features: Any) -> list[str]:
     return [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
 
 
+def is_class_label(feature: Any) -> bool:
+    """Whether a feature is a class; its `names` are not looked at, which TFDS makes of their number, however large."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.ClassLabel)
+
+
 def _known_classes() -> set[str]:
     """Full names of TFDS's own classes of features."""
     import tensorflow_datasets as tfds
