@@ -25,7 +25,7 @@ class Listing(NamedTuple):
     Attributes:
       pictures: in the order of their paths.
       others: files of other suffixes.
-      leftovers: hidden files and what file managers leave.
+      leftovers: hidden files and what file managers leave, such folders being one where nothing below counts.
     """
 
     pictures: tuple[Path, ...]
@@ -53,6 +53,7 @@ def listed(place: Path, *, below: bool = True, suffixes: Collection[str] = SUFFI
             strange = Path(name).suffix.lower() not in suffixes
             kinds[2 if hidden or is_leftover(name) else int(strange)].append(Path(root, name))
         if not below:
+            kinds[2].extend(Path(root, name) for name in folders if is_leftover(name))
             folders.clear()
     return Listing(*(tuple(sorted(kind)) for kind in kinds))
 
@@ -65,16 +66,15 @@ def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
     if not others and not leftovers:
         return
     suffixes = _some(sorted({path.suffix.lower() or path.name for path in others}))
-    names = _some(sorted({path.name for path in leftovers}))
+    names = _some(sorted({next(filter(is_leftover, reversed(path.parts))) for path in leftovers}))
+    one = len(others) == 1
     told = [
-        f"{_count(others)} no picture{'s' if len(others) > 1 else ''}: {suffixes}" if others else "",
-        f"{_count(leftovers)} hidden or left by other programs: {names}" if leftovers else "",
+        f"{len(others)} {'file that is no picture' if one else 'files that are no pictures'}: {suffixes}"
+        if others
+        else "",
+        f"{len(leftovers)} hidden or left by other programs: {names}" if leftovers else "",
     ]
     log.warning("skipped %s (in %s)", "; ".join(filter(None, told)), place)
-
-
-def _count(files: Sequence[Path]) -> str:
-    return f"{len(files)} file{'s that are' if len(files) > 1 else ' that is'}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import struct
@@ -32,8 +33,8 @@ SUFFIXES = frozenset(
 )
 # Pillow goes by the content and not by the suffix. Left out is what it reads with another program (EPS starts
 # Ghostscript), and what is no picture file.
-FORMATS = (
-    *("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "TGA"),
+_FORMATS = (
+    *("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "TGA"),
     *("ICO", "PCX", "SGI", "PSD", "QOI", "DDS"),
 )
 
@@ -65,9 +66,16 @@ def opened(file: Path | BinaryIO | bytes, where: object) -> Iterator[Image.Image
     if isinstance(file, Path):
         limits.require_regular(file, "picture")
     source = io.BytesIO(file) if isinstance(file, bytes) else file
-    with _without_pillows_limit(), Image.open(source, formats=FORMATS) as picture:
+    with _without_pillows_limit(), Image.open(source, formats=_formats()) as picture:
         limits.require_pixels(picture.width, picture.height, where)
         yield picture
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 _lock, _pillow = threading.Lock(), {"open": 0, "limit": Image.MAX_IMAGE_PIXELS}
