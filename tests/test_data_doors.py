@@ -1,4 +1,4 @@
-"""No data file executes, imports, crashes or fills the memory: each is read within its limits or refused in one line."""
+"""No data file executes, imports, crashes or fills the memory: it is read within its limits or refused in one line."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from malicious import Runs
-from PIL import Image
 from pictures import write_jpegs
+from PIL import Image
 
 from fastdfkd_jax import data, initial, npz
 from fastdfkd_jax.data import plain_pickle, unlabelled
@@ -271,7 +271,7 @@ def test_an_array_s_header_that_lies(tmp_path, case):
             archive.writestr("images.npy", HEADERS[case])
             archive.writestr("labels.npy", labels.getvalue())
         refused("cannot read .*.npz as an .npz archive", f"npz:{path}")
-        with pytest.raises(UserError, match="shard .*000000.npz is damaged .*: restore it"):
+        with pytest.raises(UserError, match=r"shard .*000000.npz is damaged .*: restore it"):
             npz.read(path, ["images", "labels"], "shard", "restore it")
 
 
