@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.data.source = ""  # 'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', ... (docs/data.md); '' for none
     config.data.dir = ""  # where the source lies; '' for its default (~/tensorflow_datasets)
     config.data.split = "test"
+    config.data.class_names = ""  # file of the teacher's classes in order, one a line; '' for the data's own order
     config.data.crop = 0.0  # of pictures: part of the shorter side that is kept, ImageNet's is 0.875; 0: as they are
     config.data.short_side = 0  # of images with a class for every pixel: pixels to which it is brought; 0: as they are
     config.data.batch = 256  # images an evaluation step

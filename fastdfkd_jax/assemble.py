@@ -68,7 +68,9 @@ def assemble(config: ConfigDict) -> Parts:
         sizes: dict[str, Any] = {"short_side": config.data.short_side or None}
         if config.data.crop:
             sizes |= {"image_size": teacher.spec.image_size, "crop": config.data.crop}
+        sizes["class_names"] = config.data.get("class_names") or None
         test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **sizes)
+        test = data.in_channels(test, teacher.spec.channels)
         data.require(test, teacher.spec)
     optimizer = _student_optimizer(config)
     layout = _layout(config)

@@ -90,7 +90,9 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes: dict[str, Any] = {"crop": arguments.crop, "short_side": arguments.short_side}
     if not network.spec.gives_maps:  # one that does takes images of any size, and so may they be
         sizes["image_size"] = size
-    dataset = data.load(arguments.data, arguments.split, data_dir=arguments.data_dir, **sizes)
+    chosen = {"data_dir": arguments.data_dir, "class_names": arguments.class_names}
+    dataset = data.load(arguments.data, arguments.split, **chosen, **sizes)
+    dataset = data.in_channels(dataset, network.spec.channels)
     batch_size = arguments.batch_size or (_MAPS if network.spec.gives_maps else _IMAGES)
     measurements = make_evaluator(network, min(batch_size, len(dataset.labels)))(variables, dataset)
     if "iou" in measurements:
@@ -111,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help=f"one of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help=f"where the data lie (default: {data.DEFAULT_DATA_DIR})")
     parser.add_argument("--split", default="test", help="NAME or NAME[start:stop] (default: %(default)s)")
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="the network's classes in order, one a line, where DATA has a part of them",
+    )
     parser.add_argument("--arch", help="architecture, where the checkpoint does not tell")
     parser.add_argument("--num-classes", type=int, help="classes that the checkpoint must have")
     parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of images")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from fastdfkd_jax import shards
+from fastdfkd_jax import npz, shards
+from fastdfkd_jax.data import listing, pictures
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.shards import Rows, Shard, Shards
 
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
 _PICTURES_A_SHARD = 512
 
 
@@ -45,10 +44,16 @@ def find(directory: Path) -> Found:
         raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
     source = directory / "pool" if (directory / "pool").is_dir() else directory
     files = tuple(sorted(source.glob("[0-9]*.npz"))) or tuple(sorted((directory / "initial").glob("[0-9]*.npz")))
-    pictures = () if files else tuple(p for p in sorted(source.rglob("*")) if p.suffix.lower() in _SUFFIXES)
-    if not files and not pictures:
-        raise UserError(f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images")
-    return Found(files, pictures)
+    if files:
+        return Found(files, ())
+    found = listing.listed(source)
+    if not found.pictures:
+        raise UserError(
+            f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images (or other pictures): "
+            "give a folder of images or a pool"
+        )
+    listing.warn_of_skipped([found], source)
+    return Found((), found.pictures)
 
 
 def read(directory: Path, image_shape: tuple[int, int, int]) -> Rows:
@@ -71,8 +76,7 @@ def locate(directory: Path, image_shape: tuple[int, int, int]) -> Located:
     for shard in located:
         _require_shape(directory, shard.image_shape, image_shape)
     for path in found.pictures:
-        with _opened(path) as picture:
-            _require_shape(directory, (*picture.size[::-1], image_shape[-1]), image_shape)
+        _require_shape(directory, (*_size_of(path), image_shape[-1]), image_shape)
     return Located(tuple(located), found.pictures, image_shape[-1])
 
 
@@ -101,22 +105,23 @@ def _require_shape(directory: Path, found: tuple[int, ...], expected: tuple[int,
         raise UserError(f"images in {directory} are {found}, the teacher takes {expected}")
 
 
-def _opened(path: Path) -> Image.Image:
+def _size_of(path: Path) -> tuple[int, int]:
+    """Height and width, of which a picture's first bytes tell."""
     try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError) as error:
+        with pictures.opened(path, path) as picture:
+            return picture.height, picture.width
+    except pictures.DAMAGED as error:
         raise _unreadable(path, error) from error
 
 
 def _read_picture(path: Path, channels: int) -> Rows:
     """One image, grey or in colours, without a label."""
     try:
-        with Image.open(path) as file:
-            pixels = np.asarray(file.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels = np.asarray(pictures.to_mode(pictures.read(path, path), "L" if channels == 1 else "RGB"))
+    except pictures.DAMAGED as error:
         raise _unreadable(path, error) from error
     return Rows(pixels.reshape(1, *pixels.shape[:2], -1), np.full(1, -1, np.int32))
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"the picture {path} cannot be read ({error}): restore or remove it")
+    return UserError(f"the picture {path} cannot be read ({npz.reason_of(error)}): restore or remove it")

@@ -25,7 +25,14 @@ log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 # What may differ between the processes of a run.
-_OWN_KEYS = ("teacher.checkpoint", "data.dir", "compilation_cache", "parallel.process", "parallel.lost_after")
+_OWN_KEYS = (
+    "teacher.checkpoint",
+    "data.dir",
+    "data.class_names",
+    "compilation_cache",
+    "parallel.process",
+    "parallel.lost_after",
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,22 +1,112 @@
-"""Folders of numbered shards: each an uncompressed .npz, whose zip checksums find damage.
+"""Reads `.npz` files with checked sizes, and keeps folders of numbered shards of arrays.
 
-A shard is written whole or not at all and is never changed, so that a killed run loses at most the one that was being
-written, and one that goes on from an earlier point deletes what came after it.
+A shard is an uncompressed `.npz`, whose zip checksums find damage. It is written whole or not at all and is never
+changed, so that a killed run loses at most the one that was being written, and one that goes on from an earlier point
+deletes what came after it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
+import tokenize
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import write_atomically
+
+# Every exception that zipfile, zlib and NumPy's header parser raise on a damaged archive. RuntimeError: a spoiled flag
+# reads as encryption or as an unknown compression, a nested header exceeds the recursion limit.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, MemoryError, OverflowError),
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, RuntimeError),
+)
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs in the encoding of field names alone
+}
+_MAGIC = b"\x93NUMPY"
+_REASON = 80  # characters of a library's message that are shown
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """The arrays of an open `.npz`, each of which is read when it is asked for.
+
+    Args:
+      archive: the open zip file.
+      where: names the file in messages.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, where: object):
+        self._archive, self._where = archive, where
+        self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads one array after checking its declared size.
+
+        Raises:
+          KeyError: there is none of this name.
+          UserError: it would take more memory than a file may.
+          any of `DAMAGED`: it is damaged or no plain array.
+        """
+        member = self._members[name]
+        limits.require_bytes(member.file_size, f"{name} of {self._where}")
+        with self._archive.open(member) as file:
+            read_header(file, member.file_size)
+        with self._archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads the header of an array that lies in `size` bytes from the file's position on.
+
+    Returns:
+      Its shape, whether it is in Fortran order, and its type.
+
+    Raises:
+      ValueError: the array is larger than these bytes, or holds Python objects.
+      any of `DAMAGED`: it is no array, or damaged.
+    """
+    start = file.tell()
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("a member is no array")
+    file.seek(start)
+    shape, fortran_order, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject:
+        raise ValueError("a member holds Python objects")
+    needed = file.tell() - start + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or needed > size:
+        raise ValueError(f"its header asks for {needed:.3g} bytes, found {size:.3g}")
+    return shape, fortran_order, dtype
+
+
+@contextlib.contextmanager
+def opened(path: Path, kind: str) -> Iterator[Arrays]:
+    """Opens an `.npz`; UserError where it is no regular file, else any of `DAMAGED`."""
+    limits.require_regular(path, kind)
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        yield Arrays(archive, path)
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of a library's exception on one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _REASON else text[: _REASON - 3] + "..."
 
 
 def path_of(directory: Path, index: int) -> Path:
@@ -39,10 +129,9 @@ def read(path: Path, names: list[str], kind: str, remedy: str) -> list[np.ndarra
       remedy: what to do where it cannot be read.
 
     Raises:
-      UserError: it is missing or damaged, or has no such arrays.
+      UserError: it is missing or damaged, has no such arrays, or they would take too much memory.
     """
-    # Opened here, because numpy does not close a file that it cannot read.
-    with reading(path, kind, remedy), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path, kind, remedy), opened(path, kind) as arrays:
         return [arrays[name] for name in names]
 
 
@@ -53,10 +142,8 @@ def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{kind} {path} is missing: {remedy}") from None
-    # RuntimeError: a spoiled flag reads as encryption, or as a compression that is not known.
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, RuntimeError, struct.error) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{kind} {path} is damaged ({reason}): {remedy}") from None
+    except DAMAGED as error:
+        raise UserError(f"{kind} {path} is damaged ({reason_of(error)}): {remedy}") from None
 
 
 def truncate(directory: Path, count: int) -> None:

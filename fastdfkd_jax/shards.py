@@ -11,12 +11,12 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
 
-from fastdfkd_jax import npz
+from fastdfkd_jax import limits, npz
 from fastdfkd_jax.files import make_folder
 
 _KIND, _REMEDY = "pool shard", "restore it, or start in a new workdir"
@@ -105,30 +105,33 @@ def locate(paths: Sequence[Path]) -> list[Shard]:
 
 def locate_one(path: Path, verify: bool = True) -> Shard:
     """Where the images of one shard lie, as `locate`; without its checksums for one that was written just now."""
-    with npz.reading(path, _KIND, _REMEDY), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        if verify:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    while member.read(_CHUNK):
-                        pass
-        with archive.open("labels.npy") as member:
-            labels = np.lib.format.read_array(member, allow_pickle=False)
-        offset, shape = _find_array(file, archive.getinfo("images.npy"))
-        if len(labels) != shape[0]:
-            raise ValueError(f"{shape[0]} images, {len(labels)} labels")
-        return Shard(path, offset, shape[1:], labels)
+    with npz.reading(path, _KIND, _REMEDY):
+        limits.require_regular(path, _KIND)
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            return _located(path, file, archive, verify)
 
 
-def _find_array(file, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:
+def _located(path: Path, file: BinaryIO, archive: zipfile.ZipFile, verify: bool) -> Shard:
+    if verify:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                while member.read(_CHUNK):
+                    pass
+    labels = npz.Arrays(archive, path)["labels"]
+    offset, shape = _find_array(file, archive.getinfo("images.npy"))
+    if len(labels) != shape[0]:
+        raise ValueError(f"{shape[0]} images, {len(labels)} labels")
+    return Shard(path, offset, shape[1:], labels)
+
+
+def _find_array(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:
     """The first byte and the shape of a uint8 array that is a member of an uncompressed zip file."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError("it is compressed")
     file.seek(member.header_offset + 26)  # the local header, whose extra field may be longer than the directory's
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     file.seek(member.header_offset + 30 + name_length + extra_length)
-    version = np.lib.format.read_magic(file)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran_order, dtype = read_header[version](file)
+    shape, fortran_order, dtype = npz.read_header(file, member.file_size)
     if dtype != np.uint8 or fortran_order or len(shape) != 4:
         raise ValueError(f"images are {dtype}{list(shape)}, not uint8[N, H, W, C]")
     return file.tell(), shape

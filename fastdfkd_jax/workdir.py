@@ -32,6 +32,7 @@ FREE_KEYS = (
     "compilation_cache",
     "teacher.checkpoint",
     "data.dir",
+    "data.class_names",
     "soft_labels.dir",
     "pool.place",  # the student meets the same images
     "noise_control",

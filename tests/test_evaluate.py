@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pictures import bordered, write_jpegs
+from PIL import Image
 
 from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.data import Dataset, digits
@@ -115,6 +116,22 @@ def test_pictures_of_any_size_are_cut_to_the_network(tmp_path, capsys):
         main(command)
     main([*command, "--crop", "0.75"])
     assert json.loads(capsys.readouterr().out)["count"] == 2
+
+
+def test_a_part_of_the_classes_is_scored_by_the_names_of_all(tmp_path, capsys):
+    test = data.load("digits", "test")
+    ten = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    for digit in (3, 7):
+        (tmp_path / ten[digit]).mkdir()
+        for number in np.flatnonzero(test.labels == digit)[:20]:
+            Image.fromarray(test.images[number, ..., 0]).save(tmp_path / ten[digit] / f"{number}.png")
+    (tmp_path / "names.txt").write_text("\n".join(ten) + "\n")
+    with pytest.raises(UserError, match="has 10 classes, the data set 2"):
+        main(["evaluate", TEACHER, "--data", f"folder:{tmp_path}"])
+    main(["evaluate", TEACHER, "--data", f"folder:{tmp_path}", "--class-names", str(tmp_path / "names.txt"), "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["count"] == 40
+    assert measured["accuracy"] > 90  # by the folders' own numbers, 0 and 1, it would be 0
 
 
 def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, map_sources, prepared
-from fastdfkd_jax.data.dataset import VOID, Dataset, class_title, count_classes, parse_split, require, take
+from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, listing, map_sources, prepared
+from fastdfkd_jax.data.dataset import (
+    VOID,
+    Dataset,
+    class_title,
+    count_classes,
+    in_channels,
+    parse_split,
+    read_names,
+    renumbered,
+    require,
+    take,
+)
 from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
-__all__ = ["DEFAULT_DATA_DIR", "SOURCES", "VOID", "Dataset", "class_title", "count_classes", "load", "require"]
+__all__ = [
+    "DEFAULT_DATA_DIR",
+    "SOURCES",
+    "VOID",
+    "Dataset",
+    "class_title",
+    "count_classes",
+    "in_channels",
+    "load",
+    "require",
+]
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 SOURCES = ("tfds:NAME", "pickle:cifar10", "pickle:cifar100", "npz:FILE", "folder:DIR", "digits")
@@ -25,6 +47,7 @@ def load(
     image_size: int | None = None,
     crop: float = 0.0,
     short_side: int | None = None,
+    class_names: str | os.PathLike | Sequence[str] | None = None,
 ) -> Dataset:
     """Reads a split of a data set into memory.
 
@@ -38,6 +61,8 @@ def load(
         the square of `image_size` pixels at their centre spans; 0.875 is ImageNet's; 0 for the above.
       short_side: of images with a class for every pixel (camvid, nyuv2, pairs), which take neither of these: pixels to
         which their shorter side is brought, masks by the nearest pixel; None keeps them.
+      class_names: names of a network's classes in the order of its outputs, or a text file with one a line: classes
+        of the data set get the numbers of their names there, so that a folder may have a part of ImageNet's classes.
 
     Returns:
       A `Dataset`, of maps from the sources just named; the same source and split always give the same examples in the
@@ -46,23 +71,39 @@ def load(
     Raises:
       UserError: the source or the split is unknown, or the data are missing, damaged or another data set.
     """
+    dataset = _read(source, split, data_dir, image_size, crop, short_side)
+    if class_names is None or class_names == "":
+        return dataset
+    if isinstance(class_names, str | os.PathLike):
+        class_names = read_names(listing.expanded(os.fspath(class_names)))
+    return renumbered(dataset, class_names, source)
+
+
+def _read(
+    source: str,
+    split: str,
+    data_dir: str | os.PathLike | None,
+    image_size: int | None,
+    crop: float,
+    short_side: int | None,
+) -> Dataset:
+    """`load` with the classes as the source numbers them."""
     kind, _, name = source.partition(":")
-    root = Path(data_dir or DEFAULT_DATA_DIR).expanduser()
     if not 0 <= crop <= 1 or (crop and image_size is None):
         raise UserError(f"crop must be from 0 to 1, and 0 without an image size, found {crop} with {image_size}")
     if kind in map_sources.READERS and name:
         _require_map_options(source, image_size, crop, short_side)
-        path = Path(data_dir or ".").expanduser() / Path(name).expanduser()
-        return map_sources.READERS[kind](path, parse_split(split), short_side)
+        return map_sources.READERS[kind](_path(name, data_dir), parse_split(split), short_side)
     if short_side is not None:
         kinds = ", ".join(map_sources.READERS)
         raise UserError(
             f"a short side is for images with masks ({kinds}), found {short_side} for {source}: leave it out"
         )
     square = Square(image_size, crop) if image_size is not None and crop else None
-    if kind == "tfds" and name:
-        return prepared.read(name, split, root, square)
-    if kind == "pickle" and name:
+    if kind in ("tfds", "pickle") and name:
+        root = listing.expanded(os.fspath(data_dir or DEFAULT_DATA_DIR))
+        if kind == "tfds":
+            return prepared.read(name, split, root, square)
         wanted = parse_split(split)
         return take(cifar_pickle.read(name, wanted.name, root), wanted)
     if source == "digits":
@@ -70,12 +111,15 @@ def load(
         return take(digits.read(wanted.name), wanted)
     if kind in ("npz", "folder") and name:
         wanted = parse_split(split)
-        path = Path(data_dir or ".").expanduser() / Path(name).expanduser()
         if kind == "npz":
-            return take(arrays.read(path, wanted.name, square), wanted)
+            return take(arrays.read(_path(name, data_dir), wanted.name, square), wanted)
         whole = Square(image_size) if image_size is not None else None
-        return take(folder.read(path, wanted.name, square or whole), wanted)
-    raise UserError(f"unknown data source {source!r}: expected one of {', '.join(SOURCES)}")
+        return take(folder.read(_path(name, data_dir), wanted.name, square or whole), wanted)
+    raise UserError(f"unknown data source {source[:80]!r}: expected one of {', '.join(SOURCES)}")
+
+
+def _path(name: str, data_dir: str | os.PathLike | None) -> Path:
+    return listing.expanded(os.fspath(data_dir or ".")) / listing.expanded(name)
 
 
 def _require_map_options(source: str, image_size: int | None, crop: float, short_side: int | None) -> None:

@@ -1,13 +1,14 @@
-"""CIFAR-10 and CIFAR-100 as torchvision stores them, unpickled without trusting the file."""
+"""CIFAR-10 and CIFAR-100 as torchvision stores them, read without running what the file asks for."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastdfkd_jax import limits
+from fastdfkd_jax.data import plain_pickle
 from fastdfkd_jax.data.dataset import Dataset, unknown_split
 from fastdfkd_jax.errors import UserError
 
@@ -42,25 +43,6 @@ _LAYOUTS = {
     ),
 }
 
-# Only what rebuilds NumPy arrays and byte strings. Older files have the older name of NumPy's inner package.
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),
-    ("builtins", "bytes"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)
-        if (module, name) not in _ALLOWED:
-            raise UserError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
-
 
 def read(name: str, split: str, root: Path) -> Dataset:
     """Reads 'train' or 'test' of 'cifar10' or 'cifar100'.
@@ -87,39 +69,62 @@ def read(name: str, split: str, root: Path) -> Dataset:
         )
     batches = [_batch(folder / file, layout) for file in layout.splits[split]]
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    names = tuple(_text(item) for item in _unpickle(folder / layout.meta).get(layout.names, ()))
+    names = _names(_unpickle(folder / layout.meta).get(layout.names))
+    if not len(labels):
+        raise UserError(f"expected images in {folder}, found none: unpack the archive again")
     if len(names) != layout.classes or not 0 <= labels.min() <= labels.max() < layout.classes:
         raise UserError(
             f"expected {layout.classes} classes in {folder}, found {len(names)} names and labels from "
             f"{labels.min()} to {labels.max()}: it is not {name}"
         )
-    return Dataset(images, labels, names)
+    return Dataset(images, labels.astype(np.int32), names)
+
+
+def _names(found: Any) -> tuple[str, ...]:
+    if not isinstance(found, list | tuple) or not all(isinstance(item, str | bytes) for item in found):
+        return ()
+    return tuple(item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in found)
 
 
 def _batch(path: Path, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
     content = _unpickle(path)
     if "data" not in content or layout.labels not in content:
-        raise UserError(f"expected data and {layout.labels} in {path}, found {', '.join(sorted(content))}")
-    data, labels = np.asarray(content["data"]), np.asarray(content[layout.labels], np.int32)
-    if data.dtype != np.uint8 or data.shape != (len(labels), 3072):
-        raise UserError(f"expected uint8[{len(labels)}, 3072] in {path}, found {data.dtype}{list(data.shape)}")
+        found = ", ".join(sorted(content)[:5])[:80]
+        raise UserError(f"expected data and {layout.labels} in {path}, found {found}: it is another file")
+    data, labels = content["data"], _labels(content[layout.labels], path)
+    kind, shape = getattr(data, "dtype", type(data).__name__), list(getattr(data, "shape", ()))
+    if kind != np.uint8 or shape != [len(labels), 3072]:
+        raise UserError(
+            f"expected uint8[{len(labels)}, 3072] in {path}, found {kind}{shape}: fetch the file from its publisher"
+        )
     # Stored plane by plane.
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
+def _labels(found: Any, path: Path) -> np.ndarray:
+    """Labels as i64[N], of a list or an array of integers."""
+    if isinstance(found, np.ndarray) and found.ndim == 1:
+        return found.astype(np.int64)
+    # Large ones would not fit into the array.
+    if isinstance(found, list | tuple) and all(type(item) is int and 0 <= item < 2**31 for item in found):
+        return np.array(found, np.int64)
+    raise UserError(f"expected a list of labels from 0 in {path}, found others: fetch the file from its publisher")
+
+
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
+        size = limits.require_regular(path, "file")
+        limits.require_bytes(3 * size, path)  # the file, and its strings in two forms
+        content = plain_pickle.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return {_text(key): value for key, value in content.items()}
     except FileNotFoundError as error:
         raise UserError(f"expected the file {path}, found none: unpack the archive again") from error
     except UserError as error:
         raise UserError(f"refused to unpickle {path}: {error}; fetch the file from its publisher") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"cannot unpickle {path} ({type(error).__name__}): unpack the archive again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"expected a dict in {path}, found {type(content).__name__}")
-    return {_text(key): value for key, value in content.items()}
+    raise UserError(f"expected a dict in {path}, found {type(content).__name__}: fetch the file from its publisher")
 
 
 def _text(item: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
 # The label of a pixel that has no class, as in most sets of masks.
 VOID = 255
 _SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+# Usual names of the three splits, without case, signs, digits and a word like "set".
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing"),
+}
+_SET = re.compile(r"(?<=.)(set|sets|data|dataset|images|imgs|split|folder)$")
 
 
 class Dataset(NamedTuple):
@@ -58,6 +69,13 @@ def parse_split(split: str) -> Split:
     return Split(*match.groups())
 
 
+def kind_of(name: str) -> str | None:
+    """'train', 'val' or 'test' where a split is usually called so ('Training_Set', 'valid', 'test2017'), else None."""
+    letters = re.sub(r"[^a-z]", "", name.casefold())
+    forms = (letters, _SET.sub("", letters))
+    return next((kind for kind, names in SPLIT_NAMES.items() if any(form in names for form in forms)), None)
+
+
 def rows(split: Split, count: int) -> slice:
     """The rows between a split's bounds, of the `count` that the whole split has.
 
@@ -92,7 +110,81 @@ def unknown_split(split: str, source: str, available: Sequence[str]) -> UserErro
     return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
 
 
+def read_names(path: Path) -> tuple[str, ...]:
+    """Reads the names of classes from a UTF-8 text file, one a line.
+
+    Raises:
+      UserError: the file is missing or no text, or a line is empty.
+    """
+    try:
+        limits.require_bytes(limits.require_regular(path, "file of class names"), path)
+        names = tuple(name.strip() for name in path.read_text(encoding="utf-8-sig").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the names of classes in {path}: save it as UTF-8 text") from error
+    while names and not names[-1]:
+        names = names[:-1]
+    if not names or not all(names):
+        raise UserError(f"expected a name on each line of {path}, found {'an empty line' if names else 'nothing'}")
+    return names
+
+
+def renumbered(dataset: Dataset, names: Sequence[str], source: str) -> Dataset:
+    """Numbers the classes of a data set by their places in `names`, which may have more of them.
+
+    Args:
+      dataset: with names of classes.
+      names: of a network's classes, in the order of its outputs.
+      source: of the data set, for messages.
+
+    Raises:
+      UserError: the data set has a class for every pixel or no names, or a class is not in `names`, or twice.
+    """
+    own = dataset.class_names
+    if own is None or dataset.labels.ndim != 1:
+        raise UserError(f"{source} has no names of classes to look up among the class names: leave these out")
+    index = {name: i for i, name in enumerate(names)}
+    if len(index) != len(names):
+        twice = next(name for i, name in enumerate(names) if index[name] != i)
+        raise UserError(f"expected every class name once, found {twice!r} twice: give one line to each class")
+    used = np.unique(dataset.labels)
+    if strange := [own[number] for number in used if own[number] not in index]:
+        listed = ", ".join(strange[:3])
+        raise UserError(
+            f"expected the classes of {source} among the {len(names)} class names, which begin with {names[0]!r}, "
+            f"found {len(strange)} others ({listed}): write the names as {source} has them"
+        )
+    places = np.zeros(len(own), np.int32)
+    places[used] = [index[own[number]] for number in used]
+    return dataset._replace(labels=places[dataset.labels], class_names=tuple(names))
+
+
+def in_channels(dataset: Dataset, channels: int) -> Dataset:
+    """Repeats grey images for a network that takes colours; any other data set stays as it is."""
+    if dataset.images.shape[-1] != 1 or channels != 3:
+        return dataset
+    return dataset._replace(images=np.repeat(dataset.images, 3, axis=-1))
+
+
 _CROP = "give a crop (--crop, config.data.crop)"
+
+
+def collected(images: Iterable[np.ndarray], count: int, where: str) -> list[np.ndarray]:
+    """Decodes images one by one, after checking on the first that all of them fit into memory.
+
+    Args:
+      images: uint8[H, W] or uint8[H, W, C], `count` of them.
+      count: how many.
+      where: the place they come from, for the message.
+
+    Raises:
+      UserError: they would take too much memory.
+    """
+    found: list[np.ndarray] = []
+    for image in images:
+        if not found:
+            limits.require_bytes(2 * count * image.nbytes, where)  # once each, and once stacked
+        found.append(image)
+    return found
 
 
 def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.ndarray:
@@ -113,6 +205,7 @@ def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.n
         found = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
         raise UserError(f"expected images of one size in {where}, found {len(sizes)} sizes ({found} ...): {remedy}")
     channels = max(image.shape[2] if image.ndim == 3 else 1 for image in images)
+    limits.require_bytes(len(images) * math.prod(next(iter(sizes))) * channels, where)
     stacked = np.empty((len(images), *next(iter(sizes)), channels), np.uint8)
     for row, image in zip(stacked, images, strict=True):
         row[:] = image if image.ndim == 3 else image[..., None]

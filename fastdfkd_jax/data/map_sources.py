@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdfkd_jax.data import arrays, pictures
-from fastdfkd_jax.data.dataset import Dataset, Split, rows, unknown_split
+from fastdfkd_jax.data.dataset import Dataset, Split, collected, read_names, rows, unknown_split
 from fastdfkd_jax.data.maps import Classes, Pair, collect, read_folders
 from fastdfkd_jax.errors import UserError
 
@@ -54,23 +54,31 @@ def read_camvid(root: Path, split: Split, short_side: int | None) -> Dataset:
 
 
 def _read_pack(path: Path, split: Split, classes: Classes, short_side: int | None) -> Dataset:
-    content = arrays.load(path)
+    content = arrays.load(path, ("jpeg", "offsets", "masks"))
     if not {"jpeg", "offsets", "masks"} <= set(content):
-        raise UserError(f"expected jpeg, offsets and masks in {path}, found {', '.join(content) or 'nothing'}")
+        found = arrays.named(arrays.names_of(path))
+        raise UserError(f"expected jpeg, offsets and masks in {path}, found {found}: give CamVid's packs")
     masks, offsets = content["masks"], content["offsets"]
-    integers = np.issubdtype(offsets.dtype, np.integer)
-    if not integers or masks.dtype != np.uint8 or masks.ndim != 3 or offsets.shape != (len(masks) + 1,):
+    if (
+        masks.dtype != np.uint8
+        or masks.ndim != 3
+        or offsets.shape != (len(masks) + 1,)
+        or offsets.dtype.kind not in "iu"
+    ):
         raise UserError(
             f"expected masks uint8[N, H, W] and integer offsets [N + 1] in {path}, found "
-            f"{masks.dtype}{list(masks.shape)} and {offsets.dtype}{list(offsets.shape)}"
+            f"{masks.dtype}{list(masks.shape)} and {offsets.dtype}{list(offsets.shape)}: give CamVid's packs"
         )
     part = rows(split, len(masks))
-    files = list(pictures.concatenated(content))[part]
     numbers = range(len(masks))[part]
+    files = pictures.concatenated(content, path)[part]
     try:
-        images = [pictures.decode(file) for file in files]
+        decoded = (pictures.decode(file.tobytes(), where=f"of {path}") for file in files)
+        images = collected(decoded, len(files), str(path))
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read a picture of {path}: it is damaged or of another kind") from error
+        raise UserError(
+            f"cannot read a picture of {path}: it is damaged or of another kind; restore the file"
+        ) from error
     pairs = (Pair(image, masks[i], f"{i} of {path}") for i, image in zip(numbers, images, strict=True))
     return collect(pairs, classes, short_side, str(path))
 
@@ -104,23 +112,9 @@ def read_pairs(root: Path, split: Split, short_side: int | None) -> Dataset:
     """
     _require_folder(root, "pairs")
     hint = "name every class in classes.txt, and give 255 to pixels that have none"
-    classes = Classes(_names(root / "classes.txt"), hint=hint)
+    file = root / "classes.txt"
+    classes = Classes(read_names(file) if file.exists() else None, hint=hint)
     return _read_folders(root, "images/{}", "masks/{}", f"pairs:{root}", split, classes, short_side)
-
-
-def _names(path: Path) -> tuple[str, ...] | None:
-    if not path.is_file():
-        return None
-    try:
-        names = tuple(path.read_text(encoding="utf-8").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the names of classes in {path}: save it as UTF-8 text") from error
-    names = tuple(name.strip() for name in names)
-    while names and not names[-1]:
-        names = names[:-1]
-    if not names or not all(names):
-        raise UserError(f"expected a name on each line of {path}, found {'an empty line' if names else 'nothing'}")
-    return names
 
 
 def _require_folder(root: Path, kind: str) -> None:

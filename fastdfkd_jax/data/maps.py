@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax.data import pictures
+from fastdfkd_jax.data import listing, pictures
 from fastdfkd_jax.data.dataset import VOID, Dataset, Split, rows, stack
-from fastdfkd_jax.data.folder import SUFFIXES
 from fastdfkd_jax.errors import UserError
 
 _LISTED = 3
@@ -94,7 +92,7 @@ def read_folders(images: Path, masks: Path, split: Split, classes: Classes, shor
     Raises:
       UserError: a picture lacks its mask or a mask its picture, one is damaged or no mask, or as `collect`.
     """
-    pictures_by_name, masks_by_name = _by_name(images, SUFFIXES), _by_name(masks, {".png"})
+    pictures_by_name, masks_by_name = _by_name(images, pictures.SUFFIXES), _by_name(masks, {".png"})
     if not pictures_by_name:
         raise UserError(f"expected images in {images}, found none")
     if alone := sorted(pictures_by_name.keys() ^ masks_by_name.keys()):
@@ -109,15 +107,16 @@ def read_folders(images: Path, masks: Path, split: Split, classes: Classes, shor
     return collect(pairs, classes, short_side, str(images))
 
 
-def _by_name(folder: Path, suffixes: set[str]) -> dict[str, Path]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in found:
-                raise UserError(
-                    f"expected one file of each name in {folder}, found {found[path.stem].name} and {path.name}"
-                )
-            found[path.stem] = path
+def _by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    files = listing.listed(folder, below=False, suffixes=suffixes)
+    for path in files.pictures:
+        if path.stem in found:
+            raise UserError(
+                f"expected one file of each name in {folder}, found {found[path.stem].name} and {path.name}: remove one"
+            )
+        found[path.stem] = path
+    listing.warn_of_skipped([files], folder)
     return found
 
 
@@ -125,7 +124,13 @@ def _image(path: Path) -> np.ndarray:
     try:
         return pictures.decode(path)
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read the image {path}: it is damaged or of another kind") from error
+        raise UserError(f"cannot read the image {path}: it is damaged or of another kind; restore it") from error
+
+
+def _bits(path: Path) -> int:
+    """Bits of a sample, as a PNG's header says."""
+    with path.open("rb") as file:
+        return file.read(25)[-1]
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -135,13 +140,11 @@ def read_mask(path: Path) -> np.ndarray:
       UserError: the file is damaged or another kind of picture.
     """
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
-            kind, mode = opened.format, opened.mode
+        with pictures.opened(path, path) as opened:
+            kind, mode, bits = opened.format, opened.mode, _bits(path)
             values = np.asarray(opened)
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read the mask {path}: it is damaged or of another kind") from error
-    bits = content[24]  # of a sample, in a PNG's header
+        raise UserError(f"cannot read the mask {path}: it is damaged or of another kind; restore it") from error
     # Grey levels of fewer bits are stretched to 0 to 255 when they are read, and JPEG changes them.
     if kind != "PNG" or mode not in ("P", "L") or (mode == "L" and bits != 8):
         found = f"{bits}-bit {mode}" if kind == "PNG" else kind

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data.dataset import VOID
@@ -118,8 +119,10 @@ def _numbers(path: Path, name: str, field: str | None = None) -> np.ndarray:
     """i64[N], the variable `name` of a MATLAB file, or a field of that structure."""
     import scipy.io
 
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"expected {path}, found none: give --meta the folder of {META_URL}")
+    # MATLAB compresses by deflate, which makes 1 byte of 1,032 at most.
+    limits.require_bytes(1032 * limits.require_regular(path, "file"), path)
     try:
         value = scipy.io.loadmat(str(path))[name]
         return np.asarray(value[field][0, 0] if field else value).ravel().astype(np.int64)
@@ -136,8 +139,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         import h5py
     except ImportError as error:
         raise UserError("reading NYUv2's file takes h5py, which is not installed: pip install h5py") from error
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"expected the file {path}, found none: fetch it from {URL}")
+    limits.require_regular(path, "file")
     try:
         file = h5py.File(path, "r", rdcc_nbytes=_CACHE)
     except OSError as error:
@@ -156,6 +160,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 f"expected images uint8[N, 3, W, H] and labels uint16[N, W, H] in {path}, found {described}: fetch "
                 f"{URL}"
             )
+        limits.require_pixels(shapes[1][1], shapes[1][2], f"in {path}")
         yield found[0], found[1]
 
 

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import itertools
+import struct
+import threading
+import zlib
 from collections.abc import Iterator, Mapping
-from os import PathLike
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-# What Pillow raises on a damaged picture.
-DAMAGED = (OSError, SyntaxError, ValueError)
+from fastdfkd_jax import limits
+from fastdfkd_jax.errors import UserError
+
+# Everything that Pillow raises on a damaged picture.
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError),
+    *(MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+# Files that are taken for pictures wherever a folder of them is read.
+SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga"),
+    }
+)
+# Pillow goes by the content and not by the suffix. Left out is what it reads with another program (EPS starts
+# Ghostscript), and what is no picture file.
+_FORMATS = (
+    *("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "TGA"),
+    *("ICO", "PCX", "SGI", "PSD", "QOI", "DDS"),
+)
 
 
 class Square(NamedTuple):
@@ -27,19 +51,106 @@ class Square(NamedTuple):
     crop: float = 1.0
 
 
-def decode(file: str | PathLike | BinaryIO | bytes, square: Square | None = None) -> np.ndarray:
+@contextlib.contextmanager
+def opened(file: Path | BinaryIO | bytes, where: object) -> Iterator[Image.Image]:
+    """Opens a picture whose size is within the limits; its pixels are not yet read.
+
+    Args:
+      file: its path, file or content.
+      where: names it in messages.
+
+    Raises:
+      UserError: it has too many pixels or is no regular file.
+      any of `DAMAGED`: it is damaged or of another kind.
+    """
+    if isinstance(file, Path):
+        limits.require_regular(file, "picture")
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
+    with _without_pillows_limit(), Image.open(source, formats=_formats()) as picture:
+        limits.require_pixels(picture.width, picture.height, where)
+        yield picture
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+_lock, _pillow = threading.Lock(), {"open": 0, "limit": Image.MAX_IMAGE_PIXELS}
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Lifts Pillow's limit, which is the whole process's and warns at half of ours, while any picture is open here."""
+    with _lock:
+        if not _pillow["open"]:
+            _pillow["limit"] = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = None
+        _pillow["open"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _pillow["open"] -= 1
+            if not _pillow["open"]:
+                Image.MAX_IMAGE_PIXELS = _pillow["limit"]
+
+
+def read(file: Path | BinaryIO | bytes, where: object) -> Image.Image:
+    """Reads a picture's pixels (of an animation the first), 8 bits a sample: grey ones as mode L.
+
+    Raises:
+      UserError: as `opened`, or the samples have no known range.
+      any of `DAMAGED`: as `opened`.
+    """
+    with opened(file, where) as picture:
+        picture.load()
+        return _to_8_bits(picture, where)
+
+
+def _to_8_bits(picture: Image.Image, where: object) -> Image.Image:
+    """Scales grey levels of 16 bits, and floats in [0, 1], to 0 to 255; Pillow would cut them off at 255."""
+    mode = picture.mode
+    if not mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture).astype(np.float32)
+    # Pillow holds 16 bits of PNG and PPM as I;16 or, by version, as I.
+    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
+        values = values / 257
+    elif mode == "F" and values.size and values.max() <= 1:
+        values = values * 255
+    # Negated, so that NaN is refused too.
+    if not (values.min() >= 0 and values.max() <= 255):
+        raise UserError(
+            f"expected levels from 0 to 255, 16 bits, or floats in [0, 1] in the picture {where}, found mode {mode} "
+            f"from {values.min():g} to {values.max():g}: save it with 8 bits"
+        )
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def decode(file: Path | BinaryIO | bytes, square: Square | None = None, where: object = None) -> np.ndarray:
     """Reads a picture, uint8[H, W] of a grey one, uint8[H, W, 3] of any other.
 
     Args:
       file: its path, file or content.
       square: what to cut out, after bringing the shorter side to `size / crop` pixels; None for the whole.
+      where: names it in messages, by default its path.
 
     Raises:
-      any of `DAMAGED`.
+      UserError, any of `DAMAGED`: as `read`.
     """
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-        image = opened if opened.mode == "L" else opened.convert("RGB")
-        return np.asarray(image if square is None else _cut(image, square))
+    picture = read(file, where or (file if isinstance(file, Path) else "in memory"))
+    picture = picture if picture.mode == "L" else to_mode(picture, "RGB")
+    return np.asarray(picture if square is None else _cut(picture, square))
+
+
+def to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Converts a picture to mode RGB or L, without its transparency."""
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")  # Pillow warns of the direct way
+    return picture.convert(mode)
 
 
 def _cut(image: Image.Image, square: Square) -> Image.Image:
@@ -47,6 +158,7 @@ def _cut(image: Image.Image, square: Square) -> Image.Image:
     scale = shorter / min(image.size)
     width, height = (max(shorter, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
+    limits.require_pixels(width, height, f"brought to {shorter} pixels")
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + size, top + size))
 
@@ -61,10 +173,27 @@ def resize(image: np.ndarray, short_side: int, resampling: Image.Resampling) -> 
     height, width = (max(short_side, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
+    limits.require_pixels(width, height, f"brought to {short_side} pixels")
     return np.asarray(Image.fromarray(image).resize((width, height), resampling))
 
 
-def concatenated(content: Mapping[str, np.ndarray]) -> Iterator[bytes]:
-    """The files that lie one after another in `jpeg`, u8[bytes], the i-th from `offsets[i]` to `offsets[i + 1]`."""
-    for start, stop in itertools.pairwise(content["offsets"]):
-        yield content["jpeg"][start:stop].tobytes()
+def concatenated(content: Mapping[str, np.ndarray], where: object) -> list[np.ndarray]:
+    """The files that lie one after another in `jpeg`, u8[bytes], the i-th from `offsets[i]` to `offsets[i + 1]`.
+
+    Raises:
+      UserError: they are of other types, or the offsets are not within `jpeg` and growing.
+    """
+    files, offsets = content["jpeg"], content["offsets"]
+    is_list = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 0
+    if files.dtype != np.uint8 or files.ndim != 1 or not is_list:
+        raise UserError(
+            f"expected jpeg uint8[bytes] and integer offsets [N + 1] in {where}, found "
+            f"{files.dtype}{list(files.shape)} and {offsets.dtype}{list(offsets.shape)}: store them so"
+        )
+    bounds = [int(offset) for offset in offsets]
+    if bounds[0] < 0 or bounds[-1] > len(files) or any(stop <= start for start, stop in itertools.pairwise(bounds)):
+        raise UserError(
+            f"expected growing offsets from 0 to {len(files)}, the bytes of jpeg, in {where}, found {min(bounds)} to "
+            f"{max(bounds)}: the file is damaged or made from other pictures"
+        )
+    return [files[start:stop] for start, stop in itertools.pairwise(bounds)]

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax.data import pictures
-from fastdfkd_jax.data.dataset import Dataset, stack
+from fastdfkd_jax import limits
+from fastdfkd_jax.data import arrays, pictures, tfds_features
+from fastdfkd_jax.data.dataset import Dataset, collected, stack
 from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 
 # What the well-known names must contain: classes and the shape of an image.
 _EXPECTED = {"cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}
+_VERSION = re.compile(r"\d+|(\d+|\*)(\.(\d+|\*)){1,2}")
+_CHUNK = 256  # records that are held encoded at a time
+_BYTES_PER_NAME = 64
+_LISTED, _REASON = 5, 100
 
 
 def read(name: str, split: str, root: Path, square: Square | None = None) -> Dataset:
-    """Reads a split of the newest prepared version of a data set.
+    """Reads a split of a prepared data set, of the newest version where none is named.
 
     TFDS shuffles when it prepares, by a hash of the example's key, so that 'train[:5000]' is the same set
     everywhere; here the set is put into the order of its ids, where it has any.
 
     Args:
-      name: of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32').
+      name: of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32'), and with a
+        version if another than the newest is wanted ('cifar10:3.0.2', 'cifar10:3.*.*').
       split: whatever TFDS understands ('test', 'train[:5000]', 'train[:10]+test').
-      root: the folder that holds `NAME/VERSION/`, or VERSION itself.
+      root: the folder that holds `NAME/VERSION/`, or NAME or VERSION itself.
       square: if given, what is cut out of each image.
 
     Raises:
       UserError: it is not there, not in a format for random access, damaged, or another data set.
     """
-    builder = _open(name, _newest_version(name, root))
+    builder, name = _open(name, root)
     features = builder.info.features
-    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        raise UserError(f"expected tfds:{name} to have the features image and label, found {sorted(features)}")
+    if not {"image", "label"} <= set(features) or not tfds_features.is_class_label(features["label"]):
+        found = ", ".join(sorted(features)[:_LISTED])
+        raise UserError(f"expected tfds:{name} to have the features image and label, found {found}: give another")
+    limits.require_bytes(_BYTES_PER_NAME * features["label"].num_classes, f"the classes of tfds:{name}")
     names = tuple(features["label"].names)
     source = _source(builder, name, split)
-    records = _read(builder, name, source, range(len(source)))
-    images = stack([_decode(record["image"], name, square) for record in records], f"tfds:{name}")
-    labels = np.array([record["label"] for record in records], np.int32)
-    if labels.min() < 0:
+    labels, ids = [], []
+    images = stack(
+        collected(_decoded(builder, name, source, square, labels, ids), len(source), f"tfds:{name}"), f"tfds:{name}"
+    )
+    numbers = np.array(labels, np.int64)
+    if numbers.min() < 0:
         raise UserError(f"examples of split {split!r} of tfds:{name} have no label: choose a split that has")
+    if numbers.max() >= len(names):
+        raise UserError(
+            f"expected labels below {len(names)} in tfds:{name}, found {numbers.max()}: prepare the data set anew"
+        )
     expected = _EXPECTED.get(name, (len(names), images.shape[1:]))
     if len(names) != expected[0] or (square is None and images.shape[1:] != expected[1]):
         raise UserError(
@@ -50,10 +66,22 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
             f"found {len(names)} classes and {images.shape[1:]} in {builder.data_path}: "
             "it is another data set"
         )
-    if "id" in records[0]:
-        order = np.argsort(np.array([record["id"] for record in records]), kind="stable")
-        images, labels = images[order], labels[order]
-    return Dataset(images, labels, names)
+    numbers = numbers.astype(np.int32)
+    if ids:
+        order = np.argsort(np.array(ids), kind="stable")
+        images, numbers = images[order], numbers[order]
+    return Dataset(images, numbers, names)
+
+
+def _decoded(
+    builder: Any, name: str, source: Any, square: Square | None, labels: list[Any], ids: list[Any]
+) -> Iterator[np.ndarray]:
+    """Yields the images of a split, and adds their labels, and their ids where there are any, to the lists."""
+    for record in _records(builder, name, source):
+        labels.append(record["label"])
+        if "id" in record:
+            ids.append(record["id"])
+        yield _decode(record["image"], name, square)
 
 
 def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
@@ -62,40 +90,65 @@ def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
     Raises:
       UserError: as `read`, but for labels, which need not be there.
     """
-    builder = _open(name, _newest_version(name, root))
+    builder, name = _open(name, root)
     if "image" not in builder.info.features:
         raise UserError(f"expected tfds:{name} to have the feature image, found {sorted(builder.info.features)}")
-    source = _source(builder, name, split)
-    for start in range(0, len(source), 256):
-        yield from (
-            record["image"] for record in _read(builder, name, source, range(start, min(start + 256, len(source))))
-        )
+    for record in _records(builder, name, _source(builder, name, split)):
+        yield record["image"]
+
+
+def _records(builder: Any, name: str, source: Any) -> Iterator[dict[str, Any]]:
+    """Yields all records of a split, a few in memory at a time."""
+    for start in range(0, len(source), _CHUNK):
+        yield from _read(builder, name, source, range(start, min(start + _CHUNK, len(source))))
 
 
 def _how_to_get(name: str) -> str:
     return (
-        f"give --data-dir the folder that holds {name}/VERSION/, or prepare it once: pip install "
-        "'fastdfkd_jax[prepare]', then in Python tensorflow_datasets.builder"
-        f"('{name}', file_format='array_record').download_and_prepare()"
+        f"give --data-dir the folder that holds {name}/, or prepare it: pip install 'fastdfkd_jax[prepare]', then "
+        f"tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
     )
 
 
-def _newest_version(name: str, root: Path) -> Path:
+def _find(name: str, version: str, root: Path) -> Path:
+    """The newest folder of a version that is asked for, below `root`, or `root` where it is one or the data set's."""
     if not root.is_dir():
         raise UserError(f"expected the data directory {root}, found no such folder: {_how_to_get(name)}")
-    if (root / "dataset_info.json").is_file():
-        return root
-    found = list((root / name).glob("*/dataset_info.json"))
-    if not found:
-        held = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-        raise UserError(f"expected {name}/VERSION/dataset_info.json in {root}, found {held}: {_how_to_get(name)}")
-    return max(found, key=lambda path: [int(p) for p in path.parent.name.split(".") if p.isdigit()]).parent
+    parts = name.split("/")
+    above = [
+        root.joinpath(*parts[i:]) for i in range(len(parts) + 1) if list(root.parts[len(root.parts) - i :]) == parts[:i]
+    ]
+    found = [root, *(path for base in above for path in (base, *_folders(base)))]
+    found = [path for path in found if (path / "dataset_info.json").is_file()]
+    fitting = [path for path in found if not version or fnmatch.fnmatchcase(path.name, version)]
+    if fitting:
+        return fitting[0] if fitting[0] == root else max(fitting, key=_version_of)
+    held = arrays.named(sorted(path.name for path in found) or sorted(path.name for path in root.iterdir()))
+    wanted = f"version {version} of {name}" if found else f"{name}/VERSION/"
+    raise UserError(f"expected {wanted} in {root}, found {held}: {_how_to_get(name)}")
 
 
-def _open(name: str, directory: Path) -> Any:
+def _folders(base: Path) -> list[Path]:
+    return [path for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
+
+
+def _version_of(path: Path) -> list[int]:
+    return [int(part) for part in path.name.split(".") if part.isdigit()]
+
+
+def _open(name: str, root: Path) -> tuple[Any, str]:
+    """The reader of a data set ('NAME' or 'NAME:VERSION'), and its name."""
+    name, _, version = name.partition(":")
+    head, _, tail = name.rpartition("/")
+    if head and _VERSION.fullmatch(tail):  # NAME/VERSION
+        name, version = head, version or tail
+    if version and not _VERSION.fullmatch(version):
+        raise UserError(f"expected a version such as 3.0.2 or 3.*.* after tfds:{name}:, found {version!r}")
+    directory = _find(name, version, root)
     # A second to import, and of use to this source alone.
     import tensorflow_datasets as tfds
 
+    tfds_features.require_known(directory, name)
     # The reader's layers (epath, JSON, protobuf) each raise their own exceptions on damaged files.
     try:
         builder = tfds.builder_from_directory(directory)
@@ -104,11 +157,11 @@ def _open(name: str, directory: Path) -> Any:
             f"cannot read the description of tfds:{name} in {directory} ({_line(error)}): prepare it anew"
         ) from error
     if builder.info.name != name.partition("/")[0]:
-        raise UserError(f"expected tfds:{name} in {directory}, found tfds:{builder.info.name}: give its name")
+        raise UserError(f"expected tfds:{name} in {directory}, found tfds:{builder.info.name[:40]}: give its name")
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format != "array_record":
         raise UserError(f"expected {directory} in array_record format, found {file_format}: {_how_to_get(name)}")
-    return builder
+    return builder, name
 
 
 def _source(builder: Any, name: str, split: str) -> Any:
@@ -116,10 +169,12 @@ def _source(builder: Any, name: str, split: str) -> Any:
 
     try:
         # PNG and JPEG are decoded here by pillow, which TFDS would do too, after a warning on OpenCV.
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        # No other picture of an example is decoded at all: its size would be checked by nobody.
+        skipped = {key: tfds.decode.SkipDecoding() for key in tfds_features.pictures_of(builder.info.features)}
+        source = builder.as_data_source(split, decoders=skipped)
         count = len(source)
-    except (ValueError, KeyError, AssertionError) as error:
-        held = ", ".join(f"{key} ({value.num_examples})" for key, value in builder.info.splits.items())
+    except (ValueError, KeyError, AssertionError, OverflowError) as error:
+        held = arrays.named(f"{key} ({value.num_examples})" for key, value in builder.info.splits.items())
         raise UserError(f"tfds:{name} has no split {split!r} ({_line(error)}): it has {held}") from error
     if not count:
         raise UserError(f"split {split!r} of tfds:{name} holds no example")
@@ -138,11 +193,11 @@ def _read(builder: Any, name: str, source: Any, rows: range) -> list[dict[str, A
 
 def _decode(encoded: bytes, name: str, square: Square | None) -> np.ndarray:
     try:
-        return pictures.decode(encoded, square)
+        return pictures.decode(encoded, square, f"of tfds:{name}")
     except pictures.DAMAGED as error:
         raise UserError(f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set anew") from error
 
 
 def _line(error: Exception) -> str:
     """The first line of a message, short enough to be part of another."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_REASON]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax.data import arrays, pictures, prepared
-from fastdfkd_jax.data.folder import SUFFIXES
+from fastdfkd_jax.data import arrays, listing, pictures, prepared
 from fastdfkd_jax.errors import UserError
 
 SOURCES = ("tfds:NAME", "npz:FILE", "folder:DIR")
 # Of the shorter side: smaller crops show texture only.
 _SMALLEST_CROP = 0.3
 _CHUNK = 1024
+_CHANNELS = ((), (1,), (3,), (4,))
 
 
 def stream(
@@ -49,7 +48,7 @@ def stream(
         raise UserError(f"unknown source of pictures {source!r}: expected one of {', '.join(SOURCES)}")
     generator = np.random.default_rng(0)
     mode = "L" if channels == 1 else "RGB"
-    pictures_of_source = (picture.convert(mode) for picture in readers[kind](name, split, root))
+    pictures_of_source = (pictures.to_mode(picture, mode) for picture in readers[kind](name, split, root))
     cut = (_random_square(generator, picture, image_size) for picture in pictures_of_source for _ in range(crops))
     cut, is_empty = itertools.islice(cut, limit or None), True
     while chunk := list(itertools.islice(cut, _CHUNK)):
@@ -72,33 +71,35 @@ def _of_tfds(name: str, split: str, root: Path) -> Iterator[Image.Image]:
 
 
 def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
-    path = root / Path(name).expanduser()
-    content = arrays.load(path)
-    if {"jpeg", "offsets"} <= set(content):
-        for file in pictures.concatenated(content):
-            yield _decoded(file, str(path))
+    path = root / listing.expanded(name)
+    names = arrays.names_of(path)
+    if {"jpeg", "offsets"} <= set(names):
+        for file in pictures.concatenated(arrays.load(path, ("jpeg", "offsets")), path):
+            yield _decoded(file.tobytes(), str(path))
         return
-    images = content.get(f"x_{split}", content.get("images"))
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4):
-        found = ", ".join(content) or "nothing"
-        raise UserError(f"expected jpeg and offsets, or uint8 x_{split} or images, in {path}, found {found}")
+    title = arrays.find(names, split) or arrays.find(names, "")
+    images = arrays.load(path, [title])[title] if title else None
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in _CHANNELS:
+        found = arrays.named(names) if images is None else f"{images.dtype}{list(images.shape)}"
+        raise UserError(
+            f"expected jpeg and offsets, or uint8 x_{split} or images, in {path}, found {found}: store pictures so"
+        )
     for image in images:
         yield Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
 
 
 def _of_folder(name: str, split: str, root: Path) -> Iterator[Image.Image]:
-    place = root / Path(name).expanduser()
+    place = root / listing.expanded(name)
     if not place.is_dir():
-        raise UserError(f"expected a folder of pictures, found no folder {place}")
-    for path in sorted(place.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            yield _decoded(path.read_bytes(), str(path))
+        raise UserError(f"expected a folder of pictures, found no folder {place}: give its right name")
+    found = listing.listed(place)
+    listing.warn_of_skipped([found], place)
+    for path in found.pictures:
+        yield _decoded(path, str(path))
 
 
-def _decoded(content: bytes, where: str) -> Image.Image:
+def _decoded(file: Path | bytes, where: str) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read a picture of {where}: it is damaged or of another kind") from error
-    return picture
+        return pictures.read(file, where if isinstance(file, Path) else f"of {where}")
+    except pictures.DAMAGED as error:
+        raise UserError(f"cannot read a picture of {where}: it is damaged or of another kind; remove it") from error

@@ -1,0 +1,118 @@
+"""Finds the pictures of a folder, and says what else lies there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fastdfkd_jax.data.pictures import SUFFIXES
+from fastdfkd_jax.errors import UserError
+
+log = logging.getLogger("fastdfkd_jax.data")
+
+# What file managers leave in folders, beside names that begin with a dot (`._x`, `.DS_Store`, `.ipynb_checkpoints`).
+_LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
+_LISTED = 3
+
+
+class Listing(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+      pictures: in the order of their paths.
+      others: files of other suffixes.
+      leftovers: hidden files and what file managers leave, such folders being one where nothing below counts.
+    """
+
+    pictures: tuple[Path, ...]
+    others: tuple[Path, ...]
+    leftovers: tuple[Path, ...]
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or was left by a file manager."""
+    return name.startswith(".") or name.casefold() in _LEFTOVERS
+
+
+def listed(place: Path, *, below: bool = True, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """Sorts the files of a folder.
+
+    Args:
+      place: the folder.
+      below: whether the folders in it count too, at any depth.
+      suffixes: of pictures, in lower case.
+    """
+    kinds: tuple[list[Path], list[Path], list[Path]] = ([], [], [])
+    for root, folders, files in os.walk(place):
+        hidden = any(map(is_leftover, Path(root).relative_to(place).parts))
+        for name in files:
+            strange = Path(name).suffix.lower() not in suffixes
+            kinds[2 if hidden or is_leftover(name) else int(strange)].append(Path(root, name))
+        if not below:
+            kinds[2].extend(Path(root, name) for name in folders if is_leftover(name))
+            folders.clear()
+    return Listing(*(tuple(sorted(kind)) for kind in kinds))
+
+
+def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
+    """Logs in one line how many files of a place are not read, and which."""
+    found = list(listings)
+    others = [path for listing in found for path in listing.others]
+    leftovers = [path for listing in found for path in listing.leftovers]
+    if not others and not leftovers:
+        return
+    suffixes = _some(sorted({path.suffix.lower() or path.name for path in others}))
+    names = _some(sorted({next(filter(is_leftover, reversed(path.parts))) for path in leftovers}))
+    one = len(others) == 1
+    told = [
+        f"{len(others)} {'file that is no picture' if one else 'files that are no pictures'}: {suffixes}"
+        if others
+        else "",
+        f"{len(leftovers)} hidden or left by other programs: {names}" if leftovers else "",
+    ]
+    log.warning("skipped %s (in %s)", "; ".join(filter(None, told)), place)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def in_order(names: Iterable[str], where: object) -> list[str]:
+    """Sorts names of classes: by value where all are numbers, which is said where text would sort otherwise."""
+    as_text = sorted(names)
+    if not as_text or not all(name.isascii() and name.isdigit() for name in as_text):
+        return as_text
+    by_value = sorted(as_text, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
+    if by_value != as_text:
+        _warn_of_order(str(where), _some(by_value), _some(as_text))
+    return by_value
+
+
+@functools.cache
+def _warn_of_order(where: str, by_value: str, as_text: str) -> None:
+    log.warning(
+        "the classes of %s are numbers and are sorted by value (%s); torchvision's ImageFolder sorts as text (%s); "
+        "for a network trained so, give that order by class names (--class-names, config.data.class_names)",
+        where,
+        by_value,
+        as_text,
+    )
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ~ replaced by the home folder.
+
+    Raises:
+      UserError: there is no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"cannot replace ~ in {path}: no home folder is known; set HOME, or give the full path"
+        ) from None

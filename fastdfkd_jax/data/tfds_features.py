@@ -1,0 +1,85 @@
+"""Checks the description of a TFDS data set before TFDS reads it and imports the modules that `features.json` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastdfkd_jax import limits
+from fastdfkd_jax.errors import UserError
+
+# Both spellings that protobuf reads, and that of older versions (beside "content").
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_OLDER_NAMES = {"tensorflow_datasets.core.features.feature.Tensor"}  # TFDS keeps it under this name too
+_DESCRIPTIONS = {".json", ".txt"}
+
+
+def require_known(directory: Path, name: str) -> None:
+    """Refuses a data set whose features are not TFDS's own, or whose files are not plain ones.
+
+    Args:
+      directory: of its version, with `features.json`.
+      name: of the data set, for messages.
+
+    Raises:
+      UserError: a feature is of another class, or a description is damaged, no file, or too large.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            continue
+        size = limits.require_regular(path, "file")
+        if path.suffix in _DESCRIPTIONS and size > limits.MAX_JSON_BYTES:
+            raise UserError(
+                f"expected at most {limits.MAX_JSON_BYTES:,} bytes in {path}, found {size:,}: it is damaged"
+            )
+    known = _known_classes()
+    for file in ("dataset_info.json", "features.json"):
+        path = directory / file
+        try:
+            content = limits.read_json(path, "description")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read the description of tfds:{name} in {path} ({str(error)[:80]}): prepare it anew"
+            ) from error
+        if file == "features.json" and (strange := sorted(_class_names(content) - known)):
+            raise UserError(
+                f"expected only features of TFDS in {path}, found {strange[0][:80]!r}, whose module would be executed: "
+                "prepare the data set with TFDS's own features"
+            )
+
+
+def pictures_of(features: Any) -> list[str]:
+    """The names of an example's features that hold an encoded picture."""
+    import tensorflow_datasets as tfds
+
+    return [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+
+
+def is_class_label(feature: Any) -> bool:
+    """Whether a feature is a class; its `names` are not looked at, which TFDS makes of their number, however large."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.ClassLabel)
+
+
+def _known_classes() -> set[str]:
+    """Full names of TFDS's own classes of features."""
+    import tensorflow_datasets as tfds
+
+    base = tfds.features.FeatureConnector
+    classes = [value for value in vars(tfds.features).values() if isinstance(value, type) and issubclass(value, base)]
+    return {f"{value.__module__}.{value.__name__}" for value in classes} | _OLDER_NAMES
+
+
+def _class_names(content: Any) -> set[str]:
+    """Every text in a nest of JSON that TFDS may take for the name of a class."""
+    found, left = set(), [content]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left.extend(item)
+        elif isinstance(item, dict):
+            keys = _CLASS_KEYS if "content" in item else _CLASS_KEYS[:2]
+            found |= {value for key in keys if isinstance(value := item.get(key), str)}
+            left.extend(item.values())
+    return found
