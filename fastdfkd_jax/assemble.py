@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert, data, distill, initial, models, parallel, replay, transfer
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.initial import Located
 from fastdfkd_jax.methods import base
@@ -134,7 +134,7 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
         if not config.pool.initial:
             return None
         find = initial.locate if config.pool.place == "disk" else initial.read
-        return find(Path(config.pool.initial).expanduser(), teacher.spec.input_shape)
+        return find(expanded(config.pool.initial), teacher.spec.input_shape)
     chosen = config.transfer
     directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
     short_side = chosen.short_side or (config.data.short_side if chosen.source == config.data.source else 0)
@@ -265,7 +265,7 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             "(.safetensors, .pth, .pt or .th), 'digits' for the one that ships with the package, or a recorded graph "
             "as config.teacher.graph"
         )
-    file = data.digits.TEACHER_PATH if path == "digits" else Path(path).expanduser()
+    file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
     return convert.load_described(file, given, **options)
 
 
@@ -283,10 +283,10 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
         student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
         _require_same_task(student, teacher)
         return student, None
-    path = Path(given.checkpoint or given.graph).expanduser()
+    path = expanded(given.checkpoint or given.graph)
     student, variables = convert.load_network(
         path,
-        arch=str(Path(given.graph).expanduser()) if given.graph else None if path.is_dir() else given.arch,
+        arch=str(expanded(given.graph)) if given.graph else None if path.is_dir() else given.arch,
         num_classes=spec.num_classes,
         image_size=spec.image_size,
         mean=spec.mean,

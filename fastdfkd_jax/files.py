@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from fastdfkd_jax import signals
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.errors import UserError
 
 LOCK = ".lock"
@@ -87,7 +88,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
       UserError: the target holds something or is being written, or the disk is full or cannot be written.
     """
-    target = target.expanduser().resolve()
+    target = expanded(target).resolve()
     _require_free(target)
     partial = target.with_name(f".{target.name}.partial")
     if partial.is_symlink():

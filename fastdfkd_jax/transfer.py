@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from fastdfkd_jax import data, pool
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.shards import Rows
@@ -49,7 +49,7 @@ def read(
         rows = slice(limit or None)
         yield Rows(dataset.images[rows], dataset.labels[rows])
         return
-    root = Path(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else ".")).expanduser()
+    root = expanded(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else "."))
     size = {"image_size": spec.image_size, "channels": spec.channels}
     for images in unlabelled.stream(source, split, root, **size, crops=crops, limit=limit):
         yield Rows(images, np.full(len(images), -1, np.int32))

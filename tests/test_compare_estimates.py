@@ -9,6 +9,7 @@ from runs import tiny_config
 from configs.compare import parts
 from fastdfkd_jax.compare import comparison, estimates, folders, processes
 from fastdfkd_jax.compare.estimates import Entry
+from fastdfkd_jax.signals import Stop
 
 MEASURE = """
 import json, pickle, sys
@@ -33,7 +34,7 @@ def runs(monkeypatch):
 
 
 def plan(workdir, runs, cores=TWO_AT_ONCE, measured=True):
-    return estimates.make(workdir, runs, cores, measured, processes.Stop())
+    return estimates.make(workdir, runs, cores, measured, Stop())
 
 
 def test_the_plan_is_a_table_and_its_sums(tmp_path, runs):
@@ -81,7 +82,7 @@ def test_times_are_taken_anew_of_all_that_is_chosen(tmp_path, runs):
     plan(tmp_path, runs)
     chosen = runs._replace(chosen=("a", "b"))
     assert estimates.measured_seconds(tmp_path, [(0,)], runs.runs["a"]) is None, "it was measured with other cores"
-    estimates.time_all(tmp_path, chosen, [(0,)], processes.Stop())
+    estimates.time_all(tmp_path, chosen, [(0,)], Stop())
     assert sorted((tmp_path / "measured").read_text().splitlines()[3:]) == ["measure 10", "measure 20"]
     assert estimates.measured_seconds(tmp_path, [(0,)], runs.runs["a"]) == {
         "synthesis_seconds": 36000, "distill_seconds": 0, "label_seconds": 0, "compile_seconds": 360

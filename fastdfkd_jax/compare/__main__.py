@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import configuration, report, signals
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.compare import estimates, folders, outputs, processes
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
@@ -114,12 +115,12 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
         print(text)
     if config.record:
         cores = processes.shares(config.jobs)
-        place = Path(config.record).expanduser()
+        place = expanded(config.record)
         measured = partial(estimates.measured_seconds, workdir, cores)
         written = outputs.record(workdir, comparison, place, config.timed, measured)
     blocks = {f"compare/{name}": text for name, text in written.items()}
     for document in filter(None, map(str.strip, config.into.split(","))):
-        report.insert_all(Path(document).expanduser(), blocks)
+        report.insert_all(expanded(document), blocks)
 
 
 if __name__ == "__main__":

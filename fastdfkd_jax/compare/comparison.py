@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.checkpoint import file_digest
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.validate import validate
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
     def teacher_digest(self) -> str:
         """SHA-256 of the given teacher's file, or '' where none is given."""
-        path = Path(self.config.teacher.checkpoint).expanduser()
+        path = expanded(self.config.teacher.checkpoint)
         return file_digest(path) if self.teacher and path.is_file() else ""
 
 
@@ -186,7 +186,7 @@ def require_given(runs: list[Run]) -> None:
                 f"config.teachers.{run.teacher} is not set: give the checkpoint of a trained "
                 f"{run.config.teacher.arch}, or leave its runs out by config.only"
             )
-        if run.teacher and not Path(path).expanduser().exists():
+        if run.teacher and not expanded(path).exists():
             raise UserError(f"config.teachers.{run.teacher}: {path} does not exist: give the checkpoint's place")
         if run.other_data and not run.config.transfer.source:
             raise UserError(

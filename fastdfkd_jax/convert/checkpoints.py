@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import files, graph, naming
 from fastdfkd_jax.convert.choosing import ALL, Choice
 from fastdfkd_jax.convert.messages import LongError
@@ -63,7 +64,7 @@ def open_checkpoint(
     Raises:
       UserError: the source is not sound, or something needed is not known.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if known.get("arch"):
         known["arch"] = os.path.expanduser(known["arch"])
     arch = known.get("arch")

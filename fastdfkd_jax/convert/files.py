@@ -18,6 +18,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
 from fastdfkd_jax import limits
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import choosing, keras, torch_files
 from fastdfkd_jax.convert import metadata as stored_metadata
 from fastdfkd_jax.convert.choosing import CONTAINERS, Choice
@@ -89,7 +90,7 @@ def read(path: str | os.PathLike[str], choice: Choice | None = None) -> Content:
     Raises:
       UserError: the file is missing, empty, damaged, too large, no checkpoint, or asks for more than tensors.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     start = _first_bytes(path)
     if _is_safetensors(path, start):
         content = _read_safetensors(path)
@@ -210,7 +211,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
       UserError: the folder is missing or read-only, or the disk is full; nothing is left behind.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}, which is a folder: give the name of a file")
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of earlier releases

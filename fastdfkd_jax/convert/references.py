@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastdfkd_jax import limits
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import naming, record, twins
 from fastdfkd_jax.convert.files import import_torch
 from fastdfkd_jax.convert.messages import LongError, listed, one_line, shortened
@@ -75,7 +76,7 @@ def from_file(path: str) -> Arrays:
     Raises:
       UserError: the file is missing, damaged, too large or something else.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         limits.require_regular(file, "reference")
         arrays = _read_archive(file)

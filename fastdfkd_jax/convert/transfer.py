@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from pathlib import Path
 
 from absl import logging
 
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import checkpoints, files, naming
 from fastdfkd_jax.convert.checkpoints import Say, Source
 from fastdfkd_jax.convert.naming import Naming
@@ -37,7 +37,7 @@ def import_checkpoint(
     Raises:
       UserError: the source is not sound, something needed is not known, or `out` cannot be written.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not str(out).endswith(".safetensors"):
         raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
     if path.is_dir():

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, listing, map_sources, prepared
+from fastdfkd_jax.arguments import expanded
+from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, map_sources, prepared
 from fastdfkd_jax.data.dataset import (
     VOID,
     Dataset,
@@ -75,7 +76,7 @@ def load(
     if class_names is None or class_names == "":
         return dataset
     if isinstance(class_names, str | os.PathLike):
-        class_names = read_names(listing.expanded(os.fspath(class_names)))
+        class_names = read_names(expanded(class_names))
     return renumbered(dataset, class_names, source)
 
 
@@ -101,7 +102,7 @@ def _read(
         )
     square = Square(image_size, crop) if image_size is not None and crop else None
     if kind in ("tfds", "pickle") and name:
-        root = listing.expanded(os.fspath(data_dir or DEFAULT_DATA_DIR))
+        root = expanded(data_dir or DEFAULT_DATA_DIR)
         if kind == "tfds":
             return prepared.read(name, split, root, square)
         wanted = parse_split(split)
@@ -119,7 +120,7 @@ def _read(
 
 
 def _path(name: str, data_dir: str | os.PathLike | None) -> Path:
-    return listing.expanded(os.fspath(data_dir or ".")) / listing.expanded(name)
+    return expanded(data_dir or ".") / expanded(name)
 
 
 def _require_map_options(source: str, image_size: int | None, crop: float, short_side: int | None) -> None:

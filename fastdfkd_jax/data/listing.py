@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastdfkd_jax.data.pictures import SUFFIXES
-from fastdfkd_jax.errors import UserError
 
 log = logging.getLogger("fastdfkd_jax.data")
 
@@ -102,17 +101,3 @@ def _warn_of_order(where: str, by_value: str, as_text: str) -> None:
         by_value,
         as_text,
     )
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with ~ replaced by the home folder.
-
-    Raises:
-      UserError: there is no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(
-            f"cannot replace ~ in {path}: no home folder is known; set HOME, or give the full path"
-        ) from None

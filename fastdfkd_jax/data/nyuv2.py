@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fastdfkd_jax import limits
-from fastdfkd_jax.arguments import OneLineParser
+from fastdfkd_jax.arguments import OneLineParser, expanded
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.data.dataset import VOID
 from fastdfkd_jax.data.map_sources import NYUV2
@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     arguments = parser.parse_args(argv[1:])
     with stopped_in_one_line(arguments.to):
-        counts = prepare(arguments.file.expanduser(), arguments.meta.expanduser(), arguments.to)
+        counts = prepare(expanded(arguments.file), expanded(arguments.meta), arguments.to)
     print(f"{arguments.to}: " + ", ".join(f"{count:,} images of {split}" for split, count in counts.items()))
 
 

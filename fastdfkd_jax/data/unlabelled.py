@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.data import arrays, listing, pictures, prepared
 from fastdfkd_jax.errors import UserError
 
@@ -71,7 +72,7 @@ def _of_tfds(name: str, split: str, root: Path) -> Iterator[Image.Image]:
 
 
 def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
-    path = root / listing.expanded(name)
+    path = root / expanded(name)
     names = arrays.names_of(path)
     if {"jpeg", "offsets"} <= set(names):
         for file in pictures.concatenated(arrays.load(path, ("jpeg", "offsets")), path):
@@ -89,7 +90,7 @@ def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
 
 
 def _of_folder(name: str, split: str, root: Path) -> Iterator[Image.Image]:
-    place = root / listing.expanded(name)
+    place = root / expanded(name)
     if not place.is_dir():
         raise UserError(f"expected a folder of pictures, found no folder {place}: give its right name")
     found = listing.listed(place)

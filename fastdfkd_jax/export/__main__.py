@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdfkd_jax import parallel
-from fastdfkd_jax.arguments import OneLineParser
+from fastdfkd_jax.arguments import OneLineParser, expanded
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export import answers, folder, images, records
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     parallel.split_cpu(0)
     with stopped_in_one_line(arguments.to):
         chosen = (arguments.format, arguments.num_classes, arguments.label)
-        counts, agreement = export(arguments.workdir.expanduser(), arguments.to, *chosen)
+        counts, agreement = export(expanded(arguments.workdir), arguments.to, *chosen)
     *labelled, unlabelled = counts.tolist()
     empty = labelled.count(0)
     if unlabelled:

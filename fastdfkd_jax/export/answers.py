@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import augment, convert, data, parallel
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.checkpoint import digest
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export.images import Batch
@@ -60,7 +61,7 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
         precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
-    file = data.digits.TEACHER_PATH if place == "digits" else Path(place).expanduser()
+    file = data.digits.TEACHER_PATH if place == "digits" else expanded(place)
     try:
         network, variables = convert.load_described(file, given, dtype=jnp.dtype(precision), conv_gradient="native")
     except UserError as error:

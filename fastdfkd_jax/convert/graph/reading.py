@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert.files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.convert.graph.declared import TASKS, check_declared
 from fastdfkd_jax.convert.graph.initial import redrawn, shuffled, tree
@@ -58,7 +59,7 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
     """
     from fastdfkd_jax.convert.record import GRAPH, WEIGHTS  # not above: `python -m` runs that file as a program
 
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     description = _read_description(folder / GRAPH)
     weights, _ = read_state_dict(folder / WEIGHTS)
     recorded = Recorded(folder, description, weights)
