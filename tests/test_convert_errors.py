@@ -116,7 +116,7 @@ ARGUMENTS = {
     "a word for a mean": (["--mean", "cifar"], "expected numbers separated by commas, found 'cifar'"),
     "a std of zero": (["--std", "0,1,1"], "std positive"),
     "no size": (["--image-size", "0"], "--image-size"),
-    "a huge size": (["--image-size", "20000"], "at most 13,377, found 20,000: FASTDFKD_MAX_PIXELS raises the limit"),
+    "a huge size": (["--image-size", "20000"], "at most 13,377, found 20,000; FASTDFKD_MAX_PIXELS raises it"),
     "a word for a size": (["--image-size", "big"], "invalid int value: 'big'"),
     "an unknown option": (["--architecture"], "unrecognized arguments"),
 }

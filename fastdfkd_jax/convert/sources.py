@@ -139,7 +139,7 @@ def check_spec(spec: NetworkSpec) -> None:
         raise UserError(f"--image-size must be at least 8, found {spec.image_size}")
     if spec.image_size > (most := math.isqrt(limits.max_pixels())):
         raise UserError(
-            f"--image-size must be at most {most:,}, found {spec.image_size:,}: {limits.PIXELS_VARIABLE} raises the limit"
+            f"--image-size must be at most {most:,}, found {spec.image_size:,}; {limits.PIXELS_VARIABLE} raises it"
         )
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != spec.channels:
