@@ -220,7 +220,7 @@ def user_checkpoint(tmp_path):
         ("absent.py:make", "expected FILE.py:FACTORY that names an existing file"),
         ("network.py:absent", "has no 'absent'"),
         ("network.py:break_down", r"RuntimeError: out of order \(line \d+\)"),
-        ("network.py:make_other", "does not fit the PyTorch module: .*fc.weight"),
+        ("network.py:make_other", "does not fit the PyTorch module: .*fc.bias"),
         ("network.py:torch", "TypeError"),
     ],
 )
