@@ -116,6 +116,7 @@ ARGUMENTS = {
     "a word for a mean": (["--mean", "cifar"], "expected numbers separated by commas, found 'cifar'"),
     "a std of zero": (["--std", "0,1,1"], "std positive"),
     "no size": (["--image-size", "0"], "--image-size"),
+    "a huge size": (["--image-size", "20000"], "at most 13,377, found 20,000; FASTDFKD_MAX_PIXELS raises it"),
     "a word for a size": (["--image-size", "big"], "invalid int value: 'big'"),
     "an unknown option": (["--architecture"], "unrecognized arguments"),
 }
@@ -219,7 +220,7 @@ def user_checkpoint(tmp_path):
         ("absent.py:make", "expected FILE.py:FACTORY that names an existing file"),
         ("network.py:absent", "has no 'absent'"),
         ("network.py:break_down", r"RuntimeError: out of order \(line \d+\)"),
-        ("network.py:make_other", "does not fit the PyTorch module: .*fc.weight"),
+        ("network.py:make_other", "does not fit the PyTorch module: .*fc.bias"),
         ("network.py:torch", "TypeError"),
     ],
 )

@@ -121,9 +121,10 @@ def _first_bytes(path: Path) -> bytes:
 
 def _is_safetensors(path: Path, start: bytes) -> bool:
     # Eight bytes for the header's length, then the header, JSON. A zip archive or a pickle begins otherwise.
-    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= path.stat().st_size:
-        return True
-    return path.suffix.lower() == ".safetensors" and start[:2] != b"PK" and start[:1] != b"\x80"
+    named = path.suffix.lower() == ".safetensors"
+    if start[8:9] == b"{":
+        return named or struct.unpack("<Q", start[:8])[0] <= path.stat().st_size
+    return named and start[:2] != b"PK" and start[:1] != b"\x80"
 
 
 def _read_safetensors(path: Path) -> Content:

@@ -135,9 +135,12 @@ def _told_arch(source: Source) -> str:
 
 def check_spec(spec: NetworkSpec) -> None:
     """Refuses a size or a normalisation with which no network can run."""
-    most = math.isqrt(limits.max_pixels())
-    if not 8 <= spec.image_size <= most:
-        raise UserError(f"--image-size must be at least 8 and at most {most:,}, found {spec.image_size:,}")
+    if spec.image_size < 8:
+        raise UserError(f"--image-size must be at least 8, found {spec.image_size}")
+    if spec.image_size > (most := math.isqrt(limits.max_pixels())):
+        raise UserError(
+            f"--image-size must be at most {most:,}, found {spec.image_size:,}; {limits.PIXELS_VARIABLE} raises it"
+        )
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != spec.channels:
             raise UserError(f"--{name} has {len(values)} numbers, expected {spec.channels}: one for each input channel")
