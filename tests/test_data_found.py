@@ -228,7 +228,7 @@ def test_an_empty_class_and_pictures_outside_of_classes_are_said(tmp_path, caplo
     assert any("1 pictures that lie in no class folder" in text for text in messages(caplog))
     assert any("1 of the 2 class folders of" in text and text.endswith("logs") for text in messages(caplog))
     (tmp_path / "cat" / "0.png").unlink()
-    refused("found 1 in no such folder: make a folder of each class", "folder:.", data_dir=tmp_path)
+    refused("found 1 outside of such folders: make a folder of each class", "folder:.", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "jfif", "jpe", "tiff", "tif", "webp", "bmp", "PNG", "ppm", "jp2", "avif"])
