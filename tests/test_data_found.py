@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
+from configs import quickstart
 from fastdfkd_jax import data, initial
+from fastdfkd_jax.assemble import assemble
 from fastdfkd_jax.data import listing, pictures, unlabelled
 from fastdfkd_jax.data.dataset import kind_of
 from fastdfkd_jax.errors import UserError
@@ -182,6 +185,20 @@ def test_class_names_number_a_part_of_a_network_s_classes(tmp_path):
     refused("has no names of classes to look up", "npz:a.npz", data_dir=tmp_path, class_names=["a", "b"])
 
 
+def test_a_run_takes_class_names_from_its_config(tmp_path):
+    test = data.load("digits", "test")
+    for digit in (3, 7):
+        row = int(np.flatnonzero(test.labels == digit)[0])
+        (tmp_path / f"d{digit}").mkdir()
+        Image.fromarray(test.images[row, ..., 0]).save(tmp_path / f"d{digit}" / "0.png")
+    (tmp_path / "names.txt").write_text("\n".join(f"d{digit}" for digit in range(10)))
+    config = quickstart.get_config()
+    config.data.source, config.data.class_names = f"folder:{tmp_path}", str(tmp_path / "names.txt")
+    read = assemble(config).test
+    assert read is not None
+    assert read.labels.tolist() == [3, 7]
+
+
 # --- leftovers and other files
 
 
@@ -211,7 +228,7 @@ def test_an_empty_class_and_pictures_outside_of_classes_are_said(tmp_path, caplo
     assert any("1 pictures that lie in no class folder" in text for text in messages(caplog))
     assert any("1 of the 2 class folders of" in text and text.endswith("logs") for text in messages(caplog))
     (tmp_path / "cat" / "0.png").unlink()
-    refused("found 1 in no such folder: make a folder of each class", "folder:.", data_dir=tmp_path)
+    refused("found 1 outside of such folders: make a folder of each class", "folder:.", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "jfif", "jpe", "tiff", "tif", "webp", "bmp", "PNG", "ppm", "jp2", "avif"])
@@ -299,6 +316,11 @@ def test_versions_and_folders_of_tfds(shared_data, name, place):
     read = data.load(f"tfds:{name}", "test[:3]", data_dir=shared_data / "tfds" / place)
     np.testing.assert_array_equal(read.images, wanted.images)
     assert read.class_names == wanted.class_names
+
+
+def test_the_current_folder_may_be_the_data_set_s(shared_data, monkeypatch):
+    monkeypatch.chdir(shared_data / "tfds" / "cifar10")
+    assert len(data.load("tfds:cifar10", "test[:3]", data_dir=".").labels) == 3
 
 
 def test_versions_of_tfds_that_are_not_there(shared_data):

@@ -161,16 +161,16 @@ def names_of(path: Path) -> list[str]:
         raise _unreadable(path, error) from error
 
 
-def load(path: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those arrays of an `.npz` archive that are wanted and there, after their declared sizes are checked.
+def load(path: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Those arrays of an `.npz` archive that are wanted (None: all) and there, after their declared sizes are checked.
 
     Raises:
       UserError: it is no archive, is damaged, holds Python objects under these names, or takes too much memory.
     """
-    held = set(names_of(path))
+    held = names_of(path)
     try:
         with npz.opened(path, "archive") as arrays:
-            return {name: arrays[name] for name in wanted if name in held}
+            return {name: arrays[name] for name in (held if wanted is None else wanted) if name in held}
     except npz.DAMAGED as error:
         raise _unreadable(path, error) from error
 

@@ -98,7 +98,7 @@ def _by_class(place: Path) -> list[tuple[Path, str]]:
     listing.warn_of_skipped([*found.values(), direct], place)
     labelled = [(path, name) for name in names for path in found[name].pictures]
     if not labelled:
-        held = f"{len(direct.pictures)} in no such folder" if direct.pictures else "none"
+        held = f"{len(direct.pictures)} outside of such folders" if direct.pictures else "none"
         raise UserError(f"expected images in one folder a class in {place}, found {held}: make a folder of each class")
     if direct.pictures:
         listing.log.warning("skipped %d pictures that lie in no class folder of %s", len(direct.pictures), place)

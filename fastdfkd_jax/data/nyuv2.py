@@ -160,7 +160,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 f"expected images uint8[N, 3, W, H] and labels uint16[N, W, H] in {path}, found {described}: fetch "
                 f"{URL}"
             )
-        limits.require_pixels(shapes[1][1], shapes[1][2], f"in {path}")
+        width, height = found[1].shape[1:]
+        limits.require_pixels(width, height, f"in {path}")
         yield found[0], found[1]
 
 

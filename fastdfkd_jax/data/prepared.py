@@ -18,10 +18,10 @@ from fastdfkd_jax.errors import UserError
 
 # What the well-known names must contain: classes and the shape of an image.
 _EXPECTED = {"cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}
-_VERSION = re.compile(r"\d+|(\d+|\*)(\.(\d+|\*)){1,2}")
+_VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){1,2}")
 _CHUNK = 256  # records that are held encoded at a time
 _BYTES_PER_NAME = 64
-_LISTED, _REASON = 5, 100
+_REASON = 100
 
 
 def read(name: str, split: str, root: Path, square: Square | None = None) -> Dataset:
@@ -43,15 +43,15 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     builder, name = _open(name, root)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not tfds_features.is_class_label(features["label"]):
-        found = ", ".join(sorted(features)[:_LISTED])
+        found = arrays.named(sorted(features))
         raise UserError(f"expected tfds:{name} to have the features image and label, found {found}: give another")
-    limits.require_bytes(_BYTES_PER_NAME * features["label"].num_classes, f"the classes of tfds:{name}")
+    limits.require_bytes(_BYTES_PER_NAME * (features["label"].num_classes or 0), f"classes of tfds:{name}")
     names = tuple(features["label"].names)
     source = _source(builder, name, split)
-    labels, ids = [], []
-    images = stack(
-        collected(_decoded(builder, name, source, square, labels, ids), len(source), f"tfds:{name}"), f"tfds:{name}"
-    )
+    labels: list[Any] = []
+    ids: list[Any] = []
+    decoded = _decoded(builder, name, source, square, labels, ids)
+    images = stack(collected(decoded, len(source), f"tfds:{name}"), f"tfds:{name}")
     numbers = np.array(labels, np.int64)
     if numbers.min() < 0:
         raise UserError(f"examples of split {split!r} of tfds:{name} have no label: choose a split that has")
@@ -92,7 +92,8 @@ def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
     """
     builder, name = _open(name, root)
     if "image" not in builder.info.features:
-        raise UserError(f"expected tfds:{name} to have the feature image, found {sorted(builder.info.features)}")
+        found = arrays.named(sorted(builder.info.features))
+        raise UserError(f"expected tfds:{name} to have the feature image, found {found}: give another")
     for record in _records(builder, name, _source(builder, name, split)):
         yield record["image"]
 
@@ -115,9 +116,8 @@ def _find(name: str, version: str, root: Path) -> Path:
     if not root.is_dir():
         raise UserError(f"expected the data directory {root}, found no such folder: {_how_to_get(name)}")
     parts = name.split("/")
-    above = [
-        root.joinpath(*parts[i:]) for i in range(len(parts) + 1) if list(root.parts[len(root.parts) - i :]) == parts[:i]
-    ]
+    whole = list(root.absolute().parts)
+    above = [root.joinpath(*parts[i:]) for i in range(len(parts) + 1) if whole[len(whole) - i :] == parts[:i]]
     found = [root, *(path for base in above for path in (base, *_folders(base)))]
     found = [path for path in found if (path / "dataset_info.json").is_file()]
     fitting = [path for path in found if not version or fnmatch.fnmatchcase(path.name, version)]
@@ -140,7 +140,7 @@ def _open(name: str, root: Path) -> tuple[Any, str]:
     """The reader of a data set ('NAME' or 'NAME:VERSION'), and its name."""
     name, _, version = name.partition(":")
     head, _, tail = name.rpartition("/")
-    if head and _VERSION.fullmatch(tail):  # NAME/VERSION
+    if head and _VERSION.fullmatch(tail) and not any((root / name).glob("*/dataset_info.json")):  # NAME/VERSION
         name, version = head, version or tail
     if version and not _VERSION.fullmatch(version):
         raise UserError(f"expected a version such as 3.0.2 or 3.*.* after tfds:{name}:, found {version!r}")
@@ -170,7 +170,8 @@ def _source(builder: Any, name: str, split: str) -> Any:
     try:
         # PNG and JPEG are decoded here by pillow, which TFDS would do too, after a warning on OpenCV.
         # No other picture of an example is decoded at all: its size would be checked by nobody.
-        skipped = {key: tfds.decode.SkipDecoding() for key in tfds_features.pictures_of(builder.info.features)}
+        keys = {"image", *tfds_features.pictures_of(builder.info.features)}
+        skipped = {key: tfds.decode.SkipDecoding() for key in keys}
         source = builder.as_data_source(split, decoders=skipped)
         count = len(source)
     except (ValueError, KeyError, AssertionError, OverflowError) as error:
