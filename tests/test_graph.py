@@ -1056,7 +1056,7 @@ def empty(folder, description):
         (with_dangling_node, "takes conv2d, found nowhere"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
-        (without_arguments, "is damaged, or asks for what is not known"),
+        (without_arguments, "nodes must be a list of nodes with name, op and args"),
         (with_other_classes, "gives logits of shape \\(1, 5\\), expected 7 classes"),
         (of_another_format, "format 9, expected 3"),
         (empty, r"is a folder without graph\.json"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -308,8 +309,9 @@ def test_computed_weights_are_folded(nets, capsys, factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the older form
         module = record.load_factory(f"{nets}:{factory}").eval()
+        conv: Any = module.conv
         images = torch.tensor(record.fixed_images((2, 3, 8, 8)))
-        logits, weight = module(images).detach(), module.conv.weight.detach()
+        logits, weight = module(images).detach(), conv.weight.detach()
         torch.save(module.state_dict(), nets.parent / "net.pth")
         status, said = run(capsys, nets, factory, "--checkpoint", str(nets.parent / "net.pth"))
     assert status == 0, said
