@@ -49,8 +49,8 @@ class Evidence:
         """The file that is not as it was when this was saved, in one line; '' where all are."""
         try:
             pool = self._pool.first(len(evidence["pool"]))
-        except UserError as error:
-            return str(error)
+        except UserError:
+            return f"shard {len(self._pool.known)} of the pool is missing or damaged"
         if (changed := _first_difference(pool, evidence["pool"])) is not None:
             return f"shard {changed} of the pool is not the one that the run made"
         # Labels that are not there are made again, and equal.

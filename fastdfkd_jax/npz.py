@@ -164,17 +164,21 @@ def count(directory: Path) -> int:
 
 
 class Sums:
-    """Checksums of a folder's shards, as their directories have them; the data are not read."""
+    """Checksums of a folder's shards, as their directories have them; the data are not read.
+
+    Attributes:
+      known: of the shards that were found so far.
+    """
 
     def __init__(self, directory: Path, kind: str, remedy: str):
         self._directory, self._kind, self._remedy = directory, kind, remedy
-        self._known: list[str] = []
+        self.known: list[str] = []
 
     def first(self, count: int) -> list[str]:
         """A string for each of the first `count` shards; UserError where one is missing or damaged."""
-        for index in range(len(self._known), count):
-            self._known.append(sum_of(path_of(self._directory, index), self._kind, self._remedy))
-        return self._known[:count]
+        for index in range(len(self.known), count):
+            self.known.append(sum_of(path_of(self._directory, index), self._kind, self._remedy))
+        return self.known[:count]
 
 
 def sum_of(path: Path, kind: str, remedy: str) -> str:

@@ -187,7 +187,7 @@ CONFIG_FILES = {
     "syntax error": ("def get_config(:\n", r"bad\.py, line 1: invalid syntax"),
     "bad indentation": ("def get_config():\nreturn 1\n", r"bad\.py, line 2: expected an indented block"),
     "no function": ("x = 1\n", "get_config"),
-    "returns nothing": ("def get_config():\n    pass\n", "must return a ConfigDict"),
+    "returns nothing": ("def get_config():\n    pass\n", "returned NoneType: expected a ConfigDict"),
     "returns a dict": ("def get_config():\n    return {'calls': 3}\n", "get_config"),
     "raises": ("def get_config():\n    return {}['absent']\n", "absent"),
     "imports what is not there": ("import absent_module\n", "absent_module"),
@@ -276,7 +276,7 @@ def test_teachers_that_cannot_be_used(refused, tmp_path, case):
         ("--config.teacher.arch=resnet8", "digits_teacher.* missing .*not used"),
         ("--config.teacher.arch=alexnet", "unknown architecture 'alexnet'"),
         ("--config.teacher.num_classes=100", "has 10 classes, expected 100"),
-        ("--config.teacher.image_size=4", "at least 8, found 4"),
+        ("--config.teacher.image_size=4", "at least 8 and at most 13,377, found 4"),
         ("--config.teacher.mean=(0.1,0.2)", "mean has 2 numbers, expected 1"),
         ("--config.teacher.mean=(123.7,)", "images in .0, 1., found 123.7 .*divide them by 255"),
         ("--config.student.checkpoint=absent.safetensors", "there is no checkpoint absent.safetensors"),
@@ -427,7 +427,7 @@ def workdir(finished, tmp_path) -> Path:
 def test_a_workdir_of_another_config(refused, workdir):
     changes = ["--config.seed=7", "--config.kd.lr=0.5", "--config.student.arch=wrn16_1"]
     expected = (
-        r"holds a run of another configuration \(kd.lr: 0.05 there, 0.5 now, seed: 0 there, 7 now, "
+        r"is of another configuration \(kd.lr: 0.05 there, 0.5 now, seed: 0 there, 7 now, "
         r"student.arch: 'wrn10_1' there, 'wrn16_1' now\): use a new workdir"
     )
     assert not refused(expected, *changes)
@@ -466,7 +466,7 @@ def test_checkpoints_that_are_all_damaged(refused, workdir, kind):
 
 def test_a_shard_that_a_resumed_run_misses(refused, workdir):
     (workdir / "pool" / "000000.npz").unlink()
-    refused("no checkpoint in .* can be used .*pool shard .*000000.npz is missing.*: restore it, or start again")
+    refused(r"no checkpoint in .* can be used \(shard 0 of the pool is missing or damaged\): restore it, or start")
 
 
 # --- A full disk

@@ -26,21 +26,26 @@ ALLOWED = {
     "models": {"models"},
     "scores": {"losses", "models"},
     "supervised": {"augment", "losses", "models", "data"},
-    "data": {"data", "models"},
-    "data/nyuv2": {"configuration", "data", "files"},  # a command
-    "convert": {"convert", "models"},
+    "data": {"data", "models", "npz"},
+    "data/nyuv2": {"command", "data", "files"},  # a command
+    "convert": {"command", "convert", "files", "models", "npz"},
     "pool": {"replay"},
     "shards": {"files", "npz"},
-    "initial": {"shards"},
+    "initial": {"data", "npz", "shards"},
     "stream": {"shards"},
     "store": {"initial", "parallel", "pool", "replay", "shards", "stream"},
     "label_store": {"label_files", "parallel", "pool", "soft_labels", "store", "stream"},
     "checkpoint": {"files"},
+    "evidence": {"initial", "npz"},
+    "diagnosis": {"models"},
+    "workdir": {"checkpoint", "files", "report"},
+    "command": {"signals"},
+    "configuration": set(),
     "metrics": {"files"},
-    "report": {"files", "configuration"},
-    "export": {"export", "configuration", "convert", "files", "parallel", "shards"},
+    "report": {"command", "files"},
+    "export": {"command", "convert", "export", "files", "parallel", "shards"},
     "export/answers": {"augment", "checkpoint", "convert", "data", "export", "models", "parallel"},
-    "evaluate": {"augment", "configuration", "convert", "data", "models", "parallel", "scores"},
+    "evaluate": {"augment", "command", "convert", "data", "models", "parallel", "scores"},
 }
 
 
