@@ -276,7 +276,7 @@ def test_teachers_that_cannot_be_used(refused, tmp_path, case):
         ("--config.teacher.arch=resnet8", "digits_teacher.* missing .*not used"),
         ("--config.teacher.arch=alexnet", "unknown architecture 'alexnet'"),
         ("--config.teacher.num_classes=100", "has 10 classes, expected 100"),
-        ("--config.teacher.image_size=4", "at least 8 and at most 13,377, found 4"),
+        ("--config.teacher.image_size=4", "at least 8, found 4"),
         ("--config.teacher.mean=(0.1,0.2)", "mean has 2 numbers, expected 1"),
         ("--config.teacher.mean=(123.7,)", "images in .0, 1., found 123.7 .*divide them by 255"),
         ("--config.student.checkpoint=absent.safetensors", "there is no checkpoint absent.safetensors"),
