@@ -6,15 +6,22 @@ import argparse
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastdfkd_jax.errors import UserError
 
 _LARGEST_STD = 5.0  # in [0, 1]; of images of 0 to 255 it is 20 and more
 
+VERBOSE = "--verbose"
+
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says a mistake of the command line in one line, as every other mistake."""
+    """Says a mistake of the command line in one line, as every other mistake. Every command takes `--verbose`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if self.add_help and VERBOSE not in self._option_string_actions:
+            self.add_argument(VERBOSE, action="store_true", help="print messages of more than 300 characters in full")
 
     def error(self, message: str) -> NoReturn:
         """Raises it as UserError."""

@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from fastdfkd_jax import signals
+from fastdfkd_jax.arguments import VERBOSE
 from fastdfkd_jax.errors import EXIT_STATUS, UserError, one_line, shortened
 
-_VERBOSE = "--verbose"
 _CRASHED = 1
 
 
@@ -31,17 +31,16 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    argv, verbose = [argument for argument in sys.argv if argument != _VERBOSE], _VERBOSE in sys.argv
     try:
         with signals.unwinding():
-            status = command(argv) or 0
+            status = command(sys.argv) or 0
             sys.stdout.flush()
     except SystemExit:
         raise
     except BaseException as error:
         status, line = _told(error)
         line = f"error: {one_line(line)}"
-        print(line if verbose else shortened(line), file=sys.stderr, flush=True)
+        print(line if VERBOSE in sys.argv else shortened(line), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fastdfkd_jax.arguments import expanded
+from fastdfkd_jax.arguments import VERBOSE, expanded
 from fastdfkd_jax.errors import UserError, one_line
 
 _SHOWN_KEYS = 5
@@ -39,12 +39,13 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
         _require_known(argument, config)
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=others)
+        define = config_flags.DEFINE_config_dict  # pyright: ignore[reportAttributeAccessIssue] - a module of this name
+        define("config", config, flag_values=values, sys_argv=others)
         workdir = flags.DEFINE_string(
             "workdir", "", "where the run's files go; by default runs/<config>", flag_values=values
         )
         rest = values(others)
-        loaded = values["config"].value
+        loaded: ConfigDict = values["config"].value  # pyright: ignore[reportAssignmentType] - of any flag
     except Exception as error:  # absl and ml_collections raise many kinds
         raise UserError(f"command line: {_message(error)}") from error
     if len(rest) > 1:
@@ -63,7 +64,7 @@ def _take_config(argv: Sequence[str], default_config: str) -> tuple[str, list[st
             waiting = True
         elif argument.startswith(("--config=", "-config=")):
             name = argument.split("=", 1)[1]
-        else:
+        elif argument != VERBOSE:
             others.append(argument)
     if waiting:
         raise UserError("command line: --config needs a file: write --config FILE.py[:variant]")
@@ -120,7 +121,7 @@ def _require_known(argument: str, config: ConfigDict) -> None:
             return
         if part not in section:
             where = ".".join(["config", *parts[:depth]])
-            near = ", ".join(_nearest(part, list(section)))
+            near = ", ".join(_nearest(part, list(section.keys())))
             raise UserError(f"{where} has no key {part!r}: the nearest are {near}")
         section = section[part]
 

@@ -724,7 +724,7 @@ def test_an_instance_norm_with_statistics_teaches_and_is_not_trained(tmp_path):
 def test_a_norm_of_the_batch_has_no_statistics_and_is_the_same_in_training(tmp_path):
     torch.manual_seed(0)
     module = Function(weighted(nn.BatchNorm2d(8, track_running_stats=False)))
-    module.norm = nn.Identity()
+    module.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     reference = recorded(module, tmp_path)
     network, variables = load(tmp_path)
     assert variables["batch_stats"] == {}

@@ -10,6 +10,7 @@ from fastdfkd_jax import main, report
 from fastdfkd_jax.compare.comparison import Comparison, Run
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
+from fastdfkd_jax.workdir import flatten
 
 FINISHED, BEGUN, TO_DO = "finished", "begun", "to do"
 Summaries = dict[str, list[dict[str, Any]]]
@@ -66,7 +67,7 @@ def require_same_teacher(workdir: Path, run: Run) -> None:
 def _require_same(place: Path, run: Run, seed: int) -> None:
     """Compares what both know: a later version may have more keys, and a record knows no places."""
     content = _read(place / "config.json")
-    recorded = report.without_places(content["identity"] if "identity" in content else main.flatten(content))
+    recorded = report.without_places(content["identity"] if "identity" in content else flatten(content))
     wanted = json.loads(json.dumps(report.without_places(main.identity_of(run.seeded(seed)))))
     differing = [key for key in wanted if key in recorded and recorded[key] != wanted[key] and key not in _PLACES]
     if differing:

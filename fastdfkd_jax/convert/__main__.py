@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from fastdfkd_jax.arguments import OneLineParser, numbers
+from fastdfkd_jax.command import run_command
 from fastdfkd_jax.convert import choosing
 from fastdfkd_jax.convert.messages import RECORD, LongError
 from fastdfkd_jax.convert.transfer import NAMINGS, export_checkpoint, import_checkpoint
@@ -146,7 +146,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a console may lack letters of a path
-    sys.exit(main())
+    run_command(lambda argv: main(argv[1:]))
