@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.noise_control = False  # afterwards, train the same student on Gaussian noise images
 
     config.teacher = ConfigDict()
-    config.teacher.checkpoint = ""  # .safetensors, .pth, .pt, .th, Keras's model.json, or 'digits' (shipped)
+    config.teacher.checkpoint = ""  # of PyTorch, safetensors or Keras (docs/doors.md), or 'digits' (shipped)
     config.teacher.graph = ""  # or a folder of convert.record --graph, of any PyTorch network
     config.teacher.arch = ""  # name as in docs/models.md; '' where the checkpoint tells
     config.teacher.num_classes = 0  # 0 where the checkpoint tells

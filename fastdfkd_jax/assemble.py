@@ -262,7 +262,7 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
     if not path:
         raise UserError(
             f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "
-            "(.safetensors, .pth, .pt or .th), 'digits' for the one that ships with the package, or a recorded graph "
+            "(of PyTorch or safetensors), 'digits' for the one that ships with the package, or a recorded graph "
             "as config.teacher.graph"
         )
     file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
