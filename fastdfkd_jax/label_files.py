@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fastdfkd_jax import augment, npz, soft_labels
+from fastdfkd_jax import augment, limits, npz, soft_labels
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
 from fastdfkd_jax.soft_labels import LabelledViews
@@ -85,7 +85,7 @@ def check(directory: Path, description: Description) -> None:
             raise UserError(f"{directory} holds shards, but no {path.name} that tells what of: use another folder")
         return
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(limits.read_json(path, "description"))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path} is not a description of soft labels: restore it, or use another folder") from None
     wanted = description.record

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.arguments import OneLineParser
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
@@ -57,6 +58,14 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; OSError or ValueError where there is none."""
+    content = limits.read_json(path, "record")
+    if not isinstance(content, dict):
+        raise ValueError("expected a JSON object")
+    return content
+
+
 def table(directory: Path) -> str:
     """A Markdown table of the runs below a folder: a row for each folder of seeds, `NAME/SEED/summary.json`.
 
@@ -68,7 +77,7 @@ def table(directory: Path) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(directory.glob("*/*/summary.json")):
         try:
-            groups.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
+            groups.setdefault(path.parent.parent.name, []).append(_json(path))
         except ValueError as error:
             raise UserError(f"{path} is not the summary of a run: {error}") from None
     if not groups:
@@ -122,11 +131,12 @@ def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -
       UserError: the run is not finished.
     """
     try:
-        config, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
-    except (OSError, ValueError) as error:
+        config, summary = (_json(workdir / name) for name in ("config.json", "summary.json"))
+        chosen = config["config"]
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{workdir} holds no finished run: expected its config.json and summary.json") from error
     make_folder(record)
-    write_json(record / "config.json", without_places(config["config"]))
+    write_json(record / "config.json", without_places(chosen))
     if not timed:
         summary = {name: value for name, value in summary.items() if not name.endswith("_seconds")}
     write_json(record / "summary.json", summary)

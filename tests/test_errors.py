@@ -24,7 +24,7 @@ from PIL import Image
 from runs import ROOT
 from safetensors.numpy import load_file, save_file
 
-from fastdfkd_jax import data
+from fastdfkd_jax import data, report
 from fastdfkd_jax.checkpoint import Checkpoints
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
@@ -643,3 +643,18 @@ def test_the_command_itself(tmp_path):
         assert done.stdout == ""
         assert re.fullmatch(f"error: .*{expected}.*\n", done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{"])
+def test_records_of_runs_that_are_none(tmp_path, workdir, name, content):
+    (workdir / "summary.json").write_text("{}")
+    (workdir / name).write_text(content)
+    with pytest.raises(UserError, match=r"holds no finished run: expected its config.json and summary.json"):
+        report.add(workdir, tmp_path / "record", timed=False)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3"])
+def test_a_config_json_that_is_none(refused, workdir, content):
+    (workdir / "config.json").write_text(content)
+    assert not refused("config.json is not the record of a run: start in a new workdir")

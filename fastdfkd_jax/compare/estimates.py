@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdfkd_jax import main, report
+from fastdfkd_jax import limits, main, report
 from fastdfkd_jax.compare import folders, processes
 from fastdfkd_jax.compare.comparison import Comparison, Run
 from fastdfkd_jax.compare.processes import Cores, Outcome, Task
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.signals import Stop
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,10 @@ def measured_seconds(workdir: Path, cores: Sequence[Cores], run: Run) -> dict[st
 
 def _known(workdir: Path) -> dict[str, Any]:
     path = workdir / "plan.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return dict(limits.read_json(path, "plan")) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a plan of measured times ({error}): remove it") from None
 
 
 def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], cores: Sequence[Cores], stop: Stop) -> None:

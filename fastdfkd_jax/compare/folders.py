@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax import main, report
+from fastdfkd_jax import limits, main, report
 from fastdfkd_jax.compare.comparison import Comparison, Run
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.files import make_folder, write_atomically
@@ -84,7 +84,7 @@ _PLACES = ("transfer.dir",)
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = limits.read_json(path, "record")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove its folder, and run the same command again") from None
     if not isinstance(content, dict):

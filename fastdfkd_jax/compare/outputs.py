@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fastdfkd_jax import report
+from fastdfkd_jax import limits, report
 from fastdfkd_jax.compare import figure, folders, results, tables
 from fastdfkd_jax.compare.comparison import Comparison, Run, Table
 from fastdfkd_jax.compare.results import SECONDS_APART
@@ -78,7 +77,7 @@ def record(
             place = records / "runs" / run.name / path.parent.name
             report.add(path.parent, place, timed=timed, picture=False)
             if seconds is not None:
-                summary = json.loads((place / "summary.json").read_text())
+                summary = limits.read_json(place / "summary.json", "record")
                 total = {"total_seconds": sum(seconds.values()), SECONDS_APART: True}
                 report.write_json(place / "summary.json", {**summary, **seconds, **total})
     return write(records, comparison, comparison.tables, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import augment, convert, data, parallel
+from fastdfkd_jax import augment, convert, data, limits, parallel
 from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.checkpoint import digest
 from fastdfkd_jax.errors import UserError
@@ -55,7 +54,7 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
             f"expected the run's config.json in {workdir}, which names the teacher, found none: {_OTHERWISE}"
         )
     try:
-        record = json.loads(path.read_text())
+        record = limits.read_json(path, "record")
         given: dict[str, Any] = record["config"]["teacher"]
         place: str = given["graph"] or given["checkpoint"]
         precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]

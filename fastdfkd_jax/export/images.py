@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax import limits
 from fastdfkd_jax.convert.files import read_state_dict
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.shards import Rows, read_shard
@@ -67,7 +67,7 @@ def count_classes(pool: Path) -> int:
     known = read_state_dict(student)[1].get("num_classes") if student.is_file() else None
     if not known and config.is_file():
         try:
-            known = json.loads(config.read_text())["config"]["teacher"]["num_classes"]
+            known = limits.read_json(config, "record")["config"]["teacher"]["num_classes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{config} is not the record of a run: give --num-classes") from error
     if not known:
