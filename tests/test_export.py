@@ -23,7 +23,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluate import make_evaluator
 from fastdfkd_jax.export import __main__ as command
 from fastdfkd_jax.export import answers, folder, records
-from fastdfkd_jax.files import whole_folder
+from fastdfkd_jax.files import whole_folder, write_atomically
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.shards import Shards
 
@@ -431,7 +431,25 @@ def test_two_exports_do_not_share_a_folder(refused, tmp_path):
     assert contents(tmp_path / "out") == ["mine"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_link_in_the_place_of_the_partial_folder_is_not_followed(refused, tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "precious")
+    refused(".out.partial is a symbolic link: .*remove it", "run", "--to", "out", "--format", "folder")
+    assert contents(tmp_path / "precious") == ["file"]
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_replaced(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".new.partial").symlink_to(tmp_path / "precious")
+    write_atomically(tmp_path / "new", lambda file: file.write(b"written"))
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert (tmp_path / "new").read_bytes() == b"written"
+    assert not (tmp_path / "new").is_symlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number):
     make_run(tmp_path / "run")
     encode, main = folder.encode, threading.main_thread().ident
@@ -442,13 +460,13 @@ def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number)
         return encode(image)
 
     monkeypatch.setattr(folder, "encode", stop)
-    # A suite that runs in the background may have been told to ignore Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A suite that runs in the background may have been told to ignore some signals.
+    before = signal.signal(number, signal.default_int_handler)
     try:
-        refused("stopped: nothing was written to out, the same command begins anew", "run", "--to", "out",
+        refused("stopped: nothing was written to out; run the same command to begin anew", "run", "--to", "out",
                 "--format", "folder")  # fmt: skip
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 # --- As a user runs it
