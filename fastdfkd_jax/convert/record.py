@@ -629,8 +629,8 @@ def images_of(module, channels=None, size=None, batch=2):
         except Exception as error:
             errors.append(error)
     raise RecordError(
-        f"the module fails on {batch} images of {counts[0]}x{size}x{size} (--batch, --channels and --image-size set others): "
-        f"{_one_line(errors[0])}"
+        f"the module fails on {batch} images of {counts[0]}x{size}x{size} (--batch, --channels and --image-size set "
+        f"others): {_one_line(errors[0])}"
     ) from errors[0]
 
 
