@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.files import disk_error, make_folder
 
 Tree = Any
@@ -153,7 +153,7 @@ class Checkpoints:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise _UnusableError(_line(error)) from error
+            raise _UnusableError(shortened(error, 200) or type(error).__name__) from error
         if not isinstance(meta, dict):
             raise _UnusableError("its description is not a JSON object")
         if meta.get("format") != FORMAT:
@@ -171,7 +171,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
         except Exception as error:
-            raise _UnusableError(_line(error)) from error
+            raise _UnusableError(shortened(error, 200) or type(error).__name__) from error
         if digest(state) != meta["digest"]:
             raise _UnusableError("its arrays do not match their digest")
         here, there = fingerprint() | self._layout, meta["fingerprint"] | meta.get("layout", self._layout)
@@ -311,7 +311,3 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
 def _grew(key: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
     uniform = not (recorded.get("replay.class_exponent") or recorded.get("replay.difficulty_exponent"))
     return key == "calls" and uniform and isinstance(recorded.get(key), int) and recorded[key] < wanted.get(key, 0)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,6 +15,7 @@ from fastdfkd_jax.arguments import VERBOSE
 from fastdfkd_jax.errors import EXIT_STATUS, UserError, one_line, shortened
 
 _CRASHED = 1
+_CUT = " [... --verbose shows all ...] "
 
 
 def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
@@ -39,8 +40,8 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
         raise
     except BaseException as error:
         status, line = _told(error)
-        line = f"error: {one_line(line)}"
-        print(line if VERBOSE in sys.argv else shortened(line), file=sys.stderr, flush=True)
+        line = one_line(f"error: {line}")
+        print(line if VERBOSE in sys.argv else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

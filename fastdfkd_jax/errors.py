@@ -2,8 +2,7 @@
 
 from typing import Any
 
-_LONGEST_LINE = 300
-_ELLIPSIS = " [... --verbose shows all ...] "
+LONGEST_LINE = 300  # characters of a message
 
 
 class UserError(Exception):
@@ -25,13 +24,17 @@ def require(condition: bool, key: str, expected: str, found: Any) -> None:
 
 
 def one_line(text: object) -> str:
-    """A message of any kind with all its white space as single spaces."""
-    return " ".join(str(text).split())
+    """Text on one line, of printable characters only, as names and contents of files may hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
 
 
-def shortened(line: str, longest: int = _LONGEST_LINE) -> str:
-    """A line of at most so many characters, cut in the middle, as its end says how to mend the fault."""
+def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") -> str:
+    """Text on one line of at most so many characters; a mark stands for the middle of one that is longer.
+
+    More of the end is kept, as it says how to mend a fault, or is the name in a path.
+    """
+    line = one_line(text)
     if len(line) <= longest:
         return line
-    kept = longest - len(_ELLIPSIS)
-    return line[: kept - kept // 2] + _ELLIPSIS + line[-(kept // 2) :]
+    tail = (longest - len(mark)) * 2 // 3
+    return line[: longest - len(mark) - tail] + mark + line[-tail:]

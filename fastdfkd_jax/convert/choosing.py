@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastdfkd_jax.convert.messages import listed, shortened
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.convert.messages import listed
+from fastdfkd_jax.errors import UserError, shortened
 
 # The first five are taken in this order where a file has several; of the others there must be only one.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")

@@ -22,9 +22,8 @@ from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import choosing, keras, torch_files
 from fastdfkd_jax.convert import metadata as stored_metadata
 from fastdfkd_jax.convert.choosing import CONTAINERS, Choice
-from fastdfkd_jax.convert.messages import shortened
 from fastdfkd_jax.convert.torch_files import import_torch
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.files import write_atomically
 
 __all__ = ["CONTAINERS", "import_torch", "read", "read_state_dict", "write_safetensors", "write_torch", "write_whole"]

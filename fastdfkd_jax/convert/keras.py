@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastdfkd_jax import limits
-from fastdfkd_jax.convert.messages import shortened
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 
 State = dict[str, np.ndarray]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 
 # Longest message that a user sees without --verbose; "error: " and a hint at --verbose come on top.
 MOST = 276
@@ -29,20 +29,6 @@ class LongError(UserError):
         """The same mistake with the place where it was found in front."""
         start = f"{shortened(str(place), _PATH)}: "
         return LongError(lambda room: start + self.fitted(room - len(start)), f"{place}: {self.full}")
-
-
-def one_line(error: object) -> str:
-    """Text on one line, of printable characters only: what a file says of itself may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
-
-
-def shortened(text: str, most: int = MOST) -> str:
-    """Text on one line of at most `most` characters; the middle is left out where it is longer."""
-    text = one_line(text)
-    if len(text) <= most:
-        return text
-    tail = (most - 5) * 2 // 3
-    return f"{text[: most - 5 - tail]} ... {text[-tail:]}"
 
 
 def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:

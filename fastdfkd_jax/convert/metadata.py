@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax import limits
-from fastdfkd_jax.convert.messages import shortened
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 
 KEY = "fastdfkd_jax"
 _MOST_NUMBERS = 1024  # of a mean or std: one for each input channel

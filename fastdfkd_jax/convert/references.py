@@ -16,9 +16,9 @@ from fastdfkd_jax import limits
 from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import naming, record, twins
 from fastdfkd_jax.convert.files import import_torch
-from fastdfkd_jax.convert.messages import LongError, listed, one_line, shortened
+from fastdfkd_jax.convert.messages import LongError, listed
 from fastdfkd_jax.convert.naming import Naming
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, one_line, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
 
 Arrays = dict[str, np.ndarray]

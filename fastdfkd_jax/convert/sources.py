@@ -16,8 +16,8 @@ from fastdfkd_jax import limits
 from fastdfkd_jax.arguments import require_unit_scale
 from fastdfkd_jax.convert import choosing, files, graph, guess, naming
 from fastdfkd_jax.convert.choosing import ALL, Choice
-from fastdfkd_jax.convert.messages import LongError, listed, shortened
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.convert.messages import LongError, listed
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.models import NetworkSpec, task_of, usual_image_size
 
 _USUAL = (
