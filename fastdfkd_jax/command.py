@@ -39,13 +39,18 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        status, line = _told(error)
-        line = one_line(f"error: {line}")
-        print(line if VERBOSE in sys.argv else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
+        status, line = told(error)
+        say(line)
     sys.exit(status)
 
 
-def _told(error: BaseException) -> tuple[int, str]:
+def say(line: str) -> None:
+    """Prints an error, of at most 300 characters unless `--verbose` is among the arguments."""
+    line = one_line(f"error: {line}")
+    print(line if VERBOSE in sys.argv else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
+
+
+def told(error: BaseException) -> tuple[int, str]:
     """Exit status and message of a failure."""
     if isinstance(error, UserError):
         return EXIT_STATUS, str(error)

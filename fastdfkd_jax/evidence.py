@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdfkd_jax import initial, npz
 from fastdfkd_jax.arguments import expanded
+from fastdfkd_jax.checkpoint import file_digest
 from fastdfkd_jax.errors import UserError
 
 _CHUNK = 1 << 20
@@ -24,11 +25,13 @@ class Evidence:
     """
 
     def __init__(self, workdir: Path, labels: Path, first: str):
-        remedy = "restore it"
         self._metrics = workdir / "metrics.jsonl"
-        self._pool = npz.Sums(workdir / "pool", "pool shard", remedy)
-        self._labels_folder, self._labels = labels, npz.Sums(labels, "shard of soft labels", remedy)
+        self._folders = {"pool": workdir / "pool", "labels": labels, "initial": workdir / "initial"}
         self._first = _of_first_images(first)
+        self._sums = self._read()
+
+    def _read(self) -> dict[str, npz.Sums]:
+        return {name: npz.Sums(folder, name, "restore it") for name, folder in self._folders.items()}
 
     def of(self, shards: int, labels: int, metrics: int) -> dict[str, Any]:
         """The checksums at a point of the run, as JSON.
@@ -39,30 +42,44 @@ class Evidence:
           metrics: bytes of metrics.jsonl.
         """
         return {
-            "pool": self._pool.first(shards),
-            "labels": self._labels.first(labels),
+            "pool": self._sums["pool"].first(shards),
+            "labels": self._sums["labels"].first(labels),
+            "initial": self._sums["initial"].first(npz.count(self._folders["initial"])),
             "first images": self._first,
             "metrics": [metrics, _head(self._metrics, metrics)],
         }
 
     def fault(self, progress: dict[str, Any], evidence: dict[str, Any]) -> str:
-        """The file that is not as it was when this was saved, in one line; '' where all are."""
+        """The file that is not as it was when this was saved, in one line; '' where all are.
+
+        Raises:
+          UserError: soft labels or imported pictures have changed, which no older checkpoint can mend.
+        """
+        found = self._read()  # apart from what is kept, as shards of a checkpoint that is not used are made again
         try:
-            pool = self._pool.first(len(evidence["pool"]))
+            pool = found["pool"].first(len(evidence["pool"]))
         except UserError:
-            return f"shard {len(self._pool.known)} of the pool is missing or damaged"
+            return f"shard {len(found['pool'].known)} of the pool is missing or damaged"
         if (changed := _first_difference(pool, evidence["pool"])) is not None:
             return f"shard {changed} of the pool is not the one that the run made"
-        # Labels that are not there are made again, and equal.
-        there = min(npz.count(self._labels_folder), len(evidence["labels"]))
-        if (changed := _first_difference(self._labels.first(there), evidence["labels"][:there])) is not None:
-            return f"shard {changed} of the soft labels in {self._labels_folder} is not the one that the run made"
+        for name in ("labels", "initial"):
+            self._require_same(name, found[name], evidence[name])
         if self._first != evidence["first images"]:
             return "the images that config.pool.initial begins with have changed"
         length, sha = evidence["metrics"]
         if length != progress["metrics_offset"] or _head(self._metrics, length) != sha:
             return f"the first {length:,} bytes of {self._metrics.name} are not what the run wrote"
         return ""
+
+    def _require_same(self, name: str, found: npz.Sums, expected: list[str]) -> None:
+        """Refuses shards that are others than were saved; those that are not there are made again, and equal."""
+        folder = self._folders[name]
+        there = min(npz.count(folder), len(expected))
+        if (changed := _first_difference(found.first(there), expected[:there])) is not None:
+            raise UserError(
+                f"{npz.path_of(folder, changed)} is not the one that the run made: restore it, or delete it and those "
+                "after it, which are then made again"
+            )
 
 
 def _first_difference(found: list[str], expected: list[str]) -> int | None:
@@ -71,12 +88,13 @@ def _first_difference(found: list[str], expected: list[str]) -> int | None:
 
 
 def _of_first_images(directory: str) -> str:
-    """SHA-256 of what tells of a change of the images that D' begins with: shards' checksums, or pictures' sizes."""
+    """SHA-256 of the images that D' begins with: of their shards' checksums, or of each picture."""
     if not directory:
         return ""
-    found = initial.find(expanded(directory))
+    root = expanded(directory)
+    found = initial.find(root)
     signs = [npz.sum_of(path, "pool shard", "restore it") for path in found.shard_files]
-    signs += [f"{path.name} {path.stat().st_size}" for path in found.pictures]
+    signs += [f"{path.relative_to(root)} {file_digest(path)}" for path in found.pictures]
     return hashlib.sha256("\n".join(signs).encode()).hexdigest()
 
 

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -29,7 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fastdfkd_jax import signals
+from fastdfkd_jax.command import say, told
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 
 T = TypeVar("T")
@@ -294,16 +293,12 @@ def together() -> Iterator[None]:
         return
     try:
         yield
-    except UserError as error:
-        end(str(error))
-    except KeyboardInterrupt:
-        end("stopped by a signal before there was anything to save", status=signals.EXIT_STATUS)
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError | OSError | ValueError) and _LOST.search(str(error)):
             time.sleep(2 * _BEAT_SECONDS)  # should the other have said why, the thread that reads it ends this process
             end(f"another process was lost ({_first_line(error)}): see what it said, then {_RESUME}")
-        traceback.print_exc()
-        end(f"{type(error).__name__}: {_first_line(error)}", status=1)
+        status, line = told(error)
+        end(line, status)
     _link.leave()
 
 
@@ -316,7 +311,7 @@ def end(line: str, status: int = EXIT_STATUS) -> None:
     Not by an exception: the main thread may wait for ever in a library, and leaving in order waits for all processes.
     """
     _ending.acquire()  # never released
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    say(line)
     sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nor is it buried by JAX's service, which sees the end meanwhile
     if _link is not None:

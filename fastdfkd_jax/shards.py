@@ -89,7 +89,19 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 def read_shard(path: Path) -> Rows:
     """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
-    return Rows(*npz.read(path, ["images", "labels"], _KIND, _REMEDY))
+    images, labels = npz.read(path, ["images", "labels"], _KIND, _REMEDY)
+    with npz.reading(path, _KIND, _REMEDY):
+        return Rows(images, _labels(images.shape, images.dtype, labels))
+
+
+def _labels(shape: tuple[int, ...], dtype: np.dtype, labels: np.ndarray) -> np.ndarray:
+    """The labels as int32[N]; ValueError where these are not a pool's images and labels."""
+    if dtype != np.uint8 or len(shape) != 4:
+        raise ValueError(f"images are {dtype}{list(shape)}, not uint8[N, H, W, C]")
+    kept = labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else None
+    if kept is None or labels.shape != shape[:1] or not np.array_equal(kept, labels):
+        raise ValueError(f"labels are {labels.dtype}{list(labels.shape)}, not int32[{shape[0]}]")
+    return kept
 
 
 def locate(paths: Sequence[Path]) -> list[Shard]:
@@ -119,9 +131,7 @@ def _located(path: Path, file: BinaryIO, archive: zipfile.ZipFile, verify: bool)
                     pass
     labels = npz.Arrays(archive, path)["labels"]
     offset, shape = _find_array(file, archive.getinfo("images.npy"))
-    if len(labels) != shape[0]:
-        raise ValueError(f"{shape[0]} images, {len(labels)} labels")
-    return Shard(path, offset, shape[1:], labels)
+    return Shard(path, offset, shape[1:], _labels(shape, np.dtype(np.uint8), labels))
 
 
 def _find_array(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:

@@ -172,11 +172,9 @@ class Training:
                 while self.progress.call < self.last_call or self._steps_left():
                     self._step()
                     if hosts.any_process(stop.requested):
-                        self._save()
-                        asked = f" by {stop.by}" if stop.by else ""
-                        self.metrics.say(f"stopped{asked}; checkpoint saved; run the same command to continue")
-                        return {}
-                return self._finish()
+                        return self._stopped()
+                summary = self._finish()
+                return self._stopped() if hosts.any_process(stop.requested) else summary
         finally:
             self._end_trace()
             self.metrics.close()
@@ -188,6 +186,14 @@ class Training:
                 self._label_lock.close()
             if self.store is not None:
                 self.store.close()
+
+    def _stopped(self) -> dict[str, Any]:
+        """Saves, says so, and gives the summary of a run that has not ended, an empty one."""
+        self._save()
+        asked = f" by {self.stop.by}" if self.stop.by else ""
+        how = "run the same command without --config.restart" if self.config.restart else "run the same command"
+        self.metrics.say(f"stopped{asked}; checkpoint saved; {how} to continue")
+        return {}
 
     def _step(self) -> None:
         """As much as is done between two looks at whether to stop: at most one dispatch of each program."""

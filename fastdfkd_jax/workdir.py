@@ -83,6 +83,8 @@ def put_aside(workdir: Path) -> Path | None:
       UserError: it cannot be written.
     """
     entries = [path for path in workdir.iterdir() if path.name != LOCK and not path.name.startswith(_ASIDE)]
+    # Killed after any of these moves, the folder is one of results without their record, which no run begins in.
+    entries.sort(key=lambda path: path.name != RECORD)
     if not entries:
         return None
     taken = {path.name for path in workdir.iterdir()}
@@ -110,7 +112,9 @@ def require_resumable(workdir: Path) -> None:
     remedy = f"restore it, give a new --workdir, or --config.restart=true, which moves all into {_ASIDE}N there"
     if found and not (workdir / RECORD).exists():
         raise UserError(f"{workdir} holds results ({', '.join(found)}) but no {RECORD}: {remedy}")
-    if (workdir / _SAVED).exists() and not any(_numbered(workdir / "checkpoints")):
+    # Copies may lack the hidden mark; a student is there only at the end.
+    ends = (_SAVED, "summary.json", "student.safetensors", "student.pth")
+    if any((workdir / name).exists() for name in ends) and not any(_numbered(workdir / "checkpoints")):
         raise UserError(f"{workdir} has lost its checkpoints, and a run from the start would delete its pool: {remedy}")
 
 
@@ -156,9 +160,10 @@ def record(workdir: Path, config: dict[str, Any], identity: dict[str, Any], vers
 
 
 def remove_leftovers(workdir: Path) -> None:
-    """Removes what killed writers have left half-written in the folder and in those of its results."""
-    for folder in (workdir, *(workdir / name for name in RESULTS)):
-        if folder.is_dir():
-            for path in (*folder.glob(".*.partial"), *folder.glob(".*.tmp")):
-                if path.is_file() or path.is_symlink():
-                    path.unlink()
+    """Removes what killed writers of this run have left half-written; soft labels may have another run's."""
+    leftovers = [workdir / f".{name}.partial" for name in (*RESULTS, RECORD)]
+    for name in ("pool", "initial", "images"):
+        leftovers += (workdir / name).glob(".*.partial")
+    for path in leftovers:
+        if path.is_file() or path.is_symlink():
+            path.unlink()

@@ -36,7 +36,7 @@ ALLOWED = {
     "store": {"initial", "parallel", "pool", "replay", "shards", "stream"},
     "label_store": {"label_files", "parallel", "pool", "soft_labels", "store", "stream"},
     "checkpoint": {"files"},
-    "evidence": {"initial", "npz"},
+    "evidence": {"checkpoint", "initial", "npz"},
     "diagnosis": {"models"},
     "workdir": {"checkpoint", "files", "report"},
     "command": {"signals"},

@@ -23,6 +23,7 @@ import math
 import os
 import pathlib
 import secrets
+import signal
 import sys
 import traceback
 import warnings
@@ -772,13 +773,29 @@ def main(arguments=None):
         verbose = options.verbose
         print(_run_command(options))
     except (RecordError, OSError, MemoryError) as error:
-        message = f"error: {_one_line(error) or 'not enough memory: choose a smaller --image-size or --batch'}"
-        print(
-            message if verbose or len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 3]}...", file=sys.stderr
-        )
+        _complain(_one_line(error) or "not enough memory: choose a smaller --image-size or --batch", verbose)
         return 2
+    except KeyboardInterrupt:
+        _complain("stopped by a signal: nothing was recorded", verbose)
+        return 130
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        _complain(f"unexpected {type(error).__name__}: {_one_line(error)} (--verbose prints where)", verbose)
+        return 1
     return 0
 
 
+def _complain(message, verbose):
+    """Prints an error on one line; the middle of a long one is left out, as its end says how to mend the fault."""
+    message = f"error: {message}"
+    if not verbose and len(message) > MAX_MESSAGE:
+        message = f"{message[:140]} ... {message[145 - MAX_MESSAGE :]}"
+    print(message, file=sys.stderr)
+
+
 if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, which removes what is half-written
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     sys.exit(main())

@@ -151,7 +151,8 @@ def _open(name: str, root: Path) -> tuple[Any, str]:
     tfds_features.require_known(directory, name)
     # The reader's layers (epath, JSON, protobuf) each raise their own exceptions on damaged files.
     try:
-        builder = tfds.builder_from_directory(directory)
+        with tfds_features.without_imports():
+            builder = tfds.builder_from_directory(directory)
     except Exception as error:
         raise UserError(
             f"cannot read the description of tfds:{name} in {directory} ({_line(error)}): prepare it anew"

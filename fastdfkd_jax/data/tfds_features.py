@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,29 @@ def require_known(directory: Path, name: str) -> None:
                 f"expected only features of TFDS in {path}, found {strange[0][:80]!r}, whose module would be executed: "
                 "prepare the data set with TFDS's own features"
             )
+
+
+@contextlib.contextmanager
+def without_imports() -> Iterator[None]:
+    """Within it, TFDS looks up classes of features among its own, where it would else import what a name says.
+
+    `require_known` sees the names of a description as it is written. TFDS also parses JSON within its strings.
+    """
+    import tensorflow_datasets as tfds
+
+    base, known = tfds.features.FeatureConnector, _known_classes()
+    original = base.__dict__["cls_from_name"]
+
+    def of_name(cls: Any, python_class_name: str) -> Any:
+        if python_class_name not in known or python_class_name not in cls._registered_features:
+            raise ValueError(f"{str(python_class_name)[:80]!r} is no feature of TFDS, its module would be executed")
+        return cls._registered_features[python_class_name]
+
+    base.cls_from_name = classmethod(of_name)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        base.cls_from_name = original
 
 
 def pictures_of(features: Any) -> list[str]:

@@ -142,9 +142,25 @@ def _subtracted_from(self: Any, other: Any, alpha: float = 1) -> Any:
     return _binary(operator.sub)(other, self, alpha)
 
 
+_LARGEST_SIZE = 2**40  # no axis of a network is as long
+
+
+def _of_numbers(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Python's arithmetic on sizes; on lists or texts it could take any amount of memory."""
+
+    def apply(**operands: Any) -> Any:
+        values = operands["0"], operands["1"]
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+            raise ValueError(f"expected two numbers, found {' and '.join(type(value).__name__ for value in values)}")
+        if abs(result := function(*values)) > _LARGEST_SIZE:
+            raise ValueError(f"expected a size of at most {_LARGEST_SIZE:,}, found a larger one")
+        return result
+
+    return apply
+
+
 for _name in ("add", "sub", "mul", "floordiv"):
-    _python = getattr(operator, _name)
-    operation(f"operator.{_name}")(lambda _python=_python, **operands: _python(operands["0"], operands["1"]))
+    operation(f"operator.{_name}")(_of_numbers(getattr(operator, _name)))
 
 
 @operation("operator.getitem")
