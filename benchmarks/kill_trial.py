@@ -71,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--signals", default="KILL", help="names, of which each time one is drawn")
+    parser.add_argument("--within", type=float, help="seconds of a start in which it is disturbed")
     parser.add_argument("--command", default="main", help="module of fastdfkd_jax")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and signals")
     parser.add_argument("--workdir", type=Path, required=True)
@@ -82,7 +83,7 @@ def main() -> None:
     names = args.signals.split(",")
     while len(disturbances) < args.kills:
         # Later moments would let the run end before it has been disturbed as often as asked.
-        moment, name = drawn.uniform(0, seconds / 2.5), drawn.choice(names)
+        moment, name = drawn.uniform(0, args.within or seconds / 2.5), drawn.choice(names)
         process = start(args.command, args.arguments, args.workdir / "killed")
         try:
             process.wait(moment)

@@ -148,6 +148,27 @@ def test_tfds_imports_no_module_that_a_file_names(prepared, importable, case):
     assert "evil_features" not in sys.modules
 
 
+FEATURES_DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+HIDDEN = {
+    "in the JSON of a feature": {
+        "pythonClassName": FEATURES_DICT,
+        "jsonFeature": {"json": json.dumps({"image": {"type": "evil_features.X", "content": {}}})},
+    },
+    "in the content of an older feature": {
+        "type": FEATURES_DICT,
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+        "content": json.dumps({"features": {"image": {"pythonClassName": "evil_features.X", "tensor": {}}}}),
+    },
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_tfds_imports_no_module_that_json_in_a_text_names(prepared, importable, case):
+    (prepared / "features.json").write_text(json.dumps(HIDDEN[case]))
+    refused("'evil_features.X' is no feature of TFDS", "tfds:cifar10", data_dir=prepared.parent.parent)
+    assert not importable.exists()
+
+
 def test_tfds_imports_nothing_that_the_description_names(prepared, importable):
     info = prepared / "dataset_info.json"
     content = json.loads(info.read_text()) | {"moduleName": "evil_features", "configName": "evil_features"}

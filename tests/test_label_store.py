@@ -50,6 +50,29 @@ def finished(tmp_path_factory, shared_programs):
     return workdir, main.run(config_of(), workdir)
 
 
+def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monkeypatch):
+    """Not even by the checkpoint before there were any."""
+    label = Training._label
+
+    def stop(training):
+        label(training)
+        training.stop.requested = training.labels is not None and training.labels.made == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_label", stop)
+        assert main.run(config_of(), tmp_path) == {}
+    one, two = (tmp_path / "soft_labels" / f"00000{index}.npz" for index in (0, 1))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    with pytest.raises(UserError, match="000000.npz is not the one that the run made: .* delete it and"):
+        main.run(config_of(), tmp_path)
+    for path in (one, two):
+        path.unlink()
+    main.run(config_of(), tmp_path)
+    assert_same_student(tmp_path, finished[0])
+
+
 def assert_same_student(a, b):
     one, other = (load_file(workdir / "student.safetensors") for workdir in (a, b))
     for name, value in one.items():

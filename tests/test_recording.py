@@ -371,6 +371,22 @@ def test_a_graph_that_is_nested_too_deeply_is_refused(folder, tmp_path):
     assert "nested too deeply" in refusal(folder, tmp_path, deep.replace('"more": 0', f'"more": {"[" * 100_000}'))
 
 
+@pytest.mark.parametrize(
+    ("op", "one", "other", "expected"),
+    [
+        ("mul", [0], 500_000_000, "expected two numbers, found list and int"),
+        ("mul", "x", 500_000_000, "expected two numbers, found str and int"),
+        ("mul", 2**39, 2**39, "expected a size of at most"),
+        ("add", 2**40, 1, "expected a size of at most"),
+    ],
+)
+def test_arithmetic_on_sizes_takes_no_memory(folder, tmp_path, op, one, other, expected):
+    described = json.loads((folder / "graph.json").read_text())
+    node = described["nodes"][0] | {"op": f"operator.{op}", "args": {"0": one, "1": other}, "name": "huge"}
+    text = json.dumps(described | {"nodes": [node, *described["nodes"]]})
+    assert expected in refusal(folder, tmp_path, text)
+
+
 def test_a_graph_of_an_unusual_kind_is_not_read(folder, tmp_path):
     os.mkfifo(tmp_path / "graph.json")
     with pytest.raises(UserError, match="is not a regular file"):

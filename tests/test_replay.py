@@ -1,5 +1,7 @@
 """Sampling D' by class and by difficulty: probabilities in closed form, weights that undo the bias, and a run."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,8 +115,9 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
 def last_state(workdir, config):
     parts = main.assemble(config)
-    training = Training(config, parts, workdir)
-    saved = Checkpoints(workdir / "checkpoints").restore(training._saved_state())
+    identity = json.loads((workdir / "config.json").read_text())["identity"]
+    training = Training(config, parts, workdir, identity)
+    saved = Checkpoints(workdir / "checkpoints", identity=identity).restore(training._saved_state())
     training.metrics.close()
     training.checkpoints.close()
     assert saved is not None

@@ -397,6 +397,93 @@ def test_a_checkpoint_is_not_used_with_other_files_than_its_own(spoil, stopped):
     refused(rf"no checkpoint in .* can be used \(.*{reason}", stopped)
 
 
+def test_after_a_fall_back_the_sums_are_those_of_the_shards_that_are_there(finished, stopped):
+    """Otherwise the run could not be continued again."""
+    one, two = (stopped / "pool" / f"00000{index}.npz" for index in (0, 1))
+    two.write_bytes(one.read_bytes())
+    main.run(tiny_config(), stopped)
+    assert_same_end(stopped, finished.workdir)
+    assert main.run(tiny_config(calls=4), stopped)["images"] == 32
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "hidden mark too"])
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(copied, lost):
+    shutil.rmtree(copied / "checkpoints")
+    if lost != "checkpoints":
+        (copied / ".saved").unlink()
+    refused("has lost its checkpoints, and a run from the start would delete its pool", copied)
+
+
+def test_a_restart_that_is_killed_between_its_moves_leaves_what_no_run_begins_in(copied, monkeypatch):
+    rename = Path.rename
+
+    def once(path, target):
+        monkeypatch.setattr(Path, "rename", crash)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(Stop):
+        main.run(tiny_config(restart=True), copied)
+    monkeypatch.undo()
+    refused("holds results .* but no config.json", copied)
+
+
+def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(np.concatenate([rows.images for rows in shards(copied).values()])):
+        Image.fromarray(image[..., 0]).save(pictures / f"{number:02d}.bmp")
+    config = functools.partial(tiny_config, mode="distill", pool__initial=str(pictures), pool__place="disk")
+    workdir = tmp_path / "run"
+    main.run(config(), workdir)
+    (shard,) = (workdir / "initial").glob("*.npz")
+    whole = shard.read_bytes()
+    with np.load(shard) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    np.savez(shard, images=images[::-1], labels=labels)
+    refused("initial/000000.npz is not the one that the run made: restore it, or delete it", workdir, config())
+    shard.write_bytes(whole)
+    main.run(config(), workdir)
+    content = bytearray((pictures / "00.bmp").read_bytes())
+    content[-1] ^= 255
+    (pictures / "00.bmp").write_bytes(content)
+    refused("the images that config.pool.initial begins with have changed", workdir, config())
+
+
+def test_shards_of_other_types_are_refused(copied, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    images, labels = np.zeros((3, 16, 16, 1), np.uint8), np.zeros(3, np.int32)
+    wrong = [
+        (images.astype(np.float32), labels, "images are float32"),
+        (images, labels[:2], r"labels are int32\[2\], not int32\[3\]"),
+        (images, labels + 0.5, "labels are float64"),
+        (images, labels.astype(np.int64) + 2**32, "labels are int64"),
+    ]
+    for some_images, some_labels, expected in wrong:
+        np.savez(given / "000000.npz", images=some_images, labels=some_labels)
+        for place in ("device", "disk"):
+            config = tiny_config(mode="distill", pool__initial=str(given), pool__place=place)
+            with pytest.raises(UserError, match=f"is damaged .*{expected}"):
+                main.run(config, tmp_path / "run")
+    np.savez(given / "000000.npz", images=images, labels=labels.astype(np.int64))
+    assert read_shard(given / "000000.npz").labels.dtype == np.int32
+
+
+def test_a_signal_as_the_run_ends_is_not_lost(copied, monkeypatch):
+    """The noise control would else follow, a second whole training."""
+    finish = Training._finish
+
+    def asked(training):
+        training.stop.requested = True
+        return finish(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_finish", asked)
+        assert main.run(tiny_config(), copied) == {}
+    assert main.run(tiny_config(), copied)
+
+
 def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
     path = stopped / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
