@@ -65,7 +65,7 @@ def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monke
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    with pytest.raises(UserError, match="000000.npz is not the one that the run made: .* delete it and"):
+    with pytest.raises(UserError, match=r"000000.npz is not the one that the run made: .* delete it and"):
         main.run(config_of(), tmp_path)
     for path in (one, two):
         path.unlink()

@@ -418,7 +418,7 @@ def test_a_restart_that_is_killed_between_its_moves_leaves_what_no_run_begins_in
     rename = Path.rename
 
     def once(path, target):
-        monkeypatch.setattr(Path, "rename", crash)
+        monkeypatch.setattr(Path, "rename", lambda *_: crash(None))
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", once)
