@@ -6,13 +6,16 @@ A run finishes its step and saves (`deferred`); anything else unwinds, which rem
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_GRACE_SECONDS = 1.0
 # As a shell reports a command that Ctrl-C ended.
 EXIT_STATUS = 130
 
@@ -27,22 +30,51 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred(stop: Stop | None = None) -> Iterator[Stop]:
-    """Within it, the first signal only sets `stop.requested`; a second one ends the process at once."""
+    """Within it, the first signal only sets `stop.requested`; one that comes a second later ends the process at once.
+
+    Not one that comes before, as some senders say it twice: `timeout`, and a parent of several threads that is killed.
+    """
     stop = stop or Stop()
+    timers: list[threading.Timer] = []
+    lock, inside = threading.Lock(), True
+
+    def rearm() -> None:
+        """Gives the signals back to the system, which ends a process even while compiled code runs.
+
+        In C's way: Python sets handlers in its main thread only, where they wait for compiled code to return.
+        """
+        with lock:
+            for number in handled if inside else ():
+                ctypes.CDLL(None).signal(number, int(signal.SIG_DFL))
 
     def handler(number: int, _: FrameType | None) -> None:
-        stop.requested, stop.by = True, signal.Signals(number).name
-        for other in handled:
-            signal.signal(other, signal.SIG_DFL)  # even while compiled code runs, which Python's handlers wait for
+        stop.requested, stop.by = True, stop.by or signal.Signals(number).name
+        if not timers:
+            timers.append(threading.Timer(_GRACE_SECONDS, rearm))
+            timers[0].daemon = True
+            timers[0].start()
 
     with _handling(handler) as handled:
-        yield stop
+        try:
+            yield stop
+        finally:
+            for timer in timers:
+                timer.cancel()
+            with lock:
+                inside = False
 
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Within it, each signal raises KeyboardInterrupt, as Ctrl-C does in any Python program."""
-    with _handling(signal.default_int_handler):
+    """Within it, each signal raises KeyboardInterrupt, as Ctrl-C does, but not again within a second of cleaning up."""
+    raised: list[float] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if not raised or time.monotonic() - raised[-1] > _GRACE_SECONDS:
+            raised.append(time.monotonic())
+            signal.default_int_handler(number, frame)
+
+    with _handling(handler):
         yield
 
 

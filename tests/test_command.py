@@ -136,6 +136,7 @@ def test_each_signal_unwinds_a_command(number, tmp_path):
 def test_the_first_signal_only_asks_and_the_second_ends(number, tmp_path):
     body = """
         import time
+        import numpy as np
         from fastdfkd_jax import signals
         with signals.deferred() as stop:
             open(argv[1], "w").close()
@@ -143,12 +144,16 @@ def test_the_first_signal_only_asks_and_the_second_ends(number, tmp_path):
                 time.sleep(0.01)
             print(stop.by, flush=True)
             open(argv[2], "w").close()
-            time.sleep(200)
+            np.linalg.eigvals(np.random.default_rng(0).random((4000, 4000)))  # in C for a minute, as in a compiler
     """
     process = program(body, str(tmp_path / "ready"), str(tmp_path / "asked"))
     wait_for(tmp_path / "ready")
     process.send_signal(number)
     wait_for(tmp_path / "asked")
+    for _ in range(3):  # within a second, as `timeout` sends two
+        process.send_signal(number)
+    time.sleep(signals._GRACE_SECONDS + 0.5)
+    assert process.poll() is None
     process.send_signal(number)
     output, _ = process.communicate(timeout=240)
     assert (process.returncode, output) == (-number, f"{signal.Signals(number).name}\n")
