@@ -145,7 +145,7 @@ class Checkpoints:
                 self._forget_after(step, steps)
                 return restored
         if steps:
-            why = "; ".join(dict.fromkeys(reasons))
+            why = shortened("; ".join(dict.fromkeys(reasons)), 90)
             raise UserError(f"no checkpoint in {self.directory} can be used ({why}): restore it, {_RESTART}")
         return None
 

@@ -105,10 +105,7 @@ def _records(builder: Any, name: str, source: Any) -> Iterator[dict[str, Any]]:
 
 
 def _how_to_get(name: str) -> str:
-    return (
-        f"give --data-dir the folder that holds {name}/, or prepare it: pip install 'fastdfkd_jax[prepare]', then "
-        f"tensorflow_datasets.builder('{name}', file_format='array_record').download_and_prepare()"
-    )
+    return f"give --data-dir the folder that holds {name}/, or prepare it as docs/data.md says"
 
 
 def _find(name: str, version: str, root: Path) -> Path:
