@@ -25,8 +25,9 @@ _OF_THE_WAY = {"checkpoints", "events", "logs", ".lock"}
 
 def start(command: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
     """One try of the run, its words appended to a log beside the workdir."""
-    # A shell has what it starts in the background ignore Ctrl-C; here it must not.
-    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    # A shell has what it starts in the background ignore Ctrl-C, and nohup SIGHUP; here they must not be ignored.
+    code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     code += f"runpy.run_module('fastdfkd_jax.{command}', run_name='__main__', alter_sys=True)"
     line = [sys.executable, "-c", code, *arguments, "--workdir", str(workdir)]
     with open(workdir.with_suffix(".log"), "ab") as log:
