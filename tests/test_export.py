@@ -368,7 +368,7 @@ def test_shards_that_do_not_fit_together(refused, tmp_path):
     shards.write(3, np.zeros((2, 7, 5, 3), np.uint8), np.zeros(2, np.int32))
     refused(r"expected uint8 images of 6x5x3, .*000003.npz, found uint8\[2, 7, 5, 3\]", "run", *last)
     shards.write(3, np.zeros((2, 6, 5, 3), np.uint8), np.zeros(3, np.int32))
-    refused(r"expected 2 integer labels in .*000003.npz, found int32\[3\]", "run", *last)
+    refused(r"pool shard .*000003.npz is damaged .labels are int32\[3\], not int32\[2\].: restore it.*", "run", *last)
 
 
 def test_targets_that_cannot_be_used(run, refused, tmp_path, monkeypatch):

@@ -101,8 +101,6 @@ def _check(rows: Rows, path: Path, shape: tuple[int, ...], num_classes: int) -> 
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or shape[-1] not in (1, 3):
         expected = f"uint8 images of {'x'.join(map(str, shape))}, grey or in colour"
         raise UserError(f"expected {expected}, in {path}, found {images.dtype}{list(images.shape)}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"expected {len(images)} integer labels in {path}, found {labels.dtype}{list(labels.shape)}")
     if len(labels) and not -1 <= labels.min() <= labels.max() < num_classes:
         found = f"{labels.min()} to {labels.max()}"
         raise UserError(f"expected labels below {num_classes} in {path}, found {found}: check --num-classes")
