@@ -117,8 +117,10 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
     assert (tmp_path / "t0").read_text() == "saved"
 
 
-def test_one_that_was_stopped_before_it_could_save_is_stopped_too(child, tmp_path):
-    child("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+@pytest.mark.parametrize("number", signals.ASKING)
+def test_one_that_was_stopped_before_it_could_save_is_stopped_too(child, tmp_path, number):
+    default = f"signal.signal({int(number)}, signal.SIG_DFL)"
+    child(f"{default}; os.kill(os.getpid(), {int(number)}); time.sleep(60)")
     assert run(tmp_path)["t0"].kind == processes.STOPPED
 
 

@@ -136,7 +136,8 @@ class _Child:
             lines = self._answer.read().decode().splitlines()
         if status == 0 and lines:
             return Outcome(FINISHED, json.loads(lines[-1]), "", seconds)
-        if status in (0, signals.EXIT_STATUS, -signal.SIGTERM):
+        # Python may end by SIGINT where it was interrupted in the middle of an import, although that was caught.
+        if status in (0, signals.EXIT_STATUS, *(-number for number in signals.ASKING)):
             return Outcome(STOPPED, None, "", seconds)
         if status == EXIT_STATUS:
             return Outcome(REFUSED, None, self._last_line().removeprefix("error: "), seconds)
