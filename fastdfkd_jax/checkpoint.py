@@ -28,7 +28,7 @@ from fastdfkd_jax.files import disk_error, make_folder
 Tree = Any
 FORMAT = 2
 Evidence = dict[str, Any]
-_RESTART = "or start again with --config.restart=true, which moves all that is there aside"
+_RESTART = "or start again with --config.restart=true"
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Checkpoints:
                 self._forget_after(step, steps)
                 return restored
         if steps:
-            why = shortened("; ".join(dict.fromkeys(reasons)), 90)
+            why = shortened("; ".join(dict.fromkeys(reasons)), 70)
             raise UserError(f"no checkpoint in {self.directory} can be used ({why}): restore it, {_RESTART}")
         return None
 
