@@ -512,11 +512,14 @@ def test_a_link_out_of_the_workdir_is_not_followed(name, copied, tmp_path):
 
 
 def test_leftovers_of_killed_writers_are_removed(copied):
-    leftovers = [copied / ".config.json.partial", copied / "pool" / ".000003.npz.partial", copied / ".x.pth.12.tmp"]
-    for path in leftovers:
+    leftovers = [copied / ".config.json.partial", copied / "pool" / ".000003.npz.partial"]
+    leftovers += [copied / ".student.safetensors.12.tmp"]  # of an earlier release's writer
+    others = [copied / ".x.pth.12.tmp", copied / ".notes.partial"]  # of other programs
+    for path in leftovers + others:
         path.write_bytes(b"half")
     main.run(tiny_config(), copied)
     assert not any(path.exists() for path in leftovers)
+    assert all(path.exists() for path in others)
 
 
 def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, copied, caplog):
