@@ -32,10 +32,14 @@ class Located(NamedTuple):
     channels: int
 
 
-def find(directory: Path) -> Found:
+def find(directory: Path, warn: bool = False) -> Found:
     """The pool of an earlier run (its workdir or `pool` folder) or, of one that made none, what it began with.
 
     Else a folder of pictures.
+
+    Args:
+      directory: of either.
+      warn: logs which files of a folder of pictures are skipped.
 
     Raises:
       UserError: nothing there.
@@ -52,13 +56,14 @@ def find(directory: Path) -> Found:
             f"config.pool.initial={directory} holds no pool shards and no .png or .jpg images (or other pictures): "
             "give a folder of images or a pool"
         )
-    listing.warn_of_skipped([found], source)
+    if warn:
+        listing.warn_of_skipped([found], source)
     return Found((), found.pictures)
 
 
 def read(directory: Path, image_shape: tuple[int, int, int]) -> Rows:
     """Reads what `find` finds; UserError where nothing is, or images are of another size."""
-    found = find(directory)
+    found = find(directory, warn=True)
     parts = [shards.read_shard(path) for path in found.shard_files]
     parts += [_read_picture(path, image_shape[-1]) for path in found.pictures]
     for part in parts:
@@ -71,7 +76,7 @@ def locate(directory: Path, image_shape: tuple[int, int, int]) -> Located:
 
     Of pictures only what their first bytes tell is checked. UserError as `read`.
     """
-    found = find(directory)
+    found = find(directory, warn=True)
     located = shards.locate(found.shard_files)
     for shard in located:
         _require_shape(directory, shard.image_shape, image_shape)
