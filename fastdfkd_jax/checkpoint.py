@@ -27,7 +27,7 @@ from fastdfkd_jax.files import disk_error, make_folder
 
 Tree = Any
 FORMAT = 2
-Evidence = dict[str, Any]
+Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # of progress and evidence, as `Checkpoints.restore` takes it
 _RESTART = "or start again with --config.restart=true"
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,10 @@ class Restored(NamedTuple):
     Attributes:
       state: the tree, on the device.
       progress: the JSON that was saved with it.
-      identity: of the run that saved it.
     """
 
     state: Tree
     progress: dict[str, Any]
-    identity: dict[str, Any]
 
 
 class Checkpoints:
@@ -83,7 +81,7 @@ class Checkpoints:
         """Number of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, number: int, state: Tree, progress: dict[str, Any], evidence: Evidence | None = None) -> None:
+    def save(self, number: int, state: Tree, progress: dict[str, Any], evidence: dict[str, Any] | None = None) -> None:
         """Saves a tree under a number (once), and forgets the oldest beyond those kept.
 
         Args:
@@ -122,7 +120,7 @@ class Checkpoints:
             return disk_error(self.directory, OSError(code, os.strerror(code)))
         return None
 
-    def restore(self, like: Tree, fault: Callable[[dict[str, Any], Evidence], str] | None = None) -> Restored | None:
+    def restore(self, like: Tree, fault: Fault | None = None) -> Restored | None:
         """The newest checkpoint that can be used, or None where there is none at all.
 
         Args:
@@ -149,7 +147,7 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self.directory} can be used ({why}): restore it, {_RESTART}")
         return None
 
-    def _read(self, step: int, like: Tree, fault: Callable[[dict[str, Any], Evidence], str] | None) -> Restored:
+    def _read(self, step: int, like: Tree, fault: Fault | None) -> Restored:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except Exception as error:  # whatever a damaged file makes Orbax raise
@@ -181,7 +179,7 @@ class Checkpoints:
                 "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
                 ", ".join(changed),
             )
-        return Restored(state, meta["progress"], meta["identity"])
+        return Restored(state, meta["progress"])
 
     def _forget_after(self, step: int, steps: list[int]) -> None:
         # Damaged ones would be in the way of the saves to come.
