@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastdfkd_jax import limits
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.files import write_atomically
 
 # Every exception that zipfile, zlib and NumPy's header parser raise on a damaged archive. RuntimeError: a spoiled flag
@@ -65,6 +65,14 @@ class Arrays(Mapping[str, np.ndarray]):
         with self._archive.open(member) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
+    @property
+    def declared_bytes(self) -> int:
+        """Bytes that all arrays say they take, unpacked."""
+        return sum(member.file_size for member in self._members.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members  # a Mapping's own would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
 
@@ -105,8 +113,7 @@ def opened(path: Path, kind: str) -> Iterator[Arrays]:
 
 def reason_of(error: BaseException) -> str:
     """The message of a library's exception on one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _REASON else text[: _REASON - 3] + "..."
+    return shortened(error, _REASON) or type(error).__name__
 
 
 def path_of(directory: Path, index: int) -> Path:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import math
-import zipfile
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax import limits
+from fastdfkd_jax import limits, npz
 from fastdfkd_jax.arguments import expanded
 from fastdfkd_jax.convert import naming, record, twins
 from fastdfkd_jax.convert.files import import_torch
@@ -78,8 +74,9 @@ def from_file(path: str) -> Arrays:
     """
     file = expanded(path)
     try:
-        limits.require_regular(file, "reference")
-        arrays = _read_archive(file)
+        with npz.opened(file, "reference") as archive:
+            limits.require_bytes(archive.declared_bytes, file)
+            arrays = dict(archive)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -92,27 +89,6 @@ def from_file(path: str) -> Arrays:
     if fault := _fault(arrays):
         raise UserError(f"{path} is not an .npz that convert/record.py wrote: {fault}")
     return arrays
-
-
-def _read_archive(path: Path) -> Arrays:
-    """Arrays of an .npz, unpacked only after the sizes that it declares have been found possible."""
-    with zipfile.ZipFile(path) as archive:
-        limits.require_bytes(sum(entry.file_size for entry in archive.infolist()), path)
-        for entry in archive.infolist():
-            with archive.open(entry) as file:
-                _require_whole(file, entry.file_size)
-    # From memory: numpy leaves a damaged file open.
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
-
-
-def _require_whole(file: IO[bytes], size: int) -> None:
-    """Checks that an entry is as long as its header says, which numpy allocates before it reads."""
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, _, dtype = read(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
-        raise ValueError("the header does not fit the data")
 
 
 def _fault(arrays: Arrays) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,9 @@ def _as_bytes(images: np.ndarray, where: str) -> np.ndarray:
     return np.rint(images * 255).astype(np.uint8)
 
 
-def names_of(path: Path) -> list[str]:
-    """The names of an archive's arrays; UserError where it is none."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[npz.Arrays]:
+    """Opens an archive; UserError where it is none, or turns out to be damaged as its arrays are read."""
     if not path.exists():
         raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
     try:
@@ -156,9 +158,18 @@ def names_of(path: Path) -> list[str]:
                     f"expected an .npz archive of arrays, found a single array in {path}: store it by numpy.savez"
                 )
         with npz.opened(path, "archive") as arrays:
-            return list(arrays)
+            yield arrays
     except npz.DAMAGED as error:
-        raise _unreadable(path, error) from error
+        raise UserError(
+            f"cannot read {path} as an .npz archive of plain arrays ({npz.reason_of(error)}): it is damaged or of "
+            "another kind; make it by numpy.savez"
+        ) from error
+
+
+def names_of(path: Path) -> list[str]:
+    """The names of an archive's arrays; UserError where it is none."""
+    with _opened(path) as arrays:
+        return list(arrays)
 
 
 def load(path: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -167,16 +178,5 @@ def load(path: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarra
     Raises:
       UserError: it is no archive, is damaged, holds Python objects under these names, or takes too much memory.
     """
-    held = names_of(path)
-    try:
-        with npz.opened(path, "archive") as arrays:
-            return {name: arrays[name] for name in (held if wanted is None else wanted) if name in held}
-    except npz.DAMAGED as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> UserError:
-    return UserError(
-        f"cannot read {path} as an .npz archive of plain arrays ({npz.reason_of(error)}): it is damaged or of another "
-        "kind; make it by numpy.savez"
-    )
+    with _opened(path) as arrays:
+        return {name: arrays[name] for name in (arrays if wanted is None else wanted) if name in arrays}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.limits import require_bytes, require_pixels
 
 TASKS = {"classification": 2, "segmentation": 4}  # axes of the logits
@@ -75,8 +75,7 @@ def check_declared(description: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}: record the network again")
     for key, (expected, holds) in (_CHECKS | _OPTIONAL).items():
         if key in description and not holds(description[key]):
-            found = str(description[key])
-            found = found if len(found) <= 40 else f"{found[:37]}..."
+            found = shortened(description[key], 40)
             raise UserError(f"{path} is damaged: {key} must be {expected}, found {found}: record the network again")
     side = description["image_size"]
     require_pixels(side, side, f"that {path} takes")

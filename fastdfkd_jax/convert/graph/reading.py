@@ -23,7 +23,7 @@ from fastdfkd_jax.convert.graph.products import ADDED_PRODUCT, LINEAR
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.limits import read_json, require_bytes
 from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
 
@@ -83,7 +83,7 @@ def check(recorded: Recorded) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged description, or an operation's unusual argument, leads to
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_ROOM]
+        reason = shortened(f"{type(error).__name__}: {error}", _ROOM)
         raise UserError(f"{folder / GRAPH} is damaged, or asks for what is not known ({reason})") from error
     classes = description["classes"]
     if found[-1:] != (classes,) or len(found) != TASKS[description["task"]]:
@@ -157,10 +157,12 @@ def _read_description(path: Path) -> dict[str, Any]:
             "or what convert.record --graph wrote"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({str(error)[:_ROOM]}): record the network again") from error
+        raise UserError(
+            f"{path} cannot be read as JSON ({shortened(error, _ROOM)}): record the network again"
+        ) from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path} has format {str(found)[:_ROOM]}, expected {FORMAT}: record the network again")
+        raise UserError(f"{path} has format {shortened(found, _ROOM)}, expected {FORMAT}: record the network again")
     check_declared(description, path)
     return description
 
@@ -183,7 +185,8 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
     if unknown:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         raise UserError(
-            f"{folder} has operations that are not known: {_cut(listed)}; replace them in the PyTorch module"
+            f"{folder} has operations that are not known: {shortened(listed, _ROOM)}; replace them in the PyTorch "
+            "module"
         )
     if description["output"] not in there:
         raise UserError(f"{folder / GRAPH} is damaged: no node gives its output {description['output']}")
@@ -198,11 +201,8 @@ def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -
         elif list(weights[name].shape) != shapes[name]:
             faults.append(f"has {name} of shape {list(weights[name].shape)}, expected {shapes[name]}")
     if faults:
-        raise UserError(f"{path} does not fit its graph: it {_cut('; it '.join(faults))}: record the network again")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _ROOM else f"{text[: _ROOM - 3]}..."
+        text = shortened("; it ".join(faults), _ROOM)
+        raise UserError(f"{path} does not fit its graph: it {text}: record the network again")
 
 
 def _ours(path: VariablePath, array: np.ndarray) -> np.ndarray:
