@@ -68,7 +68,7 @@ def told(error: BaseException) -> tuple[int, str]:
 
 
 def _environment(error: BaseException) -> str | None:
-    """What a failure of the machine or its settings means, or None where it is another failure."""
+    """Explains a failure of the machine or of its settings; None for any other failure."""
     text = one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory ({text or 'of this machine'}): close other programs, or give smaller inputs"

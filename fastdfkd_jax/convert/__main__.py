@@ -88,7 +88,7 @@ def _table(report: Report) -> str:
 
 
 def _advice(report: Report) -> str:
-    """What to do after a verification that failed."""
+    """Says what to do after a failed verification."""
     failed = [check.name for check in report.checks if not check.passed]
     if failed == [SAME_WEIGHTS]:
         return "the reference has other weights, so record it anew from this checkpoint"

@@ -1,5 +1,7 @@
-"""Which of a file's entries are the weights of the network: raw or averaged, under which key, and less what is known
-to be no part of a network."""
+"""Chooses the network's weights among a file's entries: raw or averaged ones, under one of its keys.
+
+Entries that are known to be no part of a network are dropped.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user says of a file's entries.
+    """The user's choice among a file's entries.
 
     Attributes:
       weights: 'raw' or 'ema' where a file has both; None takes raw ones where there are any.
@@ -81,7 +83,7 @@ class _Candidate(NamedTuple):
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a key is one under which averaged weights are saved: state_dict_ema, model_ema, swa_model."""
+    """True for a key under which averaged weights are saved: state_dict_ema, model_ema, swa_model."""
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
@@ -260,12 +262,12 @@ def trim(
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether an entry is one that training tools put among a network's weights."""
+    """True for an entry that training tools put among a network's weights."""
     return any(re.fullmatch(pattern, name) for pattern in _BOOKKEEPING)
 
 
 def _belongs(name: str, known: Collection[str]) -> bool:
-    """Whether the name, without any leading components, is one of the network's."""
+    """True where the name, without any leading components, is one of the network's."""
     parts = name.split(".")
     return any(".".join(parts[start:]) in known for start in range(len(parts)))
 
