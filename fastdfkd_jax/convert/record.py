@@ -787,10 +787,10 @@ def main(arguments=None):
 
 
 def _complain(message, verbose):
-    """Prints an error on one line; the middle of a long one is left out, as its end says how to mend the fault."""
+    """Prints an error on one line, a long one without its end: PyTorch's texts begin with what fails."""
     message = f"error: {message}"
     if not verbose and len(message) > MAX_MESSAGE:
-        message = f"{message[:140]} ... {message[145 - MAX_MESSAGE :]}"
+        message = f"{message[: MAX_MESSAGE - 3]}..."
     print(message, file=sys.stderr)
 
 
