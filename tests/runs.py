@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,3 +32,8 @@ def tiny_config(**changes) -> ConfigDict:
     config.eval_every = config.checkpoint_every = config.images_every = 1
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
+
+
+def identity_of(workdir: Path) -> dict[str, Any]:
+    """The identity of the run in a folder, without which its checkpoints are refused."""
+    return json.loads((workdir / "config.json").read_text())["identity"]

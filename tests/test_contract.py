@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import tiny_config
+from runs import identity_of, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import assemble, distill, main, registry
@@ -122,7 +122,7 @@ def test_what_is_trained_beside_the_student_is_trained_and_resumed(tmp_path, mon
     main.run(config, tmp_path)
     parts = assemble.assemble(config)
     state = initial_state(jax.random.key(0), parts)
-    restored = Checkpoints(tmp_path / "checkpoints").restore(state)
+    restored = Checkpoints(tmp_path / "checkpoints", identity=identity_of(tmp_path)).restore(state)
     assert restored is not None
     # Eight steps of gradient 2 (x - 3) and rate 1/4 halve the distance eight times.
     assert restored.state["student"].extra == pytest.approx(3 - 3 * 0.5**8)

@@ -1,12 +1,10 @@
 """Sampling D' by class and by difficulty: probabilities in closed form, weights that undo the bias, and a run."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import tiny_config
+from runs import identity_of, tiny_config
 
 from fastdfkd_jax import main, replay
 from fastdfkd_jax.checkpoint import Checkpoints
@@ -115,7 +113,7 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
 def last_state(workdir, config):
     parts = main.assemble(config)
-    identity = json.loads((workdir / "config.json").read_text())["identity"]
+    identity = identity_of(workdir)
     training = Training(config, parts, workdir, identity)
     saved = Checkpoints(workdir / "checkpoints", identity=identity).restore(training._saved_state())
     training.metrics.close()
