@@ -143,8 +143,8 @@ class Checkpoints:
                 self._forget_after(step, steps)
                 return restored
         if steps:
-            why = shortened("; ".join(dict.fromkeys(reasons)), 70)
-            raise UserError(f"no checkpoint in {self.directory} can be used ({why}): restore it, {_RESTART}")
+            newest = shortened(reasons[0], 80)
+            raise UserError(f"no checkpoint in {self.directory} can be used ({newest}): restore it, {_RESTART}")
         return None
 
     def _read(self, step: int, like: Tree, fault: Fault | None) -> Restored:
