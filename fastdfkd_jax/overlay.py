@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import arguments, augment, convert, data, parallel, report
+from fastdfkd_jax import augment, convert, data, parallel, report
+from fastdfkd_jax.arguments import OneLineParser, numbers
 from fastdfkd_jax.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -64,7 +65,7 @@ def rows(images: np.ndarray, maps: Sequence[np.ndarray], classes: int) -> np.nda
 
 def main(argv: Sequence[str]) -> None:
     """Parses, predicts and writes the PNG; `argv` begins with the program's name."""
-    parser = arguments.OneLineParser(prog="python -m fastdfkd_jax.overlay", description=__doc__)
+    parser = OneLineParser(prog="python -m fastdfkd_jax.overlay", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", help="networks of one task and one number of classes")
     parser.add_argument("--data", required=True, help=f"pictures, of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")
@@ -73,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--image-size", type=int, help="side to which pictures without maps are brought")
     parser.add_argument("--crop", type=float, default=0.0, help="of the latter, part of the shorter side: 1 for all")
     parser.add_argument("--arch", help="architecture, where no checkpoint tells")
-    parser.add_argument("--mean", type=arguments.numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
-    parser.add_argument("--std", type=arguments.numbers, help="likewise")
+    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
+    parser.add_argument("--std", type=numbers, help="likewise")
     parser.add_argument("--across", type=int, default=1, help="pictures in a row (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="the PNG")
     chosen = parser.parse_args(argv[1:])

@@ -143,6 +143,6 @@ def test_shares_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 6}, raising=False)
     assert processes.shares(1) == [(0, 1, 2, 5, 6)]
     assert processes.shares(2) == [(0, 1), (2, 5)]
-    for jobs in (0, 6):
-        with pytest.raises(UserError, match=rf"config.jobs must be from 1 to 5, .* found {jobs}"):
-            processes.shares(jobs)
+    for count in (0, 6):
+        with pytest.raises(UserError, match=rf"config.jobs must be from 1 to 5, .* found {count}"):
+            processes.shares(count)

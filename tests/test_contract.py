@@ -21,9 +21,9 @@ from fastdfkd_jax.train import Training
 ROUND = 2  # student steps of a batch that lives once
 
 
-def install(monkeypatch, build):
+def install(monkeypatch, make):
     """Makes 'noise' another method."""
-    entry = registry.METHODS["noise"]._replace(build=lambda config, setting: build(setting))
+    entry = registry.METHODS["noise"]._replace(build=lambda config, setting: make(setting))
     monkeypatch.setitem(registry.METHODS, "noise", entry)
 
 
