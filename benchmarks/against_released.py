@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from fastdfkd_jax import report
-from fastdfkd_jax.arguments import OneLineParser
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser
+from fastdfkd_jax.storage import markdown
 
 MARK = "against-released"
 # Folders of seeds, as patterns below the folder of records.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     text = table(accuracies(args.results), released(args.results))
     for document in args.into:
-        report.insert_all(document, {MARK: text})
+        markdown.insert_all(document, {MARK: text})
     print(text, end="")
 
 

@@ -13,8 +13,8 @@ import torch
 from benchmarks.case import Case, first_key, numbers_of
 from benchmarks.torch_side import TorchSide
 from fastdfkd_jax import convert
-from fastdfkd_jax.assemble import assemble
-from fastdfkd_jax.programs import initial_state
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.programs import initial_state
 
 _BATCH, _STEPS = 4, 5  # more of Adam's steps only raise the rounding errors
 

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import flops
 from configs import cifar10
-from fastdfkd_jax import augment, convert
-from fastdfkd_jax.assemble import assemble
+from fastdfkd_jax import convert
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
-from fastdfkd_jax.programs import initial_state
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.programs import initial_state
 
 CALL_KEY = 3  # seed of the timed calls
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import seconds
-from fastdfkd_jax.models.general_convolution import general_conv
+from fastdfkd_jax.cpu_conv.general import general_conv
 
 RECORD = Path("results/levers/general_convolutions.json")
 _BATCH, _ROUNDS, _IN_LOOP = 8, 3, 2

@@ -24,9 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
-from fastdfkd_jax import parallel, pool, report
-from fastdfkd_jax.assemble import assemble
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.storage import files
+from fastdfkd_jax.training import run_records
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 _DEVICES = 4
 _KD_STEPS = 4
@@ -74,7 +77,7 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
     programs, key = Programs(parts, config), jax.random.key(config.seed)
     state = initial_state(key, parts)
     # With room for more: a pool that one batch fills would be laid over the devices as the batch is.
-    filled = pool.empty((calls + 1) * parts.method.images_per_call, parts.teacher.spec.input_shape)
+    filled = on_device.empty((calls + 1) * parts.method.images_per_call, parts.teacher.spec.input_shape)
     found: dict[str, np.ndarray] = {}
     devices: dict[str, int] = {}
     pixels = np.random.default_rng(0).integers(0, 256, filled.images.shape, np.uint8)
@@ -170,7 +173,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "calls": by_call,
         "devices used": used,
         "kd steps of a call": _KD_STEPS,
-        "config": report.without_places(config.to_dict()),
+        "config": run_records.without_places(config.to_dict()),
         "jax": jax.__version__,
         "cores": len(os.sched_getaffinity(0)),
         "written": time.strftime("%Y-%m-%d"),
@@ -197,7 +200,7 @@ def main() -> None:
     record = compare(args)
     if args.record is not None:
         args.record.mkdir(parents=True, exist_ok=True)
-        report.write_json(args.record / f"{args.case}-{args.axis}-{args.optimizer}.json", record)
+        files.write_json(args.record / f"{args.case}-{args.axis}-{args.optimizer}.json", record)
     print(json.dumps(record, indent=2))
     sys.exit(not record["within"])
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from fastdfkd_jax.models import Network
-from fastdfkd_jax.models.generators import Generator
+from fastdfkd_jax.models.generators.by_kind import Generator
 
 
 class Convolution(NamedTuple):

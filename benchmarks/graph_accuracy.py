@@ -24,7 +24,7 @@ from benchmarks.graphs import RESULTS
 from fastdfkd_jax import convert, data
 from fastdfkd_jax.convert import record
 from fastdfkd_jax.data import Dataset
-from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import NetworkSpec
 
 _MODULES = Path(__file__).parent / "modules"

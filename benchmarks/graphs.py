@@ -27,9 +27,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import seconds
-from fastdfkd_jax import models, report
-from fastdfkd_jax.convert import checkpoints, graph, naming, record, twins, verify
+from fastdfkd_jax import models
+from fastdfkd_jax.convert import checkpoints, graph, naming, record, verify
+from fastdfkd_jax.convert.torch_twins import classifiers
 from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.storage import markdown
 
 RESULTS, TABLE = Path("results/graphs"), Path("docs/graphs.md")
 _TORCHVISION = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "vgg11_bn", "mobilenet_v2")
@@ -110,7 +112,7 @@ def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
     source, _, kind = name.partition("/")
     if source == "ours":
         spec = NetworkSpec(kind, _CLASSES, models.usual_image_size(kind))
-        module, size = twins.twin(spec), spec.image_size
+        module, size = classifiers.twin(spec), spec.image_size
     else:
         spec, module, size = None, constructed(name, _CLASSES), _SIDES.get(name, _SIDE)
     seed_norms(module, size)
@@ -227,7 +229,7 @@ def table(records: list[dict[str, Any]]) -> str:
 def page(text: str) -> str:
     """A document with the table of all records, in the order of `NETWORKS`, between its marks."""
     paths = map(_file, NETWORKS)
-    return report.insert(text, table([json.loads(path.read_text()) for path in paths if path.exists()]))
+    return markdown.insert(text, table([json.loads(path.read_text()) for path in paths if path.exists()]))
 
 
 def main() -> None:

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fastdfkd_jax import augment, pool, report
-from fastdfkd_jax.assemble import conv_gradient, load_teacher
-from fastdfkd_jax.shards import Rows, read_shard
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool.shards import Rows, read_shard
+from fastdfkd_jax.storage import files, image_grid
+from fastdfkd_jax.training.build import conv_gradient, load_teacher
 
 COLUMNS = 4
 
@@ -41,7 +43,7 @@ def gaps_by_step(workdir: Path) -> list[list[float]]:
 def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
     """What the teacher says of images: of the classes that were asked for, and of any."""
     teacher, variables = load_teacher(config, {"dtype": np.float32, "conv_gradient": conv_gradient(config)})
-    images = augment.normalize(pool.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
+    images = augment.normalize(on_device.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(teacher.apply)(variables, images).logits))
     asked = probabilities[np.arange(len(rows.labels)), rows.labels]
     return {
@@ -100,12 +102,12 @@ def main() -> None:
     for name, workdir in workdirs.items():
         images = last_images(workdir).images[: 2 * COLUMNS]
         grid = args.out / f"{name.lower()}.png"
-        report.write_grid(grid, images, columns=COLUMNS, scale=1)
+        image_grid.write_grid(grid, images, columns=COLUMNS, scale=1)
         with Image.open(grid) as picture:
             picture.save(grid.with_suffix(".jpg"), quality=90)  # a tenth of the bytes
         grid.unlink()
     plot(records, args.out / "by_step.png")
-    report.write_json(args.out / "images.json", records)
+    files.write_json(args.out / "images.json", records)
     print(json.dumps({name: found["teacher"] for name, found in records.items()}))
 
 

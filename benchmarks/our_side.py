@@ -11,11 +11,12 @@ import numpy as np
 from benchmarks.case import CALL_KEY, Case
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
-from fastdfkd_jax import metrics, pool
-from fastdfkd_jax.assemble import assemble, conv_gradient
-from fastdfkd_jax.main import set_up_jax
-from fastdfkd_jax.models.convolution import canonical_conv, convolve
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.training import metric_files
+from fastdfkd_jax.training.build import assemble, conv_gradient
+from fastdfkd_jax.training.one_run import set_up_jax
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 
 class OurSide:
@@ -34,8 +35,10 @@ class OurSide:
         self.state = initial_state(jax.random.key(0), self.parts)
         shape = self.parts.teacher.spec.input_shape
         images = jax.random.uniform(jax.random.key(4), (case.batch, *shape))
-        self.pool = pool.append(pool.empty(case.batch, shape), pool.to_uint8(images), jnp.zeros(case.batch, jnp.int32))
-        self.made = pool.empty(case.batch, shape)
+        self.pool = on_device.append(
+            on_device.empty(case.batch, shape), on_device.to_uint8(images), jnp.zeros(case.batch, jnp.int32)
+        )
+        self.made = on_device.empty(case.batch, shape)
         self.key, self.calls = jax.random.key(CALL_KEY), 0
 
     def compile(self) -> float:
@@ -94,4 +97,4 @@ class OurSide:
 
     def peak_memory_bytes(self) -> int | None:
         """Of the device; None on a CPU, where the process tells."""
-        return metrics.device_peak_bytes()
+        return metric_files.device_peak_bytes()

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax import parallel
-from fastdfkd_jax.shards import Shards
-from fastdfkd_jax.store import DiskStore
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.pool.shards import Shards
 
 SHAPE = (224, 224, 3)
 SHARD, BATCH, STEPS = 100, 100, 4

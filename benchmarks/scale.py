@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks import flops
 from fastdfkd_jax import moments
-from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, make_inversion_loss
+from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, make_inversion_loss
 from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator, rematerialised, usual_image_size
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 

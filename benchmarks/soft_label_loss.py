@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import augment, convert, data, losses, pool, report, soft_labels
+from fastdfkd_jax import convert, data, losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation import soft_labels
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.storage import files
 
 BATCH = 60
 TEMPERATURES = (1.0, 5.0)
@@ -39,7 +43,7 @@ def measure(teacher_path: Path, source: str, directory: str, views: int) -> dict
     rows = np.random.default_rng(0).permutation(len(images))[:views]
     batches = rows[: views // BATCH * BATCH].reshape(-1, BATCH)
     logits = jnp.concatenate(
-        [answer(pool.to_float(jnp.asarray(images[some])), jax.random.key(i)) for i, some in enumerate(batches)]
+        [answer(on_device.to_float(jnp.asarray(images[some])), jax.random.key(i)) for i, some in enumerate(batches)]
     )
     kept: dict[str, Any] = {}
     for top_k in TOP_K:
@@ -66,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measure(args.teacher, args.data, args.data_dir, args.views)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    report.write_json(args.out, found)
+    files.write_json(args.out, found)
     print(json.dumps(found))
 
 

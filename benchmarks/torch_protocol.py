@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from benchmarks import torch_fastdfkd
 from configs import cifar10
 from fastdfkd_jax import convert, data
-from fastdfkd_jax.assemble import assemble
-from fastdfkd_jax.convert.twins import twin
-from fastdfkd_jax.files import write_atomically
-from fastdfkd_jax.programs import initial_state
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
+from fastdfkd_jax.storage.files import write_atomically
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.programs import initial_state
 
 VARIANT = "resnet20-wrn16_1-fast5-short"
 

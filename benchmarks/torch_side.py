@@ -16,9 +16,9 @@ from benchmarks.case import Case, Numbers
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
 from fastdfkd_jax import convert
-from fastdfkd_jax.assemble import load_teacher
-from fastdfkd_jax.convert.twins import twin
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.training.build import load_teacher
 
 
 def _wait() -> None:

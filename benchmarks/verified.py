@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import graphs
-from fastdfkd_jax import report
 from fastdfkd_jax.convert import record, verify
+from fastdfkd_jax.storage import files, markdown
 
 RESULTS, TABLE = Path("results/verified"), Path("docs/conversion.md")
 MODULES = Path(__file__).parent / "modules" / "torchvision_networks.py"
@@ -79,7 +79,7 @@ def keep(found: verify.Report, reference: str) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in ("jax", "torch")},
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    report.write_json(RESULTS / f"{found.spec.arch}.json", result)
+    files.write_json(RESULTS / f"{found.spec.arch}.json", result)
     return result
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-        report.insert_all(TABLE, {"": table(records)})
+        markdown.insert_all(TABLE, {"": table(records)})
         return
     for path in args.checkpoints:
         print(keep(verify.verify(path), "our twin, the file's weights"), flush=True)

@@ -140,7 +140,7 @@ def get_config() -> ConfigDict:
     config.dfad.generator_loss = "l1"  # or 'log_l1', as for segmentation
 
     config.generative_dfd = ConfigDict()  # METHOD section 6; methods/generative_dfd.py explains each
-    config.generative_dfd.generator = "generative_dfd"  # architecture, a key of models/vector_generator.py
+    config.generative_dfd.generator = "generative_dfd"  # architecture, a key of models/generators/vector.py
     config.generative_dfd.latent_dim = 256  # numbers in z, beside the one-hot class
     config.generative_dfd.width = 64  # channels of the last hidden layer
     config.generative_dfd.lr = 1e-3  # Adam's; this recipe is ours, as none was released
@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     config.generator.latent_dim = 256  # numbers in z, or channels of the map
     config.generator.width = 64  # channels of the last hidden layer
 
-    config.inversion = ConfigDict()  # Eq. 13 and 15; methods/inversion.py explains each
+    config.inversion = ConfigDict()  # Eq. 13 and 15; methods/parts/inversion_loss.py explains each
     config.inversion.class_weight = 0.4
     config.inversion.adversarial_weight = 1.1
     config.inversion.feature_weight = 10.0
@@ -219,7 +219,7 @@ def get_config() -> ConfigDict:
     config.soft_labels.dir = ""  # folder, which runs on the same images may share; '' for workdir/soft_labels
     config.soft_labels.seed = 0  # of the stored views
 
-    config.replay = ConfigDict()  # how the student draws from D'; replay.py explains each, all 0 is uniform
+    config.replay = ConfigDict()  # how the student draws from D'; pool/sampling.py explains each, all 0 is uniform
     config.replay.class_exponent = 0.0  # 1: every class as often, as the teacher sees them
     config.replay.difficulty_exponent = 0.0  # of the student's divergence from the teacher
     config.replay.importance_exponent = 0.0  # of the loss weight that undoes the bias
@@ -248,9 +248,9 @@ def get_config() -> ConfigDict:
 
 
 def _generative(generator: str, latent_dim: int, lr: float, b1: float) -> ConfigDict:
-    """What the methods whose batches live once share; methods/generative.py explains each."""
+    """What the methods whose batches live once share; methods/parts/online_generator.py explains each."""
     section = ConfigDict()
-    section.generator = generator  # architecture (models/generators.py); CMI's scripts: 'large'
+    section.generator = generator  # architecture (models/generators/by_kind.py); CMI's scripts: 'large'
     section.latent_dim = latent_dim  # numbers in z
     section.width = 64  # channels of the last hidden layer
     section.lr = lr  # Adam's, for the generator

@@ -7,64 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from fastdfkd_jax import augment, convert, data, parallel, scores
-from fastdfkd_jax.arguments import OneLineParser, numbers
-from fastdfkd_jax.command import run_command
-from fastdfkd_jax.data import Dataset
+from fastdfkd_jax import convert, data
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser, numbers
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network
-from fastdfkd_jax.models.network import Variables
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 
 _IMAGES, _MAPS = 256, 16  # in a step, unless it is said
 # Measurements in percent, as they are printed.
 _SHARES = {"accuracy": "accuracy", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
-
-
-def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variables, Dataset], dict[str, Any]]:
-    """Builds `evaluate(variables, dataset) -> measurements`, which compiles once for all data sets of one size.
-
-    Args:
-      network: images are normalised by its spec.
-      batch_size: images a step; the last step is padded to it.
-
-    Returns:
-      A function that gives what the score of the network's task reads (`scores.of_task`), and `count` (images). It
-      raises UserError when the data set does not fit the network (`data.require`).
-    """
-    spec, score = network.spec, scores.of_task(network.spec)
-    split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch_size,))))
-
-    # Defined here, so that the compiled function is this evaluator's own and its traces can be counted.
-    def sums_of_batch(variables, images, labels):
-        inputs = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
-        return score.sums(network.apply(variables, inputs).logits, labels)
-
-    step = parallel.jit(sums_of_batch)
-
-    def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
-        data.require(dataset, spec)
-        total = len(dataset.labels)
-        variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
-        sums = []
-        for start in range(0, total, batch_size):
-            rows = slice(start, start + batch_size)
-            images, labels = dataset.images[rows], dataset.labels[rows].astype(np.int32)
-            padding = (0, batch_size - len(labels))
-            images = np.pad(images, (padding, *[(0, 0)] * (images.ndim - 1)))
-            labels = np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1)), constant_values=-1)
-            sums.append(step(variables, images, labels))
-        # Added on the host in float64: a float32 sum of many batches would lose digits.
-        whole = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *jax.device_get(sums))
-        return {**score.read(whole, data.count_classes(dataset)), "count": total}
-
-    return evaluate
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import augment, convert, data, parallel, report
-from fastdfkd_jax.arguments import OneLineParser, numbers
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax import convert, data
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser, numbers
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.storage import image_grid
 
 _BATCH = 8
 
@@ -100,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     maps += [predict(network, variables, dataset.images) for network, variables in networks]
     classes = networks[0][0].spec.num_classes
     pictures = rows(dataset.images, maps, classes)
-    report.write_grid(chosen.out, pictures, chosen.across * (1 + len(maps)), scale=1, rows=len(dataset.images))
+    image_grid.write_grid(chosen.out, pictures, chosen.across * (1 + len(maps)), scale=1, rows=len(dataset.images))
     print(f"{chosen.out}: {len(dataset.images)} pictures, each with {beside}{len(networks)} predictions")
     for number, colour in enumerate(palette(classes)):
         print(f"  #{bytes(colour).hex()} {data.class_title(dataset, number)}")

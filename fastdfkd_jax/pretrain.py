@@ -16,16 +16,18 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax import configuration, convert, data, models, scores
-from fastdfkd_jax.arguments import require_unit_scale
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.cli import config_flags
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import require_unit_scale
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.evaluate import make_evaluator
-from fastdfkd_jax.files import make_folder, write_atomically
+from fastdfkd_jax.evaluation import scores
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.network import Variables
-from fastdfkd_jax.supervised import Recipe, steps_per_epoch, train_teacher
+from fastdfkd_jax.storage.files import make_folder, write_atomically
+from fastdfkd_jax.training.supervised import Recipe, steps_per_epoch, train_teacher
 
 log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__
 
@@ -123,7 +125,7 @@ def _reporter(
 
 def main(argv: Sequence[str]) -> None:
     """Parses, trains, and prints the last epoch's record as one line of JSON."""
-    config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
+    config, workdir = config_flags.parse(argv, DEFAULT_CONFIG)
     print(json.dumps(run(config.to_dict(), workdir)))
 
 

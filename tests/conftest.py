@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from fastdfkd_jax import command
+from fastdfkd_jax.cli import command
 
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

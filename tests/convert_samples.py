@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import torch
 
-from fastdfkd_jax.convert.twins import twin
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.models import Network, NetworkSpec
 
 

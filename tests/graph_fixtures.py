@@ -39,7 +39,7 @@ def drawn(shapes):
 
 def unpack(path, folder):
     """Makes the folder that `convert.record --graph` would have made."""
-    from fastdfkd_jax.convert import files, record
+    from fastdfkd_jax.convert import record, weight_files
 
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
@@ -49,7 +49,7 @@ def unpack(path, folder):
     reference["images"] = record.fixed_images((2, graph["channels"], graph["image_size"], graph["image_size"]))
     folder.mkdir()
     (folder / "graph.json").write_text(json.dumps(graph))
-    files.write_safetensors(folder / "weights.safetensors", drawn(graph["shapes"]) | stored, {})
+    weight_files.write_safetensors(folder / "weights.safetensors", drawn(graph["shapes"]) | stored, {})
     np.savez(folder / "reference.npz", **reference)
 
 
@@ -58,7 +58,7 @@ def write(name):
     import torch
 
     from benchmarks import graphs
-    from fastdfkd_jax.convert import files, record
+    from fastdfkd_jax.convert import record, weight_files
 
     module = graphs.constructed(name, CLASSES)
     shapes = {entry: tuple(tensor.shape) for entry, tensor in module.state_dict().items()}
@@ -70,7 +70,7 @@ def write(name):
     result = record.record(module, record.fixed_images((2, 3, SIDE, SIDE)))
     with tempfile.TemporaryDirectory() as folder:
         graph = record.write_graph(folder, record.export(module, SIDE, 3), result, {"initial": False})
-        weights, _ = files.read_state_dict(Path(folder) / "weights.safetensors")
+        weights, _ = weight_files.read_state_dict(Path(folder) / "weights.safetensors")
     kept_as_is = {entry for entry in weights if entry.endswith(_STORED) or entry not in shapes}
     stored = {f"weights/{entry}": weights[entry] for entry in kept_as_is}
     kept = {key: a for key, a in result.items() if not key.startswith("state/") and key != "images"}

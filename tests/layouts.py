@@ -13,11 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runs import tiny_config
 from toy_network import toy_parts
 
-from fastdfkd_jax import parallel, pool
-from fastdfkd_jax.models import convolution, winograd
-from fastdfkd_jax.models.convolution import canonical_conv, doubled_conv
-from fastdfkd_jax.models.general_convolution import general_conv
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax.cpu_conv import square, winograd
+from fastdfkd_jax.cpu_conv.general import general_conv
+from fastdfkd_jax.cpu_conv.square import canonical_conv, doubled_conv
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 LAYOUTS = {
     "1 device, 4 lanes": {"fastdfkd__num_tasks": 4},
@@ -38,7 +39,7 @@ def results(changes: dict[str, float]) -> dict[str, Any]:
     programs, state = Programs(parts, config), initial_state(jax.random.key(1), parts)
     found, devices = {}, 0
     images = 2 * config.synthesis_batch * config.fastdfkd.num_tasks
-    filled = pool.empty(images, parts.teacher.spec.input_shape)
+    filled = on_device.empty(images, parts.teacher.spec.input_shape)
     for call in range(2):
         # As a resumed run begins: with arrays that a checkpoint's reader has bound to one device.
         state = parallel.copy(jax.device_put(jax.tree.map(np.asarray, state), jax.devices()[0]))
@@ -91,7 +92,7 @@ if __name__ == "__main__":
     for layout, changes in LAYOUTS.items():
         for path, leaf in jax.tree.leaves_with_path(results(changes)):
             arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
-    convolution._CHUNK_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
+    square._CHUNK_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
     for devices in (1, 4):
         for path, leaf in jax.tree.leaves_with_path(convolutions(devices)):
             arrays[f"convolutions on {devices}|{jax.tree_util.keystr(path)}"] = leaf

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax import augment
+from fastdfkd_jax.augmentation import augment
 
 IMAGES = jax.random.uniform(jax.random.key(0), (64, 6, 7, 3))
 

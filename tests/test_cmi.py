@@ -15,15 +15,17 @@ from toy_network import share_on_target, toy_network
 
 from configs import cmi as config_file
 from configs import default, quickstart
-from fastdfkd_jax import main, models
-from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, cmi, contrast, inversion, representation
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.methods import base, cmi
+from fastdfkd_jax.methods.parts import contrastive, inversion_loss, parametrization
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.checkpoint import Checkpoints
+from fastdfkd_jax.training.config_checks import validate
 
 BATCH, DIM = 4, 16  # the toy's BatchNorm has 16 channels
 TINY = {"num_steps": 3, "learning_rate": 0.1, "bank_size": 10, "negatives": 6, "head_dim": 5}
-TERMS = inversion.InversionOptions(feature="plain", crop_padding=1, flip=False)
+TERMS = inversion_loss.InversionOptions(feature="plain", crop_padding=1, flip=False)
 
 
 def toy_images():
@@ -35,7 +37,7 @@ def toy_images():
     def render(theta, latents):
         return jax.nn.sigmoid(latents @ theta["kernel"]).reshape(-1, 8, 8, 1)
 
-    return representation.Representation(
+    return parametrization.Representation(
         init=lambda key: {"kernel": jnp.zeros((6, 64))},
         draw=lambda key, batch: jax.random.normal(key, (batch, 6)),
         render=render,
@@ -76,7 +78,7 @@ def run(calls, same_keys=False, **changes):
 
 def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     """One step without a random view, so that the images that are judged are those that are kept."""
-    terms = inversion.InversionOptions(crop_padding=0, flip=False)
+    terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
     _, batches, infos = run(8, terms=terms, num_steps=1)
     hits = [share_on_target(toy_network(), variables()[0], batch) for batch in batches]
     assert [info["on_target"] for info in infos] == pytest.approx(hits)
@@ -90,7 +92,7 @@ def numbered(first, count):
 
 
 def test_the_bank_forgets_the_oldest_rows_first_and_stays_its_size():
-    bank, push = contrast.init_bank(10, 3), jax.jit(contrast.push)
+    bank, push = contrastive.init_bank(10, 3), jax.jit(contrastive.push)
     for start in range(0, 24, 4):
         bank = push(bank, numbered(start, 4))
         assert bank.rows.shape == (10, 2, 3)
@@ -102,11 +104,11 @@ def test_the_bank_forgets_the_oldest_rows_first_and_stays_its_size():
 
 @pytest.mark.parametrize("filled", [0, 4, 8, 10, 20])
 def test_negatives_are_different_filled_rows_at_random(filled):
-    bank = contrast.init_bank(10, 3)
+    bank = contrastive.init_bank(10, 3)
     for start in range(0, filled, 2):
-        bank = contrast.push(bank, numbered(start + 1, 2))
+        bank = contrastive.push(bank, numbered(start + 1, 2))
     seen = set()
-    draw = jax.jit(contrast.draw, static_argnums=2)
+    draw = jax.jit(contrastive.draw, static_argnums=2)
     for seed in range(30):
         rows, valid = draw(jax.random.key(seed), bank, 6)
         assert rows.shape == (6, 2, 3)
@@ -116,14 +118,14 @@ def test_negatives_are_different_filled_rows_at_random(filled):
         seen.update(found.tolist())
     # Full to the last row, where released code draws nothing for one call, draws as ever.
     assert seen == set(range(max(1, filled - 9), filled + 1))
-    assert contrast.draw(jax.random.key(0), bank, 4096)[0].shape[0] == 10
+    assert contrastive.draw(jax.random.key(0), bank, 4096)[0].shape[0] == 10
 
 
 def test_the_contrast_is_its_formula():
-    head = contrast.init_head(jax.random.key(0), 7, 5)
+    head = contrastive.init_head(jax.random.key(0), 7, 5)
     views, others = (jax.random.normal(jax.random.key(i), (n, 2, 7)) for i, n in ((1, 4), (2, 6)))
     valid = jnp.array([True, False, True, True, False, True])
-    loss, gradient = jax.jit(jax.value_and_grad(contrast.contrastive_loss, argnums=(0, 1)))(
+    loss, gradient = jax.jit(jax.value_and_grad(contrastive.contrastive_loss, argnums=(0, 1)))(
         head, views, others.at[1].set(1e6), valid, 0.2
     )
 
@@ -143,11 +145,11 @@ def test_the_contrast_is_its_formula():
 
 
 def test_with_an_empty_bank_the_contrast_is_that_of_the_batch():
-    head = contrast.init_head(jax.random.key(0), 7, 5)
+    head = contrastive.init_head(jax.random.key(0), 7, 5)
     views = jax.random.normal(jax.random.key(1), (4, 2, 7))
     none = jnp.zeros(6, bool)
-    alone = jax.jit(contrast.contrastive_loss)(head, views, jnp.zeros((0, 2, 7)), none[:0], 0.2)
-    value, gradient = jax.jit(jax.value_and_grad(contrast.contrastive_loss))(
+    alone = jax.jit(contrastive.contrastive_loss)(head, views, jnp.zeros((0, 2, 7)), none[:0], 0.2)
+    value, gradient = jax.jit(jax.value_and_grad(contrastive.contrastive_loss))(
         head, views, jnp.zeros((6, 2, 7)), none, 0.2
     )
     np.testing.assert_allclose(value, alone, rtol=1e-6)
@@ -252,10 +254,10 @@ def test_a_run_saves_the_bank_and_trains_the_student(tmp_path):
     config = tiny_config(
         method__name="cmi", inversion__feature="plain", **{f"cmi__{key}": value for key, value in changes.items()}
     )
-    summary = main.run(config, tmp_path)
+    summary = one_run.run(config, tmp_path)
     assert summary["images"] == 24
     assert Checkpoints(tmp_path / "checkpoints").latest
-    again = main.run(config, tmp_path)
+    again = one_run.run(config, tmp_path)
     assert again["student_accuracy_last"] == summary["student_accuracy_last"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdfkd_jax import configuration, signals
+from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.errors import UserError, shortened
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,7 @@ def program(body: str, *arguments: str, before: str = "", **environment: str) ->
     code += (
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         + before
-        + "\nfrom fastdfkd_jax.command import run_command\n"
+        + "\nfrom fastdfkd_jax.cli.command import run_command\n"
     )
     code += f"def main(argv):\n{textwrap.indent(textwrap.dedent(body), '    ')}\nrun_command(main)\n"
     return subprocess.Popen(
@@ -137,7 +137,7 @@ def test_the_first_signal_only_asks_and_the_second_ends(number, tmp_path):
     body = """
         import time
         import numpy as np
-        from fastdfkd_jax import signals
+        from fastdfkd_jax.cli import signals
         with signals.deferred() as stop:
             open(argv[1], "w").close()
             while not stop.requested:
@@ -164,7 +164,7 @@ def test_an_ignored_signal_stays_ignored():
     before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     body = """
         import os, signal
-        from fastdfkd_jax import signals
+        from fastdfkd_jax.cli import signals
         os.kill(os.getpid(), signal.SIGHUP)
         with signals.deferred() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -210,7 +210,7 @@ def settings(tmp_path, monkeypatch) -> Path:
 
 
 def parsed(*arguments: str):
-    return configuration.parse(["main", *arguments], "none.py")
+    return config_flags.parse(["main", *arguments], "none.py")
 
 
 def test_a_colon_is_a_variant_only_after_the_file(settings):

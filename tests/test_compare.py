@@ -18,9 +18,9 @@ from runs import ROOT, tiny_config
 
 from configs.compare import parts
 from fastdfkd_jax.compare import __main__ as compare
-from fastdfkd_jax.compare import comparison, folders
+from fastdfkd_jax.compare import comparison, run_folders
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import lock_folder
+from fastdfkd_jax.storage.files import lock_folder
 
 LONG = "calls=600, warmup_calls=599, eval_every=600, checkpoint_every=600, images_every=600"
 SECTION = "Digits, WRN-16-1 → WRN-10-1"
@@ -411,10 +411,10 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
         comparison.require_given([comparison.read(a_comparison()).runs["c-other"]])
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_text(name)
-    folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
-    folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
+    run_folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
+    run_folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
     with pytest.raises(UserError, match=r"runs/a-fast holds runs with another teacher than .*b.pth"):
-        folders.require_same_teacher(tmp_path, run(tmp_path / "b.pth"))
+        run_folders.require_same_teacher(tmp_path, run(tmp_path / "b.pth"))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from configs import cifar, cifar10, dafl, dfq, zskt
 from configs.compare import all as all_tables
 from configs.compare import cifar_runs, parts, spread, table1, table2, table3, table4, table5
 from configs.compare import synthesis as longer_synthesis
-from fastdfkd_jax import plan
-from fastdfkd_jax.assemble import METHODS
 from fastdfkd_jax.compare import comparison, results, synthesis, tables
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.training import dry_run
+from fastdfkd_jax.training.build import METHODS
+from fastdfkd_jax.training.config_checks import validate
 
 CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
 CONFIGS += [(all_tables, None), (longer_synthesis, None), (spread, None)]
@@ -102,7 +102,7 @@ def test_all_methods_of_the_short_protocol_learn_on_equal_terms():
 
 def test_all_runs_of_table_2_have_one_student_budget():
     for run in comparison.read(table2.get_config()).runs.values():
-        assert (plan.count_kd_steps(run.config), run.config.kd.batch) == (400_000, 100), run.name
+        assert (dry_run.count_kd_steps(run.config), run.config.kd.batch) == (400_000, 100), run.name
 
 
 def test_rows_that_a_claim_rests_on_have_three_seeds():

@@ -7,9 +7,9 @@ import pytest
 from runs import tiny_config
 
 from configs.compare import parts
-from fastdfkd_jax.compare import comparison, estimates, folders, processes
+from fastdfkd_jax.cli.signals import Stop
+from fastdfkd_jax.compare import comparison, estimates, jobs, run_folders
 from fastdfkd_jax.compare.estimates import Entry
-from fastdfkd_jax.signals import Stop
 
 MEASURE = """
 import json, pickle, sys
@@ -26,7 +26,7 @@ TWO_AT_ONCE = [(0, 1), (2, 3)]
 @pytest.fixture
 def runs(monkeypatch):
     """Runs 'a' of 10 hours and 'b' of 20, each and compilation, and 'c', which cannot be measured."""
-    monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", MEASURE])
+    monkeypatch.setattr(jobs, "COMMAND", [sys.executable, "-c", MEASURE])
     made = [("a", tiny_config(calls=10), (0, 1)), ("b", tiny_config(calls=20), (0,)), ("c", tiny_config(), (0,))]
     return comparison.read(
         parts.comparison(runs=[parts.run(name, config, seeds=seeds) for name, config, seeds in made], tables=[])
@@ -64,7 +64,7 @@ def test_each_config_is_measured_once(tmp_path, runs):
 
 def test_what_is_finished_is_not_measured(tmp_path, runs):
     for name, seed, finished in (("a", 0, True), ("a", 1, False), ("b", 0, True)):
-        place = folders.folder(tmp_path, name, seed)
+        place = run_folders.folder(tmp_path, name, seed)
         place.mkdir(parents=True)
         (place / "config.json").write_text(json.dumps(runs.runs[name].seeded(seed).to_dict()))
         if finished:
@@ -74,7 +74,7 @@ def test_what_is_finished_is_not_measured(tmp_path, runs):
         ("a seed 0", "finished"), ("a seed 1", "begun"), ("b seed 0", "finished")
     ]  # fmt: skip
     assert (tmp_path / "measured").read_text() == "measure 10\n"
-    done = [Entry(entry.run, entry.seed, folders.FINISHED, None) for entry in found]
+    done = [Entry(entry.run, entry.seed, run_folders.FINISHED, None) for entry in found]
     assert estimates.describe(done, TWO_AT_ONCE).endswith("\n3 runs: 3 finished, 0 begun, 0 to do")
 
 

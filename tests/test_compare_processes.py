@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from fastdfkd_jax import signals
-from fastdfkd_jax.compare import processes
-from fastdfkd_jax.compare.processes import Task
+from fastdfkd_jax.cli import signals
+from fastdfkd_jax.cli.signals import Stop
+from fastdfkd_jax.compare import jobs
+from fastdfkd_jax.compare.jobs import Task
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.signals import Stop
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def child(monkeypatch):
 
     def use(script):
         head = "import os, pickle, signal, sys, time\nrequest = pickle.load(sys.stdin.buffer)\n"
-        monkeypatch.setattr(processes, "COMMAND", [sys.executable, "-c", head + textwrap.dedent(script)])
+        monkeypatch.setattr(jobs, "COMMAND", [sys.executable, "-c", head + textwrap.dedent(script)])
 
     return use
 
@@ -31,19 +31,19 @@ def run(tmp_path, count=1, cores=((),), stop=None, on_start=lambda task: None):
     """Outcomes by task."""
     tasks = [Task(f"t{i}", "run", {"number": i}, tmp_path / f"t{i}", tmp_path / "logs" / f"t{i}") for i in range(count)]
     ended = {}
-    processes.run_all(tasks, cores, stop or Stop(), on_start, lambda task, outcome: ended.update({task.name: outcome}))
+    jobs.run_all(tasks, cores, stop or Stop(), on_start, lambda task, outcome: ended.update({task.name: outcome}))
     return ended
 
 
 @pytest.mark.parametrize(
     ("script", "kind", "answer", "reason"),
     [
-        ("print('noise'); print('{\"a\": 1}')", processes.FINISHED, {"a": 1}, ""),
-        ("pass", processes.STOPPED, None, ""),
-        ("print('error: no such file', file=sys.stderr); sys.exit(2)", processes.REFUSED, None, "no such file"),
-        ("raise ValueError('a bug')", processes.CRASHED, None, "ValueError: a bug"),
-        ("sys.exit(7)", processes.CRASHED, None, "exit status 7"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", processes.CRASHED, None, "killed by SIGKILL"),
+        ("print('noise'); print('{\"a\": 1}')", jobs.FINISHED, {"a": 1}, ""),
+        ("pass", jobs.STOPPED, None, ""),
+        ("print('error: no such file', file=sys.stderr); sys.exit(2)", jobs.REFUSED, None, "no such file"),
+        ("raise ValueError('a bug')", jobs.CRASHED, None, "ValueError: a bug"),
+        ("sys.exit(7)", jobs.CRASHED, None, "exit status 7"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", jobs.CRASHED, None, "killed by SIGKILL"),
     ],
 )
 def test_how_a_process_ends(child, tmp_path, script, kind, answer, reason):
@@ -84,7 +84,7 @@ def test_so_many_at_once_each_with_its_cores(child, tmp_path):
         ended[task.name] = outcome.answer
 
     tasks = [Task(f"t{i}", "run", {}, tmp_path, tmp_path / f"t{i}") for i in range(5)]
-    processes.run_all(tasks, [(0,), (1,)], Stop(), start, end)
+    jobs.run_all(tasks, [(0,), (1,)], Stop(), start, end)
     assert max(most) == 2
     assert {tuple(cores) for cores in ended.values()} == {(0,), (1,)}
     assert list(ended)[:2] in (["t0", "t1"], ["t1", "t0"])
@@ -113,7 +113,7 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
         ended = run(tmp_path, count=3, stop=stop)
         asking.join()
     assert list(ended) == ["t0"], "no more are started"
-    assert ended["t0"].kind == processes.STOPPED
+    assert ended["t0"].kind == jobs.STOPPED
     assert (tmp_path / "t0").read_text() == "saved"
 
 
@@ -121,7 +121,7 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
 def test_one_that_was_stopped_before_it_could_save_is_stopped_too(child, tmp_path, number):
     default = f"signal.signal({int(number)}, signal.SIG_DFL)"
     child(f"{default}; os.kill(os.getpid(), {int(number)}); time.sleep(60)")
-    assert run(tmp_path)["t0"].kind == processes.STOPPED
+    assert run(tmp_path)["t0"].kind == jobs.STOPPED
 
 
 def test_an_error_of_ours_leaves_no_process(child, tmp_path):
@@ -141,8 +141,8 @@ def test_an_error_of_ours_leaves_no_process(child, tmp_path):
 
 def test_shares_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 6}, raising=False)
-    assert processes.shares(1) == [(0, 1, 2, 5, 6)]
-    assert processes.shares(2) == [(0, 1), (2, 5)]
+    assert jobs.shares(1) == [(0, 1, 2, 5, 6)]
+    assert jobs.shares(2) == [(0, 1), (2, 5)]
     for count in (0, 6):
         with pytest.raises(UserError, match=rf"config.jobs must be from 1 to 5, .* found {count}"):
-            processes.shares(count)
+            jobs.shares(count)

@@ -12,10 +12,12 @@ from runs import tiny_config
 
 from benchmarks.flops import equations
 from configs import imagenet
-from fastdfkd_jax import assemble as assemble_module
-from fastdfkd_jax import main, models, pool
-from fastdfkd_jax.assemble import assemble
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax import models
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.training import build as assemble_module
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 pytestmark = pytest.mark.optimized
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.optimized
 def programs_and_arguments(config):
     parts = assemble(config)
     programs, state = Programs(parts, config), initial_state(jax.random.key(0), parts)
-    filled = pool.empty(config.synthesis_batch, parts.teacher.spec.input_shape)
+    filled = on_device.empty(config.synthesis_batch, parts.teacher.spec.input_shape)
     key, student = jax.random.key(1), state["student"].variables
     return {
         "synthesize": (
@@ -58,7 +60,7 @@ def imagenet_programs():
     state = jax.eval_shape(lambda key: initial_state(key, parts), jax.random.key(0))
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), np.int32)
     images = jax.ShapeDtypeStruct((programs.steps, config.kd.batch, 224, 224, 3), np.uint8)
-    batches = pool.Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
+    batches = on_device.Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
     return {
         "synthesize": (
             programs.synthesize,
@@ -101,7 +103,7 @@ def test_rematerialisation_reaches_both_programs(remat):
 def test_a_call_is_one_dispatch_and_kd_one_for_several_steps(tmp_path):
     """Counted in the trace that the program itself writes of its second full call."""
     config = tiny_config(profile=True)
-    main.run(config, tmp_path)
+    one_run.run(config, tmp_path)
     (path,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
     with gzip.open(path) as file:
         names = Counter(event.get("name", "") for event in json.load(file)["traceEvents"])

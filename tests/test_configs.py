@@ -7,7 +7,7 @@ from configs import camvid, cifar, cifar10, cifar100, default, nyuv2, own, pretr
 from configs import segmentation as maps
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.training.config_checks import validate
 
 VARIANTS = [f"{pair}-fast{k}" for pair in cifar.PAIRS for k in cifar.STEPS]
 

@@ -10,13 +10,14 @@ import pytest
 from runs import identity_of, tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import assemble, distill, main, registry
-from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base
-from fastdfkd_jax.programs import initial_state
-from fastdfkd_jax.shards import read_shard
-from fastdfkd_jax.train import Training
+from fastdfkd_jax.methods import base, registry
+from fastdfkd_jax.pool.shards import read_shard
+from fastdfkd_jax.training import build, one_run
+from fastdfkd_jax.training.checkpoint import Checkpoints
+from fastdfkd_jax.training.loop import Training
+from fastdfkd_jax.training.programs import initial_state
 
 ROUND = 2  # student steps of a batch that lives once
 
@@ -61,7 +62,7 @@ def records(workdir):
 
 def test_batches_that_live_once_serve_their_round_and_leave_no_pool(tmp_path, monkeypatch):
     install(monkeypatch, once)
-    summary = main.run(tiny_config(method__name="noise"), tmp_path)
+    summary = one_run.run(tiny_config(method__name="noise"), tmp_path)
     # Three calls of four steps, the first without the student; two batches of eight a round of two steps.
     assert summary["images"] == 3 * 2 * ROUND * 8
     assert not list((tmp_path / "pool").iterdir())
@@ -72,7 +73,7 @@ def test_batches_that_live_once_serve_their_round_and_leave_no_pool(tmp_path, mo
 def test_a_run_of_such_batches_goes_on_to_the_bit(tmp_path, monkeypatch):
     install(monkeypatch, once)
     config = tiny_config(method__name="noise")
-    whole = main.run(config, tmp_path / "whole")
+    whole = one_run.run(config, tmp_path / "whole")
     original = Training._round
 
     def stop_once(training):
@@ -82,8 +83,8 @@ def test_a_run_of_such_batches_goes_on_to_the_bit(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_round", stop_once)
-        assert main.run(config, tmp_path / "parts") == {}
-    resumed = main.run(config, tmp_path / "parts")
+        assert one_run.run(config, tmp_path / "parts") == {}
+    resumed = one_run.run(config, tmp_path / "parts")
     assert resumed["images"] == whole["images"]
     assert resumed["student_accuracy_last"] == whole["student_accuracy_last"]
     students = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")]
@@ -102,7 +103,7 @@ def test_calls_that_keep_nothing_leave_neither_rows_nor_shards(tmp_path, monkeyp
 
     install(monkeypatch, every_other)
     config = tiny_config(method__name="noise", calls=5)
-    assert main.run(config, tmp_path)["images"] == 2 * 8
+    assert one_run.run(config, tmp_path)["images"] == 2 * 8
     shards = sorted((tmp_path / "pool").iterdir())
     assert [read_shard(path).images.max() for path in shards] == [2, 4]
     with np.load(shards[1]) as arrays:
@@ -119,8 +120,8 @@ def test_what_is_trained_beside_the_student_is_trained_and_resumed(tmp_path, mon
 
     install(monkeypatch, with_extra)
     config = tiny_config(method__name="noise")
-    main.run(config, tmp_path)
-    parts = assemble.assemble(config)
+    one_run.run(config, tmp_path)
+    parts = build.assemble(config)
     state = initial_state(jax.random.key(0), parts)
     restored = Checkpoints(tmp_path / "checkpoints", identity=identity_of(tmp_path)).restore(state)
     assert restored is not None
@@ -134,7 +135,7 @@ def test_labels_reach_the_student_s_loss(tmp_path, monkeypatch):
         return grey(setting, objective=distill.Objective(loss))
 
     install(monkeypatch, with_labels)
-    main.run(tiny_config(method__name="noise"), tmp_path)
+    one_run.run(tiny_config(method__name="noise"), tmp_path)
     losses = [record["kd/loss"] for record in records(tmp_path) if "kd/loss" in record]
     # After two calls labels are 0 and 1, after three 0 to 2; the means of sixteen draws.
     assert 0 < losses[0] < 1
@@ -155,10 +156,10 @@ def test_labels_reach_the_student_s_loss(tmp_path, monkeypatch):
 def test_what_batches_that_live_once_cannot_do_is_refused(monkeypatch, changes, message):
     install(monkeypatch, once)
     with pytest.raises(UserError, match=message):
-        assemble.assemble(tiny_config(method__name="noise", **changes))
+        build.assemble(tiny_config(method__name="noise", **changes))
 
 
 def test_a_method_of_data_needs_some(monkeypatch):
     install(monkeypatch, lambda setting: grey(setting, lifetime=base.DATA))
     with pytest.raises(UserError, match=r"config.transfer.source must be"):
-        assemble.assemble(tiny_config(method__name="noise"))
+        build.assemble(tiny_config(method__name="noise"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from malicious import Runs
 
-from fastdfkd_jax.convert import files, references
+from fastdfkd_jax.convert import references, weight_files
 from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.errors import UserError
 
@@ -105,7 +105,7 @@ def test_an_object_that_sets_attributes_is_refused(tmp_path):
 
     (tmp_path / "teacher.pth").write_bytes(saved({"x": Sets()}))
     with pytest.raises(UserError, match=r"its pickle wants posixpath\.join"):
-        files.read(tmp_path / "teacher.pth")
+        weight_files.read(tmp_path / "teacher.pth")
 
 
 def deep(opening: bytes, closing: bytes, count: int = 100_000) -> bytes:
@@ -205,7 +205,7 @@ def test_a_model_json_reads_only_beside_itself(tmp_path):
         manifest = {"weightsManifest": [{"paths": [name], "weights": weights}]}
         (tmp_path / "model" / "model.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match="is not beside it"):
-            files.read(tmp_path / "model" / "model.json")
+            weight_files.read(tmp_path / "model" / "model.json")
 
 
 def reference() -> dict[str, np.ndarray]:
@@ -273,7 +273,7 @@ def test_equal_weights_give_equal_bytes_in_every_process(tmp_path):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", WRITE, *part], check=True, env=environment)
     assert len({path.read_bytes() for path in paths}) == 1
-    state, metadata = files.read_state_dict(paths[0])
+    state, metadata = weight_files.read_state_dict(paths[0])
     assert metadata == {"z": 1, "a": [1, 2], "\u00e9": "\u00e9"}
     assert state["\u00e9.bias"].tolist() == [0, 1, 2, 3]
 
@@ -281,5 +281,5 @@ def test_equal_weights_give_equal_bytes_in_every_process(tmp_path):
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     for name in (".a.safetensors.123.tmp", ".a.safetensors.partial", ".b.safetensors.9.tmp"):
         (tmp_path / name).write_bytes(b"half")
-    files.write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(1, np.float32)}, {})
+    weight_files.write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(1, np.float32)}, {})
     assert sorted(os.listdir(tmp_path)) == [".b.safetensors.9.tmp", "a.safetensors"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastdfkd_jax import convert
-from fastdfkd_jax.convert import files
+from fastdfkd_jax.convert import weight_files
 from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, build
@@ -42,7 +42,7 @@ def imported(tmp_path, content, *options: str, name: str = "teacher.pth") -> dic
     torch.save(content, tmp_path / name)
     out = tmp_path / "out.safetensors"
     assert main(["import", str(tmp_path / name), "--out", str(out), *NORMALIZATION, *options]) == 0
-    return files.read(out).state
+    return weight_files.read(out).state
 
 
 def is_same(found: dict[str, np.ndarray], expected: dict[str, Any]) -> bool:
@@ -190,7 +190,7 @@ def test_values_beside_the_weights_do_no_harm(tmp_path, case, legacy):
     content = OrderedDict(epoch=3, state_dict=RAW, value=BESIDE[case])
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     before = torch.serialization.get_safe_globals()
-    assert is_same(files.read(path).state, RAW)
+    assert is_same(weight_files.read(path).state, RAW)
     assert set(torch.serialization.get_safe_globals()) == set(before)  # nothing stays allowed
 
 
@@ -219,7 +219,7 @@ def test_the_content_tells_the_format(tmp_path, name, kind):
         save_file(RAW, path)
     else:
         torch.save({"state_dict": RAW}, path, _use_new_zipfile_serialization=kind == "zip")
-    assert is_same(files.read(path).state, RAW)
+    assert is_same(weight_files.read(path).state, RAW)
 
 
 @pytest.mark.parametrize(

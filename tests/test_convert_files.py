@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastdfkd_jax import convert
-from fastdfkd_jax.convert import files
+from fastdfkd_jax.convert import weight_files
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, build
 
@@ -81,7 +81,7 @@ def test_our_format_keeps_the_spec_and_what_else_is_given(tmp_path, network, var
     again, found = convert.load_network(path)
     assert again.spec == SPEC
     assert same(found, variables)
-    assert files.read_state_dict(path)[1]["accuracy"] == 91.25
+    assert weight_files.read_state_dict(path)[1]["accuracy"] == 91.25
     other, _ = convert.load_network(path, mean=(0.1, 0.2, 0.3), image_size=32)
     assert (other.spec.mean, other.spec.std, other.spec.image_size) == ((0.1, 0.2, 0.3), SPEC.std, 32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastdfkd_jax import convert
-from fastdfkd_jax.convert import files, keras, naming
+from fastdfkd_jax.convert import keras, naming, weight_files
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, build
 
@@ -102,7 +102,7 @@ def test_damaged_files(tmp_path, part, damage, expected):
     path = write(tmp_path, part)
     damage(tmp_path)
     with pytest.raises(UserError, match=expected):
-        files.read_state_dict(path)
+        weight_files.read_state_dict(path)
 
 
 def test_another_network(tmp_path, part):

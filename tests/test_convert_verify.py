@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import record
 from fastdfkd_jax.convert.__main__ import main
-from fastdfkd_jax.convert.twins import twin
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.models import NetworkSpec, arch_names, build, count_batch_norms
 

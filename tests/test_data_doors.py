@@ -18,9 +18,11 @@ from malicious import Runs
 from pictures import write_jpegs
 from PIL import Image
 
-from fastdfkd_jax import data, initial, npz
+from fastdfkd_jax import data
 from fastdfkd_jax.data import plain_pickle, unlabelled
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.pool import initial_images
+from fastdfkd_jax.storage import npz
 
 
 def refused(match: str, source: str, split: str = "test", **options) -> None:
@@ -350,8 +352,8 @@ def picture_doors(root: Path):
         "mask": lambda: data.load("pairs:.", "val", data_dir=root),
         "crops of a folder": lambda: list(unlabelled.stream("folder:a", "test", root, **crops)),
         "crops of an npz": lambda: list(unlabelled.stream("npz:a.npz", "test", root, **crops)),
-        "initial images": lambda: initial.read(root / "pool", (20_000, 20_000, 1)),
-        "initial images' sizes": lambda: initial.locate(root / "pool", (20_000, 20_000, 1)),
+        "initial images": lambda: initial_images.read(root / "pool", (20_000, 20_000, 1)),
+        "initial images' sizes": lambda: initial_images.locate(root / "pool", (20_000, 20_000, 1)),
     }
 
 

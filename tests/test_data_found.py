@@ -9,11 +9,12 @@ import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
 from configs import quickstart
-from fastdfkd_jax import data, initial
-from fastdfkd_jax.assemble import assemble
+from fastdfkd_jax import data
 from fastdfkd_jax.data import listing, pictures, unlabelled
 from fastdfkd_jax.data.dataset import kind_of
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.pool import initial_images
+from fastdfkd_jax.training.build import assemble
 
 
 def write(path: Path, value: int = 0, **options) -> None:
@@ -101,7 +102,7 @@ def test_grey_pictures_of_16_bits_are_scaled(tmp_path):
     wanted = sixteen_bits(tmp_path / "a" / "0.png")
     read = data.load("folder:.", data_dir=tmp_path)
     np.testing.assert_array_equal(read.images[0, ..., 0], wanted)
-    np.testing.assert_array_equal(initial.read(tmp_path, (16, 16, 3)).images[0], np.dstack([wanted] * 3))
+    np.testing.assert_array_equal(initial_images.read(tmp_path, (16, 16, 3)).images[0], np.dstack([wanted] * 3))
     sixteen_bits(tmp_path / "images" / "val" / "0.png")
     Image.fromarray(wanted % 3).save(tmp_path / "images" / "mask.png")
     (tmp_path / "masks" / "val").mkdir(parents=True)
@@ -238,7 +239,7 @@ def test_pictures_of_every_suffix_are_read_at_every_door(tmp_path, suffix):
     except (OSError, KeyError):
         pytest.skip("this Pillow cannot write it")
     assert abs(levels(data.load("folder:.", data_dir=tmp_path))[0] - 100) <= 2  # some of them lose a little
-    assert len(initial.find(tmp_path).pictures) == 1
+    assert len(initial_images.find(tmp_path).pictures) == 1
     crops = unlabelled.stream("folder:a", "train", tmp_path, image_size=4, channels=1, crops=1, limit=0)
     assert abs(int(next(crops)[0, 0, 0, 0]) - 100) <= 2
 
@@ -247,7 +248,7 @@ def test_initial_images_skip_leftovers(tmp_path, caplog):
     write(tmp_path / "0.png", 9)
     (tmp_path / "._0.png").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(initial.read(tmp_path, (8, 8, 1)).images, np.full((1, 8, 8, 1), 9))
+        np.testing.assert_array_equal(initial_images.read(tmp_path, (8, 8, 1)).images, np.full((1, 8, 8, 1), 9))
     assert "skipped 1 hidden" in messages(caplog)[0]
 
 

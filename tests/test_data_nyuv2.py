@@ -19,9 +19,10 @@ from PIL import Image
 from runs import ROOT
 
 from configs import nyuv2 as recipe
-from fastdfkd_jax import convert, data, main, models
+from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.data import map_sources, nyuv2
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.training import one_run
 
 SHAPE = (4, 6)
 META = ("classMapping40.mat", "class13Mapping.mat", "splits.mat")
@@ -124,7 +125,7 @@ def test_from_the_official_file_to_a_student(run, tmp_path):
     network = models.build(spec)
     convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
 
-    summary = main.run(config.lock(), tmp_path / "run")
+    summary = one_run.run(config.lock(), tmp_path / "run")
     assert (summary["teacher"], summary["student"]) == ("deeplabv3_resnet50", "deeplabv3_mobilenetv2")
     assert summary["images"] == 4
     evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

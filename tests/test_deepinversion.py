@@ -15,12 +15,14 @@ from toy_network import share_on_target, toy_network
 
 from configs import deepinversion as config_file
 from configs import deepinversion_imagenet, default, quickstart
-from fastdfkd_jax import augment, main, models
+from fastdfkd_jax import models
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods import deepinversion as method
 from fastdfkd_jax.methods.descent import descend
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.config_checks import validate
 
 BATCH = 6
 STILL = {"jitter": 0, "flip": False}
@@ -301,7 +303,7 @@ def test_the_configs_are_overrides_of_the_default_and_have_published_values():
 def test_a_run_fills_the_pool_and_trains_the_student(tmp_path):
     changes = {"num_steps": 2, "jitter": 1, "flip": False, "first_bn_multiplier": 2.0, "tv_l2": 1e-3}
     changes = {f"deepinversion__{key}": value for key, value in changes.items()}
-    summary = main.run(tiny_config(method__name="deepinversion", **changes), tmp_path)
+    summary = one_run.run(tiny_config(method__name="deepinversion", **changes), tmp_path)
     assert summary["images"] == 24
     assert summary["knows"] == base.TEACHER_ONLY
     assert len(list((tmp_path / "pool").glob("*.npz"))) == 3

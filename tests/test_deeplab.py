@@ -170,7 +170,7 @@ def test_resizing_is_pytorchs(small, large):
 )
 def test_images_of_any_size_equal_torch(arch, size, conv_gradient):
     torch = pytest.importorskip("torch")
-    from fastdfkd_jax.convert.twins import twin
+    from fastdfkd_jax.convert.torch_twins.classifiers import twin
 
     net, variables = network(arch, conv_gradient=conv_gradient), variables_of(arch)
     module = twin(net.spec).eval()

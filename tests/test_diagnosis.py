@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from fastdfkd_jax import models
-from fastdfkd_jax.diagnosis import teacher_fault
 from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.training.diagnosis import teacher_fault
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,12 @@ import pytest
 from runs import tiny_config
 from toy_network import SPEC, toy_network, toy_parts
 
-from fastdfkd_jax import augment, distill, losses, parallel, pool
-from fastdfkd_jax.programs import Programs, initial_state
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 PEAK, FINAL, CALLS, STEPS = 0.2, 2e-4, 5, 3
 TEMPERATURE = 4.0
@@ -239,7 +243,7 @@ def test_a_run_mixes_as_its_config_says():
     config = tiny_config(method__name="noise", parallel__batch_devices=1)
     parts = toy_parts(config)
     rows = jax.random.randint(jax.random.key(0), (16, *SPEC.input_shape), 0, 256).astype(jnp.uint8)
-    filled = pool.append(pool.empty(16, SPEC.input_shape), rows, jnp.zeros(16, jnp.int32))
+    filled = on_device.append(on_device.empty(16, SPEC.input_shape), rows, jnp.zeros(16, jnp.int32))
     start, seen = initial_state(jax.random.key(1), parts)["student"], []
     for config.kd.cutmix, config.kd.cutmix_alpha in ((1.0, 1.0), (1.0, 0.2)):
         state = parallel.copy(start)  # the program takes it over

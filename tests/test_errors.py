@@ -24,13 +24,14 @@ from PIL import Image
 from runs import ROOT
 from safetensors.numpy import load_file, save_file
 
-from fastdfkd_jax import data, report
-from fastdfkd_jax.checkpoint import Checkpoints
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax import data
+from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.main import main
-from fastdfkd_jax.metrics import Metrics
-from fastdfkd_jax.shards import Shards
+from fastdfkd_jax.pool.shards import Shards
+from fastdfkd_jax.training import run_records
+from fastdfkd_jax.training.checkpoint import Checkpoints
+from fastdfkd_jax.training.metric_files import Metrics
 
 # Noise needs no compilation of synthesis; the run ends after one call, without KD.
 TINY = f"""
@@ -651,7 +652,7 @@ def test_records_of_runs_that_are_none(tmp_path, workdir, name, content):
     (workdir / "summary.json").write_text("{}")
     (workdir / name).write_text(content)
     with pytest.raises(UserError, match=r"holds no finished run: expected its config.json and summary.json"):
-        report.add(workdir, tmp_path / "record", timed=False)
+        run_records.add(workdir, tmp_path / "record", timed=False)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3"])

@@ -14,7 +14,8 @@ from PIL import Image
 from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.data import Dataset, digits
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.evaluate import main, make_evaluator
+from fastdfkd_jax.evaluate import main
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 
 TEACHER = str(digits.TEACHER_PATH)

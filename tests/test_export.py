@@ -17,15 +17,16 @@ import pytest
 from PIL import Image
 from runs import ROOT, tiny_config
 
-from fastdfkd_jax import augment, convert, data, models
-from fastdfkd_jax.checkpoint import digest
+from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.export import __main__ as command
-from fastdfkd_jax.export import answers, folder, records
-from fastdfkd_jax.files import whole_folder, write_atomically
+from fastdfkd_jax.export import answers, folder_writer, tfds_writer
 from fastdfkd_jax.models import NetworkSpec
-from fastdfkd_jax.shards import Shards
+from fastdfkd_jax.pool.shards import Shards
+from fastdfkd_jax.storage.files import whole_folder, write_atomically
+from fastdfkd_jax.training.checkpoint import digest
 
 FORMATS = ["folder", "tfds"]
 # Classes 1, 5 and 11 have no image; ten and more make the sorted order of names matter.
@@ -115,12 +116,12 @@ def test_folders_are_read_by_the_data_source(run, tmp_path, channels):
     order = np.argsort(flat, kind="stable")
     np.testing.assert_array_equal(read.images, images[order])
     np.testing.assert_array_equal(read.labels, flat[order])
-    assert read.class_names == tuple(folder.class_names(CLASSES))
+    assert read.class_names == tuple(folder_writer.class_names(CLASSES))
 
 
 @pytest.mark.parametrize(("number", "first", "last"), [(1, "0", "0"), (10, "0", "9"), (1000, "000", "999")])
 def test_names_of_classes_sort_by_their_numbers(number, first, last):
-    names = folder.class_names(number)
+    names = folder_writer.class_names(number)
     assert (names[0], names[-1], len(names)) == (first, last, number)
     assert names == sorted(names)
 
@@ -192,7 +193,7 @@ def test_another_name_is_not_read_as_this_data_set(exported):
 
 
 def test_images_come_in_several_files(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_FILE_BYTES", 3 * 6 * 5 * 3)
+    monkeypatch.setattr(tfds_writer, "_FILE_BYTES", 3 * 6 * 5 * 3)
     images = make_run(tmp_path / "run")
     assert run("run", "--to", "out", "--format", "tfds")[0] == 0
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) == 4
@@ -402,7 +403,7 @@ def test_a_full_disk_leaves_nothing(run, refused, tmp_path, monkeypatch, file_fo
     with monkeypatch.context() as patch:
         message = f"write() failed: {os.strerror(errno.ENOSPC)}; writing x"
         full = OSError(errno.ENOSPC, "") if file_format == "folder" else RuntimeError(message)
-        patch.setattr(folder if file_format == "folder" else records, "encode", raising(full))
+        patch.setattr(folder_writer if file_format == "folder" else tfds_writer, "encode", raising(full))
         refused("no space left for .*out: free some and run the same command again, it begins anew", *arguments)
     assert run(*arguments)[0] == 0
 
@@ -452,14 +453,14 @@ def test_a_link_in_the_place_of_a_temporary_file_is_replaced(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number):
     make_run(tmp_path / "run")
-    encode, main = folder.encode, threading.main_thread().ident
+    encode, main = folder_writer.encode, threading.main_thread().ident
     assert main is not None
 
     def stop(image):
         signal.pthread_kill(main, number)
         return encode(image)
 
-    monkeypatch.setattr(folder, "encode", stop)
+    monkeypatch.setattr(folder_writer, "encode", stop)
     # A suite that runs in the background may have been told to ignore some signals.
     before = signal.signal(number, signal.default_int_handler)
     try:

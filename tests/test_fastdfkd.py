@@ -12,18 +12,20 @@ import pytest
 from runs import tiny_config
 from toy_network import share_on_target
 
-from fastdfkd_jax import assemble, meta, moments
-from fastdfkd_jax.methods import fastdfkd, inversion, representation
+from fastdfkd_jax import meta, moments
+from fastdfkd_jax.distributed.parallel import lane_map
+from fastdfkd_jax.methods import fastdfkd
 from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
+from fastdfkd_jax.methods.parts import inversion_loss, parametrization
 from fastdfkd_jax.models import NetworkSpec, build
-from fastdfkd_jax.models.generators import build_generator
-from fastdfkd_jax.parallel import lane_map
+from fastdfkd_jax.models.generators.by_kind import build_generator
+from fastdfkd_jax.training.build import assemble
 
 SPEC = NetworkSpec("wrn10_1", 10, 8, 1, (0.3,), (0.3,))
 # The same program compiled with other options rounds differently; k steps of Adam on float32 amplify it.
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-4}
 TINY = FastDFKDOptions(num_adapt_steps=2, synthesis_batch=4, reset_first_layer_at=0)
-TERMS = inversion.InversionOptions(crop_padding=1)
+TERMS = inversion_loss.InversionOptions(crop_padding=1)
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
     gradient = "native" if options.meta_rule == "maml" else "canonical"
     teacher, teacher_vars, student_vars = networks(gradient)
     generator = build_generator(8, 1, 6, 4, conv_gradient=gradient)
-    drawn = representation.from_pixels(SPEC) if pixels else representation.from_generator(generator)
+    drawn = parametrization.from_pixels(SPEC) if pixels else parametrization.from_generator(generator)
     inner = optax.partition(
         {"latents": optax.adam(0.01, 0.5), "generator": optax.adam(0.003, 0.5)},
         {"latents": "latents", "generator": "generator"},
@@ -83,7 +85,7 @@ def test_a_call_makes_images_and_moves_the_generator():
 
 def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     """One step without a random view, so that the images that are judged are those that are kept; two lanes."""
-    terms = inversion.InversionOptions(crop_padding=0, flip=False)
+    terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
     _, batches, infos = run(options(num_adapt_steps=1, synthesis_batch=16, num_tasks=2), terms)
     teacher, variables, _ = networks()
     for batch, info in zip(batches, infos, strict=True):
@@ -109,7 +111,7 @@ def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     ],
 )
 def test_the_advice_on_classes_names_the_weights(changes, advice):
-    assert inversion.InversionOptions(**changes).class_advice == advice
+    assert inversion_loss.InversionOptions(**changes).class_advice == advice
 
 
 def test_accumulators_change_once_a_call():
@@ -130,10 +132,10 @@ def test_unrolling_the_loop_changes_nothing():
 
 
 def test_plain_reptile_of_rate_one_makes_meta_the_adapted_one():
-    terms = inversion.InversionOptions(crop_padding=0, flip=False)
+    terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
     reptile = options(meta_rule="reptile", images="adapted", latents="persistent", latents_update="adapted")
     states, batches, _ = run(reptile, terms, optax.sgd(1.0))
-    render = representation.from_generator(build_generator(8, 1, 6, 4)).render
+    render = parametrization.from_generator(build_generator(8, 1, 6, 4)).render
     again = render(states[1].generator, states[1].latents[0])
     np.testing.assert_allclose(again, batches[0].images, **CLOSE)
 
@@ -176,8 +178,8 @@ def test_reuse_none_draws_a_generator_each_call():
 
 def test_sequential_reuse_starts_where_the_last_call_ended():
     sequential = options(reuse="sequential", images="adapted", latents="persistent", latents_update="adapted")
-    states, batches, _ = run(sequential, inversion.InversionOptions(crop_padding=0, flip=False))
-    render = representation.from_generator(build_generator(8, 1, 6, 4)).render
+    states, batches, _ = run(sequential, inversion_loss.InversionOptions(crop_padding=0, flip=False))
+    render = parametrization.from_generator(build_generator(8, 1, 6, 4)).render
     np.testing.assert_allclose(render(states[1].generator, states[1].latents[0]), batches[0].images, **CLOSE)
 
 
@@ -194,7 +196,7 @@ def test_pixels_stay_valid_and_are_reused_in_sequence():
 def test_noisy_layers_make_each_class_a_latent_of_their_own():
     generator = build_generator(8, 1, 6, 4)
     shown = generator._replace(apply=lambda params, latents: latents)
-    noisy = representation.from_noisy_layers(shown, 10, 5, 24)
+    noisy = parametrization.from_noisy_layers(shown, 10, 5, 24)
     drawn = noisy.draw(jax.random.key(0), 24)
     assert drawn["kernel"].shape == (3, 5, 6), "three layers of ten classes"
     assert noisy.labels is not None
@@ -212,7 +214,7 @@ def test_noisy_layers_make_each_class_a_latent_of_their_own():
 
 def test_noisy_layers_are_adapted_and_drawn_anew_at_each_call(tmp_path):
     config = tiny_config(fastdfkd__representation="noisy_layer", fastdfkd__label_dim=5)
-    parts = assemble.assemble(config)
+    parts = assemble(config)
     state = parts.method.init(jax.random.key(0), parts.teacher_vars)
     student = jax.jit(parts.student.init)(jax.random.key(1))
     synthesize = jax.jit(parts.method.synthesize)
@@ -234,11 +236,11 @@ def test_the_first_layer_is_reset_at_its_call_only():
 
 def test_the_adversarial_term_waits_for_its_call():
     # JSD, because the masked KL is zero where random networks agree on none of four images.
-    heavy = inversion.InversionOptions(crop_padding=1, adversarial="jsd", adversarial_weight=50.0)
+    heavy = inversion_loss.InversionOptions(crop_padding=1, adversarial="jsd", adversarial_weight=50.0)
     on, _, _ = run(options(adversarial_start=1), heavy, calls=1)
     off, _, _ = run(options(adversarial_start=2), heavy, calls=1)
     assert not equal(on[1].generator, off[1].generator)
-    without = inversion.InversionOptions(crop_padding=1, adversarial_weight=0.0)
+    without = inversion_loss.InversionOptions(crop_padding=1, adversarial_weight=0.0)
     none, _, _ = run(options(), without, calls=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), none[1].generator, off[1].generator)
 
@@ -254,7 +256,7 @@ def test_the_adversarial_term_waits_for_its_call():
     ],
 )
 def test_every_term_option_matters(terms):
-    changed = inversion.InversionOptions(crop_padding=1, **terms)
+    changed = inversion_loss.InversionOptions(crop_padding=1, **terms)
     default, other = run()[0][-1], run(terms=changed)[0][-1]
     assert not equal(default.generator, other.generator)
 
@@ -270,12 +272,12 @@ def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
 
 def test_vmapped_lanes_equal_lanes_one_after_another():
     teacher, teacher_vars, student_vars = networks("native")
-    drawn = representation.from_generator(build_generator(8, 1, 6, 4, conv_gradient="native"))
+    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, conv_gradient="native"))
     several = options(num_tasks=2)
 
     def call(map_lanes):
         method = fastdfkd.build(
-            several, inversion.InversionOptions(crop_padding=1), teacher, teacher, drawn,
+            several, inversion_loss.InversionOptions(crop_padding=1), teacher, teacher, drawn,
             optax.adam(0.003, 0.5), optax.adam(0.01), map_lanes,
         )  # fmt: skip
         state = method.init(jax.random.key(2), teacher_vars)
@@ -289,7 +291,7 @@ def test_vmapped_lanes_equal_lanes_one_after_another():
 
 
 def test_a_synthesis_call_has_no_host_callback():
-    parts = assemble.assemble(tiny_config())
+    parts = assemble(tiny_config())
     state = jax.eval_shape(parts.method.init, jax.random.key(0), parts.teacher_vars)
     student = jax.eval_shape(parts.student.init, jax.random.key(0))
     text = str(jax.make_jaxpr(parts.method.synthesize)(state, parts.teacher_vars, student, jax.random.key(0)))
@@ -298,7 +300,7 @@ def test_a_synthesis_call_has_no_host_callback():
 
 
 def test_accumulated_moments_are_those_of_the_last_iterate():
-    terms = inversion.InversionOptions(crop_padding=0, flip=False)
+    terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
     # With one inner step the last iterate is the start, whose moments can be computed apart.
     states, batches, _ = run(options(num_adapt_steps=1, images="last"), terms, calls=1)
     teacher, teacher_vars, _ = networks()

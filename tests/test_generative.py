@@ -11,10 +11,11 @@ import pytest
 from runs import tiny_config
 from toy_network import toy_network
 
-from fastdfkd_jax import assemble, losses, main, models, registry
+from fastdfkd_jax import losses, models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, dfad, zskt
-from fastdfkd_jax.models import generators
+from fastdfkd_jax.methods import base, dfad, registry, zskt
+from fastdfkd_jax.models.generators import by_kind
+from fastdfkd_jax.training import build, one_run
 
 NAMES = ("dafl", "zskt", "dfq", "dfad")
 BATCH = 6
@@ -205,9 +206,9 @@ def test_the_student_s_mode_in_the_generator_s_step_is_the_published_one():
 def test_attention_between_stages_that_do_not_fit_is_refused(student, message):
     config = tiny_config(method__name="zskt", student__arch=student, zskt__student_steps=2)
     with pytest.raises(UserError, match=rf"zskt.attention_weight must be 0 where .* {message}"):
-        assemble.assemble(config)
+        build.assemble(config)
     config.zskt.attention_weight = 0.0
-    assemble.assemble(config)
+    build.assemble(config)
 
 
 def test_networks_without_blocks_have_no_attention():
@@ -304,7 +305,7 @@ def test_several_generator_steps_are_adam_on_new_latents_each():
     """Three steps of DFAD's loss by hand, against one round of three; then the student's fresh batches."""
     method = method_of("dfad", generator_steps=3, ema_decay=0.5)
     (start, end), (batch,), (info,) = rounds(method, 1)
-    generator = generators.build_generator(
+    generator = by_kind.build_generator(
         8, 1, 5, 4, kind="dfad", dtype=jnp.float32, conv_gradient="native"
     )  # of `method_of`
     apply, adam = toy_network().apply, optax.adam(1e-3, 0.9, 0.999)
@@ -341,7 +342,7 @@ def test_the_student_has_the_last_step_s_images_of_several():
     last_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 4)[2]
     _, (batch,), _ = rounds(many, 1)
     assert batch.images.shape == (1, BATCH, 8, 8, 1)
-    generator = generators.build_generator(8, 1, 5, 4, kind="zskt", dtype=jnp.float32, conv_gradient="native")
+    generator = by_kind.build_generator(8, 1, 5, 4, kind="zskt", dtype=jnp.float32, conv_gradient="native")
     latents = jax.random.normal(last_key, (BATCH, *generator.latent_shape))
     params = jax.jit(few.init)(jax.random.key(2), variables(0)).generator
     np.testing.assert_allclose(batch.images[0], generator.apply(params, latents), atol=1e-4)
@@ -410,7 +411,7 @@ def test_a_run_of_each(name, tmp_path):
     config = tiny_config(method__name=name)
     section = config[name]
     section.width, section.latent_dim, section.student_steps = 8, 16, 2
-    summary = main.run(config, tmp_path)
+    summary = one_run.run(config, tmp_path)
     assert summary["method"] == name
     batches = 2 if section.student_images == "fresh" else 1
     assert summary["images"] == 3 * 2 * batches * 8

@@ -7,11 +7,11 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 
 from configs import camvid, default, nyuv2, quickstart
-from fastdfkd_jax.assemble import student_rate
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import dafl, dfad, dfq, zskt
-from fastdfkd_jax.methods.generative import generator_rate
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.methods.parts.online_generator import generator_rate
+from fastdfkd_jax.training.build import student_rate
+from fastdfkd_jax.training.config_checks import validate
 
 METHODS = ("dafl", "zskt", "dfq", "dfad", "generative_dfd")
 VARIANTS = (

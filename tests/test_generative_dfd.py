@@ -10,11 +10,12 @@ import pytest
 from runs import tiny_config
 from toy_network import SPEC, toy_network
 
-from fastdfkd_jax import augment, main
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, generative_dfd
-from fastdfkd_jax.models.generators import build_generator
-from fastdfkd_jax.shards import read_shard
+from fastdfkd_jax.models.generators.by_kind import build_generator
+from fastdfkd_jax.pool.shards import read_shard
+from fastdfkd_jax.training import one_run
 
 BATCH, STEPS = 8, 3
 SMALL = {
@@ -133,7 +134,7 @@ def test_a_run_leaves_the_kept_images_and_the_generators_in_its_shards(tmp_path)
     section = config.generative_dfd
     section.width, section.latent_dim, section.classes_per_generator, section.calls_per_generator = 8, 16, 5, 2
     section.steps_per_call, section.batches_kept = 2, 2
-    assert main.run(config, tmp_path)["images"] == 2 * 2 * 8
+    assert one_run.run(config, tmp_path)["images"] == 2 * 2 * 8
     shards = sorted((tmp_path / "pool").iterdir())
     labels = [read_shard(path).labels for path in shards]
     assert [len(rows) for rows in labels] == [16, 16]

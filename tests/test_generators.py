@@ -7,8 +7,8 @@ import pytest
 
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.generators import ALL_GENERATORS, GENERATORS, build_generator
-from fastdfkd_jax.models.vector_generator import ARCHITECTURES
+from fastdfkd_jax.models.generators.by_kind import ALL_GENERATORS, GENERATORS, build_generator
+from fastdfkd_jax.models.generators.vector import ARCHITECTURES
 
 # Latents as published, then parameters: linear layer, BatchNorms, doubled convolutions, last convolution and BatchNorm.
 SIZES = {

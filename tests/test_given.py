@@ -12,11 +12,13 @@ from PIL import Image
 from runs import tiny_config
 from toy_network import SPEC, toy_network
 
-from fastdfkd_jax import main, transfer
+from fastdfkd_jax import main
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, dfnd, given
-from fastdfkd_jax.shards import Rows
+from fastdfkd_jax.methods import base, dfnd, real_data
+from fastdfkd_jax.pool import real_images
+from fastdfkd_jax.pool.shards import Rows
+from fastdfkd_jax.training import one_run
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 4))
@@ -46,14 +48,14 @@ def divergence(temperature):
 
 
 def test_from_scratch_only_labels_count():
-    method = given.scratch(SETTING)
+    method = real_data.scratch(SETTING)
     np.testing.assert_allclose(loss_of(method), cross_entropy(), rtol=1e-5)
     assert (method.lifetime, method.knows) == (base.DATA, base.ORIGINAL_DATA)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_kd_on_data_adds_the_labels_that_are_known(weight):
-    method = given.kd(given.Options(weight), 4.0, False, SETTING)
+    method = real_data.kd(real_data.Options(weight), 4.0, False, SETTING)
     np.testing.assert_allclose(loss_of(method), divergence(4.0) + weight * cross_entropy(), rtol=1e-5, atol=2e-6)
     assert method.knows == base.OTHER_DATA
 
@@ -85,7 +87,7 @@ def test_the_images_that_the_teacher_is_surest_of_are_chosen():
     images = RNG.integers(0, 256, (300, *SPEC.input_shape), np.uint8)  # more than one batch
     rows = Rows(images, np.arange(300, dtype=np.int32))
     variables = NETWORK.init(jax.random.key(0))
-    chosen = transfer.choose([rows], dfnd.selection(NETWORK), variables, 20)
+    chosen = real_images.choose([rows], dfnd.selection(NETWORK), variables, 20)
     logits = np.asarray(NETWORK.apply(variables, (images / 255 - 0.3) / 0.3).logits)
     surest = np.argsort(-softmax(logits).max(1))[:20]
     np.testing.assert_array_equal(chosen.labels, np.sort(surest))
@@ -101,7 +103,7 @@ def test_the_choice_among_parts_is_that_among_all(count):
     bounds = [0, 1100, 1103, 2900, 3000]
     parts = [Rows(images[a:b], numbers[a:b]) for a, b in itertools.pairwise(bounds)]
     score = lambda _, shown: jnp.where(shown[:, 0, 0, 0] < 1, shown.mean((1, 2, 3)), jnp.nan)  # noqa: E731
-    chosen = transfer.choose(iter(parts), score, (), count)
+    chosen = real_images.choose(iter(parts), score, (), count)
     expected = np.sort(np.argsort(levels, kind="stable")[:count])
     np.testing.assert_array_equal(chosen.labels, expected)
     np.testing.assert_array_equal(chosen.images, images[expected])
@@ -184,7 +186,7 @@ RUNS = {
 def test_a_run_on_given_images_synthesises_none(method, pictures, tmp_path_factory):
     config = tiny_config(method__name=method, warmup_calls=0, transfer__dir=str(pictures), **RUNS[method])
     workdir = tmp_path_factory.mktemp(method)
-    summary = main.run(config, workdir)
+    summary = one_run.run(config, workdir)
     assert summary["images"] == 0
     assert summary["synthesis_seconds"] == 0
     assert summary["knows"] == (base.OTHER_DATA if method == "dfnd" else base.ORIGINAL_DATA)

@@ -17,15 +17,17 @@ import pytest
 from PIL import Image
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, convert, data, distill, evaluate, main, models
-from fastdfkd_jax.convert import checkpoints, files, naming, record, verify
+from fastdfkd_jax import convert, data, evaluate, models
+from fastdfkd_jax.convert import checkpoints, naming, record, verify, weight_files
 from fastdfkd_jax.convert.__main__ import main as convert_main
-from fastdfkd_jax.convert.graph import network as graph_network
-from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped
+from fastdfkd_jax.convert.graph import graph_network
+from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, logical, permuted, plain, reshaped
 from fastdfkd_jax.convert.graph.table import OPERATIONS
+from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
-from fastdfkd_jax.programs import initial_state
+from fastdfkd_jax.training import build, one_run
+from fastdfkd_jax.training.programs import initial_state
 
 torch = pytest.importorskip("torch")
 from convert_samples import USER_NETWORK, seeded_twin  # noqa: E402
@@ -795,7 +797,7 @@ def test_a_segmentation_network_gives_a_map_and_is_verified(tmp_path, capsys):
     config = tiny_config(teacher__checkpoint="", teacher__graph=str(tmp_path), teacher__mean=(0.5,) * 3)
     config.teacher.std = (0.5,) * 3
     with pytest.raises(UserError, match=r"is for segmentation, the student .* for classification: expected both"):
-        main.run(config, tmp_path / "run")
+        one_run.run(config, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -818,7 +820,7 @@ def test_a_run_with_graphs_as_teacher_and_student(digits_graph, tmp_path, capsys
     folder, module = digits_graph
     run = tmp_path / "run"
     config = graph_config(folder)
-    summary = main.run(config, run)
+    summary = one_run.run(config, run)
     assert summary["student"] == summary["teacher"] == f"graph:{folder.name}"
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(torch.load(run / "student.pth", weights_only=True), strict=True)
@@ -857,7 +859,7 @@ def after_two_calls(parts, teacher_vars, state):
 
 def test_calls_and_kd_steps_equal_those_of_the_linen_models(tmp_path):
     """In double precision, where only the order of sums differs: the twins' graphs have our names and so our trees."""
-    parts = assemble.assemble(tiny_config())
+    parts = build.assemble(tiny_config())
     spec = parts.teacher.spec
     for part in ("teacher", "student"):
         recorded(seeded_twin(getattr(parts, part).spec), tmp_path / part, spec.image_size, spec.channels)
@@ -869,7 +871,7 @@ def test_calls_and_kd_steps_equal_those_of_the_linen_models(tmp_path):
     with jax.enable_x64(True):
         start = initial_state(jax.random.key(1), parts)
         teacher_vars, start = double((parts.teacher.init(jax.random.key(2)), start))
-        expected, found = (after_two_calls(assemble.assemble(each), teacher_vars, start) for each in (linen, graphs))
+        expected, found = (after_two_calls(build.assemble(each), teacher_vars, start) for each in (linen, graphs))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, theirs), ours in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
         atol = 1e-8 * np.abs(theirs).max(initial=1e-12)
@@ -901,9 +903,9 @@ def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
 
 def test_verify_tells_a_graph_whose_weights_are_others(digits_graph, tmp_path, capsys):
     shutil.copytree(digits_graph[0], tmp_path / "graph")
-    state, _ = files.read_state_dict(tmp_path / "graph" / "weights.safetensors")
+    state, _ = weight_files.read_state_dict(tmp_path / "graph" / "weights.safetensors")
     state["norm.running_mean"] = state["norm.running_mean"] + 0.1
-    files.write_safetensors(tmp_path / "graph" / "weights.safetensors", state, {})
+    weight_files.write_safetensors(tmp_path / "graph" / "weights.safetensors", state, {})
     assert convert_main(["verify", str(tmp_path / "graph")]) == 1
     assert "FAILED" in capsys.readouterr().out
 
@@ -919,11 +921,11 @@ def test_verify_runs_the_module_that_a_graph_comes_from(tmp_path, capsys):
 def test_a_student_may_begin_with_the_recorded_weights(digits_graph, tmp_path):
     folder = digits_graph[0]
     config = graph_config(folder, student__checkpoint=str(folder))
-    parts = assemble.assemble(config)
+    parts = build.assemble(config)
     recorded_weights = convert.load_network(folder, mean=(0.5,), std=(0.5,))[1]
     assert parts.student_vars is not None
     jax.tree.map(np.testing.assert_array_equal, parts.student_vars, recorded_weights)
-    assert assemble.assemble(graph_config(folder)).student_vars is None
+    assert build.assemble(graph_config(folder)).student_vars is None
 
 
 @pytest.mark.parametrize(
@@ -938,7 +940,7 @@ def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path,
     config = graph_config(digits_graph[0])
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     with pytest.raises(UserError, match=words):
-        main.run(config, tmp_path)
+        one_run.run(config, tmp_path)
 
 
 def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path, monkeypatch):
@@ -970,13 +972,13 @@ def test_networks_without_batch_norm_teach_and_learn(tmp_path):
     assert rows == ["logits", "image gradient of cross_entropy", "round trip"]
     known = {"teacher__graph": teacher, "teacher__mean": (0.5,), "teacher__std": (0.5,), "student__graph": student}
     config = tiny_config(teacher__checkpoint="", method__name="dafl", dafl__width=4, dafl__latent_dim=6, **known)
-    summary = main.run(config, pathlib.Path(workdir))
+    summary = one_run.run(config, pathlib.Path(workdir))
     assert (summary["teacher"], summary["student"]) == ("graph:teacher", "graph:student")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("synthesis/agreement" in record for record in records)
     assert not any("moment_gap" in name for record in records for name in record)
     # What was saved of a student without statistics is found whole, and is the same summary.
-    again = main.run(config, pathlib.Path(workdir))
+    again = one_run.run(config, pathlib.Path(workdir))
     assert again == summary | {"peak_memory_bytes": again["peak_memory_bytes"]}
     state = torch.load(f"{workdir}/student.pth", weights_only=True)
     make(3).load_state_dict(state, strict=True)
@@ -985,22 +987,24 @@ def test_networks_without_batch_norm_teach_and_learn(tmp_path):
 
     config.method.name = "fastdfkd"
     with pytest.raises(UserError, match=r"inversion\.feature_weight must be 0 for the teacher graph:teacher"):
-        main.run(config, tmp_path / "other")
+        one_run.run(config, tmp_path / "other")
     # Nothing is synthesised of images that are there.
     (tmp_path / "given").mkdir()
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "given" / "black.png")
     config.mode, config.pool.initial = "distill", str(tmp_path / "given")
-    assert assemble.assemble(config).teacher.spec.arch == "graph:teacher"
+    assert build.assemble(config).teacher.spec.arch == "graph:teacher"
 
 
 def without_kernel(folder, description):
-    state, _ = files.read_state_dict(folder / "weights.safetensors")
-    files.write_safetensors(folder / "weights.safetensors", {n: a for n, a in state.items() if n != "conv.weight"}, {})
+    state, _ = weight_files.read_state_dict(folder / "weights.safetensors")
+    weight_files.write_safetensors(
+        folder / "weights.safetensors", {n: a for n, a in state.items() if n != "conv.weight"}, {}
+    )
 
 
 def with_other_kernel(folder, description):
-    state, _ = files.read_state_dict(folder / "weights.safetensors")
-    files.write_safetensors(folder / "weights.safetensors", state | {"conv.weight": np.zeros((8, 3, 5, 5))}, {})
+    state, _ = weight_files.read_state_dict(folder / "weights.safetensors")
+    weight_files.write_safetensors(folder / "weights.safetensors", state | {"conv.weight": np.zeros((8, 3, 5, 5))}, {})
 
 
 def truncated_weights(folder, description):

@@ -18,8 +18,8 @@ import pytest
 from runs import ROOT
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import hosts
-from fastdfkd_jax.shards import read_shard
+from fastdfkd_jax.distributed import hosts
+from fastdfkd_jax.pool.shards import read_shard
 
 CONFIG = f"""
 import sys
@@ -207,7 +207,7 @@ def test_no_word_of_a_library_follows_the_line_of_an_end():
     program = """
 import os
 from types import SimpleNamespace
-from fastdfkd_jax import hosts
+from fastdfkd_jax.distributed import hosts
 
 hosts._link = SimpleNamespace(tell=lambda line: os.write(2, b"    @     0x7fd2046a71f5  (unknown)"))
 hosts.end("process 1 was lost")

@@ -7,11 +7,12 @@ from pictures import bordered, write_jpegs
 from PIL import Image
 
 from configs import imagenet
-from fastdfkd_jax import convert, main, models, plan
-from fastdfkd_jax.assemble import last_synthesis_call
+from fastdfkd_jax import convert, models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.shards import Shards
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.pool.shards import Shards
+from fastdfkd_jax.training import dry_run, one_run
+from fastdfkd_jax.training.build import last_synthesis_call
+from fastdfkd_jax.training.config_checks import validate
 
 
 @pytest.mark.parametrize("student", imagenet.STUDENTS)
@@ -25,7 +26,7 @@ def test_the_published_recipe(student, protocol):
         assert (config.synthesis_calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
         assert config.warmup_calls == config.synthesis_calls
         assert config.inversion.adversarial_weight == 0
-        assert plan.count_kd_steps(config) == 400_000
+        assert dry_run.count_kd_steps(config) == 400_000
         assert (config.inversion.least_crop, config.kd.least_crop, config.data.crop) == (0.75, 0.08, 0.875)
 
 
@@ -35,7 +36,7 @@ def test_the_logged_way(student):
     config = imagenet.get_config(f"{student}-logs")
     validate(config)
     assert last_synthesis_call(config) * config.synthesis_batch == 400_000
-    assert plan.count_kd_steps(config) == 400_000
+    assert dry_run.count_kd_steps(config) == 400_000
     assert config.warmup_calls == 0
     assert config.inversion.adversarial_weight == (1.0 if student == "resnet18_imagenet" else 0.1)
 
@@ -55,7 +56,7 @@ def test_the_whole_path_at_224_pixels(tmp_path):
     convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
     write_jpegs(tmp_path / "pictures.npz", bordered(256, 300, 20), bordered(256, 256, 60))
 
-    summary = main.run(config.lock(), tmp_path / "run")
+    summary = one_run.run(config.lock(), tmp_path / "run")
     assert summary["images"] == 2
     assert summary["student_accuracy_last"] is not None
     with Image.open(tmp_path / "run" / "images" / "000001.png") as grid:

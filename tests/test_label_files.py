@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from toy_network import toy_network
 
-from fastdfkd_jax import augment, distill, soft_labels
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation import distill, soft_labels
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.label_files import Description, LabelFiles, check
+from fastdfkd_jax.pool.label_files import Description, LabelFiles, check
 
 VIEWS = augment.ViewOptions(crop_padding=2, flip=True, cutmix=0.5)
 DESCRIPTION = Description(

@@ -9,11 +9,12 @@ import pytest
 from runs import tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import main, plan, train
+from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import lock_folder
-from fastdfkd_jax.label_store import LabelStore
-from fastdfkd_jax.train import Training
+from fastdfkd_jax.pool.stored_labels import LabelStore
+from fastdfkd_jax.storage.files import lock_folder
+from fastdfkd_jax.training import dry_run, loop, one_run
+from fastdfkd_jax.training.loop import Training
 
 SHARDS = 3  # of two steps each; the student takes eight steps, so that it begins a second round
 
@@ -30,7 +31,7 @@ class Stop(Exception):
 @pytest.fixture(scope="module", autouse=True)
 def shared_programs():
     """Runs of equal programs compile once."""
-    programs, compiled = train.Programs, {}
+    programs, compiled = loop.Programs, {}
 
     def compile_once(parts, config):
         name = json.dumps([config.pool.place, config.soft_labels.top_k, config.mode == "distill", config.method.name])
@@ -39,15 +40,15 @@ def shared_programs():
         return compiled[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Programs", compile_once)
-        patch.setattr(train, "make_evaluator", functools.cache(train.make_evaluator))
+        patch.setattr(loop, "Programs", compile_once)
+        patch.setattr(loop, "make_evaluator", functools.cache(loop.make_evaluator))
         yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared_programs):
     workdir = tmp_path_factory.mktemp("labelled")
-    return workdir, main.run(config_of(), workdir)
+    return workdir, one_run.run(config_of(), workdir)
 
 
 def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monkeypatch):
@@ -60,16 +61,16 @@ def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_label", stop)
-        assert main.run(config_of(), tmp_path) == {}
+        assert one_run.run(config_of(), tmp_path) == {}
     one, two = (tmp_path / "soft_labels" / f"00000{index}.npz" for index in (0, 1))
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
     with pytest.raises(UserError, match=r"000000.npz is not the one that the run made: .* delete it and"):
-        main.run(config_of(), tmp_path)
+        one_run.run(config_of(), tmp_path)
     for path in (one, two):
         path.unlink()
-    main.run(config_of(), tmp_path)
+    one_run.run(config_of(), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
@@ -101,7 +102,7 @@ def test_the_student_learns_without_the_teacher(finished, tmp_path, monkeypatch)
         return original(training, source)
 
     monkeypatch.setattr(Training, "_distill", forget)
-    main.run(config_of(), tmp_path)
+    one_run.run(config_of(), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
@@ -114,7 +115,7 @@ def test_a_round_is_in_another_order_than_the_one_before(finished, tmp_path, mon
 
     monkeypatch.setattr(LabelStore, "_load", spy)
     config = config_of(kd__steps_per_call=24, soft_labels__dir=str(finished[0] / "soft_labels"))
-    main.run(config, tmp_path)
+    one_run.run(config, tmp_path)
     rounds = np.array(met).reshape(-1, SHARDS)
     assert len(rounds) == 8
     assert (np.sort(rounds) == np.arange(SHARDS)).all()
@@ -135,8 +136,8 @@ def test_a_run_that_crashes_goes_on_to_the_bit(method, after, place, finished, t
 
     monkeypatch.setattr(Training, method, crash)
     with pytest.raises(Stop):
-        main.run(config_of(pool__place=place), tmp_path)
-    main.run(config_of(pool__place=place), tmp_path)
+        one_run.run(config_of(pool__place=place), tmp_path)
+    one_run.run(config_of(pool__place=place), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
@@ -144,7 +145,7 @@ def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkey
     workdir = finished[0]
     monkeypatch.setattr(LabelStore, "append", None)
     shared = {"pool__initial": str(workdir), "soft_labels__dir": str(workdir / "soft_labels")}
-    main.run(config_of(mode="distill", seed=1, **shared), tmp_path)
+    one_run.run(config_of(mode="distill", seed=1, **shared), tmp_path)
     assert (tmp_path / "student.safetensors").exists()
     assert not (tmp_path / "soft_labels").exists()
 
@@ -160,18 +161,18 @@ def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkey
 )
 def test_other_answers_are_refused(changes, message, finished, tmp_path):
     with pytest.raises(UserError, match=rf"holds other soft labels \(.*{message}"):
-        main.run(config_of(soft_labels__dir=str(finished[0] / "soft_labels"), **changes), tmp_path)
+        one_run.run(config_of(soft_labels__dir=str(finished[0] / "soft_labels"), **changes), tmp_path)
 
 
 def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
     config = config_of(soft_labels__dir=str(finished[0] / "soft_labels"))
-    assert main.run_noise_control(config, tmp_path)["noise_student_accuracy_last"] is not None
+    assert one_run.run_noise_control(config, tmp_path)["noise_student_accuracy_last"] is not None
     assert (tmp_path / "noise_control" / "soft_labels" / "description.json").exists()
 
 
 def test_a_folder_in_which_another_run_has_answers_made_is_refused(tmp_path):
     with lock_folder(tmp_path / "shared"), pytest.raises(UserError, match="shared is in use by another run"):
-        main.run(config_of(soft_labels__dir=str(tmp_path / "shared")), tmp_path / "run")
+        one_run.run(config_of(soft_labels__dir=str(tmp_path / "shared")), tmp_path / "run")
 
 
 def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):
@@ -183,11 +184,11 @@ def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):
     original = Training._next_source
     monkeypatch.setattr(Training, "_next_source", lambda training: (cut(training), original(training))[1])
     with pytest.raises(UserError, match=r"shard of soft labels .*000001.npz is damaged .*made again"):
-        main.run(config_of(), tmp_path)
+        one_run.run(config_of(), tmp_path)
 
 
 def test_the_likeliest_classes_alone_teach_too(tmp_path):
-    summary = main.run(config_of(soft_labels__top_k=3), tmp_path)
+    summary = one_run.run(config_of(soft_labels__top_k=3), tmp_path)
     with np.load(tmp_path / "soft_labels" / "000000.npz") as arrays:
         assert arrays["labels.classes"].shape == (2, 8, 3)
     assert summary["student_accuracy_last"] is not None
@@ -207,12 +208,12 @@ def test_the_likeliest_classes_alone_teach_too(tmp_path):
 )
 def test_what_does_not_fit_is_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        main.run(config_of(**changes), tmp_path)
+        one_run.run(config_of(**changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_plan_counts_them():
     config = config_of()
-    text = plan.describe(config, main.assemble(config))
+    text = dry_run.describe(config, main.assemble(config))
     assert "answers to 2 steps" in text
     assert "MB of soft labels" in text

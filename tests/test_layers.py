@@ -9,12 +9,14 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.models import convolution, kernel_gradient, layers, winograd
-from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
-from fastdfkd_jax.models.dcgan_generator import TransposedConv
+from fastdfkd_jax.cpu_conv import kernel_gradient, square, winograd
+from fastdfkd_jax.cpu_conv.dilated import dilated_conv
+from fastdfkd_jax.cpu_conv.general import general_conv, merged_groups
+from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve, double, doubled_conv
+from fastdfkd_jax.models import layers
 from fastdfkd_jax.models.depthwise import DepthwiseConv
-from fastdfkd_jax.models.dilated import dilated_conv, place_strides
-from fastdfkd_jax.models.general_convolution import general_conv, merged_groups
+from fastdfkd_jax.models.generators.dcgan import TransposedConv
+from fastdfkd_jax.models.strides import place_strides
 
 # Two orders of summation of some hundreds of float32 products differ by a few units in the last place.
 SUMMATION = 1e-5
@@ -162,7 +164,7 @@ def test_convolutions_in_chunks_and_groups(monkeypatch, devices, images_a_chunk,
     copies_of_an_image = 4 * rows * columns * size * (3 + 4)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(kernel_gradient, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", images_a_chunk * 4 * x[0, :, :, 0].size * 4)
+    monkeypatch.setattr(square, "_CHUNK_BYTES", images_a_chunk * 4 * x[0, :, :, 0].size * 4)
     canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
     native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)

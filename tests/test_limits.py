@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import limits
 
 
 def test_the_memory_limit_is_a_share_of_the_machine_s_until_it_is_set(monkeypatch):

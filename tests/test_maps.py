@@ -12,12 +12,13 @@ import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
 from configs import pretrain_camvid
-from fastdfkd_jax import convert, data, distill, pretrain
+from fastdfkd_jax import convert, data, pretrain
+from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.evaluate import make_evaluator
-from fastdfkd_jax.methods import base, given
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
+from fastdfkd_jax.methods import base, real_data
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
-from fastdfkd_jax.supervised import Recipe, TrainState, train_step
+from fastdfkd_jax.training.supervised import Recipe, TrainState, train_step
 
 SIDE = 24
 SURE = 30.0  # of a logit: a wrong label costs twice as much
@@ -68,7 +69,7 @@ def test_a_student_meets_picture_and_map_alike(shown):
     network = network_of_colours()
     options = {"square": 0, "crop_padding": 0, "flip": False, **shown}
     setting = base.Setting(network, network, 6, 1, 0, 1, lambda x: x, {})
-    objective = given.scratch(setting).objective
+    objective = real_data.scratch(setting).objective
     assert objective is not None
     step = distill.make_step(network, network, optax.sgd(0.0), objective.loss, **options)
     variables = network.init(jax.random.key(0))

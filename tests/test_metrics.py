@@ -7,7 +7,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
-from fastdfkd_jax.metrics import Metrics, class_balance, near_chance, peak_memory_bytes
+from fastdfkd_jax.training.metric_files import Metrics, class_balance, near_chance, peak_memory_bytes
 
 
 def scalars(workdir):

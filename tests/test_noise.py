@@ -9,7 +9,7 @@ from configs import noise as noise_config
 from configs import quickstart
 from fastdfkd_jax.methods import base, noise
 from fastdfkd_jax.models import Network, NetworkSpec
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.training.config_checks import validate
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax import parallel
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 
 # Sums over a batch or over lanes are taken in another order and programs are fused differently, which in float32 is

@@ -9,8 +9,9 @@ import pytest
 from runs import tiny_config
 from toy_network import toy_parts
 
-from fastdfkd_jax import models, plan
+from fastdfkd_jax import models
 from fastdfkd_jax.main import main
+from fastdfkd_jax.training import dry_run
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
@@ -19,7 +20,7 @@ def tiny_plan(**changes):
     """Lines of the plan, and the parts; pixels in place of the generator compile in a moment."""
     config = tiny_config(fastdfkd__representation="pixels", **changes)
     parts = toy_parts(config)
-    return plan.describe(config, parts).splitlines(), parts
+    return dry_run.describe(config, parts).splitlines(), parts
 
 
 @functools.cache

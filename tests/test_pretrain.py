@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax import configuration, convert, data, models
+from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.evaluate import make_evaluator
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.pretrain import main
-from fastdfkd_jax.supervised import Recipe, TrainState, make_optimizer, train_step, train_teacher
+from fastdfkd_jax.training.supervised import Recipe, TrainState, make_optimizer, train_step, train_teacher
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIGITS = f"--config={CONFIGS / 'pretrain_digits.py'}"
@@ -177,7 +178,7 @@ def test_a_run_killed_while_it_writes_leaves_the_teacher_before(tmp_path, monkey
 @pytest.mark.parametrize("name", ["pretrain_cifar10", "pretrain_digits"])
 @pytest.mark.filterwarnings(LOAD_MODULE)
 def test_configs_build(name):
-    config: dict[str, Any] = configuration.parse(["pretrain", f"--config={CONFIGS / f'{name}.py'}"], "")[0].to_dict()
+    config: dict[str, Any] = config_flags.parse(["pretrain", f"--config={CONFIGS / f'{name}.py'}"], "")[0].to_dict()
     Recipe(**config["recipe"])
     assert models.is_known(config["arch"])
 

@@ -12,9 +12,10 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 
 from benchmarks import against_released
-from fastdfkd_jax import report
 from fastdfkd_jax.compare import __main__ as compare
 from fastdfkd_jax.compare import figure
+from fastdfkd_jax.storage import markdown
+from fastdfkd_jax.training import run_records
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,7 +54,7 @@ def test_links_lead_to_files(document):
 
 def test_the_table_of_runs_is_made_from_the_records():
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.insert(text, report.table(ROOT / "results")) == text, (
+    assert markdown.insert(text, run_records.table(ROOT / "results")) == text, (
         "run: python -m fastdfkd_jax.report results --into docs/results.md"
     )
 
@@ -62,7 +63,7 @@ def test_the_table_of_runs_is_made_from_the_records():
 def test_the_table_beside_the_released_code_is_made_from_the_records(document):
     text, records = (ROOT / document).read_text(encoding="utf-8"), ROOT / "results"
     made = against_released.table(against_released.accuracies(records), against_released.released(records))
-    assert report.insert(text, made, against_released.MARK) == text, (
+    assert markdown.insert(text, made, against_released.MARK) == text, (
         "run: python -m benchmarks.against_released results --into docs/results.md README.md"
     )
 
@@ -144,7 +145,7 @@ def test_cifar_commands(shared_data, tmp_path):
     """The commands for CIFAR and for a teacher from elsewhere, with a real teacher and the smoke protocol."""
     teacher = shared_data / "teachers" / "resnet20-12fca82f.th"
     (tmp_path / "network.py").write_text(
-        "from fastdfkd_jax.convert.twins import twin\nfrom fastdfkd_jax.models import NetworkSpec\n"
+        "from fastdfkd_jax.convert.torch_twins.classifiers import twin\nfrom fastdfkd_jax.models import NetworkSpec\n"
         "make = lambda: twin(NetworkSpec('resnet20', 10, 32, 3, (0.5,) * 3, (0.5,) * 3))\n"
     )
     places = {

@@ -17,7 +17,7 @@ import pytest
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import graph, record, verify
-from fastdfkd_jax.convert.graph.network import BATCH_NORM, DROPOUT
+from fastdfkd_jax.convert.graph.graph_network import BATCH_NORM, DROPOUT
 from fastdfkd_jax.convert.graph.table import MAX_STEPS, OPERATIONS
 from fastdfkd_jax.errors import UserError
 

@@ -13,12 +13,16 @@ from flax.traverse_util import unflatten_dict
 
 from benchmarks.agreement import double
 from configs import cifar
-from fastdfkd_jax import assemble, augment, convert, distill, registry
-from fastdfkd_jax.augment import View
+from fastdfkd_jax import convert
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.augmentation.augment import View
+from fastdfkd_jax.augmentation.crops import Shift
 from fastdfkd_jax.convert import naming
-from fastdfkd_jax.methods import representation
-from fastdfkd_jax.models.order import first_batch_norms
-from fastdfkd_jax.windows import Shift
+from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.methods import registry
+from fastdfkd_jax.methods.parts import parametrization
+from fastdfkd_jax.models.first_batch_norms import first_batch_norms
+from fastdfkd_jax.training import build
 
 pytestmark = pytest.mark.optimized
 
@@ -95,9 +99,9 @@ def config(shared_data):
 def test_calls_and_steps_are_those_of_the_released_code(record, config, monkeypatch):
     """From the recorded state before each call: images, losses, meta weights, accumulators and student."""
     views, asked = {}, {}
-    from_generator = representation.from_generator
+    from_generator = parametrization.from_generator
     monkeypatch.setattr(
-        registry.representation,
+        registry.parametrization,
         "from_generator",
         lambda made: from_generator(made)._replace(labels=lambda key, count: asked["labels"]),
     )
@@ -121,7 +125,7 @@ def test_calls_and_steps_are_those_of_the_released_code(record, config, monkeypa
         return step(state, teacher_vars, images, jax.random.key(0))
 
     with jax.enable_x64(True):
-        parts = assemble.assemble(config)
+        parts = build.assemble(config)
         teacher_vars = double(parts.teacher_vars)
         order = forward_order(parts.teacher)
         state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from runs import identity_of, tiny_config
 
-from fastdfkd_jax import main, replay
-from fastdfkd_jax.checkpoint import Checkpoints
+from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.replay import Options, Replay
-from fastdfkd_jax.train import Training
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.pool import sampling
+from fastdfkd_jax.pool.sampling import Options, Replay
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.checkpoint import Checkpoints
+from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.loop import Training
 
 # Six rows, the last not filled: three of class 0, one of class 1, one not known.
 KNOWN = Replay(jnp.array([0, 0, 1, 0, -1, 1]), jnp.array([1.0, 2.0, 4.0, 1.0, 2.0, 9.0]))
@@ -19,7 +21,7 @@ SIZE = jnp.int32(5)
 
 
 def chances(**exponents):
-    return np.asarray(replay.probabilities(Options(**exponents), KNOWN, SIZE, 3))
+    return np.asarray(sampling.probabilities(Options(**exponents), KNOWN, SIZE, 3))
 
 
 def test_without_exponents_all_that_is_filled_is_as_likely():
@@ -39,7 +41,7 @@ def test_hard_images_are_likelier():
 
 def test_rows_are_drawn_by_their_probability():
     options = Options(difficulty_exponent=1.0)
-    rows, weights = replay.draw(jax.random.key(0), options, jnp.array(chances(difficulty_exponent=1.0)), SIZE, 10_000)
+    rows, weights = sampling.draw(jax.random.key(0), options, jnp.array(chances(difficulty_exponent=1.0)), SIZE, 10_000)
     shares = np.bincount(rows, minlength=6) / 10_000
     # The standard deviation of a share is at most 0.005.
     np.testing.assert_allclose(shares, [0.1, 0.2, 0.4, 0.1, 0.2, 0], atol=0.02)
@@ -49,7 +51,7 @@ def test_rows_are_drawn_by_their_probability():
 def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
     options = Options(difficulty_exponent=1.0, importance_exponent=1.0)
     probability = jnp.array(chances(difficulty_exponent=1.0))
-    rows, weights = replay.draw(jax.random.key(0), options, probability, SIZE, 20_000)
+    rows, weights = sampling.draw(jax.random.key(0), options, probability, SIZE, 20_000)
     values = jnp.array([3.0, 1.0, 4.0, 1.0, 5.0, 1e9])
     mean = (weights * values[rows]).sum() / weights.sum()
     assert float(mean) == pytest.approx(14 / 5, abs=0.05)
@@ -57,10 +59,10 @@ def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
 
 
 def test_new_images_get_the_median_difficulty_and_what_is_met_is_noted():
-    known = replay.added(replay.init(6), jnp.int32(0), jnp.array([2, 2, 1]))
+    known = sampling.added(sampling.init(6), jnp.int32(0), jnp.array([2, 2, 1]))
     np.testing.assert_array_equal(known.difficulty[:3], [1, 1, 1])
-    known = replay.met(known, jnp.array([1, 2]), jnp.array([7.0, 2.0]))
-    known = replay.added(known, jnp.int32(3), jnp.array([0, 1]))
+    known = sampling.met(known, jnp.array([1, 2]), jnp.array([7.0, 2.0]))
+    known = sampling.added(known, jnp.int32(3), jnp.array([0, 1]))
     np.testing.assert_array_equal(known.classes, [2, 2, 1, 0, 1, -1])
     np.testing.assert_array_equal(known.difficulty[:5], [1, 7, 2, 2, 2])  # neither the largest, 7, nor the initial 1
 
@@ -90,7 +92,7 @@ def test_images_that_are_not_as_likely_are_not_met_in_passes():
 
 def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, monkeypatch):
     config = tiny_config(replay__class_exponent=1.0, replay__difficulty_exponent=0.7, replay__importance_exponent=0.5)
-    whole = main.run(config, tmp_path / "whole")
+    whole = one_run.run(config, tmp_path / "whole")
     distilled = Training._distill
 
     def stop(training, source):
@@ -100,8 +102,8 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_distill", stop)
-        assert main.run(config, tmp_path / "parts") == {}
-    resumed = main.run(config, tmp_path / "parts")
+        assert one_run.run(config, tmp_path / "parts") == {}
+    resumed = one_run.run(config, tmp_path / "parts")
     assert resumed["student_accuracy_last"] == whole["student_accuracy_last"]
     states = [last_state(tmp_path / name, config) for name in ("whole", "parts")]
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -7,6 +7,8 @@ import pytest
 
 from fastdfkd_jax import report
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import image_grid, markdown
+from fastdfkd_jax.training import run_records
 
 SUMMARY = {
     "teacher": "resnet20", "student": "wrn16_1", "seed": 0, "teacher_accuracy": 91.73, "images": 7680,
@@ -22,7 +24,7 @@ def record(directory, **changes):
 def test_seeds_become_mean_and_standard_error(tmp_path):
     record(tmp_path / "short" / "seed0")
     record(tmp_path / "short" / "seed1", seed=1, student_accuracy_last=64.0)
-    row = report.table(tmp_path).splitlines()[2]
+    row = run_records.table(tmp_path).splitlines()[2]
     # Mean of 60 and 64; their deviation 2.83 over the root of 2 is 2.
     assert "| 62.00 ± 2.00 |" in row
     assert "| 0, 1 |" in row
@@ -30,14 +32,14 @@ def test_seeds_become_mean_and_standard_error(tmp_path):
 
 def test_what_was_not_measured_is_said(tmp_path):
     record(tmp_path / "short" / "seed0")
-    row = report.table(tmp_path).splitlines()[2]
+    row = run_records.table(tmp_path).splitlines()[2]
     assert row.startswith("| short | resnet20 → wrn16_1 | 0 | 91.73 | 60.00 | 61.00 | not measured | 7,680 | 600 |")
     assert row.endswith("| not measured |")
 
 
 def test_a_document_keeps_everything_but_the_table():
     text = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
-    assert report.insert(text, "new\n") == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
+    assert markdown.insert(text, "new\n") == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
 
 
 def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, capsys):
@@ -46,8 +48,8 @@ def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, ca
     config = {"teacher": {"checkpoint": "/home/me/teacher.th"}, "data": {"dir": "~/data", "source": "tfds:cifar10"}}
     (workdir / "config.json").write_text(json.dumps({"config": config, "identity": {}}))
     (workdir / "metrics.jsonl").write_text("{}\n")
-    report.write_grid(workdir / "images" / "000010.png", np.zeros((2, 4, 4, 1), np.uint8))
-    report.write_grid(workdir / "images" / "000020.png", np.ones((3, 4, 4, 1), np.uint8))
+    image_grid.write_grid(workdir / "images" / "000010.png", np.zeros((2, 4, 4, 1), np.uint8))
+    image_grid.write_grid(workdir / "images" / "000020.png", np.ones((3, 4, 4, 1), np.uint8))
     results = tmp_path / "results"
     report.main(["report", str(results), "--add", str(workdir), "--as", "short/seed0"])
     assert "| short |" in capsys.readouterr().out
@@ -69,18 +71,18 @@ def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, ca
 
 def test_mistakes_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="holds no records"):
-        report.table(tmp_path)
+        run_records.table(tmp_path)
     with pytest.raises(UserError, match="no place for the table"):
-        report.insert("nothing", "new\n")
+        markdown.insert("nothing", "new\n")
     with pytest.raises(UserError, match="holds no finished run"):
-        report.add(tmp_path, tmp_path / "record")
+        run_records.add(tmp_path, tmp_path / "record")
     with pytest.raises(UserError, match="--add needs --as"):
         report.main(["report", str(tmp_path), "--add", str(tmp_path)])
     with pytest.raises(UserError, match=r"unrecognized arguments: --onto: see python -m fastdfkd_jax\.report --help"):
         report.main(["report", str(tmp_path), "--onto"])
     with pytest.raises(UserError, match=r"none\.md cannot be read"):
-        report.insert_all(tmp_path / "none.md", {"": "new\n"})
+        markdown.insert_all(tmp_path / "none.md", {"": "new\n"})
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "summary.json").write_text("{")
     with pytest.raises(UserError, match="not the summary"):
-        report.table(tmp_path)
+        run_records.table(tmp_path)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax import scores
+from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.models import NetworkSpec
 
 CLASSES = 5

@@ -11,11 +11,12 @@ from PIL import Image
 from runs import ROOT, tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import data, evaluate, main, overlay
+from fastdfkd_jax import data, evaluate, overlay
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.registry import METHODS
-from fastdfkd_jax.shards import read_shard
-from fastdfkd_jax.train import Training
+from fastdfkd_jax.methods.registry import METHODS
+from fastdfkd_jax.pool.shards import read_shard
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.loop import Training
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -82,7 +83,7 @@ def config_of(place, method, **changes):
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.maps])
 def test_a_method_serves_maps(place, method, tmp_path):
-    summary = main.run(config_of(place, method), tmp_path)
+    summary = one_run.run(config_of(place, method), tmp_path)
     assert summary["score"] == "miou"
     assert 0 < summary["teacher_miou"] < 60, "of random labels"
     assert 0 <= summary["student_miou_last"] <= summary["student_miou_best_on_test"] < 60
@@ -102,7 +103,7 @@ def test_a_student_learns_the_maps_that_data_have(place, tmp_path):
     config.data.split, config.transfer.split = "val", "val"
     config.eval_every = config.checkpoint_every = config.images_every = 30
     config.kd.crop_padding, config.kd.flip = 0, False
-    summary = main.run(config, tmp_path)
+    summary = one_run.run(config, tmp_path)
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["kd/loss"]
     last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-2]["kd/loss"]
     assert last < first
@@ -111,7 +112,7 @@ def test_a_student_learns_the_maps_that_data_have(place, tmp_path):
 
 def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
     config = config_of(place, "kd")
-    whole = main.run(config, tmp_path / "whole")
+    whole = one_run.run(config, tmp_path / "whole")
     original = Training._end_call
 
     def stop_once(training):
@@ -121,8 +122,8 @@ def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_end_call", stop_once)
-        assert main.run(config, tmp_path / "parts") == {}
-    assert main.run(config, tmp_path / "parts")["student_miou_last"] == whole["student_miou_last"]
+        assert one_run.run(config, tmp_path / "parts") == {}
+    assert one_run.run(config, tmp_path / "parts")["student_miou_last"] == whole["student_miou_last"]
     students = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")]
     jax.tree.map(np.testing.assert_array_equal, *students)
 
@@ -165,14 +166,14 @@ def test_what_cannot_be_is_refused_in_one_line(place, name, tmp_path):
     changes = changes | ({"transfer__dir": str(place)} if "transfer__source" in changes else {})
     config = config_of(place, "fastdfkd", **changes)
     with pytest.raises(UserError, match=message) as caught:
-        main.run(config, tmp_path / "run")
+        one_run.run(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
 def test_stored_soft_labels_are_refused(place, tmp_path):
     config = config_of(place, "fastdfkd", synthesis_calls=1, soft_labels__steps=4)
     with pytest.raises(UserError, match=r"soft_labels.steps must be 0 for a teacher of segmentation"):
-        main.run(config, tmp_path)
+        one_run.run(config, tmp_path)
 
 
 def test_a_network_is_measured_by_the_command(place, capsys):
@@ -248,7 +249,7 @@ def test_a_classifier_has_no_overlay(place, tmp_path):
 
 def test_two_devices_learn_and_measure_maps_as_one(place, tmp_path):
     small = {"calls": 1, "kd__steps_per_call": 1, "kd__steps_per_dispatch": 1}
-    one = main.run(config_of(place, "kd", **small), tmp_path / "one")
+    one = one_run.run(config_of(place, "kd", **small), tmp_path / "one")
     small |= {"parallel__cpu_devices": 2, "parallel__batch_devices": 2}
     config = tmp_path / "two.py"
     config.write_text(

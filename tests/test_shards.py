@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from test_pool import SHAPE, rows
 
-from fastdfkd_jax import initial
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.shards import Shards, concatenate, read_shard
+from fastdfkd_jax.pool import initial_images
+from fastdfkd_jax.pool.shards import Shards, concatenate, read_shard
 
 
 def shards(directory, counts):
@@ -64,25 +64,25 @@ def test_an_initial_pool_is_an_earlier_run_its_folder_or_pictures(tmp_path):
     shards(tmp_path / "run" / "pool", [2, 1])
     expected = [0, 1, 10]
     for place in (tmp_path / "run", tmp_path / "run" / "pool"):
-        np.testing.assert_array_equal(initial.read(place, SHAPE).images[:, 0, 0, 0], expected)
+        np.testing.assert_array_equal(initial_images.read(place, SHAPE).images[:, 0, 0, 0], expected)
     for index, value in enumerate((5, 9)):
         path = tmp_path / "pictures" / str(index) / "a.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(np.full((4, 4), value, np.uint8)).save(path)
-    np.testing.assert_array_equal(initial.read(tmp_path / "pictures", SHAPE).images[:, 0, 0, 0], [5, 9])
-    coloured = initial.read(tmp_path / "pictures", (4, 4, 3)).images
+    np.testing.assert_array_equal(initial_images.read(tmp_path / "pictures", SHAPE).images[:, 0, 0, 0], [5, 9])
+    coloured = initial_images.read(tmp_path / "pictures", (4, 4, 3)).images
     assert coloured.shape == (2, 4, 4, 3)
 
 
 def test_initial_pools_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
-        initial.read(tmp_path / "absent", SHAPE)
+        initial_images.read(tmp_path / "absent", SHAPE)
     with pytest.raises(UserError, match="holds no pool shards and no"):
-        initial.read(tmp_path, SHAPE)
+        initial_images.read(tmp_path, SHAPE)
     shards(tmp_path, [1])
     with pytest.raises(UserError, match=r"are \(4, 4, 1\), the teacher takes \(8, 8, 3\)"):
-        initial.read(tmp_path, (8, 8, 3))
+        initial_images.read(tmp_path, (8, 8, 3))
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a.png .*cannot be read"):
-        initial.read(tmp_path / "pictures", SHAPE)
+        initial_images.read(tmp_path / "pictures", SHAPE)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from toy_network import SPEC, toy_network
 
-from fastdfkd_jax import augment, distill, losses, soft_labels
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation import distill, soft_labels
 
 CLASSES = 12
 HALF = 2.0**-11  # relative rounding of float16

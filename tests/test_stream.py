@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fastdfkd_jax import parallel
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.shards import Shards, locate_one
-from fastdfkd_jax.store import DiskStore
+from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.pool.shards import Shards, locate_one
 
 SHAPE = (4, 6, 3)
 COUNTS = (5, 1, 7)
@@ -119,8 +119,8 @@ _FLAT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from fastdfkd_jax.shards import Shards
-from fastdfkd_jax.store import DiskStore
+from fastdfkd_jax.pool.shards import Shards
+from fastdfkd_jax.pool.on_disk import DiskStore
 
 shards = Shards(Path(sys.argv[1]))
 draws = np.random.default_rng(0)

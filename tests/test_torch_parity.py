@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from runs import tiny_config
 
-from fastdfkd_jax import assemble, convert, data, distill
+from fastdfkd_jax import convert, data
+from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.training import build
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
 
 from benchmarks import torch_fastdfkd  # noqa: E402 - imports torch
 from benchmarks.agreement import double  # noqa: E402 - imports torch
 from benchmarks.case import places_of  # noqa: E402
-from fastdfkd_jax.convert.twins import twin  # noqa: E402
+from fastdfkd_jax.convert.torch_twins.classifiers import twin  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
@@ -38,7 +40,7 @@ def config():
 @pytest.fixture
 def parts(config):
     with jax.enable_x64(True):
-        yield assemble.assemble(config)
+        yield build.assemble(config)
 
 
 def to_torch(module, variables):

@@ -24,12 +24,14 @@ from PIL import Image
 from runs import ROOT, tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import data, main, parallel, train
+from fastdfkd_jax import data, main
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import lock_folder
-from fastdfkd_jax.shards import Rows, read_shard
-from fastdfkd_jax.store import DiskStore
-from fastdfkd_jax.train import Training
+from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.pool.shards import Rows, read_shard
+from fastdfkd_jax.storage.files import lock_folder
+from fastdfkd_jax.training import loop, one_run
+from fastdfkd_jax.training.loop import Training
 
 # What does not change the compiled programs.
 NOT_COMPILED = ("seed", "mode", "noise_control", "eval_every", "checkpoint_every", "images_every")
@@ -38,7 +40,7 @@ NOT_COMPILED = ("seed", "mode", "noise_control", "eval_every", "checkpoint_every
 @pytest.fixture(scope="module", autouse=True)
 def shared_programs():
     """Runs of this file share what they compile, which is nearly all that a tiny run costs."""
-    assemble, programs, initial_state = main.assemble, train.Programs, train.initial_state
+    assemble, programs, initial_state = main.assemble, loop.Programs, loop.initial_state
     built, compiled, states = {}, {}, {}
 
     def key(config, *others):
@@ -64,9 +66,9 @@ def shared_programs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "assemble", assemble_once)
-        patch.setattr(train, "Programs", compile_once)
-        patch.setattr(train, "initial_state", initialise_once)
-        patch.setattr(train, "make_evaluator", functools.cache(train.make_evaluator))
+        patch.setattr(loop, "Programs", compile_once)
+        patch.setattr(loop, "initial_state", initialise_once)
+        patch.setattr(loop, "make_evaluator", functools.cache(loop.make_evaluator))
         yield
 
 
@@ -93,7 +95,7 @@ def finished(tmp_path_factory, shared_programs) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_end_call", count)
-        summary = main.run(tiny_config(), workdir)
+        summary = one_run.run(tiny_config(), workdir)
     return Finished(workdir, summary, np.diff(counts).tolist())
 
 
@@ -207,7 +209,7 @@ def test_health_signals_are_recorded(finished):
 def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monkeypatch):
     for name in ("_synthesize", "_distill", "_evaluate", "_save"):
         monkeypatch.setattr(Training, name, crash)
-    again = main.run(tiny_config(), copied)
+    again = one_run.run(tiny_config(), copied)
     memory = "peak_memory_bytes"
     assert again | {memory: 0} == finished.summary | {memory: 0}
     assert_same_end(copied, finished.workdir)
@@ -215,24 +217,24 @@ def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monke
 
 def test_synthesis_may_end_before_the_student_does(monkeypatch, tmp_path):
     config = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2)
-    summary = main.run(config, tmp_path / "whole")
+    summary = one_run.run(config, tmp_path / "whole")
     assert summary["images"] == 16
     found = records(tmp_path / "whole")
     assert [record["call"] for record in found if "synthesis/predicted" in record] == [1, 2]
     assert [record["call"] for record in found if "kd/loss" in record] == [3, 4]
     interrupt(monkeypatch, "_distill", 4, crash)
     with pytest.raises(Stop):
-        main.run(config, tmp_path / "resumed")
-    main.run(config, tmp_path / "resumed")
+        one_run.run(config, tmp_path / "resumed")
+    one_run.run(config, tmp_path / "resumed")
     assert_same_end(tmp_path / "resumed", tmp_path / "whole")
 
     alone = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2, mode="synthesize")
-    assert main.run(alone, tmp_path / "alone")["images"] == 16
+    assert one_run.run(alone, tmp_path / "alone")["images"] == 16
     jax.tree.map(np.testing.assert_array_equal, shards(tmp_path / "alone"), shards(tmp_path / "whole"))
 
 
 def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
-    main.run(tiny_config(pool__place="disk"), tmp_path)
+    one_run.run(tiny_config(pool__place="disk"), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -240,27 +242,27 @@ def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
 def test_a_run_with_its_pool_on_disk_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(pool__place="disk"), tmp_path)
-    main.run(tiny_config(pool__place="disk"), tmp_path)
+        one_run.run(tiny_config(pool__place="disk"), tmp_path)
+    one_run.run(tiny_config(pool__place="disk"), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_student_of_shuffled_passes_is_averaged_and_the_same_wherever_its_pool_lies(tmp_path, monkeypatch):
     passes = {"pool__draw": "passes", "kd__ema_decay": 0.5, "kd__rate_warmup_steps": 3, "kd__steps_per_dispatch": 4}
     states = []
-    monkeypatch.setattr(train, "save_student", lambda workdir, student, variables: states.append(variables))
-    main.run(tiny_config(**passes), tmp_path / "device")
+    monkeypatch.setattr(loop, "save_student", lambda workdir, student, variables: states.append(variables))
+    one_run.run(tiny_config(**passes), tmp_path / "device")
     config = tiny_config(**passes, pool__place="disk")
     interrupt(monkeypatch, "_end_call", 2, crash)
     with pytest.raises(Stop):
-        main.run(config, tmp_path / "disk")
-    main.run(config, tmp_path / "disk")
+        one_run.run(config, tmp_path / "disk")
+    one_run.run(config, tmp_path / "disk")
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_path):
     """In two dispatches of two steps a run has the same steps as in one of four."""
-    main.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
+    one_run.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
     one, other = ([r for r in records(folder) if "kd/loss" in r] for folder in (tmp_path, finished.workdir))
     assert len(one) == len(other) == 2
     for name in ("kd/loss", "kd/agreement"):
@@ -271,8 +273,8 @@ def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_p
 def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, "_distill", 3, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(pool__place="disk"), tmp_path)
-    main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(pool__place="disk"), tmp_path)
+    one_run.run(tiny_config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -285,10 +287,10 @@ def test_batches_from_disk_are_read_ahead_unless_the_pool_will_have_grown(tmp_pa
 
     monkeypatch.setattr(DiskStore, "source", spy)
     config = tiny_config(calls=4, synthesis_calls=3, warmup_calls=1, pool__place="disk")
-    main.run(config, tmp_path / "disk")
+    one_run.run(config, tmp_path / "disk")
     # Calls 2, 3 and 4 take steps 0 to 3, 4 to 7 and 8 to 11, two at a time; call 3 makes images first.
     assert reads == [(0, 2), (2, None), (4, 6), (6, 8), (8, 10), (10, None)]
-    main.run(tiny_config(calls=4, synthesis_calls=3, warmup_calls=1), tmp_path / "device")
+    one_run.run(tiny_config(calls=4, synthesis_calls=3, warmup_calls=1), tmp_path / "device")
     assert_same_end(tmp_path / "disk", tmp_path / "device")
 
 
@@ -302,7 +304,7 @@ def test_a_student_learns_from_given_images_on_disk(kind, finished, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(path)
     for place in ("disk", "device"):
-        main.run(tiny_config(mode="distill", pool__initial=str(given), pool__place=place), tmp_path / place)
+        one_run.run(tiny_config(mode="distill", pool__initial=str(given), pool__place=place), tmp_path / place)
     assert_same_end(tmp_path / "disk", tmp_path / "device")
 
 
@@ -310,10 +312,10 @@ def test_a_shard_that_was_cut_off_costs_only_time(finished, tmp_path, monkeypatc
     """The newest checkpoint has lost a shard; the one before it does not need that one, which is made again."""
     interrupt(monkeypatch, "_begin_call", 2, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(pool__place="disk"), tmp_path)
+        one_run.run(tiny_config(pool__place="disk"), tmp_path)
     path = tmp_path / "pool" / "000001.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    main.run(tiny_config(pool__place="disk"), tmp_path)
+    one_run.run(tiny_config(pool__place="disk"), tmp_path)
     reason = "shard 1 of the pool is missing or damaged"
     assert f"checkpoint 14 cannot be used ({reason}); trying the one before it" in caplog.text
     assert_same_end(tmp_path, finished.workdir)
@@ -324,7 +326,7 @@ def stopped(finished, tmp_path, monkeypatch) -> Path:
     """A run that has crashed after its second call, with checkpoints of both calls."""
     interrupt(monkeypatch, "_begin_call", 2, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(), tmp_path / "stopped")
+        one_run.run(tiny_config(), tmp_path / "stopped")
     monkeypatch.undo()
     return tmp_path / "stopped"
 
@@ -333,7 +335,7 @@ def refused(expected: str, workdir: Path, config=None) -> None:
     """What the run must refuse in one line, with nothing changed."""
     before = contents(workdir)
     with pytest.raises(UserError, match=expected) as caught:
-        main.run(tiny_config() if config is None else config, workdir)
+        one_run.run(tiny_config() if config is None else config, workdir)
     assert "\n" not in str(caught.value)
     assert contents(workdir) == before
 
@@ -354,17 +356,17 @@ def test_a_record_that_was_replaced_does_not_pass_for_the_run_s(stopped, tmp_pat
     content["identity"]["seed"] = content["config"]["seed"] = 1
     (stopped / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"checkpoint 14 in .* is of another configuration \(seed: 0 there, 1 now\)"):
-        main.run(tiny_config(seed=1), stopped)
+        one_run.run(tiny_config(seed=1), stopped)
 
 
 def test_a_restart_moves_all_aside_and_begins_anew(finished, stopped):
     before = contents(stopped)
-    main.run(tiny_config(restart=True), stopped)
+    one_run.run(tiny_config(restart=True), stopped)
     assert_same_end(stopped, finished.workdir)
     moved = contents(stopped / "previous-1")
     assert {name: data for name, data in before.items() if name != ".lock"} == moved
     shutil.rmtree(stopped / "checkpoints")
-    main.run(tiny_config(restart=True, calls=1, warmup_calls=0), stopped)
+    one_run.run(tiny_config(restart=True, calls=1, warmup_calls=0), stopped)
     assert contents(stopped / "previous-1") == moved
     assert len(shards(stopped / "previous-2")) == 3
 
@@ -401,9 +403,9 @@ def test_after_a_fall_back_the_sums_are_those_of_the_shards_that_are_there(finis
     """Otherwise the run could not be continued again."""
     one, two = (stopped / "pool" / f"00000{index}.npz" for index in (0, 1))
     two.write_bytes(one.read_bytes())
-    main.run(tiny_config(), stopped)
+    one_run.run(tiny_config(), stopped)
     assert_same_end(stopped, finished.workdir)
-    assert main.run(tiny_config(calls=4), stopped)["images"] == 32
+    assert one_run.run(tiny_config(calls=4), stopped)["images"] == 32
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "hidden mark too"])
@@ -423,7 +425,7 @@ def test_a_restart_that_is_killed_between_its_moves_leaves_what_no_run_begins_in
 
     monkeypatch.setattr(Path, "rename", once)
     with pytest.raises(Stop):
-        main.run(tiny_config(restart=True), copied)
+        one_run.run(tiny_config(restart=True), copied)
     monkeypatch.undo()
     refused("holds results .* but no config.json", copied)
 
@@ -435,7 +437,7 @@ def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, mon
         Image.fromarray(image[..., 0]).save(pictures / f"{number:02d}.bmp")
     config = functools.partial(tiny_config, mode="distill", pool__initial=str(pictures), pool__place="disk")
     workdir = tmp_path / "run"
-    main.run(config(), workdir)
+    one_run.run(config(), workdir)
     (shard,) = (workdir / "initial").glob("*.npz")
     whole = shard.read_bytes()
     with np.load(shard) as arrays:
@@ -443,7 +445,7 @@ def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, mon
     np.savez(shard, images=images[::-1], labels=labels)
     refused("initial/000000.npz is not the one that the run made: restore it, or delete it", workdir, config())
     shard.write_bytes(whole)
-    main.run(config(), workdir)
+    one_run.run(config(), workdir)
     content = bytearray((pictures / "00.bmp").read_bytes())
     content[-1] ^= 255
     (pictures / "00.bmp").write_bytes(content)
@@ -465,7 +467,7 @@ def test_shards_of_other_types_are_refused(copied, tmp_path):
         for place in ("device", "disk"):
             config = tiny_config(mode="distill", pool__initial=str(given), pool__place=place)
             with pytest.raises(UserError, match=f"is damaged .*{expected}"):
-                main.run(config, tmp_path / "run")
+                one_run.run(config, tmp_path / "run")
     np.savez(given / "000000.npz", images=images, labels=labels.astype(np.int64))
     assert read_shard(given / "000000.npz").labels.dtype == np.int32
 
@@ -480,8 +482,8 @@ def test_a_signal_as_the_run_ends_is_not_lost(copied, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_finish", asked)
-        assert main.run(tiny_config(), copied) == {}
-    assert main.run(tiny_config(), copied)
+        assert one_run.run(tiny_config(), copied) == {}
+    assert one_run.run(tiny_config(), copied)
 
 
 def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
@@ -489,7 +491,7 @@ def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
     lines = path.read_bytes().splitlines(keepends=True)
     first = [line for line in lines if json.loads(line)["call"] == 1]
     path.write_bytes(b"".join(first) + b'{"call": 2, "syn')
-    main.run(tiny_config(), stopped)
+    one_run.run(tiny_config(), stopped)
     assert_same_end(stopped, finished.workdir)
 
 
@@ -507,7 +509,7 @@ def test_a_link_out_of_the_workdir_is_not_followed(name, copied, tmp_path):
     outside = tmp_path / "elsewhere"
     before = contents(outside) if outside.is_dir() else outside.read_bytes()
     with pytest.raises(UserError, match="is a symbolic link"):
-        main.run(tiny_config(), copied)
+        one_run.run(tiny_config(), copied)
     assert before == (contents(outside) if outside.is_dir() else outside.read_bytes())
 
 
@@ -517,14 +519,14 @@ def test_leftovers_of_killed_writers_are_removed(copied):
     others = [copied / ".x.pth.12.tmp", copied / ".notes.partial"]  # of other programs
     for path in leftovers + others:
         path.write_bytes(b"half")
-    main.run(tiny_config(), copied)
+    one_run.run(tiny_config(), copied)
     assert not any(path.exists() for path in leftovers)
     assert all(path.exists() for path in others)
 
 
 def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, copied, caplog):
     before = shards(copied)
-    summary = main.run(tiny_config(calls=4, eval_every=2, images_every=4), copied)
+    summary = one_run.run(tiny_config(calls=4, eval_every=2, images_every=4), copied)
     assert summary["images"] == finished.summary["images"] + 8
     after = shards(copied)
     assert len(after) == 4
@@ -542,29 +544,29 @@ def test_other_signals_save_as_sigterm_does(number, finished, tmp_path, monkeypa
     config = functools.partial(tiny_config, checkpoint_every=3)
     before = signal.signal(number, signal.default_int_handler)  # a suite in the background is started to ignore it
     try:
-        assert main.run(config(), tmp_path) == {}
+        assert one_run.run(config(), tmp_path) == {}
         assert signal.getsignal(number) == signal.default_int_handler
     finally:
         signal.signal(number, before)
-    main.run(config(), tmp_path)
+    one_run.run(config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_run_is_a_function_of_its_seed(finished, tmp_path):
-    main.run(tiny_config(), tmp_path / "same")
+    one_run.run(tiny_config(), tmp_path / "same")
     assert_same_end(tmp_path / "same", finished.workdir)
-    main.run(tiny_config(seed=1), tmp_path / "other")
+    one_run.run(tiny_config(seed=1), tmp_path / "other")
     assert not same_student(tmp_path / "other", finished.workdir)
 
 
 def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
-    first = main.run(tiny_config(mode="synthesize"), tmp_path / "images")
+    first = one_run.run(tiny_config(mode="synthesize"), tmp_path / "images")
     assert first["images"] == 24
     assert first["distill_seconds"] == 0
     assert first["student_accuracy_last"] is None
     assert len(shards(tmp_path / "images")) == 3
     config = tiny_config(mode="distill", pool__initial=str(tmp_path / "images"))
-    second = main.run(config, tmp_path / "student")
+    second = one_run.run(config, tmp_path / "student")
     assert second["images"] == second["synthesis_seconds"] == 0
     assert second["student_accuracy_last"] is not None
     assert [record["call"] for record in records(tmp_path / "student") if "kd/loss" in record] == [2, 3]
@@ -577,9 +579,9 @@ def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
 def test_a_run_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(), tmp_path)
     assert not (tmp_path / "summary.json").exists()
-    main.run(tiny_config(), tmp_path)
+    one_run.run(tiny_config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -589,23 +591,23 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(method, call, finished, tm
     interrupt(monkeypatch, method, call, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     # So that what is saved is saved because of the signal.
     config = functools.partial(tiny_config, checkpoint_every=3)
-    assert main.run(config(), tmp_path) == {}
+    assert one_run.run(config(), tmp_path) == {}
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "summary.json").exists()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    main.run(config(), tmp_path)
+    one_run.run(config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, caplog):
     interrupt(monkeypatch, "_end_call", 3, crash)
     with pytest.raises(Stop):
-        main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(), tmp_path)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in (newest / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
-    main.run(tiny_config(), tmp_path)
+    one_run.run(tiny_config(), tmp_path)
     assert f"checkpoint {newest.name} cannot be used (" in caplog.text
     assert_same_end(tmp_path, finished.workdir)
 
@@ -613,7 +615,7 @@ def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, c
 def test_another_config_is_refused_and_nothing_changes(copied):
     before = contents(copied)
     with pytest.raises(UserError) as caught:
-        main.run(tiny_config(seed=1, kd__lr=0.1), copied)
+        one_run.run(tiny_config(seed=1, kd__lr=0.1), copied)
     assert "(kd.lr: 0.05 there, 0.1 now, seed: 0 there, 1 now)" in str(caught.value)
     assert contents(copied) == before
 
@@ -621,25 +623,25 @@ def test_another_config_is_refused_and_nothing_changes(copied):
 def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_path):
     moved = tmp_path / "teacher.safetensors"
     shutil.copy(data.digits.TEACHER_PATH, moved)
-    again = main.run(tiny_config(teacher__checkpoint=str(moved)), copied)
+    again = one_run.run(tiny_config(teacher__checkpoint=str(moved)), copied)
     assert timeless(again) == timeless(finished.summary)
     parts = main.assemble(tiny_config())
     other = parts._replace(teacher_vars=jax.tree.map(lambda x: x + 1, parts.teacher_vars))
     with pytest.raises(UserError, match="teacher weights: "):
-        main.record_identity(tiny_config(), other, copied)
+        one_run.record_identity(tiny_config(), other, copied)
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
     lock = lock_folder(tmp_path)
     with lock, pytest.raises(UserError, match="is in use by another run"):
-        main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(), tmp_path)
     lock_folder(tmp_path).close()
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        main.run(tiny_config(), tmp_path / "file")
+        one_run.run(tiny_config(), tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -656,13 +658,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(method, call, part, expected, t
 
     interrupt(monkeypatch, method, call, poison)
     with pytest.raises(UserError, match=expected) as caught:
-        main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(), tmp_path)
     assert "\n" not in str(caught.value)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_the_noise_control_stands_in_the_summary(finished, copied, monkeypatch, capsys):
-    monkeypatch.setattr(main.configuration, "parse", lambda *_: (tiny_config(noise_control=True), copied))
+    monkeypatch.setattr(main.config_flags, "parse", lambda *_: (tiny_config(noise_control=True), copied))
     main.main(["main"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert timeless(printed) == timeless(finished.summary) | {
@@ -689,7 +691,7 @@ def test_a_collapse_is_said(predicted, diversity, warned):
 
 def judge(shares, advice="raise a", classes=10, progress=None, start=1):
     """The lines that are said where the calls from `start` on have these shares of images on target."""
-    said, progress = [], progress or train.Progress()
+    said, progress = [], progress or loop.Progress()
     parts = SimpleNamespace(method=SimpleNamespace(class_advice=advice),
                             teacher=SimpleNamespace(spec=SimpleNamespace(num_classes=classes)))  # fmt: skip
     stub: Any = SimpleNamespace(progress=progress, parts=parts, metrics=SimpleNamespace(say=said.append))
@@ -718,24 +720,24 @@ def test_classes_that_are_not_asked_for_are_not_judged():
 
 
 def test_a_resumed_run_does_not_repeat_what_was_said_of_classes():
-    progress = train.Progress()
+    progress = loop.Progress()
     assert len(judge([0.1] * 12, progress=progress)) == 1
     saved = json.loads(json.dumps(dataclasses.asdict(progress)))
-    assert judge([0.1] * 12, progress=train.Progress(**saved), start=13) == []
-    half = train.Progress()
+    assert judge([0.1] * 12, progress=loop.Progress(**saved), start=13) == []
+    half = loop.Progress()
     assert judge([0.1] * 8, progress=half) == []
     saved = json.loads(json.dumps(dataclasses.asdict(half)))
-    assert [line[:19] for line in judge([0.1] * 12, progress=train.Progress(**saved), start=9)] == [
+    assert [line[:19] for line in judge([0.1] * 12, progress=loop.Progress(**saved), start=9)] == [
         "warning: at call 10"
     ]
 
 
 def test_a_run_judges_its_classes(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(train, "_FIRST_CALLS", 0)
-    monkeypatch.setattr(train, "_JUDGED_CALLS", 2)
-    monkeypatch.setattr(train, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
+    monkeypatch.setattr(loop, "_FIRST_CALLS", 0)
+    monkeypatch.setattr(loop, "_JUDGED_CALLS", 2)
+    monkeypatch.setattr(loop, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
     with caplog.at_level(logging.INFO, "fastdfkd_jax"):
-        main.run(tiny_config(), tmp_path)
+        one_run.run(tiny_config(), tmp_path)
     shares = [record["synthesis/on_target"] for record in records(tmp_path) if "synthesis/on_target" in record]
     assert len(shares) == 3
     (line,) = [line for line in caplog.messages if "as the class that was asked for" in line]

@@ -11,10 +11,13 @@ import pytest
 from runs import tiny_config
 from toy_network import SPEC, bare_network, toy_network
 
-from fastdfkd_jax import assemble, distill, models, registry
+from fastdfkd_jax import models
+from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, deepinversion, generative, generative_dfd
-from fastdfkd_jax.models.generators import Generator
+from fastdfkd_jax.methods import base, deepinversion, generative_dfd, registry
+from fastdfkd_jax.methods.parts import online_generator
+from fastdfkd_jax.models.generators.by_kind import Generator
+from fastdfkd_jax.training import build
 
 BATCH = 4
 SMALL = {"width": 4, "latent_dim": 5, "student_steps": 2}
@@ -63,7 +66,7 @@ def dense_generator(side, channels, latent_dim=5, width=4, **kwargs):
 
 @pytest.fixture(autouse=True)
 def small_generators(monkeypatch):
-    for module in (registry, generative, generative_dfd):
+    for module in (registry, online_generator, generative_dfd):
         monkeypatch.setattr(module, "build_generator", dense_generator)
 
 
@@ -82,7 +85,7 @@ def setting_of(teacher, student):
 def built(name, sections=None, teacher=None):
     config = config_of(name, sections)
     method = registry.METHODS[name].build(config, setting_of(teacher or bare_network(), bare_network()))
-    return method, assemble.objective_of(config, method)
+    return method, build.objective_of(config, method)
 
 
 @functools.cache

@@ -7,12 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax import augment, distill, parallel
-from fastdfkd_jax.assemble import Parts, objective_of, setting_of
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.methods.base import Batch
+from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.network import from_linen
-from fastdfkd_jax.registry import METHODS
+from fastdfkd_jax.training.build import Parts, objective_of, setting_of
 
 SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
 _WIDTH, _KEPT = 16, 0.9

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax import configuration, report, signals
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.command import run_command
-from fastdfkd_jax.compare import estimates, folders, outputs, processes
+from fastdfkd_jax.cli import config_flags, signals
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.cli.signals import Stop
+from fastdfkd_jax.compare import estimates, jobs, outputs, run_folders
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
 from fastdfkd_jax.compare.estimates import Entry
-from fastdfkd_jax.compare.processes import Cores, Outcome, Task
+from fastdfkd_jax.compare.jobs import Cores, Outcome, Task
 from fastdfkd_jax.errors import EXIT_STATUS
-from fastdfkd_jax.files import lock_folder
-from fastdfkd_jax.signals import Stop
+from fastdfkd_jax.evaluation import scores
+from fastdfkd_jax.storage import markdown
+from fastdfkd_jax.storage.files import lock_folder
 
 log = logging.getLogger("fastdfkd_jax.compare")  # not __name__, which is __main__
 
@@ -30,12 +32,12 @@ DEFAULT_CONFIG = "configs/compare/all.py"
 
 def command(argv: Sequence[str]) -> int:
     """Runs what is missing, writes the tables; 1 where a run has crashed, 2 where a user can mend what failed."""
-    config, workdir = configuration.parse(argv, DEFAULT_CONFIG)
+    config, workdir = config_flags.parse(argv, DEFAULT_CONFIG)
     comparison = read(config)
     if config.tables_only:
         _finish(config, workdir, comparison, {})
         return 0
-    cores = processes.shares(config.jobs)
+    cores = jobs.shares(config.jobs)
     lock = lock_folder(workdir)
     try:
         with signals.deferred() as stop:
@@ -46,10 +48,10 @@ def command(argv: Sequence[str]) -> int:
 
 def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: list[Cores], stop: Stop) -> int:
     chosen = [comparison.runs[name] for name in comparison.chosen]
-    left = [run for run in chosen if any(folders.state(workdir, run, s) != folders.FINISHED for s in run.seeds)]
+    left = [run for run in chosen if any(run_folders.state(workdir, run, s) != run_folders.FINISHED for s in run.seeds)]
     require_given(chosen if config.time_all else left)
     for run in chosen:
-        folders.require_same_teacher(workdir, run)
+        run_folders.require_same_teacher(workdir, run)
     if config.time_all:
         estimates.time_all(workdir, comparison, cores, stop)
         return 0
@@ -58,7 +60,7 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
         print(estimates.describe(plan, cores), flush=True)
     if config.dry_run or stop.requested:
         return 0
-    failures = _run(workdir, comparison, [entry for entry in plan if entry.state != folders.FINISHED], cores, stop)
+    failures = _run(workdir, comparison, [entry for entry in plan if entry.state != run_folders.FINISHED], cores, stop)
     reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
     _finish(config, workdir, comparison, reasons)
     if stop.requested:
@@ -67,7 +69,7 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
         for reason in found:
             log.error("failed: %s", reason)
     kinds = {kind for found in failures.values() for kind, _ in found}
-    return EXIT_STATUS if kinds == {processes.REFUSED} else int(bool(kinds))
+    return EXIT_STATUS if kinds == {jobs.REFUSED} else int(bool(kinds))
 
 
 def _run(
@@ -86,25 +88,25 @@ def _run(
         nonlocal done
         done += 1
         name = run_names[task.name]
-        if outcome.kind == processes.FINISHED:
-            accuracy = outcome.answer.get(report.score_key(outcome.answer, "student_{}_last"))
+        if outcome.kind == jobs.FINISHED:
+            accuracy = outcome.answer.get(scores.score_key(outcome.answer, "student_{}_last"))
             text = "" if accuracy is None else f", student {accuracy:.2f} %"
             log.info("%s: finished in %.2f hours%s; %d of %d", task.name, outcome.seconds / 3600, text, done, len(left))
-        elif outcome.kind == processes.STOPPED:
+        elif outcome.kind == jobs.STOPPED:
             log.info("%s: stopped and saved", task.name)
         else:
             failures.setdefault(name, []).append((outcome.kind, f"{task.name}: {outcome.reason}"))
             log.error("%s: failed (%s), see %s", task.name, outcome.reason, task.log)
-        if outcome.kind != processes.STOPPED:
+        if outcome.kind != jobs.STOPPED:
             reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
             outputs.write(workdir, comparison, comparison.tables_of(name), reasons)
 
-    processes.run_all(tasks, cores, stop, start, end)
+    jobs.run_all(tasks, cores, stop, start, end)
     return failures
 
 
 def _task(workdir: Path, entry: Entry) -> Task:
-    place = folders.folder(workdir, entry.run.name, entry.seed)
+    place = run_folders.folder(workdir, entry.run.name, entry.seed)
     log_file = workdir / "logs" / f"{entry.run.name}-seed{entry.seed}.log"
     return Task(entry.name, "run", entry.run.seeded(entry.seed).to_dict(), place, log_file)
 
@@ -114,13 +116,13 @@ def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures:
     for text in written.values():
         print(text)
     if config.record:
-        cores = processes.shares(config.jobs)
+        cores = jobs.shares(config.jobs)
         place = expanded(config.record)
         measured = partial(estimates.measured_seconds, workdir, cores)
         written = outputs.record(workdir, comparison, place, config.timed, measured)
     blocks = {f"compare/{name}": text for name, text in written.items()}
     for document in filter(None, map(str.strip, config.into.split(","))):
-        report.insert_all(expanded(document), blocks)
+        markdown.insert_all(expanded(document), blocks)
 
 
 if __name__ == "__main__":

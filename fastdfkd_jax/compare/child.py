@@ -30,14 +30,14 @@ def main(argv: Sequence[str]) -> None:
     # Only now, as libraries count the cores when they are imported.
     from ml_collections import ConfigDict
 
-    from fastdfkd_jax import assemble, plan
     from fastdfkd_jax.compare.estimates import PARTS
-    from fastdfkd_jax.main import run, set_up_jax
+    from fastdfkd_jax.training import build, dry_run
+    from fastdfkd_jax.training.one_run import run, set_up_jax
 
     config = ConfigDict(request["config"]).lock()
     set_up_jax(config)
     if request["action"] == "measure":
-        costs = plan.measure(config, assemble.assemble(config))
+        costs = dry_run.measure(config, build.assemble(config))
         answer = dict.fromkeys(PARTS, 0.0) | {cost.kind: cost.total_seconds for cost in costs}
         answer["compile_seconds"] = sum(cost.compile_seconds for cost in costs)
     else:
@@ -55,6 +55,6 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    from fastdfkd_jax.command import run_command
+    from fastdfkd_jax.cli.command import run_command
 
     run_command(main)

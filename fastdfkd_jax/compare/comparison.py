@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.checkpoint import file_digest
+from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.validate import validate
+from fastdfkd_jax.training.checkpoint import file_digest
+from fastdfkd_jax.training.config_checks import validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

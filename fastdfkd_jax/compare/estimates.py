@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastdfkd_jax import limits, main, report
-from fastdfkd_jax.compare import folders, processes
+from fastdfkd_jax.cli.signals import Stop
+from fastdfkd_jax.compare import jobs, run_folders
 from fastdfkd_jax.compare.comparison import Comparison, Run
-from fastdfkd_jax.compare.processes import Cores, Outcome, Task
+from fastdfkd_jax.compare.jobs import Cores, Outcome, Task
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.signals import Stop
+from fastdfkd_jax.storage import files, limits
+from fastdfkd_jax.training import one_run
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Entry(NamedTuple):
 
     Attributes:
       run, seed: which.
-      state: of `folders`.
+      state: of `run_folders`.
       seconds: that a run from its start would take; None where that is not known.
     """
 
@@ -56,8 +57,8 @@ def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured
       UserError: a folder holds a run of another configuration.
     """
     chosen = [comparison.runs[name] for name in comparison.chosen]
-    entries = [Entry(run, seed, folders.state(workdir, run, seed), None) for run in chosen for seed in run.seeds]
-    waiting = {entry.run.name: entry.run for entry in entries if entry.state != folders.FINISHED}
+    entries = [Entry(run, seed, run_folders.state(workdir, run, seed), None) for run in chosen for seed in run.seeds]
+    waiting = {entry.run.name: entry.run for entry in entries if entry.state != run_folders.FINISHED}
     keys = {name: _digest(run, len(cores[0])) for name, run in waiting.items()}
     known = _known(workdir)
     if measured:
@@ -99,9 +100,9 @@ def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], core
         log.info("measuring %s", task.name)
 
     def end(task: Task, outcome: Outcome) -> None:
-        if outcome.kind == processes.FINISHED:
+        if outcome.kind == jobs.FINISHED:
             known[of_task[task.name]] = {"run": task.name, **outcome.answer}
-            report.write_json(workdir / "plan.json", known)
+            files.write_json(workdir / "plan.json", known)
         elif outcome.reason:
             log.warning("%s could not be measured: %s", task.name, outcome.reason)
 
@@ -109,11 +110,11 @@ def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], core
         Task(run.name, "measure", run.config.to_dict(), workdir, workdir / "logs" / f"{run.name}.plan.log")
         for run in unknown.values()
     ]
-    processes.run_all(tasks, cores, stop, start, end)
+    jobs.run_all(tasks, cores, stop, start, end)
 
 
 def _digest(run: Run, cores: int) -> str:
-    identity = {key: value for key, value in main.identity_of(run.config).items() if key != "seed"}
+    identity = {key: value for key, value in one_run.identity_of(run.config).items() if key != "seed"}
     content = json.dumps([identity, run.teacher_digest(), cores], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -123,7 +124,7 @@ def describe(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     width = max([len("run"), *(len(entry.run.name) for entry in entries)])
     lines = [f"{'run':{width}}  seed  {'state':9}  hours"]
     for entry in entries:
-        known = entry.state != folders.FINISHED and entry.seconds is not None
+        known = entry.state != run_folders.FINISHED and entry.seconds is not None
         hours = f"{(entry.seconds or 0) / 3600:5.2f}" if known else f"{'-':>5}"
         lines.append(f"{entry.run.name:{width}}  {entry.seed:4d}  {entry.state:9}  {hours}")
     return "\n".join([*lines, _sum(entries, cores)])
@@ -131,8 +132,8 @@ def describe(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
 
 def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     counts = [f"{sum(entry.state == state for entry in entries)} {state}"
-              for state in (folders.FINISHED, folders.BEGUN, folders.TO_DO)]  # fmt: skip
-    left = [entry.seconds for entry in entries if entry.state != folders.FINISHED]
+              for state in (run_folders.FINISHED, run_folders.BEGUN, run_folders.TO_DO)]  # fmt: skip
+    left = [entry.seconds for entry in entries if entry.state != run_folders.FINISHED]
     text = f"{len(entries)} runs: {', '.join(counts)}"
     if not left:
         return text

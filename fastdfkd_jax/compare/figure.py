@@ -8,7 +8,7 @@ from typing import IO
 
 from fastdfkd_jax.compare.results import Line
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import write_atomically
+from fastdfkd_jax.storage.files import write_atomically
 
 _MARKERS = "osD^vP*X<>hp"
 _SUFFIXES = ("png", "svg")

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fastdfkd_jax import limits, report
-from fastdfkd_jax.compare import figure, folders, results, tables
+from fastdfkd_jax.compare import figure, results, run_folders, tables
 from fastdfkd_jax.compare.comparison import Comparison, Run, Table
 from fastdfkd_jax.compare.results import SECONDS_APART
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import make_folder, write_atomically
+from fastdfkd_jax.storage import files, limits
+from fastdfkd_jax.storage.files import make_folder, write_atomically
+from fastdfkd_jax.training import run_records
 
 log = logging.getLogger(__name__)
 Failures = Mapping[str, Sequence[str]]
@@ -45,7 +46,7 @@ def figures_of(
     workdir: Path, comparison: Comparison, chosen: Sequence[Table], failures: Failures
 ) -> list[tuple[Table, dict[str, list[results.Line]]]]:
     """What the chosen tables have to show, of the finished runs in a workdir or of records; arguments as `write`'s."""
-    summaries = folders.summaries(workdir, comparison)
+    summaries = run_folders.summaries(workdir, comparison)
     wanted = {run.name: len(run.seeds) for run in comparison.runs.values()}
     return [(table, results.sections(table, summaries, wanted, failures)) for table in chosen]
 
@@ -75,11 +76,11 @@ def record(
         seconds = None if timed else measured(run)
         for path in sorted((workdir / "runs" / run.name).glob("seed*/summary.json")):
             place = records / "runs" / run.name / path.parent.name
-            report.add(path.parent, place, timed=timed, picture=False)
+            run_records.add(path.parent, place, timed=timed, picture=False)
             if seconds is not None:
                 summary = limits.read_json(place / "summary.json", "record")
                 total = {"total_seconds": sum(seconds.values()), SECONDS_APART: True}
-                report.write_json(place / "summary.json", {**summary, **seconds, **total})
+                files.write_json(place / "summary.json", {**summary, **seconds, **total})
     return write(records, comparison, comparison.tables, {})
 
 

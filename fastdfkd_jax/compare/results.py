@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastdfkd_jax import report
 from fastdfkd_jax.compare.comparison import Row, Table
+from fastdfkd_jax.evaluation import scores
 
 Summary = Mapping[str, Any]
 
@@ -136,7 +136,7 @@ def _with_speed_ups(lines: list[Line]) -> list[Line]:
 
 
 def _values(summaries: Sequence[Summary], name: str) -> list[float]:
-    found = (summary.get(report.score_key(summary, name)) for summary in summaries)
+    found = (summary.get(scores.score_key(summary, name)) for summary in summaries)
     return [value for value in found if value is not None]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax.assemble import last_synthesis_call
+from fastdfkd_jax.training.build import last_synthesis_call
 
 
 def images_with_gradient(config: ConfigDict) -> int:
@@ -27,7 +27,7 @@ def _per_call(steps: Callable[[ConfigDict], int]) -> Callable[[ConfigDict], int]
 
 
 def _per_round(config: ConfigDict) -> int:
-    """The count of a generative method: the generator's steps in every round (methods/generative.py)."""
+    """The count of a generative method: the generator's steps in every round (methods/parts/online_generator.py)."""
     section = config[config.method.name]
     rounds = config.calls * config.kd.steps_per_call // section.student_steps
     return rounds * section.generator_steps * config.synthesis_batch

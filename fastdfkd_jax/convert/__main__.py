@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fastdfkd_jax.arguments import OneLineParser, numbers
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser, numbers
 from fastdfkd_jax.convert import choosing
+from fastdfkd_jax.convert.import_export import NAMINGS, export_checkpoint, import_checkpoint
 from fastdfkd_jax.convert.messages import RECORD, LongError
-from fastdfkd_jax.convert.transfer import NAMINGS, export_checkpoint, import_checkpoint
 from fastdfkd_jax.convert.verify import SAME_WEIGHTS, TWIN, Report, verify
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 

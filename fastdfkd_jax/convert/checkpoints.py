@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.convert import files, graph, naming
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.convert import graph, naming, weight_files
 from fastdfkd_jax.convert.choosing import ALL, Choice
 from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming
@@ -188,11 +188,11 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], m
     """Writes a state dictionary in the format that the suffix names; metadata go into safetensors only."""
     suffix = Path(path).suffix.lower()
     if suffix == ".safetensors":
-        files.write_safetensors(path, state, metadata)
-    elif suffix in files.TORCH_SUFFIXES:
-        files.write_torch(path, state)
+        weight_files.write_safetensors(path, state, metadata)
+    elif suffix in weight_files.TORCH_SUFFIXES:
+        weight_files.write_torch(path, state)
     else:
-        raise UserError(f"{path} must end in one of {', '.join(files.SUFFIXES)}, which names the format")
+        raise UserError(f"{path} must end in one of {', '.join(weight_files.SUFFIXES)}, which names the format")
 
 
 def load_described(path: str | Path, described: Mapping[str, Any], **options: Any) -> tuple[Network, Any]:

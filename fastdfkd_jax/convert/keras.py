@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.storage import limits
 
 State = dict[str, np.ndarray]
 

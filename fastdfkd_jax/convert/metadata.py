@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.storage import limits
 
 KEY = "fastdfkd_jax"
 _MOST_NUMBERS = 1024  # of a mean or std: one for each input channel

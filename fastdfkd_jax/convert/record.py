@@ -695,12 +695,12 @@ def write_graph(folder, program, result, known, output=None):
 def _require_known(folder, graph, weights):
     """Refuses what every later command would refuse; where this file is alone, they do."""
     try:
-        from fastdfkd_jax.convert.graph import reading
+        from fastdfkd_jax.convert.graph import read_graph
         from fastdfkd_jax.errors import UserError
     except ImportError:
         return
     try:
-        reading.check(reading.Recorded(pathlib.Path(folder), json.loads(json.dumps(graph)), weights))
+        read_graph.check(read_graph.Recorded(pathlib.Path(folder), json.loads(json.dumps(graph)), weights))
     except UserError as error:
         raise RecordError(str(error)) from error
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax import limits, npz
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.convert import naming, record, twins
-from fastdfkd_jax.convert.files import import_torch
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.convert import naming, record
 from fastdfkd_jax.convert.messages import LongError, listed
 from fastdfkd_jax.convert.naming import Naming
+from fastdfkd_jax.convert.torch_twins import classifiers
+from fastdfkd_jax.convert.weight_files import import_torch
 from fastdfkd_jax.errors import UserError, one_line, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.storage import limits, npz
 
 Arrays = dict[str, np.ndarray]
 
@@ -25,7 +26,7 @@ _NEEDED = ("images", "labels", "logits", "gradient/cross_entropy", "gradient/bat
 
 def from_twin(ours: Mapping[str, np.ndarray], spec: NetworkSpec) -> Arrays:
     """Runs our PyTorch twin of the architecture (`record.record`) on weights under our names."""
-    module = twins.twin(spec)
+    module = classifiers.twin(spec)
     module.load_state_dict(_tensors(ours), strict=True)
     return record.record(module, _images(spec))
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from fastdfkd_jax import limits
-from fastdfkd_jax.arguments import require_unit_scale
-from fastdfkd_jax.convert import choosing, files, graph, guess, naming
+from fastdfkd_jax.cli.parser import require_unit_scale
+from fastdfkd_jax.convert import choosing, graph, guess, naming, weight_files
 from fastdfkd_jax.convert.choosing import ALL, Choice
 from fastdfkd_jax.convert.messages import LongError, listed
 from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.models import NetworkSpec, task_of, usual_image_size
+from fastdfkd_jax.storage import limits
 
 _USUAL = (
     "CIFAR-10 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010; "
@@ -57,7 +57,7 @@ def read_source(
       say: is told, in a line each, what else the file holds and what was dropped.
     """
     path = Path(path)
-    content = files.read(path, choice)
+    content = weight_files.read(path, choice)
     try:
         state, notes = choosing.trim(content.state, choice, known, content.taken)
     except UserError as error:

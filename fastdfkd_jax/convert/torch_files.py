@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError, one_line, shortened
+from fastdfkd_jax.storage import limits
 
 # Values that training scripts save beside the weights. An object that takes any arguments and keeps none stands for
 # each of them, so that nothing of the named module is imported, called or changed.

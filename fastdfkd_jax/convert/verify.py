@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from fastdfkd_jax.convert import checkpoints, naming, record, references
 from fastdfkd_jax.convert.checkpoints import Build, Opened
-from fastdfkd_jax.convert.files import read_state_dict, write_safetensors
+from fastdfkd_jax.convert.weight_files import read_state_dict, write_safetensors
 from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
 
 # float32 sums in another order differ by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.

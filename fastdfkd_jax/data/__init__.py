@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.data import arrays, cifar_pickle, digits, folder, map_sources, prepared
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.data import cifar_pickle, digits, image_folder, map_sources, npz_source, tfds
 from fastdfkd_jax.data.dataset import (
     VOID,
     Dataset,
@@ -104,7 +104,7 @@ def _read(
     if kind in ("tfds", "pickle") and name:
         root = expanded(data_dir or DEFAULT_DATA_DIR)
         if kind == "tfds":
-            return prepared.read(name, split, root, square)
+            return tfds.read(name, split, root, square)
         wanted = parse_split(split)
         return take(cifar_pickle.read(name, wanted.name, root), wanted)
     if source == "digits":
@@ -113,9 +113,9 @@ def _read(
     if kind in ("npz", "folder") and name:
         wanted = parse_split(split)
         if kind == "npz":
-            return take(arrays.read(_path(name, data_dir), wanted.name, square), wanted)
+            return take(npz_source.read(_path(name, data_dir), wanted.name, square), wanted)
         whole = Square(image_size) if image_size is not None else None
-        return take(folder.read(_path(name, data_dir), wanted.name, square or whole), wanted)
+        return take(image_folder.read(_path(name, data_dir), wanted.name, square or whole), wanted)
     raise UserError(f"unknown data source {source[:80]!r}: expected one of {', '.join(SOURCES)}")
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.data import plain_pickle
 from fastdfkd_jax.data.dataset import Dataset, unknown_split
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import limits
 
 
 class _Layout(NamedTuple):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import limits
 
 if TYPE_CHECKING:
     from fastdfkd_jax.models import NetworkSpec

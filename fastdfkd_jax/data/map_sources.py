@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdfkd_jax.data import arrays, pictures
+from fastdfkd_jax.data import npz_source, pictures
 from fastdfkd_jax.data.dataset import Dataset, Split, collected, read_names, rows, unknown_split
 from fastdfkd_jax.data.maps import Classes, Pair, collect, read_folders
 from fastdfkd_jax.errors import UserError
@@ -54,9 +54,9 @@ def read_camvid(root: Path, split: Split, short_side: int | None) -> Dataset:
 
 
 def _read_pack(path: Path, split: Split, classes: Classes, short_side: int | None) -> Dataset:
-    content = arrays.load(path, ("jpeg", "offsets", "masks"))
+    content = npz_source.load(path, ("jpeg", "offsets", "masks"))
     if not {"jpeg", "offsets", "masks"} <= set(content):
-        found = arrays.named(arrays.names_of(path))
+        found = npz_source.named(npz_source.names_of(path))
         raise UserError(f"expected jpeg, offsets and masks in {path}, found {found}: give CamVid's packs")
     masks, offsets = content["masks"], content["offsets"]
     if (

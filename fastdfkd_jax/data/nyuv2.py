@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax import limits
-from fastdfkd_jax.arguments import OneLineParser, expanded
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser, expanded
 from fastdfkd_jax.data.dataset import VOID
 from fastdfkd_jax.data.map_sources import NYUV2
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.files import stopped_in_one_line, whole_folder
+from fastdfkd_jax.storage import limits
+from fastdfkd_jax.storage.files import stopped_in_one_line, whole_folder
 
 log = logging.getLogger("fastdfkd_jax.data.nyuv2")  # not __name__, which is __main__
 

@@ -16,8 +16,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import limits
 
 # Everything that Pillow raises on a damaged picture.
 DAMAGED = (

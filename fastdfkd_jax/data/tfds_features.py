@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax import limits
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage import limits
 
 # Both spellings that protobuf reads, and that of older versions (beside "content").
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")

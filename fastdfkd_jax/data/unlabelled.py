@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.data import arrays, listing, pictures, prepared
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.data import listing, npz_source, pictures, tfds
 from fastdfkd_jax.errors import UserError
 
 SOURCES = ("tfds:NAME", "npz:FILE", "folder:DIR")
@@ -67,21 +67,21 @@ def _random_square(generator: np.random.Generator, picture: Image.Image, size: i
 
 
 def _of_tfds(name: str, split: str, root: Path) -> Iterator[Image.Image]:
-    for encoded in prepared.encoded_images(name, split, root):
+    for encoded in tfds.encoded_images(name, split, root):
         yield _decoded(encoded, f"tfds:{name}")
 
 
 def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
     path = root / expanded(name)
-    names = arrays.names_of(path)
+    names = npz_source.names_of(path)
     if {"jpeg", "offsets"} <= set(names):
-        for file in pictures.concatenated(arrays.load(path, ("jpeg", "offsets")), path):
+        for file in pictures.concatenated(npz_source.load(path, ("jpeg", "offsets")), path):
             yield _decoded(file.tobytes(), str(path))
         return
-    title = arrays.find(names, split) or arrays.find(names, "")
-    images = arrays.load(path, [title])[title] if title else None
+    title = npz_source.find(names, split) or npz_source.find(names, "")
+    images = npz_source.load(path, [title])[title] if title else None
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in _CHANNELS:
-        found = arrays.named(names) if images is None else f"{images.dtype}{list(images.shape)}"
+        found = npz_source.named(names) if images is None else f"{images.dtype}{list(images.shape)}"
         raise UserError(
             f"expected jpeg and offsets, or uint8 x_{split} or images, in {path}, found {found}: store pictures so"
         )

@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax import parallel
-from fastdfkd_jax.arguments import OneLineParser, expanded
-from fastdfkd_jax.command import run_command
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import OneLineParser, expanded
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.export import answers, folder, images, records
+from fastdfkd_jax.export import answers, folder_writer, images, tfds_writer
 from fastdfkd_jax.export.images import Batch
-from fastdfkd_jax.files import stopped_in_one_line, whole_folder
+from fastdfkd_jax.storage.files import stopped_in_one_line, whole_folder
 
 log = logging.getLogger("fastdfkd_jax.export")  # not __name__, which is __main__
 
-FORMATS = {"folder": folder.write, "tfds": records.write}
+FORMATS = {"folder": folder_writer.write, "tfds": tfds_writer.write}
 LABELS = TEACHER, ASKED = "teacher", "asked"
 _SECONDS_BETWEEN_LINES = 30
 _MOST_THREADS = 8  # more would wait for the disk

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdfkd_jax import augment, convert, data, limits, parallel
-from fastdfkd_jax.arguments import expanded
-from fastdfkd_jax.checkpoint import digest
+from fastdfkd_jax import convert, data
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export.images import Batch
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.storage import limits
+from fastdfkd_jax.training.checkpoint import digest
 
 _BATCH = 256  # images that the teacher is shown at once
 _OTHERWISE = "give --label asked for the classes that were asked for"

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastdfkd_jax import limits
-from fastdfkd_jax.convert.files import read_state_dict
+from fastdfkd_jax.convert.weight_files import read_state_dict
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.shards import Rows, read_shard
+from fastdfkd_jax.pool.shards import Rows, read_shard
+from fastdfkd_jax.storage import limits
 
 
 class Batch(NamedTuple):

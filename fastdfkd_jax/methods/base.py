@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distill import Objective
+from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
 

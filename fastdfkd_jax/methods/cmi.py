@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fastdfkd_jax import augment, losses, moments
+from fastdfkd_jax import losses, moments
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
-from fastdfkd_jax.methods import contrast
 from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps, on_target
 from fastdfkd_jax.methods.descent import Descent, descend
-from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
-from fastdfkd_jax.methods.representation import Representation
+from fastdfkd_jax.methods.parts import contrastive
+from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
+from fastdfkd_jax.methods.parts.parametrization import Representation
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs, has_batch_norms
 from fastdfkd_jax.models.layers import global_average_pool
 
@@ -109,8 +110,8 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
         if not contrasts:
             return CMIState((), head_adam.init(()), ())
         dim = feature_dim(teacher, options.features)
-        head = contrast.init_head(key, dim, options.head_dim)
-        return CMIState(head, head_adam.init(head), contrast.init_bank(options.bank_size, dim))
+        head = contrastive.init_head(key, dim, options.head_dim)
+        return CMIState(head, head_adam.init(head), contrastive.init_bank(options.bank_size, dim))
 
     def features_of_local_view(key: Array, images: Array, teacher_vars: Tree) -> Array:
         crop_key, flip_key = jax.random.split(key)
@@ -140,8 +141,8 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
                 return total, (images, (), observed)
             local = features_of_local_view(local_key, images, teacher_vars)
             views = jnp.stack([local, observed.described], 1)
-            others = contrast.draw(others_key, state.bank, options.negatives)
-            term = contrast.contrastive_loss(head, views, *others, options.temperature)
+            others = contrastive.draw(others_key, state.bank, options.negatives)
+            term = contrastive.contrastive_loss(head, views, *others, options.temperature)
             observed = observed._replace(terms={**observed.terms, "contrastive": term}, described=())
             return total + options.contrastive_weight * term, (images, views, observed)
 
@@ -154,7 +155,7 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
             watch=lambda aux: losses.feature(aux[2].moments, teacher_vars["batch_stats"]),
         )
         images, views, _ = done.best
-        bank = contrast.push(state.bank, views) if contrasts else ()
+        bank = contrastive.push(state.bank, views) if contrasts else ()
         state = CMIState(done.params[1], done.opt_state[1], bank)
         return state, Batch(images, labels), _info(done, labels, teacher_vars, teacher.spec)
 
@@ -208,7 +209,7 @@ def bank_bytes(options: CMIOptions, teacher: Network) -> int:
 
     WRN-40-2 has 2,704 channels in its BatchNorms: 1.77 GB by default.
     """
-    return contrast.bank_bytes(options.bank_size, feature_dim(teacher, options.features))
+    return contrastive.bank_bytes(options.bank_size, feature_dim(teacher, options.features))
 
 
 def _pair(first: optax.GradientTransformation, second: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.methods import generative
 from fastdfkd_jax.methods.base import Method, Setting
+from fastdfkd_jax.methods.parts import online_generator
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(generative.GeneratorOptions):
+class Options(online_generator.GeneratorOptions):
     """Weights of the generator's terms.
 
     Attributes:
@@ -40,7 +40,7 @@ class Options(generative.GeneratorOptions):
 def build(options: Options, setting: Setting) -> Method:
     """Binds options and networks; the student learns by vanilla KD."""
 
-    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+    def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:
         terms = {
             "class": losses.cross_entropy(seen.teacher.logits, seen.teacher.logits.argmax(-1)),
             "balance": -losses.entropy_of_mean(seen.teacher.logits) / math.log(10),
@@ -53,4 +53,4 @@ def build(options: Options, setting: Setting) -> Method:
         )
         return total, terms
 
-    return generative.build(options, setting, loss)
+    return online_generator.build(options, setting, loss)

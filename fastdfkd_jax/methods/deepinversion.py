@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fastdfkd_jax import augment, losses
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
-from fastdfkd_jax.methods import representation
 from fastdfkd_jax.methods.base import (
     Batch,
     Method,
@@ -27,6 +27,7 @@ from fastdfkd_jax.methods.base import (
     require_no_class_term,
 )
 from fastdfkd_jax.methods.descent import Descent, descend
+from fastdfkd_jax.methods.parts import parametrization
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 
 Array = jax.Array
@@ -140,7 +141,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         a class term.
     """
     teacher, student, classes = setting.teacher, setting.student, setting.teacher.spec.num_classes
-    pixels = representation.laid_out(representation.from_pixels(teacher.spec), setting.split)
+    pixels = parametrization.laid_out(parametrization.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
     require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distill import Objective
-from fastdfkd_jax.methods import generative
+from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.methods.base import Method, Setting
+from fastdfkd_jax.methods.parts import online_generator
 
 Array = jax.Array
 
@@ -19,7 +19,7 @@ GENERATOR_LOSSES = ("l1", "log_l1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(generative.GeneratorOptions):
+class Options(online_generator.GeneratorOptions):
     """Static choices.
 
     Attributes:
@@ -39,13 +39,13 @@ class Options(generative.GeneratorOptions):
 def build(options: Options, setting: Setting) -> Method:
     """Binds options and networks; the student minimises the distance."""
 
-    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+    def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:
         gap = distance(seen.teacher.logits, seen.student.logits).mean()
         term = -gap if options.generator_loss == "l1" else -jnp.log1p(gap)
         return term, {"adversarial": term}
 
     objective = Objective(lambda extra, student, teacher, labels: distance(teacher.logits, student.logits))
-    return generative.build(options, setting, loss, objective)
+    return online_generator.build(options, setting, loss, objective)
 
 
 def distance(teacher_logits: Array, student_logits: Array) -> Array:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax.nn import log_softmax, softmax
 
-from fastdfkd_jax import augment
-from fastdfkd_jax.distill import Objective, kd_loss
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation.distill import Objective, kd_loss
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.losses import cross_entropies, of_images
 from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting
-from fastdfkd_jax.methods.given import on_data
+from fastdfkd_jax.methods.real_data import on_data
 from fastdfkd_jax.models import Network
 
 Array = jax.Array

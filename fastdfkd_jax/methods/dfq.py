@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.methods import generative
 from fastdfkd_jax.methods.base import Method, Setting
+from fastdfkd_jax.methods.parts import online_generator
 
 Array = jax.Array
 
@@ -22,7 +22,7 @@ STATISTICS = ("gaussian", "l2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(generative.GeneratorOptions):
+class Options(online_generator.GeneratorOptions):
     """The generator's terms and their weights.
 
     Attributes:
@@ -63,7 +63,7 @@ def build(options: Options, setting: Setting) -> Method:
 
     distance = losses.gaussian_feature if options.statistics == "gaussian" else losses.feature
 
-    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+    def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:
         logits = seen.teacher.logits
         terms = {
             "adversarial": -losses.kl_divergence(logits, seen.student.logits).mean(),
@@ -81,4 +81,4 @@ def build(options: Options, setting: Setting) -> Method:
         )
         return total, terms
 
-    return generative.build(options, setting, loss)
+    return online_generator.build(options, setting, loss)

@@ -16,8 +16,8 @@ import optax
 
 from fastdfkd_jax import losses, meta, moments
 from fastdfkd_jax.methods.base import Batch, Method, asked_classes, moment_gaps, on_target
-from fastdfkd_jax.methods.inversion import Frozen, InversionOptions, Observed, make_inversion_loss
-from fastdfkd_jax.methods.representation import Representation
+from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
+from fastdfkd_jax.methods.parts.parametrization import Representation
 from fastdfkd_jax.models import Network, NetworkSpec
 
 Array = jax.Array

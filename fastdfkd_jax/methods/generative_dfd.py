@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fastdfkd_jax import augment, losses
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import Batch, Method, Setting, class_advice, on_target
-from fastdfkd_jax.methods.generative import health
+from fastdfkd_jax.methods.parts.online_generator import health
 from fastdfkd_jax.models import count_batch_norms
-from fastdfkd_jax.models.generators import build_generator
-from fastdfkd_jax.models.vector_generator import ARCHITECTURES
+from fastdfkd_jax.models.generators.by_kind import build_generator
+from fastdfkd_jax.models.generators.vector import ARCHITECTURES
 
 Array = jax.Array
 Tree = Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax import augment
+from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.methods.base import Batch, Method, Setting
 
 

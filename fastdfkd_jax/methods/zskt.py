@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distill import Loss, Objective
+from fastdfkd_jax.distillation.distill import Loss, Objective
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.methods import generative
 from fastdfkd_jax.methods.base import Method, Setting
+from fastdfkd_jax.methods.parts import online_generator
 from fastdfkd_jax.models import Network, Outputs, stages_of
 
 Array = jax.Array
@@ -25,7 +25,7 @@ KL_REDUCTIONS = ("mean", "batchmean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(generative.GeneratorOptions):
+class Options(online_generator.GeneratorOptions):
     """Static choices.
 
     Attributes:
@@ -56,12 +56,12 @@ def build(options: Options, setting: Setting) -> Method:
         _require_pairs(setting.teacher, setting.student)
         _require_one_kind(setting.teacher.spec.arch, setting.student.spec.arch)
 
-    def loss(seen: generative.Seen) -> tuple[Array, dict[str, Array]]:
+    def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:
         term = -divergence(seen.teacher, seen.student, options.kl_reduction).mean()
         return term, {"adversarial": term}
 
     objective = Objective(student_loss(options.attention_weight, options.kl_reduction))
-    return generative.build(options, setting, loss, objective)
+    return online_generator.build(options, setting, loss, objective)
 
 
 def divergence(teacher: Outputs, student: Outputs, reduction: str = "mean") -> Array:

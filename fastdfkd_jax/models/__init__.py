@@ -3,7 +3,9 @@
 `build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
 """
 
-from fastdfkd_jax.models.generators import Generator, build_generator
+from fastdfkd_jax.models.architectures import arch_names, build, is_known, stages_of, task_of, usual_image_size
+from fastdfkd_jax.models.first_batch_norms import first_batch_norms
+from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
 from fastdfkd_jax.models.network import (
     Network,
     NetworkSpec,
@@ -15,8 +17,6 @@ from fastdfkd_jax.models.network import (
     in_chunks,
     rematerialised,
 )
-from fastdfkd_jax.models.order import first_batch_norms
-from fastdfkd_jax.models.registry import arch_names, build, is_known, stages_of, task_of, usual_image_size
 
 __all__ = [
     "Generator",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdfkd_jax.models.general_convolution import Edges, general_conv
+from fastdfkd_jax.cpu_conv.general import Edges, general_conv
 from fastdfkd_jax.models.layers import flat_normal, he_normal_fan_out
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from fastdfkd_jax.cpu_conv.dilated import dilated_conv
+from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve, double, doubled_conv
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.convolution import canonical_conv, convolve, double, doubled_conv
-from fastdfkd_jax.models.dilated import dilated_conv
 
 Array = jax.Array
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.models.depthwise import DepthwiseConv
-from fastdfkd_jax.models.dilated import place_strides
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -21,6 +20,7 @@ from fastdfkd_jax.models.layers import (
     he_normal_fan_out,
     normal,
 )
+from fastdfkd_jax.models.strides import place_strides
 
 # Of each stage: expansion, channels, blocks, stride of the first.
 _STAGES = (

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models import chunks
+from fastdfkd_jax.cpu_conv import chunks
 from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
 
 Array = jax.Array

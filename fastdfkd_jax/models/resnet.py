@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.models.dilated import Steps, place_strides
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -21,6 +20,7 @@ from fastdfkd_jax.models.layers import (
     max_pool,
     torch_uniform,
 )
+from fastdfkd_jax.models.strides import Steps, place_strides
 
 # Blocks of each stage, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}

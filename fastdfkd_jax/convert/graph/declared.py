@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax.errors import UserError, shortened
-from fastdfkd_jax.limits import require_bytes, require_pixels
+from fastdfkd_jax.storage.limits import require_bytes, require_pixels
 
 TASKS = {"classification": 2, "segmentation": 4}  # axes of the logits
 _FLOAT_BYTES = 4

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdfkd_jax.convert.graph.layout import Laid, arranged, plain, reshaped, together
+from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, plain, reshaped, together
 from fastdfkd_jax.convert.graph.table import operation
 from fastdfkd_jax.models.layers import at_least_float32
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, permuted, plain, reshaped, together
+from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, logical, permuted, plain, reshaped, together
 from fastdfkd_jax.convert.graph.table import operation, require_steps
 from fastdfkd_jax.models.layers import at_least_float32
 

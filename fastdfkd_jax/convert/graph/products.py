@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fastdfkd_jax.convert.graph.layout import Laid, arranged, logical, plain
+from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, logical, plain
 from fastdfkd_jax.convert.graph.table import operation
 
 LINEAR, ADDED_PRODUCT = "aten.linear.default", "aten.addmm.default"

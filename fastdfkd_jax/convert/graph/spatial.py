@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from fastdfkd_jax.convert.graph.layout import CHANNELS_LAST, Laid, arranged, reshaped
+from fastdfkd_jax.convert.graph.axis_order import CHANNELS_LAST, Laid, arranged, reshaped
 from fastdfkd_jax.convert.graph.table import operation, require_steps
-from fastdfkd_jax.models.general_convolution import general_conv
+from fastdfkd_jax.cpu_conv.general import general_conv
 from fastdfkd_jax.models.layers import CONVOLUTION
 
 Array = jax.Array

@@ -1,0 +1,1 @@
+"""What commands share: arguments, configs from the command line, messages, exit status and signals."""

@@ -1,0 +1,101 @@
+"""Runs a command's main function as a program: its logging, its exit status, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+
+from fastdfkd_jax.cli import signals
+from fastdfkd_jax.cli.parser import VERBOSE
+from fastdfkd_jax.errors import EXIT_STATUS, UserError, one_line, shortened
+
+_CRASHED = 1
+_CUT = " [... --verbose shows all ...] "
+
+
+def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `command(argv)` and exits.
+
+    The status is what it returns (0 for None), 2 after a fault that the user can mend, 130 after a signal that asks to
+    end, and 1 after any other failure, whose traceback is written to a file. Every failure is one line on standard
+    error, of at most 300 characters unless `--verbose` is among the arguments.
+    """
+    _write_any_letter()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("fastdfkd_jax")  # the libraries below us are too talkative to share their level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        with signals.unwinding():
+            status = command(sys.argv) or 0
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        status, line = told(error)
+        say(line)
+    sys.exit(status)
+
+
+def say(line: str) -> None:
+    """Prints an error, of at most 300 characters unless `--verbose` is among the arguments."""
+    line = one_line(f"error: {line}")
+    print(line if VERBOSE in sys.argv else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Exit status and message of a failure."""
+    if isinstance(error, UserError):
+        return EXIT_STATUS, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return signals.EXIT_STATUS, "stopped by a signal"
+    if isinstance(error, BrokenPipeError):
+        # Python would report it once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CRASHED, "the program that reads this output has closed it; the rest of the output is lost"
+    if (known := _environment(error)) is not None:
+        return EXIT_STATUS, known
+    detail = one_line(error)
+    reason = f"{type(error).__name__}: {detail[:100]}" if detail else type(error).__name__
+    return _CRASHED, f"unexpected {reason}; the traceback is in {_saved(error)}: please report it"
+
+
+def _environment(error: BaseException) -> str | None:
+    """Explains a failure of the machine or of its settings; None for any other failure."""
+    text = one_line(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory ({text or 'of this machine'}): close other programs, or give smaller inputs"
+    if "RESOURCE_EXHAUSTED" in text:
+        return f"the device's memory is full ({text[:120]}): lower config.synthesis_batch or config.kd.batch"
+    if isinstance(error, RuntimeError) and "backend" in text and "nitialize" in text:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX cannot use JAX_PLATFORMS={platforms!r} ({text[:110]}): unset it, or install that backend's jaxlib"
+    return None
+
+
+def _saved(error: BaseException) -> str:
+    """The file to which a traceback was written; where that fails it is printed."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="fastdfkd_jax-", suffix="-traceback.txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(text)
+        return file.name
+    except OSError:
+        print(text, file=sys.stderr)
+        return "the lines above"
+
+
+def _write_any_letter() -> None:
+    """Prints `?` for a letter that the console's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

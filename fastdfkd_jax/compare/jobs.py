@@ -1,0 +1,151 @@
+"""Runs in processes of their own, a few at once, each on its share of the cores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from fastdfkd_jax.cli import signals
+from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.storage.files import make_folder
+
+FINISHED, STOPPED, REFUSED, CRASHED = "finished", "stopped", "refused", "crashed"
+COMMAND = [sys.executable, "-m", "fastdfkd_jax.compare.child"]
+_POLL_SECONDS = 0.1
+Cores = tuple[int, ...]
+
+
+class Task(NamedTuple):
+    """What a process is to do.
+
+    Attributes:
+      name: for people.
+      action: 'run' or 'measure' (`compare.child`).
+      config: as a dict, of one seed.
+      workdir: of the run.
+      log: the file to which the process writes what it says.
+    """
+
+    name: str
+    action: str
+    config: dict[str, Any]
+    workdir: Path
+    log: Path
+
+
+class Outcome(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+      kind: `FINISHED`; `STOPPED` by a signal, with everything saved; `REFUSED`, a user can mend it; or `CRASHED`.
+      answer: what it found, where finished.
+      reason: one line, where refused or crashed.
+      seconds: how long it lived.
+    """
+
+    kind: str
+    answer: Any
+    reason: str
+    seconds: float
+
+
+def shares(jobs: int) -> list[Cores]:
+    """The cores of each of so many processes, equally many; () where the system does not bind processes to cores.
+
+    Raises:
+      UserError: there are fewer cores than processes.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if not 1 <= jobs <= len(cores):
+        raise UserError(f"config.jobs must be from 1 to {len(cores)}, the cores that there are, found {jobs}")
+    each = len(cores) // jobs
+    return [tuple(cores[i * each : (i + 1) * each]) for i in range(jobs)]
+
+
+def run_all(
+    tasks: Sequence[Task],
+    cores: Sequence[Cores],
+    stop: signals.Stop,
+    on_start: Callable[[Task], None],
+    on_end: Callable[[Task, Outcome], None],
+) -> None:
+    """Does the tasks in order, one at a time on each share of the cores; after a request to stop only ends them."""
+    waiting, free, active = list(tasks), list(cores), []
+    asked = False
+    try:
+        while active or (waiting and not stop.requested):
+            while waiting and free and not stop.requested:
+                on_start(waiting[0])
+                active.append(_Child(waiting.pop(0), free.pop(0)))
+            if stop.requested and not asked:
+                asked = True
+                for child in active:
+                    child.process.terminate()
+            time.sleep(_POLL_SECONDS)
+            for child in [child for child in active if child.process.poll() is not None]:
+                active.remove(child)
+                free.append(child.cores)
+                on_end(child.task, child.outcome())
+    finally:  # an error of ours leaves no process behind
+        for child in active:
+            child.process.terminate()
+        for child in active:
+            child.process.wait()
+            child.outcome()
+
+
+class _Child:
+    """A process that does a task."""
+
+    def __init__(self, task: Task, cores: Cores):
+        self.task, self.cores, self._start = task, cores, time.monotonic()
+        make_folder(task.log.parent)
+        self._answer: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcome()
+        self._log_start = task.log.stat().st_size if task.log.exists() else 0
+        with open(task.log, "ab") as log:
+            self.process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=self._answer,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+            )
+        request = {
+            "action": task.action, "config": task.config, "workdir": str(task.workdir), "cores": cores,
+            "parent": os.getpid(),
+        }  # fmt: skip
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
+            pickle.dump(request, pipe)
+
+    def outcome(self) -> Outcome:
+        """How it ended; it must have."""
+        status, seconds = self.process.returncode, time.monotonic() - self._start
+        with self._answer:
+            self._answer.seek(0)
+            lines = self._answer.read().decode().splitlines()
+        if status == 0 and lines:
+            return Outcome(FINISHED, json.loads(lines[-1]), "", seconds)
+        # Python may end by SIGINT where it was interrupted in the middle of an import, although that was caught.
+        if status in (0, signals.EXIT_STATUS, *(-number for number in signals.ASKING)):
+            return Outcome(STOPPED, None, "", seconds)
+        if status == EXIT_STATUS:
+            return Outcome(REFUSED, None, self._last_line().removeprefix("error: "), seconds)
+        killed = f"killed by {signal.Signals(-status).name}" if status < 0 else self._last_line()
+        return Outcome(CRASHED, None, killed or f"exit status {status}", seconds)
+
+    def _last_line(self) -> str:
+        with open(self.task.log, "rb") as log:
+            log.seek(self._log_start)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "")

@@ -1,0 +1,1 @@
+"""The same networks as PyTorch modules, to compare with."""

@@ -1,0 +1,277 @@
+"""The student: its state and one knowledge-distillation step (Algorithm 1 lines 17 to 20)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation.soft_labels import SoftLabels, decode
+from fastdfkd_jax.models import Network, Outputs
+
+Array = jax.Array
+Tree = Any
+Loss = Callable[[Tree, Outputs, Outputs, Array], Array]
+
+
+class Objective(NamedTuple):
+    """What a student minimises.
+
+    Attributes:
+      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image, of whose terms
+        each is either linear in the (one-hot) label or does not look at it, so that labels can be mixed.
+      init: `init(key) -> extra`, what is trained beside the student; () for nothing.
+      optimizer: of the extra trainables, or None.
+    """
+
+    loss: Loss
+    init: Callable[[Array], Tree] = lambda key: ()
+    optimizer: optax.GradientTransformation | None = None
+
+
+class StudentState(NamedTuple):
+    """All that changes while a student learns.
+
+    Attributes:
+      params, batch_stats: the student's variables.
+      opt_state: of the optimizer.
+      step: i32[], KD steps taken.
+      extra: what is trained beside the student (`Objective.init`).
+      extra_opt_state: of its optimizer.
+      averaged: running average of the student's variables, which is then evaluated and exported; () for none.
+    """
+
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    step: Array
+    extra: Tree = ()
+    extra_opt_state: Tree = ()
+    averaged: Tree = ()
+
+    @property
+    def variables(self) -> dict[str, Tree]:
+        """The student's variables as a `Network` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def result(self) -> dict[str, Tree]:
+        """The variables to evaluate and export: the average where there is one, else the latest."""
+        return self.averaged or self.variables
+
+
+def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -> optax.Schedule:
+    """Cosine from `peak` to `final` over `calls` synthesis calls, constant within a call (METHOD 1.8).
+
+    As in PyTorch's CosineAnnealingLR stepped once an epoch: the first call runs at the peak, the end point
+    is reached only after the last one.
+    """
+
+    def schedule(step: Any) -> Array:
+        progress = jnp.minimum(jnp.asarray(step // steps_per_call, float), calls) / calls
+        return final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+    return schedule
+
+
+def milestones_by_call(peak: float, milestones: Sequence[int], decay: float, steps_per_call: int) -> optax.Schedule:
+    """`peak`, times `decay` after each of these numbers of calls with KD (METHOD section 6)."""
+    return optax.piecewise_constant_schedule(peak, {call * steps_per_call: decay for call in milestones})
+
+
+def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+    """A schedule that the first `steps` steps, at least 1, rise to linearly: step i runs at (i + 1) / steps of it."""
+    return lambda step: schedule(step) * jnp.minimum(jnp.asarray(step + 1, float) / steps, 1)
+
+
+def average(averaged: Tree, latest: Tree, step: Any, decay: float) -> Tree:
+    """The exponential moving average after KD step `step`, counted from 1, of trees of one structure.
+
+    The decay is min(decay, step / (step + 9)), so that the initial weights are soon forgotten.
+    """
+    share = 1 - jnp.minimum(decay, step / (step + 9.0))
+    return jax.tree.map(lambda old, new: old + share.astype(old.dtype) * (new - old), averaged, latest)
+
+
+def sgd(
+    schedule: optax.Schedule, momentum: float, weight_decay: float, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """PyTorch's SGD: weight decay joins the gradient before the momentum, the rate comes after it."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum or None, nesterov=nesterov)
+    )
+
+
+def adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """PyTorch's Adam, whose weight decay joins the gradient."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule))
+
+
+def from_variables(
+    variables: Tree,
+    optimizer: optax.GradientTransformation,
+    objective: Objective | None = None,
+    key: Any = None,
+    ema_decay: float = 0.0,
+) -> StudentState:
+    """A student that starts from given variables; what an objective trains beside it is drawn by the key.
+
+    A copy of the variables starts the average where there is one, as compiled steps take both over.
+    """
+    params = variables["params"]
+    state = StudentState(params, variables["batch_stats"], optimizer.init(params), jnp.zeros((), jnp.int32))
+    if ema_decay:
+        state = state._replace(averaged=jax.tree.map(jnp.copy, state.variables))
+    if objective is None or objective.optimizer is None:
+        return state
+    extra = objective.init(key)
+    return state._replace(extra=extra, extra_opt_state=objective.optimizer.init(extra))
+
+
+def kd_loss(temperature: float) -> Loss:
+    """Vanilla KD at a temperature (Eq. 12)."""
+    return lambda extra, student, teacher, labels: losses.distillation(teacher.logits, student.logits, temperature)
+
+
+def make_step(
+    teacher: Network,
+    student: Network,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    extra_optimizer: optax.GradientTransformation | None = None,
+    ema_decay: float = 0.0,
+    network_input: bool = False,
+    crop_padding: int = 4,
+    flip: bool = True,
+    least_crop: float = 0.0,
+    cutmix: float = 0.0,
+    cutmix_alpha: float = 1.0,
+    square: int = 0,
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
+    """Builds the pure KD step.
+
+    Args:
+      teacher, student: the networks; images are normalised with the teacher's constants.
+      optimizer: the student's.
+      loss: of each image (`Objective.loss`).
+      extra_optimizer: of what is trained beside the student, or None.
+      ema_decay: of the average of the student's variables (`average`); 0 for none.
+      network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
+      crop_padding, flip, least_crop, cutmix, cutmix_alpha: how images are shown (`augment.ViewOptions`). The teacher
+        sees mixed images too, so that its answer is their label. Maps of labels are shown as their images.
+      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
+
+    Returns:
+      `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
+      in [0, 1], labels i32[B] or maps int[B, H, W], weights f32[B] of the images in the loss. Info holds the scalars
+      'loss' and 'agreement' (share of equal predictions in the augmented batch) and, where there are weights,
+      'difficulty', f32[B], KL(p_t || p_s) in nats.
+    """
+    views = augment.ViewOptions(crop_padding, flip, least_crop, cutmix, cutmix_alpha)
+    learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
+
+    def step(
+        state: StudentState, teacher_vars: Tree, images: Array, key: Array, labels: Any = None, weights: Any = None
+    ):
+        view = augment.View()
+        if not network_input:
+            images, labels = augment.random_squares(jax.random.fold_in(key, 3), images, labels, square)
+            view = augment.draw_view(key, images.shape, views)
+            images = augment.normalize(augment.apply_view(images, view), teacher.spec.mean, teacher.spec.std)
+            if labels is not None and labels.ndim == 3:
+                labels, view = augment.apply_view_to_labels(labels, view), augment.View()  # mixed pixel by pixel
+        return learn(state, images, view, teacher.apply(teacher_vars, images), key, labels, weights)
+
+    return step
+
+
+def make_step_from_stored(
+    student: Network,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    temperature: float,
+    *,
+    extra_optimizer: optax.GradientTransformation | None = None,
+    ema_decay: float = 0.0,
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
+    """Builds the KD step that knows what the teacher said (`soft_labels.make_labeller`) and does not run it.
+
+    Args:
+      student: the network, whose images are normalised as the teacher's.
+      optimizer: the student's.
+      loss: of each image; it may look at the teacher's logits, over the temperature, and at nothing else of it.
+      temperature: of KD.
+      extra_optimizer: of what is trained beside the student, or None.
+      ema_decay: as in `make_step`.
+
+    Returns:
+      `step(state, images, view, soft_labels, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in
+      [0, 1] before they are shown; the key is that of `make_step`, which makes the same of it up to float16's rounding.
+    """
+    spec = student.spec
+    learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
+
+    def step(
+        state: StudentState, images: Array, view: augment.View, stored: SoftLabels, key: Array, labels: Any = None
+    ):
+        shown = augment.normalize(augment.apply_view(images, view), spec.mean, spec.std)
+        logits = decode(stored, spec.num_classes, temperature)
+        return learn(state, shown, view, Outputs(logits, logits[:, :0], (), {}, {}), key, labels, None)
+
+    return step
+
+
+def _make_learner(
+    student: Network,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    extra_optimizer: optax.GradientTransformation | None,
+    ema_decay: float,
+) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
+    """What a KD step is once the teacher has answered."""
+
+    def losses_of(extra: Tree, outputs: Outputs, target: Outputs, labels: Any, mix: augment.Mix | None, shape: Any):
+        values = loss(extra, outputs, target, labels)
+        if mix is None or labels is None:
+            return values
+        # Linear in the label, as a cross-entropy is: that of the mixed label. What looks at no label stays as it is.
+        share = augment.own_share(mix, shape)
+        return share * values + (1 - share) * loss(extra, outputs, target, labels[mix.partner])
+
+    def learn(
+        state: StudentState, images: Array, view: augment.View, target: Outputs, key: Array, labels: Any, weights: Any
+    ):
+        def objective(params: Tree, extra: Tree):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            # Of the views' key, so that a student without dropout meets the same views as ever.
+            outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
+            values = losses_of(extra, outputs, target, labels, view.mix, images.shape)
+            return (values if weights is None else weights * values).mean(), outputs
+
+        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+        (value, outputs), (grads, extra_grads) = differentiate(state.params, state.extra)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        agreement = (outputs.logits.argmax(-1) == target.logits.argmax(-1)).mean()
+        info = {"loss": value, "agreement": agreement}
+        if weights is not None:
+            info["difficulty"] = losses.of_images(losses.kl_divergence(target.logits, outputs.logits))
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=outputs.batch_stats,
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        if ema_decay:
+            state = state._replace(averaged=average(state.averaged, state.variables, state.step, ema_decay))
+        if extra_optimizer is not None:
+            updates, opt_state = extra_optimizer.update(extra_grads, state.extra_opt_state, state.extra)
+            state = state._replace(extra=optax.apply_updates(state.extra, updates), extra_opt_state=opt_state)
+        return state, info
+
+    return learn

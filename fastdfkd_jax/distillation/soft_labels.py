@@ -1,0 +1,121 @@
+"""What a teacher said of a view, in few bytes: it runs once a view, and any number of students learn from that.
+
+After FKD (Shen and Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV 2022). Either all
+logits, which serve any temperature, or the k largest probabilities at the temperature of KD, the rest of the mass being
+spread evenly over the other classes: FKD's marginal smoothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.models import Network
+
+Array = jax.Array
+Tree = Any
+
+# Float16's smallest number: what it rounds to 0 is raised to this, so that logarithms are finite.
+_LEAST = 2.0**-24
+
+
+class SoftLabels(NamedTuple):
+    """A batch's answers of the teacher.
+
+    Attributes:
+      values: f16[B, C] logits, or f16[B, k + 1] probabilities, of the k likeliest classes and of all others together.
+      classes: u16[B, k], the likeliest first; None where all logits are kept.
+    """
+
+    values: Array
+    classes: Array | None = None
+
+
+class LabelledViews(NamedTuple):
+    """What a student needs of one KD step in place of the teacher; of several steps with a leading axis.
+
+    Attributes:
+      rows: i32[B], which images of D'.
+      view: how they are shown (`augment.compact`).
+      labels: what the teacher said of that.
+    """
+
+    rows: Array
+    view: augment.View
+    labels: SoftLabels
+
+
+def encode(logits: Array, temperature: float, top_k: int) -> SoftLabels:
+    """Keeps logits f32[B, C] of up to 65,536 classes; `top_k` is how many probabilities of each, 0 for all logits.
+
+    Logits lose their mean, which no softmax sees, so that float16 rounds no more than it must.
+    """
+    if not top_k:
+        return SoftLabels((logits - logits.mean(-1, keepdims=True)).astype(jnp.float16))
+    probabilities = jax.nn.softmax(logits / temperature)
+    largest, classes = jax.lax.top_k(probabilities, top_k)
+    # The mass of the others is kept too: where the teacher is sure, 1 less a sum of float16 is nothing but rounding.
+    others = probabilities.at[_images(logits), classes].set(0, unique_indices=True)
+    values = jnp.concatenate([largest, others.sum(-1, keepdims=True)], -1)
+    return SoftLabels(values.astype(jnp.float16), classes.astype(jnp.uint16))
+
+
+def decode(labels: SoftLabels, classes: int, temperature: float) -> Array:
+    """Logits f32[B, classes] whose softmax at the temperature is what was kept, up to float16's rounding.
+
+    Args:
+      labels: of a batch.
+      classes: how many there are.
+      temperature: of KD; where k probabilities were kept, that at which they were.
+    """
+    values = labels.values.astype(jnp.float32)
+    if labels.classes is None:
+        return values
+    values = jnp.maximum(values, _LEAST)
+    likeliest = labels.classes.astype(jnp.int32)
+    others = max(1, classes - likeliest.shape[-1])
+    probabilities = jnp.broadcast_to(values[:, -1:] / others, (len(values), classes))
+    probabilities = probabilities.at[_images(values), likeliest].set(values[:, :-1], unique_indices=True)
+    return temperature * jnp.log(probabilities / probabilities.sum(-1, keepdims=True))
+
+
+def make_labeller(
+    teacher: Network, views: augment.ViewOptions, temperature: float, top_k: int
+) -> Callable[[Tree, Array, Array], tuple[augment.View, SoftLabels]]:
+    """Builds `label(teacher_vars, images, key) -> (view, labels)`, the teacher's part of a KD step.
+
+    Images are f32[B, H, W, C] in [0, 1]; the view is the one that `distill.make_step` draws by the same key.
+    """
+
+    def label(teacher_vars: Tree, images: Array, key: Array) -> tuple[augment.View, SoftLabels]:
+        view = augment.draw_view(key, images.shape, views)
+        shown = augment.normalize(augment.apply_view(images, view), teacher.spec.mean, teacher.spec.std)
+        return augment.compact(view), encode(teacher.apply(teacher_vars, shown).logits, temperature, top_k)
+
+    return label
+
+
+def shapes(classes: int, top_k: int, views: augment.ViewOptions, batch: int) -> LabelledViews:
+    """Shape and type of every array of one step."""
+
+    def make(logits: Array) -> LabelledViews:
+        view = augment.draw_view(jax.random.key(0), (batch, 1, 1, 1), views)
+        return LabelledViews(jnp.zeros(batch, jnp.int32), augment.compact(view), encode(logits, 1.0, top_k))
+
+    return jax.eval_shape(make, jax.ShapeDtypeStruct((batch, classes), jnp.float32))
+
+
+def bytes_per_view(classes: int, top_k: int, views: augment.ViewOptions, batch: int) -> float:
+    """Bytes on disk of one view: its image's row, its parameters (a batch shares a box of CutMix) and its labels."""
+    leaves = jax.tree.leaves(shapes(classes, top_k, views, batch))
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) / batch
+
+
+def _images(batch: Array) -> Array:
+    """i32[B, 1], to index a row's entries by."""
+    return jnp.arange(len(batch))[:, None]

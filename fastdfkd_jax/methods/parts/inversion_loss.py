@@ -1,0 +1,150 @@
+"""The inversion loss L of Eq. 13 and 15 on rendered images: class, adversarial and feature terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.methods.base import class_advice, require_no_class_term
+from fastdfkd_jax.models import Network, Outputs, count_batch_norms
+from fastdfkd_jax.moments import Accumulators
+
+Array = jax.Array
+Tree = Any
+
+ADVERSARIAL = ("kl", "jsd")
+FEATURE = ("momentum", "plain")
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """Weights and kinds of the terms.
+
+    Attributes:
+      class_weight, adversarial_weight, feature_weight: of the three terms (METHOD section 2: oh, adv, bn). Of a teacher
+        that gives maps there is no class term, as in the paper (Table 3): its weight must be 0.
+      adversarial: 'kl', masked and without temperature (METHOD T5), or 'jsd' with `jsd_temperature` (Eq. 13).
+      jsd_temperature: tau of Eq. 13.
+      feature: 'momentum' (Eq. 15) or 'plain' (Eq. 13).
+      statistic: 'variance' (METHOD T3) or 'deviation' (Eq. 13).
+      accumulator_weight: the accumulators' share in Eq. 14 and 15, 1 - m (METHOD T3).
+      crop_padding: largest random shift of the augmented view, in pixels.
+      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
+      flip: whether the augmented view is mirrored at random.
+    """
+
+    class_weight: float = 0.4
+    adversarial_weight: float = 1.1
+    feature_weight: float = 10.0
+    adversarial: str = "kl"
+    jsd_temperature: float = 3.0
+    feature: str = "momentum"
+    statistic: str = "variance"
+    accumulator_weight: float = 0.9
+    crop_padding: int = 4
+    least_crop: float = 0.0
+    flip: bool = True
+
+    @property
+    def class_advice(self) -> str:
+        """`Method.class_advice` of these weights."""
+        weights = ("inversion.class_weight", self.class_weight), ("inversion.feature_weight", self.feature_weight)
+        advice = class_advice(*weights)
+        share = 1 - self.accumulator_weight
+        if not advice or not self.feature_weight or self.feature == "momentum" or not 0 < share < 1:
+            return advice
+        # The batch's share in Eq. 15 is the factor of the gradient (METHOD section 8).
+        return f"{advice}; config.inversion.feature='momentum' (Eq. 15) weighs statistics {1 / share:.0f} times less"
+
+
+class Frozen(NamedTuple):
+    """What the loss depends on and does not change during one synthesis call.
+
+    Attributes:
+      teacher_vars, student_vars: the networks' variables; no gradient is taken with respect to them.
+      accumulators: moments synthesised so far.
+      adversarial_on: f32[], 0 during the warm-up and 1 after it.
+    """
+
+    teacher_vars: Tree
+    student_vars: Tree
+    accumulators: Accumulators
+    adversarial_on: Array
+
+
+class Observed(NamedTuple):
+    """What one evaluation of the loss shows.
+
+    Attributes:
+      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each; of maps without the first, of a teacher
+        without BatchNorm without the last.
+      moments: the teacher's BatchNorm input moments, a tree of f32[C].
+      predicted: i32[B], or of maps i32[B, H, W], the teacher's predictions.
+      agreement: f32[], share of the batch on which the student predicts the same.
+      described: what the loss was built to describe of the teacher's outputs; () for nothing.
+    """
+
+    terms: dict[str, Array]
+    moments: Tree
+    predicted: Array
+    agreement: Array
+    described: Tree = ()
+
+
+def make_inversion_loss(
+    teacher: Network,
+    student: Network,
+    options: InversionOptions,
+    describe: Callable[[Outputs], Tree] = lambda outputs: (),
+) -> Callable[[Array, Array, Array, Frozen], tuple[Array, Observed]]:
+    """Builds `loss(images, labels, key, frozen) -> (total, Observed)`.
+
+    Images are f32[B, H, W, C] in [0, 1] before augmentation, labels i32[B]; the key draws the augmented view,
+    the same for teacher and student. One teacher pass serves all three terms, and `describe`, whose result on the
+    teacher's outputs is among what is observed.
+
+    Raises:
+      UserError: a class term is asked for of a teacher that gives maps.
+    """
+    require_no_class_term(teacher.spec, "inversion.class_weight", options.class_weight)
+    names_classes = not teacher.spec.gives_maps
+
+    def feature_loss(moments: Tree, frozen: Frozen) -> Array:
+        batch_stats = frozen.teacher_vars["batch_stats"]
+        if options.feature == "plain":
+            return losses.feature(moments, batch_stats, options.statistic)
+        return losses.momentum_feature(
+            moments, batch_stats, frozen.accumulators, options.accumulator_weight, options.statistic
+        )
+
+    def adversarial_loss(teacher_logits: Array, student_logits: Array) -> Array:
+        if options.adversarial == "kl":
+            return losses.adversarial_kl(teacher_logits, student_logits)
+        return losses.adversarial_jsd(teacher_logits, student_logits, options.jsd_temperature)
+
+    def loss(images: Array, labels: Array, key: Array, frozen: Frozen) -> tuple[Array, Observed]:
+        view = augment.random_crop_flip(key, images, options.crop_padding, options.flip, options.least_crop)
+        view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
+        seen = teacher.apply(frozen.teacher_vars, view, moments=True)
+        student_logits = student.apply(frozen.student_vars, view).logits
+        terms = {"class": losses.cross_entropy(seen.logits, labels)} if names_classes else {}
+        terms["adversarial"] = adversarial_loss(seen.logits, student_logits)
+        if count_batch_norms(frozen.teacher_vars):
+            terms["feature"] = feature_loss(seen.moments, frozen)
+        weights = {
+            "class": options.class_weight,
+            "adversarial": options.adversarial_weight * frozen.adversarial_on,
+            "feature": options.feature_weight,
+        }
+        total = jnp.asarray(sum(weights[name] * term for name, term in terms.items()))
+        predicted = seen.logits.argmax(-1).astype(jnp.int32)
+        agreement = (predicted == student_logits.argmax(-1)).mean()
+        return total, Observed(terms, seen.moments, predicted, agreement, describe(seen))
+
+    return loss

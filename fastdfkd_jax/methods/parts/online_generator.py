@@ -1,0 +1,256 @@
+"""What the generative methods share: one generator for the whole run, trained against the student step by step.
+
+A round is one step of the generator, or several, and the student's steps on images of it, which are dropped after that.
+The networks take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real
+student; in one released code it is the teacher itself, and they vanish (METHOD T8).
+
+`student_mode` says which BatchNorm statistics the student has in the generator's step (METHOD section 8). In official
+DFAD and ZSKT it is in training mode: it uses the batch's statistics, and its running ones move. Here it uses the
+batch's, but the running ones move only in the student's own steps, of which there are five or ten for each step of the
+generator, because `Method.synthesize` does not return the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.distillation.distill import Objective
+from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, moment_gaps
+from fastdfkd_jax.models import Outputs
+from fastdfkd_jax.models.generators.by_kind import ALL_GENERATORS, Generator, build_generator
+
+Array = jax.Array
+Tree = Any
+
+# Those whose latents are vectors.
+GENERATORS = tuple(kind for kind in ALL_GENERATORS if kind != "spatial")
+STUDENT_IMAGES = ("step", "repeated", "fresh")
+STUDENT_MODES = ("train", "eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions:
+    """Static choices that every generative method has; the values are those of its section in configs/default.py.
+
+    Attributes:
+      generator: architecture, one of `GENERATORS`.
+      latent_dim: length of a latent vector.
+      width: channels of the generator's last hidden layer.
+      lr: Adam's rate for the generator.
+      b1: Adam's first decay; the second is 0.999.
+      cosine: whether the rate falls to 0 as a cosine over all steps of the run, those of the warm-up included.
+      milestones: calls, counted from the first, after which the rate is multiplied by `lr_decay`.
+      lr_decay: the factor.
+      clip_norm: largest norm of the generator's gradient; 0 for any.
+      generator_steps: Adam steps of the generator in a round, each on new latents, before the student's.
+      student_steps: of a round.
+      student_images: what they are taken on: the very images of the generator's last 'step', rendered before it; its
+        latents rendered once more after it ('repeated'); or a 'fresh' batch each.
+      student_mode: of the student in the generator's step: 'train' normalises with the batch's statistics and drops
+        values where the network has dropout, 'eval' normalises with the running statistics.
+      ema_decay: of an average of the generator's weights, which then makes half of the images that the student meets
+        (Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none.
+    """
+
+    generator: str
+    latent_dim: int
+    width: int
+    lr: float
+    b1: float
+    cosine: bool
+    milestones: tuple[int, ...]
+    lr_decay: float
+    clip_norm: float
+    generator_steps: int
+    student_steps: int
+    student_images: str
+    student_mode: str
+    ema_decay: float
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self):
+        self.require("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}")
+        for name in ("latent_dim", "width", "generator_steps", "student_steps"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("lr", self.lr > 0, "more than 0")
+        self.require("b1", 0 <= self.b1 < 1, "in [0, 1)")
+        self.require("milestones", min(self.milestones, default=1) >= 1, "numbers of calls, at least 1")
+        self.require("lr_decay", self.lr_decay > 0, "more than 0")
+        self.require("clip_norm", self.clip_norm >= 0, "at least 0")
+        self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
+        self.require("student_mode", self.student_mode in STUDENT_MODES, f"one of {', '.join(STUDENT_MODES)}")
+        self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+
+    def require(self, name: str, condition: bool, expected: str) -> None:
+        """UserError where the option of this name cannot work."""
+        require(condition, f"{self.section}.{name}", expected, getattr(self, name))
+
+
+class State(NamedTuple):
+    """What is carried from round to round.
+
+    Attributes:
+      generator: its parameters.
+      opt_state: of its optimizer.
+      averaged: the average of its parameters; () where there is none.
+      round: i32[], rounds so far.
+    """
+
+    generator: Tree
+    opt_state: Tree
+    averaged: Tree
+    round: Array
+
+
+class Seen(NamedTuple):
+    """What a generator's loss is computed of.
+
+    Attributes:
+      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments, the student's in
+        the mode that the options say.
+      statistics: the teacher's running statistics; an empty tree where it has no BatchNorm.
+      warm: bool[], whether this is the warm-up, in which the student does not learn.
+    """
+
+    teacher: Outputs
+    student: Outputs
+    statistics: Tree
+    warm: Array
+
+
+# `loss(seen) -> (total, terms)`: what the generator minimises, and the unweighted terms of it, f32[] each.
+Loss = Callable[[Seen], tuple[Array, dict[str, Array]]]
+
+
+def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Objective | None = None) -> Method:
+    """A generative method.
+
+    Args:
+      options: static choices.
+      setting: of the run.
+      loss: the generator's.
+      objective: the student's, or None for vanilla KD.
+    """
+    spec = setting.teacher.spec
+    sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
+    generator = build_generator(*sizes, kind=options.generator, **setting.forms)
+    rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
+    optimizer = _optimizer(options, setting)
+    render = as_network_input(generator, setting)
+
+    def init(key: Array, teacher_vars: Tree) -> State:
+        params = generator.init(key)
+        averaged = params if options.ema_decay else ()
+        return State(params, optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
+
+    def mode(key: Array) -> dict[str, Any]:
+        return {"train": True, "key": key} if options.student_mode == "train" else {}
+
+    def draw(key: Array) -> Array:
+        return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
+
+    def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
+        """One round; the names are those of `Method.synthesize`. Info is of the generator's last step."""
+        *step_keys, sample_key, dropout_key = jax.random.split(key, options.generator_steps + 2)
+
+        def generator_loss(params: Tree, latents: Array):
+            images = setting.split(render(params, latents))
+            taught = setting.teacher.apply(teacher_vars, images, moments=True)
+            learned = setting.student.apply(student_vars, images, **mode(dropout_key))
+            warm = state.round < setting.warmup_calls * rounds_per_call
+            total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
+            return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
+
+        def step(state: State, latents: Array):
+            gradient, seen = jax.grad(generator_loss, has_aux=True)(state.generator, latents)
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.generator)
+            params: Tree = optax.apply_updates(state.generator, updates)
+            averaged = state.averaged
+            if options.ema_decay:
+                averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
+            return State(params, opt_state, averaged, state.round), seen
+
+        if options.generator_steps > 1:
+            earlier = jnp.stack(step_keys[:-1])
+            state, _ = jax.lax.scan(lambda state, step_key: (step(state, draw(step_key))[0], None), state, earlier)
+        latents = draw(step_keys[-1])
+        state, (images, terms, info) = step(state, latents)
+        state = state._replace(round=state.round + 1)
+
+        if options.student_images == "fresh":
+            keys = jax.random.split(sample_key, options.student_steps)
+            images = jax.lax.map(lambda batch_key: student_batch(state, draw(batch_key)), keys)
+        else:
+            images = student_batch(state, latents, images if options.student_images == "step" else None)[None]
+        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
+        return state, Batch(images, labels), info | {f"loss/{name}": value for name, value in terms.items()}
+
+    def student_batch(state: State, latents: Array, images: Array | None = None) -> Array:
+        """Images for the student, those given or new ones; half are of the averaged generator where there is one."""
+        remembered = setting.batch // 2 if options.ema_decay else 0
+        images = render(state.generator, latents[remembered:]) if images is None else images[remembered:]
+        if remembered:
+            images = jnp.concatenate([render(state.averaged, latents[:remembered]), images])
+        return setting.split(images)
+
+    batches = options.student_steps if options.student_images == "fresh" else 1
+    return Method(
+        init,
+        synthesize,
+        images_per_call=batches * setting.batch,
+        steps_per_round=options.student_steps,
+        lifetime=ONCE,
+        network_input=True,
+        objective=objective,
+    )
+
+
+def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, Array], Array]:
+    """`render(params, latents) -> images` as the networks take them, whatever the generator's head is."""
+    if generator.network_input:
+        return generator.apply
+    spec = setting.teacher.spec
+    return lambda params, latents: augment.normalize(generator.apply(params, latents), spec.mean, spec.std)
+
+
+def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
+    """The health signals of a batch (`Method.synthesize`), the teacher's outputs being with moments."""
+    predicted = taught.logits.argmax(-1)
+    return {
+        "agreement": (predicted == learned.logits.argmax(-1)).mean(),
+        **moment_gaps(taught.moments, teacher_vars),
+        "predicted": jnp.bincount(predicted.reshape(-1), length=num_classes),
+    }
+
+
+def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
+    """The generator's learning rate by its own steps, 0 being the first.
+
+    Args:
+      options: static choices.
+      calls: of the whole run, the warm-up included.
+      steps_per_call: the student's.
+    """
+    steps = _rounds_per_call(options, steps_per_call) * options.generator_steps  # of the generator, in a call
+    factor = optax.cosine_decay_schedule(1.0, calls * steps) if options.cosine else optax.constant_schedule(1.0)
+    drops = {call * steps: options.lr_decay for call in options.milestones}
+    level = optax.piecewise_constant_schedule(options.lr, drops)
+    return lambda count: factor(count) * level(count)
+
+
+def _rounds_per_call(options: GeneratorOptions, steps_per_call: int) -> int:
+    return max(1, steps_per_call // options.student_steps)
+
+
+def _optimizer(options: GeneratorOptions, setting: Setting) -> optax.GradientTransformation:
+    adam = optax.adam(generator_rate(options, setting.calls, setting.steps_per_call), options.b1, 0.999)
+    return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam

@@ -1,0 +1,66 @@
+"""What needs no synthesis, because D' is real data: training from scratch, and vanilla KD (METHOD section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from fastdfkd_jax import losses
+from fastdfkd_jax.distillation.distill import Objective, kd_loss
+from fastdfkd_jax.errors import require
+from fastdfkd_jax.methods.base import DATA, ORIGINAL_DATA, OTHER_DATA, Method, Setting
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a student learns from real images.
+
+    Attributes:
+      label_weight: of the cross-entropy with the images' own labels beside KD; 0 where they have none.
+    """
+
+    label_weight: float = 0.1
+
+    def __post_init__(self):
+        require(self.label_weight >= 0, "kd_on_data.label_weight", "at least 0", self.label_weight)
+
+
+def scratch(setting: Setting) -> Method:
+    """The student learns the labels, by cross-entropy; the teacher has no part in it."""
+    objective = Objective(lambda extra, student, teacher, labels: losses.known_cross_entropies(student.logits, labels))
+    return on_data(objective, ORIGINAL_DATA)._replace(needs_labels=True)
+
+
+def kd(options: Options, temperature: float, original: bool, setting: Setting) -> Method:
+    """Vanilla KD (Eq. 12) on real images, and the cross-entropy with their labels where they are known.
+
+    Args:
+      options: static choices.
+      temperature: of KD.
+      original: whether the images are those that the teacher was trained on.
+      setting: of the run.
+    """
+    distilled = kd_loss(temperature)
+
+    def loss(extra: Any, student, teacher, labels: Array) -> Array:
+        total = distilled(extra, student, teacher, labels)
+        if options.label_weight:
+            total += options.label_weight * losses.known_cross_entropies(student.logits, labels)
+        return total
+
+    return on_data(Objective(loss), ORIGINAL_DATA if original else OTHER_DATA)
+
+
+def on_data(objective: Objective, knows: str) -> Method:
+    """A method of data: nothing is carried and nothing synthesised."""
+
+    def synthesize(state, teacher_vars, student_vars, key):
+        raise AssertionError("a method of data synthesises nothing")
+
+    return Method(
+        lambda key, teacher_vars: (), synthesize, images_per_call=0, lifetime=DATA, objective=objective, knows=knows
+    )

@@ -1,0 +1,136 @@
+"""Real images in place of synthesised ones, for the methods that are given some and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from fastdfkd_jax import data
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.data import unlabelled
+from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool.shards import Rows
+
+_BATCH = 256
+_CHUNK = 1024  # images between which the chosen are looked through
+
+
+def read(
+    source: str,
+    split: str,
+    directory: str,
+    spec: NetworkSpec,
+    *,
+    crops: int,
+    limit: int,
+    short_side: int = 0,
+    square: int = 0,
+) -> Iterator[Rows]:
+    """Images of the teacher's size, or with maps of labels of any, in parts.
+
+    Args:
+      source, split, directory: as `data.load` takes them, or `data.unlabelled.stream` where crops are wanted.
+      spec: the teacher's.
+      crops: 0 for a labelled data set as it is, else so many random crops of each picture, without labels.
+      limit: most images; 0 for all.
+      short_side: to which images with maps are brought; 0 for as they are.
+      square: side of what is cut out of these before the network sees them; 0 for whole images.
+
+    Raises:
+      UserError: the data are missing or damaged, or do not fit the teacher.
+    """
+    if not crops:
+        dataset = data.require(
+            data.load(source, split, data_dir=directory or None, short_side=short_side or None), spec, square
+        )
+        rows = slice(limit or None)
+        yield Rows(dataset.images[rows], dataset.labels[rows])
+        return
+    root = expanded(directory or (data.DEFAULT_DATA_DIR if source.startswith("tfds:") else "."))
+    size = {"image_size": spec.image_size, "channels": spec.channels}
+    for images in unlabelled.stream(source, split, root, **size, crops=crops, limit=limit):
+        yield Rows(images, np.full(len(images), -1, np.int32))
+
+
+def collect(parts: Iterable[Rows]) -> Rows:
+    """All of them as one."""
+    first, *others = parts
+    return Rows(*map(np.concatenate, zip(first, *others, strict=True))) if others else first
+
+
+def choose(parts: Iterable[Rows], score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> Rows:
+    """The `count` images of lowest score, in the order in which they lie; no others are kept in memory.
+
+    Args:
+      parts: to choose from.
+      score: `score(teacher_vars, images f32[B, H, W, C] in [0, 1]) -> f32[B]`.
+      teacher_vars: the teacher's variables.
+      count: how many; all where there are fewer.
+    """
+    compiled = jax.jit(lambda variables, images: score(variables, on_device.to_float(images)))
+
+    def scores_of(images: np.ndarray) -> np.ndarray:
+        padding = ((0, -len(images) % _BATCH), (0, 0), (0, 0), (0, 0))  # one compilation for all
+        batches = np.pad(images, padding).reshape(-1, _BATCH, *images.shape[1:])
+        return np.concatenate([np.asarray(compiled(teacher_vars, batch)) for batch in batches])[: len(images)]
+
+    lowest = _Lowest(count)
+    for rows in parts:
+        for start in range(0, len(rows.images), _CHUNK):
+            part = Rows(*(array[start : start + _CHUNK] for array in rows))
+            lowest.offer(part, scores_of(part.images))
+    return lowest.rows()
+
+
+class _Lowest:
+    """The rows of lowest score among those that were offered, each in a slot that a better one takes over."""
+
+    def __init__(self, count: int):
+        self._count, self._offered = count, 0
+        self._rows: Rows | None = None  # with slots to spare
+        self._scores, self._places = np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def offer(self, part: Rows, scores: np.ndarray) -> None:
+        places = np.arange(self._offered, self._offered + len(scores))
+        self._offered += len(scores)
+        used = len(self._scores)
+        scores = np.concatenate([self._scores, np.where(np.isnan(scores), np.inf, scores)])
+        places = np.concatenate([self._places, places])
+        stays = self._lowest(scores, places)
+        total, incoming = stays.sum(), used + np.flatnonzero(stays[used:])
+        slots = np.concatenate([np.flatnonzero(~stays[:used]), np.arange(used, total)])
+        self._scores, self._places = scores[:total], places[:total]
+        self._scores[slots], self._places[slots] = scores[incoming], places[incoming]
+        self._rows = _with_slots(self._rows, part, total, self._count)
+        for kept, new in zip(self._rows, part, strict=True):
+            kept[slots] = new[incoming - used]
+
+    def _lowest(self, scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Which to keep, of equals the first; without sorting, as hundreds of thousands are asked for each time."""
+        if len(scores) <= self._count:
+            return np.ones(len(scores), bool)
+        last = np.partition(scores, self._count - 1)[self._count - 1]
+        stays, tied = scores < last, np.flatnonzero(scores == last)
+        stays[tied[np.argsort(places[tied])[: self._count - stays.sum()]]] = True
+        return stays
+
+    def rows(self) -> Rows:
+        assert self._rows is not None, "nothing was offered"
+        order = np.argsort(self._places)
+        return Rows(*(kept[order] for kept in self._rows))
+
+
+def _with_slots(rows: Rows | None, like: Rows, needed: int, most: int) -> Rows:
+    """The rows with at least `needed` slots: twice as many as before, so that few rows are moved often."""
+    had = 0 if rows is None else len(rows.labels)
+    if rows is not None and had >= needed:
+        return rows
+    grown = Rows(*(np.empty((min(most, max(needed, 2 * had)), *array.shape[1:]), array.dtype) for array in like))
+    if rows is not None:
+        for new, old in zip(grown, rows, strict=True):
+            new[:had] = old
+    return grown

@@ -1,0 +1,58 @@
+"""Blocks of a Markdown file that a command replaces, each between marks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage.files import write_atomically
+
+_END = "<!-- /results -->"
+
+
+def insert(text: str, block: str, name: str = "") -> str:
+    """Replaces what stands between the marks of a document, `<!-- results NAME -->` and `<!-- /results -->`.
+
+    Args:
+      text: the document.
+      block: whole lines to put there.
+      name: of the mark; '' for the one without.
+
+    Raises:
+      UserError: the document has no such marks.
+    """
+    mark = start_mark(name)
+    before, start, rest = text.partition(f"{mark}\n")
+    _, end, after = rest.partition(_END)
+    if not (start and end):
+        raise UserError(f"the document has no place for the table: expected the lines {mark} and {_END}")
+    return before + start + block + end + after
+
+
+def insert_all(document: Path, blocks: Mapping[str, str]) -> None:
+    """Puts each block between its marks of a Markdown file; those that the file has no marks for are left out.
+
+    Args:
+      document: the file.
+      blocks: whole lines by the name of their mark.
+
+    Raises:
+      UserError: the file cannot be read, or has a place for none of them.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read ({error.strerror}): give a Markdown file") from error
+    marked = [name for name in blocks if start_mark(name) in text]
+    if not marked:
+        expected = " or ".join(start_mark(name) for name in blocks)
+        raise UserError(f"{document} has no place for the tables: expected the line {expected}, and {_END} after it")
+    for name in marked:
+        text = insert(text, blocks[name], name)
+    write_atomically(document, lambda file: file.write(text.encode()))
+
+
+def start_mark(name: str = "") -> str:
+    """The line after which a table of this name stands in a document."""
+    return f"<!-- results {name} -->" if name else "<!-- results -->"

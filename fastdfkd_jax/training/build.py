@@ -1,0 +1,310 @@
+"""From a config to the parts of a run: networks, method, optimizers, evaluation data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.methods import base
+from fastdfkd_jax.methods.base import Method
+from fastdfkd_jax.methods.registry import METHODS, require_statistics
+from fastdfkd_jax.models import Network
+from fastdfkd_jax.pool import initial_images, real_images, sampling
+from fastdfkd_jax.pool.initial_images import Located
+from fastdfkd_jax.pool.shards import Rows
+
+Tree = Any
+
+
+class Parts(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+      teacher, teacher_vars: the network to invert, read-only.
+      student: the network to train.
+      student_vars: weights it starts from, or None for fresh ones.
+      optimizer: the student's.
+      method: the data-free method.
+      split: lays a batch of distillation over devices inside a compiled program.
+      objective: what the student minimises.
+      test: evaluation data, or None.
+      initial: images to begin with, in memory or, where D' is on disk, in files; or None.
+      layout: how many devices and processes share the work, by name.
+      ema_decay: of the average of the student's variables (`distill.average`); 0 for none.
+    """
+
+    teacher: Network
+    teacher_vars: Tree
+    student: Network
+    student_vars: Tree | None
+    optimizer: optax.GradientTransformation
+    method: Method
+    split: Callable[[jax.Array], jax.Array]
+    objective: distill.Objective
+    test: data.Dataset | None
+    initial: Rows | Located | None
+    layout: dict[str, int] = {}  # noqa: RUF012 - read-only
+    ema_decay: float = 0.0
+
+
+def assemble(config: ConfigDict) -> Parts:
+    """Builds everything and checks that it fits together; UserError where it does not."""
+    options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
+    teacher, teacher_vars = load_teacher(config, options)
+    student, student_vars = _student(config, teacher, options)
+    if config.remat == "blocks" and (teacher.others or student.others):
+        raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
+    teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
+    test = None
+    if config.data.source:
+        sizes: dict[str, Any] = {"short_side": config.data.short_side or None}
+        if config.data.crop:
+            sizes |= {"image_size": teacher.spec.image_size, "crop": config.data.crop}
+        sizes["class_names"] = config.data.get("class_names") or None
+        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **sizes)
+        test = data.in_channels(test, teacher.spec.channels)
+        data.require(test, teacher.spec)
+    optimizer = _student_optimizer(config)
+    layout = _layout(config)
+    split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
+    synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
+    if teacher.spec.gives_maps:
+        _require_maps_fit(config)
+    if config.mode != "distill":
+        require_statistics(config, teacher, teacher_vars)
+    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
+    objective = objective_of(config, method)
+    _require_fit(config, method)
+    given_whole = method.lifetime == base.DATA and not config.transfer.crops
+    if not given_whole or config.noise_control:  # of images that have the network's size
+        side = teacher.spec.image_size
+        require(config.kd.square <= side, "kd.square", f"at most the images' {side} pixels", config.kd.square)
+    top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
+    require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
+    begun_with = _initial_images(config, method, teacher, teacher_vars)
+    teacher_vars = parallel.everywhere(teacher_vars)
+    return Parts(
+        teacher,
+        teacher_vars,
+        student,
+        student_vars,
+        optimizer,
+        method,
+        split,
+        objective,
+        test,
+        begun_with,
+        layout,
+        config.kd.ema_decay,
+    )
+
+
+def _layout(config: ConfigDict) -> dict[str, int]:
+    """How many devices share lanes and batches, and of how many processes; UserError where it cannot be."""
+    chosen, lanes = config.parallel, config.parallel.task_devices
+    batches = (config.kd.batch,) if lanes > 1 else (config.synthesis_batch, config.kd.batch)
+    count = parallel.batch_devices(chosen.batch_devices, batches, lanes)
+    if jax.process_count() > 1:
+        found = jax.device_count()
+        expected = f"1 or all {found} devices of the {jax.process_count()} processes"
+        require(lanes in (1, found), "parallel.task_devices", expected, lanes)
+        if lanes == 1:
+            # A process without a share would have nothing to do.
+            expected = f"multiples of {found}, the devices of the {jax.process_count()} processes"
+            require(chosen.batch_devices in (0, found), "parallel.batch_devices", f"0 or {found}", chosen.batch_devices)
+            require(count == found, "synthesis_batch and kd.batch", expected, batches)
+    return {"batch devices": count, "task devices": lanes, "processes": jax.process_count()}
+
+
+def _whole(batch: jax.Array) -> jax.Array:
+    return batch
+
+
+def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:
+    """What D' holds before the first call."""
+    if method.lifetime != base.DATA:
+        if not config.pool.initial:
+            return None
+        find = initial_images.locate if config.pool.place == "disk" else initial_images.read
+        return find(expanded(config.pool.initial), teacher.spec.input_shape)
+    chosen = config.transfer
+    directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
+    short_side = chosen.short_side or (config.data.short_side if chosen.source == config.data.source else 0)
+    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": short_side, "square": config.kd.square}
+    parts = real_images.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
+    if method.select is None or not chosen.select:
+        return real_images.collect(parts)
+    return real_images.choose(parts, method.select, teacher_vars, chosen.select)
+
+
+def _require_fit(config: ConfigDict, method: Method) -> None:
+    """What a method's lifetime asks of the rest of the config."""
+    name = config.method.name
+    if method.network_input:
+        expected = f"0 for the method {name}, whose images are not augmented"
+        require(config.kd.cutmix == 0, "kd.cutmix", expected, config.kd.cutmix)
+        require(config.kd.square == 0, "kd.square", expected, config.kd.square)
+    if method.lifetime == base.ONCE:
+        steps, batch = config.kd.steps_per_call, config.synthesis_batch
+        require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
+        expected = f"a multiple of {method.steps_per_round} for the method {name}"
+        require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
+        expected = f"synthesis_batch={batch} for the method {name}"
+        require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+        expected = f"0 for the method {name}, whose images live once"
+        require(config.synthesis_calls == 0, "synthesis_calls", expected, config.synthesis_calls)
+        expected = f"all 0 for the method {name}, which keeps no images"
+        _require_uniform(config, expected)
+    if config.soft_labels.steps:
+        _require_stored_labels_fit(config, method)
+    if method.lifetime == base.POOL and config.pool.place == "disk":
+        expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
+        _require_uniform(config, expected)
+    if method.lifetime == base.DATA:
+        expected = f"'device' for the method {name}, whose images are read into memory"
+        require(config.pool.place == "device", "pool.place", expected, config.pool.place)
+        expected = f"a data set, as the method {name} needs"
+        require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
+        crops, side = config.transfer.crops, config.transfer.short_side
+        require(
+            not (crops and side), "transfer.short_side", "0 with transfer.crops, which have the network's size", side
+        )
+        expected = f"0 for the method {name}, which learns labels"
+        require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
+
+
+def _require_maps_fit(config: ConfigDict) -> None:
+    """What a teacher of segmentation asks of a run."""
+    name, expected = config.method.name, [name for name, entry in METHODS.items() if entry.maps]
+    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
+    _require_uniform(config, "all 0 for a teacher of segmentation, whose images have no class")
+    steps = config.soft_labels.steps
+    require(not steps, "soft_labels.steps", "0 for a teacher of segmentation, whose answers are maps", steps)
+
+
+def _require_uniform(config: ConfigDict, expected: str) -> None:
+    exponents = config.replay.to_dict()
+    require(sampling.Options(**exponents).uniform, "replay", expected, exponents)
+
+
+def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
+    """What soft labels that are made once ask of a run."""
+    key, steps = "soft_labels.steps", config.soft_labels.steps
+    vanilla = method.lifetime == base.POOL and method.objective is None
+    expected = f"0 for the method {config.method.name}: they serve vanilla KD on images that are kept"
+    require(vanilla, key, expected, steps)
+    complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
+    expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
+    require(complete, key, expected, steps)
+    square = config.kd.square
+    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views are of whole images", square)
+    expected = "all 0 with soft_labels.steps, of which each is met as often"
+    _require_uniform(config, expected)
+
+
+def student_rate(config: ConfigDict) -> optax.Schedule:
+    """The student's learning rate by its step, 0 being the first."""
+    kd = config.kd
+    if kd.milestones:
+        schedule = distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
+    else:
+        calls = max(1, config.calls - config.warmup_calls)
+        schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
+    return distill.warmed_up(schedule, kd.rate_warmup_steps) if kd.rate_warmup_steps else schedule
+
+
+def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    kd, schedule = config.kd, student_rate(config)
+    if kd.optimizer == "adam":
+        optimizer = distill.adam(schedule, kd.weight_decay)
+    else:
+        optimizer = distill.sgd(schedule, kd.momentum, kd.weight_decay, kd.nesterov)
+    return optax.chain(optax.clip_by_global_norm(kd.clip_norm), optimizer) if kd.clip_norm else optimizer
+
+
+def last_synthesis_call(config: ConfigDict) -> int:
+    """The last call in which a method that keeps its images makes some."""
+    return config.synthesis_calls or config.calls
+
+
+def last_call(config: ConfigDict) -> int:
+    """How many calls a run has."""
+    return last_synthesis_call(config) if config.mode == "synthesize" else config.calls
+
+
+def setting_of(
+    config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
+) -> base.Setting:
+    """What the method is built for."""
+    counts = (config.synthesis_batch, last_synthesis_call(config), config.warmup_calls, config.kd.steps_per_call)
+    return base.Setting(teacher, student, *counts, split, forms)
+
+
+def objective_of(config: ConfigDict, method: Method) -> distill.Objective:
+    """The method's own objective, or vanilla KD."""
+    return method.objective or distill.Objective(distill.kd_loss(config.kd.temperature))
+
+
+def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
+    """Reads the teacher, a checkpoint or a recorded graph."""
+    given = config.teacher
+    if given.graph and given.checkpoint:
+        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
+    path = given.graph or given.checkpoint
+    if not path:
+        raise UserError(
+            f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "
+            "(of PyTorch or safetensors), 'digits' for the one that ships with the package, or a recorded graph "
+            "as config.teacher.graph"
+        )
+    file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
+    return convert.load_described(file, given, **options)
+
+
+def conv_gradient(config: ConfigDict) -> str:
+    """Which form of the convolution gradients a run uses."""
+    if config.conv_gradient != "auto":
+        return config.conv_gradient
+    exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
+    return "canonical" if jax.default_backend() == "cpu" and not exact_maml else "native"
+
+
+def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
+    given, spec = config.student, teacher.spec
+    if not given.checkpoint and not given.graph:
+        student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
+        _require_same_task(student, teacher)
+        return student, None
+    path = expanded(given.checkpoint or given.graph)
+    student, variables = convert.load_network(
+        path,
+        arch=str(expanded(given.graph)) if given.graph else None if path.is_dir() else given.arch,
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        **options,
+    )
+    _require_same_task(student, teacher)
+    # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.
+    return student, variables if given.checkpoint else None
+
+
+def _require_same_task(student: Network, teacher: Network) -> None:
+    ours, theirs = student.spec, teacher.spec
+    if ours.task != theirs.task:
+        raise UserError(
+            f"the teacher {theirs.arch} is for {theirs.task}, the student {ours.arch} for {ours.task}: expected both "
+            "for one task"
+        )

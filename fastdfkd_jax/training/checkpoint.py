@@ -1,0 +1,311 @@
+"""Checkpoints of a run: everything that a resumed run needs to end as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.storage.files import disk_error, make_folder
+
+Tree = Any
+FORMAT = 2
+Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # of progress and evidence, as `Checkpoints.restore` takes it
+_RESTART = "or start again with --config.restart=true"
+
+log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+      state: the tree, on the device.
+      progress: the JSON that was saved with it.
+    """
+
+    state: Tree
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, numbered by the KD and synthesis steps done.
+
+    A save is complete or absent: Orbax writes beside the target and renames. Digests of the arrays and of everything
+    else that it holds are kept with it, so that later damage is recognised too.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        layout: dict[str, int] | None = None,
+        identity: dict[str, Any] | None = None,
+    ):
+        """Opens the folder, which all processes of a run share.
+
+        Args:
+          directory: is made where it is missing.
+          keep: how many are kept.
+          layout: how the run lies on devices; another one, like another machine, changes results by rounding.
+          identity: of the run, as `require_same_run` compares it.
+        """
+        self.directory = directory.absolute()
+        self._layout, self._identity = layout or {}, identity or {}
+        make_folder(self.directory)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
+            item_names=("state", "meta"),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Number of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, number: int, state: Tree, progress: dict[str, Any], evidence: dict[str, Any] | None = None) -> None:
+        """Saves a tree under a number (once), and forgets the oldest beyond those kept.
+
+        Args:
+          number: steps done; a number that is there already is not saved again.
+          state: the tree.
+          progress: JSON that belongs to it.
+          evidence: JSON that tells whether the run's other files are still those of this point.
+        """
+        if number in self._manager.all_steps():
+            return
+        meta = {
+            "format": FORMAT,
+            "digest": digest(state),
+            "fingerprint": fingerprint(),
+            "layout": self._layout,
+            "progress": progress,
+            "identity": self._identity,
+            "evidence": evidence or {},
+        }
+        meta["seal"] = _seal(meta)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        with _quiet_tasks():
+            failure = self._try_to_save(number, args)
+        if failure is not None:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+            raise failure
+
+    def _try_to_save(self, number: int, args: ocp.args.Composite) -> UserError | None:
+        try:
+            self._manager.save(number, args=args, force=True)
+        except (OSError, ValueError) as error:  # the latter is how TensorStore reports a full disk
+            code = _os_error_code(error)
+            if code is None:
+                raise
+            return disk_error(self.directory, OSError(code, os.strerror(code)))
+        return None
+
+    def restore(self, like: Tree, fault: Fault | None = None) -> Restored | None:
+        """The newest checkpoint that can be used, or None where there is none at all.
+
+        Args:
+          like: a tree of the expected structure, shapes and dtypes.
+          fault: `fault(progress, evidence)` says which of the run's other files does not fit; '' where all do.
+
+        Raises:
+          UserError: no checkpoint can be used, or one is of another run or another version of this program.
+        """
+        steps, reasons = sorted(self._manager.all_steps(), reverse=True), []
+        for step in steps:
+            try:
+                with _quiet_tasks():
+                    restored = self._read(step, like, fault)
+            except _UnusableError as error:
+                reasons.append(str(error))
+                older = "; trying the one before it" if step != steps[-1] else ""
+                log.warning("checkpoint %d cannot be used (%s)%s", step, error, older)
+            else:
+                self._forget_after(step, steps)
+                return restored
+        if steps:
+            newest = shortened(reasons[0], 80)
+            raise UserError(f"no checkpoint in {self.directory} can be used ({newest}): restore it, {_RESTART}")
+        return None
+
+    def _read(self, step: int, like: Tree, fault: Fault | None) -> Restored:
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise _UnusableError(shortened(error, 200) or type(error).__name__) from error
+        if not isinstance(meta, dict):
+            raise _UnusableError("its description is not a JSON object")
+        if meta.get("format") != FORMAT:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} has format {meta.get('format')}, this version reads "
+                f"{FORMAT}: use the version that wrote it, or start in a new workdir"
+            )
+        if meta.pop("seal", None) != _seal(meta):
+            raise _UnusableError("its description was changed")
+        require_same_run(meta["identity"], self._identity, f"checkpoint {step} in {self.directory}")
+        if fault is not None and (found := fault(meta["progress"], meta["evidence"])):
+            raise _UnusableError(found)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=args)["state"]
+        except Exception as error:
+            raise _UnusableError(shortened(error, 200) or type(error).__name__) from error
+        if digest(state) != meta["digest"]:
+            raise _UnusableError("its arrays do not match their digest")
+        here, there = fingerprint() | self._layout, meta["fingerprint"] | meta.get("layout", self._layout)
+        changed = [name for name, value in here.items() if there.get(name) != value]
+        if changed:
+            log.warning(
+                "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
+                ", ".join(changed),
+            )
+        return Restored(state, meta["progress"])
+
+    def _forget_after(self, step: int, steps: list[int]) -> None:
+        # Damaged ones would be in the way of the saves to come.
+        for later in steps:
+            if later > step:
+                self._manager.delete(later)
+
+    def close(self) -> None:
+        """Waits for whatever is still being written."""
+        self._manager.close()
+
+
+class _UnusableError(Exception):
+    """Why one checkpoint cannot be used, in one line."""
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's description."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_tasks() -> Iterator[None]:
+    """Keeps Orbax and asyncio from printing a traceback for each reader or writer that failed with the first."""
+    _ignore_late_reports()
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    disabled = [logger.disabled for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        try:
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        finally:
+            # Now, because the failed tasks complain when they are collected.
+            gc.collect()
+            for logger, before in zip(loggers, disabled, strict=True):
+                logger.disabled = before
+
+
+def _ignore_late_reports() -> None:
+    """Keeps what TensorStore still holds when a save fails, and drops at any later time, from printing a traceback."""
+    before = sys.unraisablehook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(late: sys.UnraisableHookArgs) -> None:
+        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(late.exc_value)
+        # Orbax wraps what Python throws into a reader that it drops unfinished.
+        dropped = late.exc_value is not None and isinstance(late.exc_value.__cause__, GeneratorExit)
+        if not (closed or dropped):
+            before(late)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_checkpoint)
+
+
+def _is_not_of_a_checkpoint(record: logging.LogRecord) -> bool:
+    """False for asyncio's report of a task of Orbax, or of a write of TensorStore, whose failure was told already."""
+    failure = record.exc_info[1] if record.exc_info else None
+    return re.search("orbax|tensorstore|os_error_code=", f"{record.getMessage()} {failure}") is None
+
+
+def _os_error_code(error: OSError | ValueError) -> int | None:
+    """The errno of a failed write, or None where that is not what failed."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
+
+
+def digest(tree: Tree) -> str:
+    """SHA-256 over all leaves of a tree, their paths and shapes."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def fingerprint() -> dict[str, Any]:
+    """What decides whether two runs agree to the bit: processor, devices, software and compiler flags."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((line for line in info.read_text().splitlines() if line.startswith("model name")), model)
+    return {
+        "processor": model.split(":")[-1].strip(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: str, free: Sequence[str] = ()) -> None:
+    """Refuses what another configuration has made. `calls` may have grown, as a run can be continued.
+
+    Not where images are drawn by what is known of each: a checkpoint has room for those of the calls it was made for.
+
+    Args:
+      recorded: the identity found there: flat names and values.
+      identity: that of this run, whose values must be equal.
+      where: names the place in the message.
+      free: names that an older version recorded and that need not be equal.
+
+    Raises:
+      UserError: names every differing key.
+    """
+    wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
+    names = (recorded.keys() | wanted.keys()) - set(free)
+    differing = sorted(
+        key for key in names if recorded.get(key) != wanted.get(key) and not _grew(key, recorded, wanted)
+    )
+    if differing:
+        changes = ", ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
+        raise UserError(f"{where} is of another configuration ({changes}): use a new workdir")
+
+
+def _grew(key: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    uniform = not (recorded.get("replay.class_exponent") or recorded.get("replay.difficulty_exponent"))
+    return key == "calls" and uniform and isinstance(recorded.get(key), int) and recorded[key] < wanted.get(key, 0)

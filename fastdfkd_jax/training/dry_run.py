@@ -1,0 +1,201 @@
+"""What a run would do and cost, without doing it (`--config.dry_run=true`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fastdfkd_jax import models
+from fastdfkd_jax.distillation import soft_labels
+from fastdfkd_jax.distributed import hosts, parallel
+from fastdfkd_jax.distributed.parallel import CompiledStep
+from fastdfkd_jax.methods import base
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool.shards import Rows
+from fastdfkd_jax.pool.stored_labels import Taught
+from fastdfkd_jax.training.build import Parts, last_synthesis_call
+from fastdfkd_jax.training.programs import Programs, initial_state, on_disk, view_options
+
+# A program is timed so often, or until so much time has gone.
+_REPEATS, _ENOUGH_SECONDS = 3, 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a program of a run costs, compiled and run on this machine.
+
+    Attributes:
+      kind: key of a run's summary that its time belongs to.
+      name: what it does.
+      times: how often the run needs it.
+      run_seconds: of one time, the median of a few.
+      compile_seconds: of lowering and compiling.
+      held_bytes: of arguments and temporaries on each device, or None where the compiler does not tell.
+    """
+
+    kind: str
+    name: str
+    times: float
+    run_seconds: float
+    compile_seconds: float
+    held_bytes: int | None
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all times, without compilation."""
+        return self.run_seconds * self.times
+
+    def __str__(self) -> str:
+        held = float("nan") if self.held_bytes is None else self.held_bytes / 1e6
+        return (
+            f"{self.name}: {self.run_seconds:.2f} s measured, {held:.0f} MB held on each device, "
+            f"compiled in {self.compile_seconds:.0f} s; {self.total_seconds / 3600:.2f} hours for all"
+        )
+
+
+def describe(config: ConfigDict, parts: Parts) -> str:
+    """A few lines: networks, counts, memory, disk and time.
+
+    All programs are compiled, for their memory, and run on this machine, for their time, in which reading a pool from
+    disk is not. Nothing is written.
+    """
+    method = parts.method
+    synthesis_calls = count_synthesis_calls(config, parts)
+    images = synthesis_calls * method.images_per_call
+    lines = [
+        _network("teacher", parts.teacher, parts.teacher_vars),
+        _network("student", parts.student, jax.eval_shape(parts.student.init, jax.random.key(0))),
+        f"{config.method.name} ({method.knows}): {synthesis_calls} synthesis calls, {images} images",
+        f"{count_kd_steps(config)} KD steps of {config.kd.batch} images",
+    ]
+    if synthesis_calls and method.lifetime == base.POOL:
+        pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
+        lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
+    if config.soft_labels.steps and count_kd_steps(config):
+        spec, chosen = parts.teacher.spec, config.soft_labels
+        view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, view_options(config), config.kd.batch)
+        lines.append(
+            f"disk: {chosen.steps * config.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each"
+        )
+    costs = measure(config, parts)
+    hours = sum(cost.total_seconds for cost in costs) / 3600
+    return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
+
+
+def count_kd_steps(config: ConfigDict) -> int:
+    """How many steps the student learns in a whole run."""
+    return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call
+
+
+def count_synthesis_calls(config: ConfigDict, parts: Parts) -> int:
+    """How often the method synthesises in a whole run."""
+    if config.mode == "distill" or parts.method.lifetime == base.DATA:
+        return 0
+    if parts.method.lifetime == base.ONCE:
+        return config.calls * config.kd.steps_per_call // parts.method.steps_per_round
+    return last_synthesis_call(config)
+
+
+def _network(role: str, network: models.Network, variables) -> str:
+    spec = network.spec
+    return (
+        f"{role} {spec.arch}: {models.count_parameters(variables):,} parameters, "
+        f"{models.count_batch_norms(variables)} BatchNorm layers, {spec.num_classes} classes, "
+        f"images {'x'.join(map(str, spec.input_shape))}, mean {spec.mean}, std {spec.std}"
+    )
+
+
+def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
+    """Compiles the programs and times each on this machine; those that the run does not need are left out."""
+    programs = Programs(parts, config)
+    key = jax.random.key(config.seed)
+    state = initial_state(key, parts)
+    costs: list[Cost] = []
+    replayed = not programs.replay.uniform
+    streamed = on_disk(parts.method, config)
+    source: Any = parallel.everywhere(
+        _batches(parts, config, programs.steps) if streamed else _a_call_of_images(parts, replayed)
+    )
+    if synthesis_calls := count_synthesis_calls(config, parts):
+        student, once = state["student"].variables, parts.method.lifetime == base.ONCE
+        images = synthesis_calls * parts.method.images_per_call
+        filled: list[on_device.Pool | None] = []
+        if not once:
+            empty = None if streamed else on_device.empty(images, parts.teacher.spec.input_shape, replayed)
+            filled = [parallel.everywhere(empty)]
+        donated = [state["method"], *filled]
+
+        def synthesize() -> Any:
+            # What a call donates its successor gets back.
+            made = programs.synthesize(*donated, parts.teacher_vars, student, key, np.int32(1))
+            donated[:] = made[: len(donated)]
+            return made
+
+        cost, made = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
+        costs.append(cost)
+        if not streamed:
+            source = made[1]  # the batch, or the pool with as much room as the run's
+    if kd_steps := count_kd_steps(config):
+        if config.soft_labels.steps:
+            cost, source = _labelling(parts, config, programs, source, key)
+            costs.append(cost)
+
+        def distill() -> Any:
+            state["student"], _, info = programs.distill(state["student"], parts.teacher_vars, source, key)
+            return info
+
+        name = f"{programs.steps} KD steps"
+        costs.append(_cost("distill_seconds", name, programs.distill, kd_steps / programs.steps, distill)[0])
+    return costs
+
+
+def _labelling(parts: Parts, config: ConfigDict, programs: Programs, source: Any, key: Any) -> tuple[Cost, Taught]:
+    """What it costs that the teacher answers once for all, and what the student then learns from."""
+    zero = np.int32(0)
+
+    def label() -> Any:
+        return programs.label(parts.teacher_vars, source, key, zero, np.int32(1))
+
+    times = math.ceil(config.soft_labels.steps / programs.steps)
+    cost, steps = _cost("label_seconds", f"answers to {programs.steps} steps", programs.label, times, label)
+    return cost, Taught(source, jax.tree.map(np.asarray, steps))
+
+
+def _a_call_of_images(parts: Parts, replayed: bool) -> on_device.Pool:
+    if parts.method.lifetime == base.DATA and isinstance(first := parts.initial, Rows):
+        # Data may have another size than the network's, and a class for every pixel.
+        label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
+        return on_device.append(
+            on_device.empty(1, first.images.shape[1:], replayed, label),
+            jax.numpy.asarray(first.images[:1]),
+            jax.numpy.asarray(first.labels[:1]),
+        )
+    count = max(1, parts.method.images_per_call)
+    shape = parts.teacher.spec.input_shape
+    rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)
+    return on_device.append(on_device.empty(count, shape, replayed), rows, jax.numpy.zeros(count, jax.numpy.int32))
+
+
+def _batches(parts: Parts, config: ConfigDict, steps: int) -> on_device.Batches:
+    images = jax.numpy.full((steps, config.kd.batch, *parts.teacher.spec.input_shape), 255, jax.numpy.uint8)
+    return on_device.Batches(images, jax.numpy.zeros(images.shape[:2], jax.numpy.int32))
+
+
+def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:
+    """The cost of a step, and what its last call gave; `call` makes one."""
+    result = call()
+    compile_seconds, seconds = step.compile_seconds, [step.run_seconds]
+    # All processes of a run repeat it as often, whatever their clocks say.
+    while len(seconds) < _REPEATS and hosts.any_process(sum(seconds) < _ENOUGH_SECONDS):
+        result = call()
+        seconds.append(step.run_seconds)
+    memory = step.compiled.memory_analysis() if step.compiled is not None else None
+    held = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else None
+    return Cost(kind, name, times, statistics.median(seconds), compile_seconds, held), result

@@ -1,0 +1,147 @@
+"""Numbers as they come: metrics.jsonl, TensorBoard events and lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboardX.record_writer import masked_crc32c
+from tqdm import tqdm
+
+from fastdfkd_jax.storage.files import AppendFile
+
+log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Writes each record to all places; `offset` lets a resumed run cut off what it will write again."""
+
+    def __init__(self, workdir: Path, total_calls: int, call: int = 0, offset: int = 0):
+        self._lines = AppendFile(workdir / "metrics.jsonl", offset)
+        self._events = Events(workdir / "events", first_step=call + 1)
+        self._bar = tqdm(total=total_calls, initial=call, unit="call") if sys.stderr.isatty() else None
+
+    @property
+    def offset(self) -> int:
+        """Bytes of metrics.jsonl written so far, all of them on disk."""
+        return self._lines.sync()
+
+    def write(self, call: int, values: dict[str, Any]) -> None:
+        """Records values at a synthesis call; lists go to metrics.jsonl only."""
+        self._lines.append((json.dumps({"call": call, **values}) + "\n").encode())
+        self._events.write(call, {name: value for name, value in values.items() if isinstance(value, int | float)})
+
+    def say(self, line: str) -> None:
+        """Shows a line without breaking the progress bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            log.info("%s", line)
+
+    def advance(self, call: int, status: str) -> None:
+        """Shows the call that has just ended."""
+        if self._bar is None:
+            log.info("call %d: %s", call, status)
+        else:
+            self._bar.set_postfix_str(status)
+            self._bar.update(call - self._bar.n)
+
+    def close(self) -> None:
+        """Closes everything."""
+        self._lines.close()
+        self._events.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Silent:
+    """What stands in the place of `Metrics` in the processes that do not write."""
+
+    offset = 0
+
+    def write(self, call: int, values: dict[str, Any]) -> None:
+        """Records nothing."""
+
+    def say(self, line: str) -> None:
+        """Shows nothing."""
+
+    def advance(self, call: int, status: str) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+class Events:
+    """TensorBoard's file of scalars, written at once.
+
+    tensorboardX's own writer has a thread, whose failure on a full disk hides the error that the run ends with.
+    """
+
+    def __init__(self, directory: Path, first_step: int):
+        self._file = AppendFile(directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        self._append(file_version="brain.Event:2")
+        if first_step > 1:
+            # Hides what a run that this one goes on for has written beyond its last checkpoint.
+            self._append(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Records numbers at a step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._append(step=step, summary=Summary(value=values))
+
+    def _append(self, **fields: Any) -> None:
+        data = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = (length, _checksum(length), data, _checksum(data))
+        self._file.append(b"".join(parts))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
+
+
+def device_peak_bytes() -> int | None:
+    """Peak of the first device's memory, or None where the device does not tell, as a CPU does not."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the device's memory where the device tells, else the peak of this process's resident memory."""
+    on_device = device_peak_bytes()
+    return on_device if on_device is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def near_chance(shares: Sequence[float], num_classes: int) -> bool:
+    """True where the mean of these shares of images on target is no more than chance makes likely.
+
+    Chance is 1/C. The limit is twice that, but at most 10 points above it, as twice chance is much for few classes.
+    """
+    chance = 1 / num_classes
+    return sum(shares) / len(shares) < chance + min(chance, 0.1)
+
+
+def class_balance(predicted: list[int]) -> float:
+    """Entropy of a class histogram over the most that so many images can have: 1 is balanced, 0 means one class."""
+    total = sum(predicted)
+    most = min(total, len(predicted))
+    if most == 1:
+        return 1.0
+    shares = [count / total for count in predicted if count]
+    return -sum(share * math.log(share) for share in shares) / math.log(most)

@@ -1,0 +1,189 @@
+"""Supervised training on labelled images, of one class each or of one a pixel: how the teachers are made (METHOD 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fastdfkd_jax import losses
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.data import Dataset
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models import Network
+from fastdfkd_jax.models.network import Variables
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained; the configs hold every field.
+
+    Attributes:
+      epochs: passes over the training images.
+      batch_size: images a step; the rest of an epoch's permutation is dropped.
+      lr: SGD's rate.
+      lr_milestones: epochs after which the rate is multiplied by `lr_decay`.
+      lr_decay: the factor.
+      momentum: SGD's.
+      weight_decay: added to the gradient of every parameter, as PyTorch's SGD does.
+      padding: pixels of black around the images before they are cropped at random; 0 for no crop.
+      flip: whether images are mirrored at random.
+      seed: of weights, order and augmentation.
+      eval_every: epochs between evaluations; the checkpoint is written at each.
+      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
+      least_crop: where it is not 0, the least share of the area that a random crop keeps, in place of padding.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_milestones: tuple[int, ...]
+    lr_decay: float
+    momentum: float
+    weight_decay: float
+    padding: int
+    flip: bool
+    seed: int
+    eval_every: int
+    square: int = 0
+    least_crop: float = 0.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected recipe.{name} of at least 1, got {getattr(self, name)}")
+        for name in ("lr", "lr_decay", "momentum", "weight_decay", "square", "least_crop", "padding", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"expected recipe.{name} of at least 0, got {getattr(self, name)}")
+        if self.least_crop > 1:
+            raise UserError(f"expected recipe.least_crop of at most 1, got {self.least_crop}")
+
+
+class TrainState(NamedTuple):
+    """What changes while a teacher is trained.
+
+    Attributes:
+      variables: 'params' and 'batch_stats'.
+      opt_state: of the optimizer.
+    """
+
+    variables: Variables
+    opt_state: Any
+
+
+def steps_per_epoch(recipe: Recipe, count: int) -> int:
+    """Whole batches in `count` images.
+
+    Raises:
+      UserError: there is none.
+    """
+    if count < recipe.batch_size:
+        raise UserError(
+            f"expected at least a batch of {recipe.batch_size} training images, found {count}: lower recipe.batch_size"
+        )
+    return count // recipe.batch_size
+
+
+def make_optimizer(recipe: Recipe, num_steps: int) -> optax.GradientTransformation:
+    """SGD with momentum, coupled weight decay and a rate that falls at the milestones.
+
+    Args:
+      recipe: rates, momentum and milestones in epochs.
+      num_steps: of an epoch.
+    """
+    drops = {epoch * num_steps: recipe.lr_decay for epoch in recipe.lr_milestones}
+    schedule = optax.piecewise_constant_schedule(recipe.lr, drops)
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay),
+        optax.sgd(schedule, momentum=recipe.momentum or None),
+    )
+
+
+def train_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    key: Array,
+) -> tuple[TrainState, Array]:
+    """One step of cross-entropy training on an augmented batch.
+
+    Args:
+      network, optimizer, recipe: bound before compilation.
+      state: of training.
+      images: u8[B, H, W, C].
+      labels: i32[B], or maps int[B, H, W], of which pixels outside the classes have no part in the loss.
+      key: of this step's augmentation and dropout.
+
+    Returns:
+      The new state and the batch's mean cross-entropy in nats.
+    """
+    spec = network.spec
+    square_key, dropout_key = (jax.random.fold_in(key, number) for number in (2, 3))
+    views, shown = augment.random_squares(square_key, images.astype(jnp.float32) / 255, labels, recipe.square)
+    view = augment.draw_view(key, views.shape, augment.ViewOptions(recipe.padding, recipe.flip, recipe.least_crop))
+    inputs = augment.normalize(augment.apply_view(views, view), spec.mean, spec.std)
+    shown = augment.apply_view_to_labels(shown, view) if shown.ndim == 3 else shown
+
+    def loss_of(params):
+        outputs = network.apply({**state.variables, "params": params}, inputs, train=True, key=dropout_key)
+        return losses.known_cross_entropies(outputs.logits, shown).mean(), outputs.batch_stats
+
+    params = state.variables["params"]
+    (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    return TrainState(variables, opt_state), loss
+
+
+def train_teacher(
+    network: Network, recipe: Recipe, dataset: Dataset, report: Callable[[int, float, Variables], None]
+) -> Variables:
+    """Trains a network on labelled images.
+
+    Args:
+      network: to be initialised from the recipe's seed.
+      recipe: hyper-parameters.
+      dataset: training images.
+      report: called as `report(epoch, mean training loss, variables)` every `eval_every` epochs and after the
+        last one.
+
+    Returns:
+      The variables after the last epoch.
+
+    Raises:
+      UserError: the data set is smaller than a batch, or the loss is no longer finite.
+    """
+    steps = steps_per_epoch(recipe, len(dataset.labels))
+    init_key, order_key, augment_key = jax.random.split(jax.random.key(recipe.seed), 3)
+    optimizer = make_optimizer(recipe, steps)
+    variables = network.init(init_key)
+    state = TrainState(variables, optimizer.init(variables["params"]))
+
+    @jax.jit
+    def step(state, images, labels, index):
+        key = jax.random.fold_in(augment_key, index)
+        return train_step(network, optimizer, recipe, state, images, labels, key)
+
+    for epoch in range(recipe.epochs):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(dataset.labels)))
+        history = []
+        for i, rows in enumerate(order[: steps * recipe.batch_size].reshape(steps, -1)):
+            state, loss = step(state, dataset.images[rows], dataset.labels[rows], epoch * steps + i)
+            history.append(loss)
+        mean_loss = float(np.mean(jax.device_get(history)))
+        if not math.isfinite(mean_loss):
+            raise UserError(f"the training loss became {mean_loss} in epoch {epoch + 1}: lower recipe.lr")
+        if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
+            report(epoch + 1, mean_loss, state.variables)
+    return state.variables
