@@ -14,17 +14,7 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PAC
 ROOMS = ("errors", "cli", "storage", "cpu_conv", "augmentation", "models", "moments", "losses", "meta", "distributed")
 ROOMS += ("distillation", "data", "convert", "evaluation", "pool", "methods", "training")
 DOORS = ("evaluate", "export", "report", "overlay", "pretrain", "main", "compare")
-ALGORITHMS = {
-    "augmentation",
-    "cpu_conv",
-    "distillation",
-    "evaluation",
-    "losses",
-    "meta",
-    "methods",
-    "models",
-    "moments",
-}
+ALGORITHMS = {"augmentation", "cpu_conv", "distillation", "losses", "meta", "methods", "models", "moments"}
 # What computing needs; anything else in an algorithm room would be input, output or a device. NumPy is for constants.
 PURE = {"__future__", "collections", "dataclasses", "fractions", "functools", "math", "re", "typing"}
 PURE |= {"jax", "flax", "numpy", "optax"}
