@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.distributed import parallel
-from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.methods.base import Batch
+from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Shards
 
 SHAPE = (224, 224, 3)
@@ -52,11 +54,11 @@ def drop_from_cache(folder: Path) -> None:
         os.close(file)
 
 
-def read_rate(store: DiskStore) -> float:
+def read_rate(store: DiskFeed) -> float:
     """Images a second that reach the device."""
     start = time.perf_counter()
     for step in range(READS):
-        store.source(step * STEPS, (step + 1) * STEPS).images.block_until_ready()
+        store.take(step * STEPS, (step + 1) * STEPS).images.block_until_ready()
     return READS * STEPS * BATCH / (time.perf_counter() - start)
 
 
@@ -64,16 +66,19 @@ def measure(images: int, folder: Path) -> dict[str, Any]:
     """Writes and reads."""
     shards, draws = Shards(folder), np.random.default_rng(0)
     place = parallel.placer(parallel.devices(1))
-    store = DiskStore(None, folder / "initial", lambda step, size: draws.integers(0, size, (STEPS, BATCH)), place)
+
+    def draw(step: int, size: int) -> np.ndarray:
+        return draws.integers(0, size, (STEPS, BATCH))
+
+    store = DiskFeed(shards, None, folder / "initial", SHAPE, True, draw, place)
     memory, write_seconds = {}, 0.0
     for index in range(images // SHARD):
-        rows = random_images(index)
+        rows: Any = random_images(index)
         start = time.perf_counter()
-        shards.write(index, rows, np.zeros(SHARD, np.int32))
-        store.added(shards.path(index))
+        store.add(Batch(rows, jnp.zeros(SHARD, jnp.int32)))
         write_seconds += time.perf_counter() - start
         if (index + 1) % 10 == 0:
-            store.source(index * STEPS, None)
+            store.take(index * STEPS, None)
         if (index + 1) * SHARD in (1000, 3000, 10_000, 20_000, 30_000, 140_000):
             memory[(index + 1) * SHARD] = round(peak_memory())
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from runs import tiny_config
 from benchmarks.flops import equations
 from configs import imagenet
 from fastdfkd_jax import models
-from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool import on_device, on_disk
 from fastdfkd_jax.training import build as assemble_module
 from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.build import assemble
@@ -60,7 +60,7 @@ def imagenet_programs():
     state = jax.eval_shape(lambda key: initial_state(key, parts), jax.random.key(0))
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), np.int32)
     images = jax.ShapeDtypeStruct((programs.steps, config.kd.batch, 224, 224, 3), np.uint8)
-    batches = on_device.Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
+    batches = on_disk.Batches(images, jax.ShapeDtypeStruct(images.shape[:2], np.int32))
     return {
         "synthesize": (
             programs.synthesize,

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 
 from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool.stored_labels import LabelStore
+from fastdfkd_jax.pool.label_files import LabelFiles
+from fastdfkd_jax.pool.stored_labels import StoredLabels
 from fastdfkd_jax.storage.files import lock_folder
 from fastdfkd_jax.training import dry_run, loop, one_run
 from fastdfkd_jax.training.loop import Training
@@ -53,14 +54,14 @@ def finished(tmp_path_factory, shared_programs):
 
 def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monkeypatch):
     """Not even by the checkpoint before there were any."""
-    label = Training._label
+    label = Training._prepare
 
     def stop(training):
         label(training)
-        training.stop.requested = training.labels is not None and training.labels.made == 2
+        training.stop.requested = training.feed.labelled == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_label", stop)
+        patch.setattr(Training, "_prepare", stop)
         assert one_run.run(config_of(), tmp_path) == {}
     one, two = (tmp_path / "soft_labels" / f"00000{index}.npz" for index in (0, 1))
     content = one.read_bytes()
@@ -107,13 +108,13 @@ def test_the_student_learns_without_the_teacher(finished, tmp_path, monkeypatch)
 
 
 def test_a_round_is_in_another_order_than_the_one_before(finished, tmp_path, monkeypatch):
-    met, load = [], LabelStore._load
+    met, load = [], StoredLabels._load
 
     def spy(store, index):
         met.append(index)
         return load(store, index)
 
-    monkeypatch.setattr(LabelStore, "_load", spy)
+    monkeypatch.setattr(StoredLabels, "_load", spy)
     config = config_of(kd__steps_per_call=24, soft_labels__dir=str(finished[0] / "soft_labels"))
     one_run.run(config, tmp_path)
     rounds = np.array(met).reshape(-1, SHARDS)
@@ -123,7 +124,7 @@ def test_a_round_is_in_another_order_than_the_one_before(finished, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("method", "after", "place"), [("_label", 2, "device"), ("_distill", 1, "disk"), ("_distill", 3, "disk")]
+    ("method", "after", "place"), [("_prepare", 2, "device"), ("_distill", 1, "disk"), ("_distill", 3, "disk")]
 )
 def test_a_run_that_crashes_goes_on_to_the_bit(method, after, place, finished, tmp_path, monkeypatch):
     original, count = getattr(Training, method), [0]
@@ -143,7 +144,7 @@ def test_a_run_that_crashes_goes_on_to_the_bit(method, after, place, finished, t
 
 def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkeypatch):
     workdir = finished[0]
-    monkeypatch.setattr(LabelStore, "append", None)
+    monkeypatch.setattr(LabelFiles, "write", None)
     shared = {"pool__initial": str(workdir), "soft_labels__dir": str(workdir / "soft_labels")}
     one_run.run(config_of(mode="distill", seed=1, **shared), tmp_path)
     assert (tmp_path / "student.safetensors").exists()

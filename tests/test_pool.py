@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool import drawing, on_device
 
 SHAPE = (4, 4, 1)
 
@@ -35,7 +35,7 @@ def test_rows_that_are_not_kept_leave_the_pool_as_large_as_it_was():
 
 def test_samples_are_uniform_over_what_is_filled_and_a_function_of_the_key():
     filled = on_device.append(on_device.empty(100, SHAPE), jnp.array(rows(4, 1)), jnp.arange(1, 5))
-    taken = on_device.draw(jax.random.key(0), filled.size, 4000)
+    taken = drawing.draw(jax.random.key(0), filled.size, 4000)
     drawn, labels = on_device.to_float(filled.images[taken]), filled.labels[taken]
     assert drawn.dtype == jnp.float32
     values, counts = np.unique(np.round(drawn[:, 0, 0, 0] * 255), return_counts=True)
@@ -43,13 +43,13 @@ def test_samples_are_uniform_over_what_is_filled_and_a_function_of_the_key():
     # 1,000 each; the standard deviation is 27.
     assert np.all(np.abs(counts - 1000) < 120)
     np.testing.assert_array_equal(np.round(drawn[:, 0, 0, 0] * 255), labels)
-    np.testing.assert_array_equal(taken, on_device.draw(jax.random.key(0), filled.size, 4000))
-    assert np.any(np.asarray(taken) != on_device.draw(jax.random.key(1), filled.size, 4000))
+    np.testing.assert_array_equal(taken, drawing.draw(jax.random.key(0), filled.size, 4000))
+    assert np.any(np.asarray(taken) != drawing.draw(jax.random.key(1), filled.size, 4000))
 
 
 def passes(seed, size, batch, count):
     """The first `count` batches of passes over `size` rows, one after another."""
-    draw = jax.vmap(lambda turn: on_device.draw_in_passes(jax.random.key(seed), turn, jnp.int32(size), batch))
+    draw = jax.vmap(lambda turn: drawing.draw_in_passes(jax.random.key(seed), turn, jnp.int32(size), batch))
     return np.asarray(draw(jnp.arange(count))).reshape(-1)
 
 
@@ -68,7 +68,7 @@ def test_a_pass_has_each_row_once_and_the_next_another_order(size, batch):
 def test_a_passes_order_is_as_likely_as_any_other():
     """Places of rows, and pairs of neighbours, over many keys: their counts have the deviation of chance."""
     size, keys = 6, 6000
-    draw = jax.vmap(lambda key: on_device.draw_in_passes(key, jnp.int32(0), jnp.int32(size), size))
+    draw = jax.vmap(lambda key: drawing.draw_in_passes(key, jnp.int32(0), jnp.int32(size), size))
     orders = np.asarray(draw(jax.random.split(jax.random.key(3), keys)))
     places = np.stack([np.bincount(orders[:, i], minlength=size) for i in range(size)])
     # 1,000 each with a deviation of 29; 36 counts.

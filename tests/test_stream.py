@@ -9,7 +9,8 @@ import pytest
 
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.methods.base import Batch
+from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Shards, locate_one
 
 SHAPE = (4, 6, 3)
@@ -35,8 +36,9 @@ def written(images, tmp_path):
 
 def store_of(shards, draw=None):
     draw = draw or (lambda step, size: np.arange(step, step + 6).reshape(2, 3) % size)
-    made = DiskStore(None, shards.directory / "initial", draw, parallel.placer(parallel.devices(1)))
-    made.fill(shards, len(COUNTS), resumed=False)
+    place = parallel.placer(parallel.devices(1))
+    made = DiskFeed(shards, None, shards.directory / "initial", SHAPE, True, draw, place)
+    made.restore(len(COUNTS), None)
     return made
 
 
@@ -53,7 +55,7 @@ def test_batches_are_what_was_drawn_with_their_labels(images, written):
     labels = np.concatenate([np.arange(count) + 10 * index for index, count in enumerate(COUNTS)])
     for step in (0, 4, 11):
         rows = np.arange(step, step + 6).reshape(2, 3) % len(images)
-        batches = store.source(step, step + 4)
+        batches = store.take(step, step + 4)
         assert isinstance(batches.images, jax.Array)
         np.testing.assert_array_equal(batches.images, images[rows])
         np.testing.assert_array_equal(batches.labels, labels[rows])
@@ -68,14 +70,14 @@ def test_what_was_read_ahead_is_used_once_and_only_for_what_it_is(images, writte
         return np.full((1, 2), step % size)
 
     store = store_of(written, draw)
-    store.source(0, 1)
-    store.source(1, 2)
-    np.testing.assert_array_equal(store.source(5, None).images[0, 0], images[5])
+    store.take(0, 1)
+    store.take(1, 2)
+    np.testing.assert_array_equal(store.take(5, None).images[0, 0], images[5])
     assert sorted(drawn) == [(0, 13), (1, 13), (2, 13), (5, 13)]
-    store.source(6, 7)
-    written.write(3, images[:2], np.zeros(2, np.int32))
-    store.added(written.path(3))
-    store.source(7, None)
+    store.take(6, 7)
+    assert store.add(Batch(images[:2], np.zeros(2, np.int32)))
+    assert not store.add(Batch(images[:2], np.zeros(2, np.int32), kept=False))
+    store.take(7, None)
     assert drawn[-1] == (7, 15), "the rows of a pool that has grown are others"
     store.close()
 
@@ -88,7 +90,7 @@ def test_a_shard_that_is_spoiled_while_the_student_learns_is_named(written):
         store.of_rows(np.array([[12]]))
     path.unlink()
     with pytest.raises(UserError, match=r"000002.npz cannot be read"):
-        store.source(7, None)
+        store.take(7, None)
     store.close()
 
 
@@ -119,18 +121,19 @@ _FLAT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
+from fastdfkd_jax.methods.base import Batch
 from fastdfkd_jax.pool.shards import Shards
-from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.pool.on_disk import DiskFeed
 
 shards = Shards(Path(sys.argv[1]))
 draws = np.random.default_rng(0)
 whole = lambda shape, read: read((slice(None),) * len(shape))
-store = DiskStore(None, Path(sys.argv[1]) / "initial", lambda step, size: draws.integers(0, size, (4, 25)), whole)
+draw = lambda step, size: draws.integers(0, size, (4, 25))
+store = DiskFeed(shards, None, Path(sys.argv[1]) / "initial", (128, 128, 3), True, draw, whole)
 peaks = []
 for index in range(40):
-    shards.write(index, np.full((50, 128, 128, 3), index, np.uint8), np.full(50, index, np.int32))
-    store.added(shards.path(index))
-    batches = store.source(index, index + 1)
+    store.add(Batch(np.full((50, 128, 128, 3), index, np.uint8), np.full(50, index, np.int32)))
+    batches = store.take(index, index + 1)
     assert (batches.images[:, :, 0, 0, 0] == batches.labels).all()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[9], peaks[-1])

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from fastdfkd_jax import data, main
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.pool.on_disk import DiskStore
+from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Rows, read_shard
 from fastdfkd_jax.storage.files import lock_folder
 from fastdfkd_jax.training import loop, one_run
@@ -279,13 +279,13 @@ def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch
 
 
 def test_batches_from_disk_are_read_ahead_unless_the_pool_will_have_grown(tmp_path, monkeypatch):
-    reads, source = [], DiskStore.source
+    reads, take = [], DiskFeed.take
 
-    def spy(store, step, ahead):
+    def spy(feed, step, ahead):
         reads.append((step, ahead))
-        return source(store, step, ahead)
+        return take(feed, step, ahead)
 
-    monkeypatch.setattr(DiskStore, "source", spy)
+    monkeypatch.setattr(DiskFeed, "take", spy)
     config = tiny_config(calls=4, synthesis_calls=3, warmup_calls=1, pool__place="disk")
     one_run.run(config, tmp_path / "disk")
     # Calls 2, 3 and 4 take steps 0 to 3, 4 to 7 and 8 to 11, two at a time; call 3 makes images first.

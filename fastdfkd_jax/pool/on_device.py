@@ -1,20 +1,27 @@
-"""D', the set of synthesised images, on the device: uint8 rows, filled from the front."""
+"""D', the set of synthesised images, on the device: uint8 rows, filled from the front.
+
+The shards of a run are a copy of it, from which it is filled again when the run goes on.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.pool import sampling
+from fastdfkd_jax.pool.drawing import keys_of_step
+from fastdfkd_jax.pool.feed import Examples, Functions, ImageFeed, digest_of
 from fastdfkd_jax.pool.sampling import Replay
+from fastdfkd_jax.pool.shards import Rows, Shards
 
 Array = jax.Array
+Tree = Any
 
-# How the student draws from D': each image independently of the others, or in shuffled passes over all of them.
-DRAWS = ("replacement", "passes")
-_ROUNDS = 6  # of the permutation: four pass for random, and small ranges need a few more
 _CLASS = jax.ShapeDtypeStruct((), jnp.int32)
 
 
@@ -33,18 +40,6 @@ class Pool(NamedTuple):
     labels: Array
     size: Array
     replay: Replay | None = None
-
-
-class Batches(NamedTuple):
-    """Images of a pool that were read for a few student steps.
-
-    Attributes:
-      images: uint8[steps, B, H, W, C].
-      labels: i32[steps, B]; -1 where not known.
-    """
-
-    images: Array
-    labels: Array
 
 
 def empty(
@@ -81,55 +76,120 @@ def append(pool: Pool, rows: Array, labels: Array, kept: Array | bool = True) ->
     return pool._replace(images=images, labels=labels, size=pool.size + jnp.where(kept, rows.shape[0], 0))
 
 
-def draw(key: Array, size: Array, batch: int) -> Array:
-    """Rows i32[batch] of a pool of so many images, uniformly with replacement (Algorithm 1 line 18)."""
-    return jax.random.randint(key, (batch,), 0, size)
+def uniformly(rows_of: Callable[[Array, Array, Array], Array]) -> Functions:
+    """Every image is as likely; `rows_of(key, step, size) -> i32[B]` draws (`drawing.row_drawer`)."""
+
+    def keep(state: Pool, batch: Any, teacher_vars: Tree) -> tuple[Pool, Any]:
+        rows = to_uint8(batch.images)
+        return append(state, rows, batch.labels, batch.kept), batch._replace(images=rows)
+
+    def draw(source: Pool, known: None, key: Array, step: Array) -> Examples:
+        rows = rows_of(key, step, source.size)
+        return Examples(to_float(source.images[rows]), source.labels[rows])
+
+    return Functions(keep, draw)
 
 
-def draw_in_passes(key: Array, turn: Array, size: Array, batch: int) -> Array:
-    """Rows i32[batch] of shuffled passes over a pool of `size` images, each of them once a pass (METHOD 1.1).
-
-    Batch `turn`, counted from 0, continues where the one before it ended; where a pass ends within a batch, the next
-    pass, in another order, fills it.
+def by_replay(
+    options: sampling.Options, batch_size: int, num_classes: int, classes_of: Callable[[Tree, Array], Array]
+) -> Functions:
+    """Images are drawn by their class and by how hard they are.
 
     Args:
-      key: of the passes; the same for all their batches.
-      turn: i32[], which batch.
-      size: i32[], images; at least 1.
-      batch: rows of a batch.
+      options: how.
+      batch_size: images of a student's step.
+      num_classes: of the teacher.
+      classes_of: `classes_of(teacher_vars, images f32[N, H, W, C] in [0, 1]) -> i32[N]`, what the teacher sees.
     """
-    position = turn * batch + jnp.arange(batch)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position // size)
-    return jax.vmap(_shuffled, (0, 0, None))(keys, position % size, size)
+
+    def keep(state: Pool, batch: Any, teacher_vars: Tree) -> tuple[Pool, Any]:
+        rows = to_uint8(batch.images)
+        assert state.replay is not None
+        known = sampling.added(state.replay, state.size, classes_of(teacher_vars, to_float(rows)))
+        state = append(state._replace(replay=known), rows, batch.labels, batch.kept)
+        return state, batch._replace(images=rows)
+
+    def draw(source: Pool, known: Replay, key: Array, step: Array) -> Examples:
+        chances = sampling.probabilities(options, known, source.size, num_classes)
+        sample_key, _ = keys_of_step(key, step)
+        rows, weights = sampling.draw(sample_key, options, chances, source.size, batch_size)
+        return Examples(to_float(source.images[rows]), source.labels[rows], weights, rows)
+
+    def observe(known: Replay, examples: Examples, info: dict[str, Array]) -> tuple[Replay, dict[str, Array]]:
+        assert examples.rows is not None
+        rest = {name: value for name, value in info.items() if name != "difficulty"}
+        return sampling.met(known, examples.rows, info["difficulty"]), rest
+
+    return Functions(keep, draw, lambda source: source.replay, observe)
 
 
-def _shuffled(key: Array, index: Array, size: Array) -> Array:
-    """The number i32[] at an index of a pseudo-random permutation of range(size), without computing the others.
+class DeviceFeed(ImageFeed):
+    """D' on the device.
 
-    A Feistel network permutes the smallest range of 4^n numbers that holds `size`; numbers from `size` on are sent on
-    until one below it is met (cycle walking; Black and Rogaway, CT-RSA 2002).
+    Args:
+      files: where its shards lie; None to measure without any.
+      first: images to begin with.
+      made: how many a whole run makes.
+      image_shape: (H, W, C) of each.
+      replayed: whether they are drawn otherwise than uniformly.
     """
-    rounds = jax.random.bits(key, (_ROUNDS,))
-    bits = (33 - jax.lax.clz(jnp.asarray(size - 1, jnp.int32))).astype(jnp.uint32) // 2  # of each half
-    bits = jnp.maximum(bits, 1)
-    mask = (jnp.uint32(1) << bits) - 1
 
-    def permute(number: Array) -> Array:
-        def one(halves: tuple[Array, Array], salt: Array):
-            left, right = halves
-            return (right, left ^ (_mixed(right ^ salt) & mask)), None
+    def __init__(
+        self,
+        files: Shards | None,
+        first: Rows | None,
+        made: int,
+        image_shape: tuple[int, int, int],
+        replayed: bool,
+    ):
+        super().__init__(files)
+        self._first = first
+        self.grows = made > 0
+        capacity = made + (0 if first is None else len(first.labels))
+        shapes: dict[str, Any] = {"image_shape": image_shape}
+        if first is not None:  # of data with maps images need not have the network's size
+            label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
+            shapes = {"image_shape": first.images.shape[1:], "label": label}
+        self.state: Pool = parallel.everywhere(empty(capacity, replayed=replayed, **shapes))
 
-        (left, right), _ = jax.lax.scan(one, (number >> bits, number & mask), rounds)
-        return (left << bits) | right
+    def saved(self) -> dict[str, Tree]:
+        """What is known of each image, where that matters."""
+        return {} if self.state.replay is None else {"replay": tuple(self.state.replay)}
 
-    def is_outside(number: Array) -> Array:
-        return number >= size.astype(jnp.uint32)
+    def _fill(self, files: Shards, shards: int, saved: Mapping[str, Tree] | None) -> None:
+        """In place and a shard at a time, as they may fill the memory."""
+        if saved:
+            self.learned(Replay(*saved["replay"]))
+        put = parallel.jit(append, donate=(0,))
+        if (first := self._first) is not None:
+            self.state = put(self.state, first.images, first.labels)
+            if self.state.replay is not None and saved is None:
+                self.learned(sampling.added(self.state.replay, jnp.int32(0), jnp.asarray(first.labels)))
+        for rows in files.read(shards):
+            self.state = put(self.state, rows.images, rows.labels)
 
-    return jax.lax.while_loop(is_outside, permute, permute(index.astype(jnp.uint32))).astype(jnp.int32)
+    def take(self, step: int, ahead: int | None) -> Pool:
+        """All of it."""
+        return self.state
 
+    def learned(self, known: Replay | None) -> None:
+        """Takes what is known of each image now; None where nothing is noted."""
+        self.state = self.state._replace(replay=known)
 
-def _mixed(number: Array) -> Array:
-    """A hash of u32[] whose every bit depends on all bits (the finalizer of MurmurHash3)."""
-    number = (number ^ (number >> 16)) * jnp.uint32(0x85EBCA6B)
-    number = (number ^ (number >> 13)) * jnp.uint32(0xC2B2AE35)
-    return number ^ (number >> 16)
+    def example(self) -> Pool:
+        """All of it, with an image if there was none."""
+        if len(self) or not len(self.state.labels):
+            return self.state
+        white = jnp.full((1, *self.state.images.shape[1:]), 255, jnp.uint8)
+        return append(self.state, white, jnp.zeros((1, *self.state.labels.shape[1:]), self.state.labels.dtype))
+
+    def of_rows(self, rows: np.ndarray) -> Pool:
+        """All of it."""
+        return self.state
+
+    def __len__(self) -> int:
+        return int(self.state.size)
+
+    def digest(self) -> str:
+        """SHA-256 of all images in their order."""
+        return digest_of(len(self), lambda start, stop: np.asarray(self.state.images[start:stop]))

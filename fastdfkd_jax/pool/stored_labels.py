@@ -1,19 +1,27 @@
-"""Soft labels of a run: made once D' is complete, then learned from again and again, in another order each time."""
+"""D' with the teacher's answers: made once, when it is complete, then learned from again and again in another order."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fastdfkd_jax.distillation.soft_labels import LabelledViews
-from fastdfkd_jax.distributed import parallel
-from fastdfkd_jax.pool.label_files import LabelFiles
-from fastdfkd_jax.pool.on_device import Batches, Pool
-from fastdfkd_jax.pool.on_disk import DeviceStore, DiskStore
+from fastdfkd_jax.distributed import hosts, parallel
+from fastdfkd_jax.pool import on_device
+from fastdfkd_jax.pool.feed import Examples, Feed, Functions, ImageFeed
+from fastdfkd_jax.pool.label_files import Description, LabelFiles
+from fastdfkd_jax.pool.on_device import Pool
+from fastdfkd_jax.pool.on_disk import Batches
 from fastdfkd_jax.pool.reading import Ahead
+from fastdfkd_jax.storage.files import lock_folder
+
+Array = jax.Array
+Tree = Any
 
 
 class Taught(NamedTuple):
@@ -28,66 +36,143 @@ class Taught(NamedTuple):
     steps: LabelledViews
 
 
-class LabelStore:
-    """Shards of soft labels, each of as many steps as one dispatch of the student takes.
+def functions(of_images: Functions, steps: int) -> Functions:
+    """For dispatches of so many student steps on images that `of_images` keeps."""
 
-    Args:
-      files: where they lie.
-      made: how many there are.
-      shards: how many make a round.
-      order: `order(round, shards) -> i32[shards]`, the order in which the student meets them.
-      store: D'.
+    def draw(source: Taught, known: None, key: Array, step: Array) -> Examples:
+        turn = step % steps
+        rows, view, stored = jax.tree.map(lambda x: x[turn], source.steps)
+        images = source.images.images[rows if isinstance(source.images, Pool) else turn]
+        return Examples(on_device.to_float(images), None, view=view, stored=stored)
+
+    return Functions(of_images.keep, draw)
+
+
+class Making(NamedTuple):
+    """How the answers come about.
 
     Attributes:
-      count: shards of a round.
+      directory: where they lie.
+      describe: `describe(digest, size) -> Description` of them, for images of this digest.
+      count: shards of a round, each of as many steps as one dispatch of the student takes.
+      steps: KD steps of a shard.
+      label: `label(source, step, size) -> (LabelledViews, seconds)`: the answers to the steps from `step` on, and what
+        compiling took.
+      rows_of: `rows_of(step, size) -> i32[steps, B]`, the images that these steps draw.
+      order: `order(round, shards) -> i32[shards]`, the order in which the student meets them.
+      say: tells the user something.
     """
 
-    def __init__(
-        self,
-        files: LabelFiles,
-        made: int,
-        shards: int,
-        order: Callable[[int, int], np.ndarray],
-        store: DeviceStore | DiskStore,
-    ):
-        self.count = shards
-        self._files, self._store = files, store
-        self._order = functools.lru_cache(2)(order)  # asked twice a dispatch, of a round and perhaps the next
-        self._made = min(made, shards)
+    directory: Path
+    describe: Callable[[str, int], Description]
+    count: int
+    steps: int
+    label: Callable[[Any, int, int], tuple[LabelledViews, float]]
+    rows_of: Callable[[int, int], np.ndarray]
+    order: Callable[[int, int], np.ndarray]
+    say: Callable[[str], None]
+
+
+class StoredLabels(Feed):
+    """A feed whose every step the teacher has answered before the student begins.
+
+    Args:
+      images: D'.
+      making: how the answers come about.
+    """
+
+    def __init__(self, images: ImageFeed, making: Making):
+        self._images, self._making = images, making
+        self.grows = images.grows
+        self._files: LabelFiles | None = None
+        self._lock: IO[str] | None = None
+        self._order = functools.lru_cache(2)(making.order)  # asked twice a dispatch, of a round and perhaps the next
         self._ahead = Ahead(self._load)
 
     @property
-    def made(self) -> int:
-        """Shards that there are."""
-        return self._made
+    def state(self) -> Tree:
+        """That of the images."""
+        return self._images.state
+
+    @state.setter
+    def state(self, state: Tree) -> None:
+        self._images.state = state
 
     @property
-    def complete(self) -> bool:
-        """Whether the student can begin."""
-        return self._made == self.count
+    def shards(self) -> int:
+        """Those of the images."""
+        return self._images.shards
 
-    def append(self, steps: LabelledViews, write: bool = True) -> None:
-        """Adds the next shard; of several processes one writes."""
-        if write:
-            self._files.write(self._made, steps)
-        self._made += 1
+    @property
+    def ready(self) -> bool:
+        """Whether all answers are there."""
+        return self._files is not None and self.labelled == self._making.count
 
-    def source(self, dispatch: int, ahead: int | None) -> Taught:
-        """What a dispatch, counted from 0, learns from; for `ahead` it is read meanwhile.
+    def saved(self) -> dict[str, Tree]:
+        """What is known of the images."""
+        return self._images.saved()
+
+    def restore(self, shards: int, saved: Mapping[str, Tree] | None) -> None:
+        """Takes up the images; answers are looked for when the images are complete."""
+        self._images.restore(shards, saved)
+
+    def add(self, batch: Any) -> bool:
+        """Takes more images."""
+        return self._images.add(batch)
+
+    def prepare(self) -> float:
+        """The answers to as many steps as one program holds; the first time, finds those that there are."""
+        if self._files is None:
+            self._files = self._open()
+            return 0.0
+        making, size = self._making, len(self._images)
+        step = self.labelled * making.steps
+        source = self._images.of_rows(making.rows_of(step, size))
+        made, compile_seconds = making.label(source, step, size)
+        if hosts.is_writer():
+            self._files.write(self.labelled, made)
+        self.labelled += 1
+        if self.ready and self._lock is not None:
+            self._lock.close()
+        return compile_seconds
+
+    def _open(self) -> LabelFiles:
+        making = self._making
+        description = making.describe(self._images.digest(), len(self._images))
+        files = hosts.writer_first(lambda: LabelFiles(making.directory, description))
+        self.labelled = min(hosts.from_writer("soft labels", files.count), making.count)
+        if self.labelled < making.count:
+            if hosts.is_writer():
+                self._lock = lock_folder(making.directory)
+            gigabytes = (making.count - self.labelled) * description.bytes_per_shard / 1e9
+            steps = making.count * making.steps
+            making.say(f"the teacher answers {steps} steps, {gigabytes:.3f} GB, into {making.directory}")
+        return files
+
+    def take(self, step: int, ahead: int | None) -> Taught:
+        """Answers and images of the dispatch that begins with a step.
 
         Raises:
           UserError: a shard, of soft labels or of the pool, is missing or damaged.
         """
-        return self._ahead.take(self._index(dispatch), None if ahead is None else self._index(ahead))
+        return self._ahead.take(self._index(step), None if ahead is None else self._index(ahead))
 
-    def _index(self, dispatch: int) -> int:
-        turn, place = divmod(dispatch, self.count)
-        return int(self._order(turn, self.count)[place])
+    def _index(self, step: int) -> int:
+        turn, place = divmod(step // self._making.steps, self._making.count)
+        return int(self._order(turn, self._making.count)[place])
 
     def _load(self, index: int) -> Taught:
+        assert self._files is not None
         steps = self._files.read(index)
-        return Taught(self._store.of_rows(np.asarray(steps.rows)), parallel.everywhere(steps))
+        return Taught(self._images.of_rows(np.asarray(steps.rows)), parallel.everywhere(steps))
+
+    def pictures(self, batch: Any) -> np.ndarray:
+        """A batch of images."""
+        return self._images.pictures(batch)
 
     def close(self) -> None:
         """Drops what is still being read."""
         self._ahead.close()
+        if self._lock is not None:
+            self._lock.close()
+        self._images.close()

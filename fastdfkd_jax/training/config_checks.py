@@ -14,7 +14,7 @@ from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models.generators.by_kind import GENERATORS
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
-from fastdfkd_jax.pool import on_device, sampling
+from fastdfkd_jax.pool import drawing, sampling
 
 MODES = ("all", "synthesize", "distill")
 PLACES = ("device", "disk")
@@ -22,7 +22,7 @@ PLACES = ("device", "disk")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": MODES,
     "pool.place": PLACES,
-    "pool.draw": on_device.DRAWS,
+    "pool.draw": drawing.DRAWS,
     "method.name": tuple(METHODS),
     "fastdfkd.reuse": fastdfkd.REUSE,
     "fastdfkd.representation": parametrization.REPRESENTATIONS,

@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import soft_labels
-from fastdfkd_jax.distributed import hosts, parallel
+from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.distributed.parallel import CompiledStep
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.pool import on_device
-from fastdfkd_jax.pool.shards import Rows
 from fastdfkd_jax.pool.stored_labels import Taught
 from fastdfkd_jax.training.build import Parts, last_synthesis_call
-from fastdfkd_jax.training.programs import Programs, initial_state, on_disk, view_options
+from fastdfkd_jax.training.feeding import open_feed, view_options
+from fastdfkd_jax.training.programs import Programs, initial_state
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -117,31 +116,23 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
     state = initial_state(key, parts)
+    feed = open_feed(parts, config, programs, None, key, lambda text: None)
     costs: list[Cost] = []
-    replayed = not programs.replay.uniform
-    streamed = on_disk(parts.method, config)
-    source: Any = parallel.everywhere(
-        _batches(parts, config, programs.steps) if streamed else _a_call_of_images(parts, replayed)
-    )
     if synthesis_calls := count_synthesis_calls(config, parts):
-        student, once = state["student"].variables, parts.method.lifetime == base.ONCE
-        images = synthesis_calls * parts.method.images_per_call
-        filled: list[on_device.Pool | None] = []
-        if not once:
-            empty = None if streamed else on_device.empty(images, parts.teacher.spec.input_shape, replayed)
-            filled = [parallel.everywhere(empty)]
-        donated = [state["method"], *filled]
+        student = state["student"].variables
 
         def synthesize() -> Any:
             # What a call donates its successor gets back.
-            made = programs.synthesize(*donated, parts.teacher_vars, student, key, np.int32(1))
-            donated[:] = made[: len(donated)]
-            return made
+            state["method"], feed.state, batch, _ = programs.synthesize(
+                state["method"], feed.state, parts.teacher_vars, student, key, np.int32(1)
+            )
+            return batch
 
-        cost, made = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
+        cost, batch = _cost("synthesis_seconds", "synthesis call", programs.synthesize, synthesis_calls, synthesize)
         costs.append(cost)
-        if not streamed:
-            source = made[1]  # the batch, or the pool with as much room as the run's
+        if feed.per_dispatch:
+            feed.add(batch)
+    source = feed.example()
     if kd_steps := count_kd_steps(config):
         if config.soft_labels.steps:
             cost, source = _labelling(parts, config, programs, source, key)
@@ -166,26 +157,6 @@ def _labelling(parts: Parts, config: ConfigDict, programs: Programs, source: Any
     times = math.ceil(config.soft_labels.steps / programs.steps)
     cost, steps = _cost("label_seconds", f"answers to {programs.steps} steps", programs.label, times, label)
     return cost, Taught(source, jax.tree.map(np.asarray, steps))
-
-
-def _a_call_of_images(parts: Parts, replayed: bool) -> on_device.Pool:
-    if parts.method.lifetime == base.DATA and isinstance(first := parts.initial, Rows):
-        # Data may have another size than the network's, and a class for every pixel.
-        label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
-        return on_device.append(
-            on_device.empty(1, first.images.shape[1:], replayed, label),
-            jax.numpy.asarray(first.images[:1]),
-            jax.numpy.asarray(first.labels[:1]),
-        )
-    count = max(1, parts.method.images_per_call)
-    shape = parts.teacher.spec.input_shape
-    rows = jax.numpy.full((count, *shape), 255, jax.numpy.uint8)
-    return on_device.append(on_device.empty(count, shape, replayed), rows, jax.numpy.zeros(count, jax.numpy.int32))
-
-
-def _batches(parts: Parts, config: ConfigDict, steps: int) -> on_device.Batches:
-    images = jax.numpy.full((steps, config.kd.batch, *parts.teacher.spec.input_shape), 255, jax.numpy.uint8)
-    return on_device.Batches(images, jax.numpy.zeros(images.shape[:2], jax.numpy.int32))
 
 
 def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:

@@ -10,16 +10,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert
-from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.cli import signals
-from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.errors import UserError
@@ -27,22 +25,15 @@ from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.models import Network
-from fastdfkd_jax.pool import on_device
-from fastdfkd_jax.pool.initial_images import Located
-from fastdfkd_jax.pool.label_files import Description, LabelFiles
-from fastdfkd_jax.pool.on_disk import DeviceStore, DiskStore
-from fastdfkd_jax.pool.sampling import Replay
-from fastdfkd_jax.pool.shards import Rows, Shards
-from fastdfkd_jax.pool.stored_labels import LabelStore, Taught
-from fastdfkd_jax.storage import image_grid
-from fastdfkd_jax.storage.files import lock_folder
+from fastdfkd_jax.storage.image_grid import write_grid
 from fastdfkd_jax.training.build import Parts, last_call, last_synthesis_call
-from fastdfkd_jax.training.checkpoint import Checkpoints, digest
+from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import teacher_fault
 from fastdfkd_jax.training.evidence import Evidence
+from fastdfkd_jax.training.feeding import labels_folder, open_feed
 from fastdfkd_jax.training.metric_files import Metrics, Silent, class_balance, near_chance, peak_memory_bytes
 from fastdfkd_jax.training.profile import Trace
-from fastdfkd_jax.training.programs import Programs, initial_state, on_disk, view_options
+from fastdfkd_jax.training.programs import Programs, initial_state
 from fastdfkd_jax.training.workdir import mark_saved
 
 log = logging.getLogger(__name__)
@@ -107,58 +98,35 @@ class Training:
         self.evaluate, self.score = make_evaluator(parts.student, config.data.batch), scores.of_task(parts.teacher.spec)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
         self.state = initial_state(init_key, parts)
-        self.once = parts.method.lifetime == base.ONCE
-        self.synthesizes = config.mode != "distill" and parts.method.lifetime != base.DATA
         self.writes = hosts.is_writer()
-        self.shards = Shards(workdir / "pool")
         self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
-        self.evidence = Evidence(workdir, self._labels_folder(), config.pool.initial)
-        self.store = self._empty_store()
+        self.evidence = Evidence(workdir, labels_folder(config, workdir), config.pool.initial)
+        self.feed = open_feed(parts, config, self.programs, workdir, self.distill_key, self._say)
         self._restore()
-        if self.store is not None:
-            made = self.progress.shards if self.synthesizes else 0
-            self.store.fill(self.shards, made, self.checkpoints.latest is not None)
-        self.labels: LabelStore | None = None
-        self._label_lock: IO[str] | None = None
         self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile and self.writes else None)
         done = self.progress
         self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
 
     def _restore(self) -> None:
-        restored = self.checkpoints.restore(self._saved_state(), self.evidence.fault)
+        restored, saved = self.checkpoints.restore(self._saved_state(), self.evidence.fault), None
         if restored is not None:
             # A copy, because the compiled steps donate their state.
-            self.state = parallel.copy(restored.state)
-            if "replay" in self.state and self.store is not None:
-                self.store.learned(Replay(*self.state.pop("replay")))
+            held = parallel.copy(restored.state)
+            self.state = {name: held.pop(name) for name in self.state}
+            saved = held
             self.progress = Progress(**restored.progress)
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
-        elif not self.synthesizes:
+        elif not self.feed.grows:
             self.progress.call = self.config.warmup_calls
         hosts.require_same("checkpoint", dataclasses.asdict(self.progress))
-        if self.synthesizes and not self.once and self.writes:
-            self.shards.truncate(self.progress.shards)
+        self.feed.restore(self.progress.shards, saved)
 
     def _saved_state(self) -> dict[str, Any]:
-        """All that a checkpoint holds; the pool's images lie in the shards."""
-        known = None if self.store is None else self.store.replay
-        return self.state if known is None else {**self.state, "replay": tuple(known)}
+        """All that a checkpoint holds; images and labels lie in their shards."""
+        return {**self.state, **self.feed.saved()}
 
-    def _empty_store(self) -> DeviceStore | DiskStore | None:
-        if self.once:
-            return None
-        first = self.parts.initial
-        if on_disk(self.parts.method, self.config):
-            assert not isinstance(first, Rows)
-            place = parallel.placer(parallel.devices(self.parts.layout["batch devices"]))
-            return DiskStore(first, self.workdir / "initial", self._rows, place, hosts.writer_first)
-        assert not isinstance(first, Located)
-        made = self.parts.method.images_per_call * last_synthesis_call(self.config) if self.synthesizes else 0
-        replayed = not self.programs.replay.uniform
-        return DeviceStore(first, made, self.parts.teacher.spec.input_shape, replayed)
-
-    def _rows(self, step: int, size: int) -> np.ndarray:
-        return np.asarray(self.programs.draw_rows(self.distill_key, np.int32(step), np.int32(size)))
+    def _say(self, text: str) -> None:
+        self.metrics.say(text)
 
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles.
@@ -186,12 +154,7 @@ class Training:
             self.metrics.close()
             if hosts.count() == 1 or sys.exc_info()[0] is None:  # it waits for the others, of which one may be lost
                 self.checkpoints.close()
-            if self.labels is not None:
-                self.labels.close()
-            if self._label_lock is not None:
-                self._label_lock.close()
-            if self.store is not None:
-                self.store.close()
+            self.feed.close()
 
     def _stopped(self) -> dict[str, Any]:
         """Saves, says so, and gives the summary of a run that has not ended, an empty one."""
@@ -205,12 +168,10 @@ class Training:
         """As much as is done between two looks at whether to stop: at most one dispatch of each program."""
         if not self._steps_left():
             self._begin_call()
-        elif self.once:
-            self._round()
-        elif self.config.soft_labels.steps and (self.labels is None or not self.labels.complete):
-            self._label()
+        elif not self.feed.ready:
+            self._prepare()
         else:
-            self._distill(self._next_source())
+            self._learn()
         if not self._steps_left():
             self._end_trace()
             self._end_call()
@@ -228,152 +189,82 @@ class Training:
 
     def _steps_left(self) -> bool:
         steps = self.progress.kd_steps < self.config.kd.steps_per_call
-        return steps and (self._trains() or (self.once and self.progress.call > 0))
+        return steps and (self._trains() or (self.feed.per_dispatch and self.progress.call > 0))
 
     def _begin_call(self) -> None:
         self.progress.call += 1
         self.progress.kd_steps = 0
         self.trace.begin(self.progress.call)
-        if self.synthesizes and not self.once and self.progress.call <= last_synthesis_call(self.config):
-            self._synthesize()
+        if not self.feed.per_dispatch and self._makes_images():
+            info, batch = self._synthesize(self.progress.call)
+            self._show(info, batch)
 
-    def _synthesize(self) -> None:
-        """Algorithm 1 lines 5 to 14, once; the images stay."""
-        assert self.store is not None
-        self.state["method"], self.store.pool, batch, info = self.programs.synthesize(
+    def _makes_images(self) -> bool:
+        return self.feed.grows and self.progress.call <= last_synthesis_call(self.config)
+
+    def _synthesize(self, index: int) -> tuple[dict[str, jax.Array], base.Batch]:
+        """Algorithm 1 lines 5 to 14, once; `index` counts the synthesis calls."""
+        self.state["method"], self.feed.state, batch, info = self.programs.synthesize(
             self.state["method"],
-            self.store.pool,
+            self.feed.state,
             self.parts.teacher_vars,
             self.state["student"].variables,
             self.synthesis_key,
-            np.int32(self.progress.call),
+            np.int32(index),
         )
-        if bool(batch.kept):
-            rows = jax.tree.map(np.asarray, batch)
-            if self.writes:
-                self.shards.write(self.progress.shards, rows.images, rows.labels, rows.weights)
-            hosts.wait()
-            self.store.added(self.shards.path(self.progress.shards))
-            self.progress.shards += 1
+        if self.feed.add(batch):
+            self.progress.shards = self.feed.shards
             self.progress.images += self.parts.method.images_per_call
             self._judge_classes(info)
         self._count_synthesis()
-        self._record("synthesis", info)
-        if self._shows_images():
-            self._write_grid(batch.images)
+        return info, batch
 
-    def _round(self) -> None:
-        """One batch that lives once, and the student's steps on it."""
-        turn = (self.progress.call - 1) * self.config.kd.steps_per_call + self.progress.kd_steps
-        self.state["method"], batch, info = self.programs.synthesize(
-            self.state["method"],
-            self.parts.teacher_vars,
-            self.state["student"].variables,
-            self.synthesis_key,
-            np.int32(turn),
-        )
-        self._count_synthesis()
-        self.progress.images += self.parts.method.images_per_call
+    def _show(self, info: Mapping[str, Any], batch: base.Batch) -> None:
+        """Records a synthesis call, with a picture of it where that is due."""
+        self._record("synthesis", info)
+        if self.progress.call % self.config.images_every == 0 and self.writes:
+            write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", self.feed.pictures(batch))
+
+    def _learn(self) -> None:
+        """A dispatch of the student's steps, and of synthesis before it where it needs images of its own."""
+        done, made = self.progress, None
+        if self.feed.per_dispatch:
+            made = self._synthesize((done.call - 1) * self.config.kd.steps_per_call + done.kd_steps)
         if self._trains():
-            self._distill(batch)
+            self._distill(self._next_source())
         else:
-            self.progress.kd_steps += self.programs.steps
-        if not self._steps_left():
-            self._record("synthesis", info)
-            if self._shows_images():
-                self._write_grid(on_device.to_uint8(self._as_pixels(batch.images[0])))
+            done.kd_steps += self.programs.steps
+        if made is not None and not self._steps_left():
+            self._show(*made)
 
     def _count_synthesis(self) -> None:
         self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
         self.progress.compile_seconds += self.programs.synthesize.compile_seconds
 
-    def _as_pixels(self, images: jax.Array) -> jax.Array:
-        spec = self.parts.teacher.spec
-        return augment.denormalize(images, spec.mean, spec.std) if self.parts.method.network_input else images
-
-    def _shows_images(self) -> bool:
-        return self.progress.call % self.config.images_every == 0
-
-    def _write_grid(self, rows: jax.Array | np.ndarray) -> None:
-        if self.writes:
-            image_grid.write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", np.asarray(rows))
-
-    def _label(self) -> None:
-        """The teacher's answers to as many steps as one program holds; the first time, finds those that there are."""
-        assert self.store is not None
-        if self.labels is None:
-            self.labels = self._open_labels(self.store)
-            return
-        key, steps, size = jax.random.key(self.config.soft_labels.seed), self.programs.steps, len(self.store)
-        step = np.int32(self.labels.made * steps)
+    def _prepare(self) -> None:
+        """Part of what the student waits for."""
         begin = time.perf_counter()
-        source = self.store.of_rows(np.asarray(self.programs.draw_rows(key, step, np.int32(size))))
-        made = self.programs.label(self.parts.teacher_vars, source, key, step, np.int32(size))
-        self.labels.append(made, write=self.writes)
-        self.progress.compile_seconds += self.programs.label.compile_seconds
-        self.progress.label_seconds += time.perf_counter() - begin - self.programs.label.compile_seconds
-        if self.labels.complete and self._label_lock is not None:
-            self._label_lock.close()
+        compile_seconds = self.feed.prepare()
+        self.progress.compile_seconds += compile_seconds
+        self.progress.label_seconds += time.perf_counter() - begin - compile_seconds
 
-    def _open_labels(self, store: DeviceStore | DiskStore) -> LabelStore:
-        chosen, spec, steps = self.config.soft_labels, self.parts.teacher.spec, self.programs.steps
-        description = Description(
-            teacher=digest(self.parts.teacher_vars),
-            arch=spec.arch,
-            mean=tuple(spec.mean),
-            std=tuple(spec.std),
-            precision=self.config.precision,
-            classes=spec.num_classes,
-            pool=store.digest(),
-            pool_size=len(store),
-            seed=chosen.seed,
-            batch=self.config.kd.batch,
-            steps=steps,
-            top_k=chosen.top_k,
-            temperature=self.config.kd.temperature,
-            views=view_options(self.config),
-        )
-        directory = self._labels_folder()
-        files = hosts.writer_first(lambda: LabelFiles(directory, description))
-        made = hosts.from_writer("soft labels", files.count)
-        labels = LabelStore(files, made, math.ceil(chosen.steps / steps), self._order, store)
-        if not labels.complete:
-            if self.writes:
-                self._label_lock = lock_folder(directory)
-            gigabytes = (labels.count - labels.made) * description.bytes_per_shard / 1e9
-            self.metrics.say(f"the teacher answers {labels.count * steps} steps, {gigabytes:.3f} GB, into {directory}")
-        return labels
-
-    def _labels_folder(self) -> Path:
-        chosen = self.config.soft_labels.dir
-        return expanded(chosen) if chosen else self.workdir / "soft_labels"
-
-    def _order(self, turn: int, shards: int) -> np.ndarray:
-        """In which order the student meets the shards of soft labels."""
-        return np.asarray(jax.random.permutation(jax.random.fold_in(self.distill_key, turn), shards))
-
-    def _next_source(self) -> on_device.Pool | on_device.Batches | Taught:
+    def _next_source(self) -> Any:
         """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
-        assert self.store is not None
         begin = time.perf_counter()
         step, steps, config = int(self.state["student"].step), self.programs.steps, self.config
         same_call = self.progress.kd_steps + steps < config.kd.steps_per_call
-        grows = self.synthesizes and self.progress.call < last_synthesis_call(config)
+        grows = self.feed.grows and self.progress.call < last_synthesis_call(config)
         more = same_call or not (grows or self.progress.call == self.last_call)
-        if self.labels is not None:
-            source = self.labels.source(step // steps, step // steps + 1 if more else None)
-        else:
-            source = self.store.source(step, step + steps if more else None)
+        source = self.feed.take(step, step + steps if more else None)
         self.progress.distill_seconds += time.perf_counter() - begin  # what is not there yet is waited for
         return source
 
-    def _distill(self, source: on_device.Pool | on_device.Batches | base.Batch | Taught) -> None:
+    def _distill(self, source: Any) -> None:
         """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
         self.state["student"], known, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, source, self.distill_key
         )
-        if known is not None and self.store is not None:
-            self.store.learned(known)
+        self.feed.learned(known)
         self.progress.distill_seconds += self.programs.distill.run_seconds
         self.progress.compile_seconds += self.programs.distill.compile_seconds
         self.progress.kd_steps += self.programs.steps
@@ -451,9 +342,7 @@ class Training:
         done = self.progress
         done.metrics_offset = self.metrics.offset
         number = done.call * (self.config.kd.steps_per_call + 1) + done.kd_steps
-        labels = 0 if self.labels is None else self.labels.made
-        shards = done.shards if self.synthesizes and not self.once else 0
-        evidence = self.evidence.of(shards, labels, done.metrics_offset) if self.writes else {}
+        evidence = self.evidence.of(done.shards, self.feed.labelled, done.metrics_offset) if self.writes else {}
         self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done), evidence)
         if self.writes:
             mark_saved(self.workdir)

@@ -1,0 +1,181 @@
+"""From a config to the feed of a run: which way it is, and its two halves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.methods import base
+from fastdfkd_jax.pool import on_device, on_disk, per_round, sampling, stored_labels
+from fastdfkd_jax.pool.drawing import row_drawer
+from fastdfkd_jax.pool.feed import Feed, Functions, ImageFeed
+from fastdfkd_jax.pool.initial_images import Located
+from fastdfkd_jax.pool.label_files import Description
+from fastdfkd_jax.pool.shards import Rows, Shards
+from fastdfkd_jax.training.build import Parts, last_synthesis_call
+from fastdfkd_jax.training.checkpoint import digest
+
+if TYPE_CHECKING:
+    from fastdfkd_jax.training.programs import Programs
+
+Array = jax.Array
+
+
+def steps_of_dispatch(parts: Parts, config: ConfigDict) -> int:
+    """KD steps of one compiled program."""
+    if parts.method.lifetime == base.ONCE:
+        return parts.method.steps_per_round
+    return math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
+
+
+def view_options(config: ConfigDict) -> augment.ViewOptions:
+    """How the student is shown images."""
+    kd = config.kd
+    return augment.ViewOptions(kd.crop_padding, kd.flip, kd.least_crop, kd.cutmix, kd.cutmix_alpha)
+
+
+def drawer(config: ConfigDict) -> Callable[[Array, Array, Array], Array]:
+    """`draw(key, step, size) -> i32[B]`, the images of a step where all are as likely."""
+    return row_drawer(config.kd.batch, config.kd.steps_per_call, config.pool.draw == "passes")
+
+
+def functions(parts: Parts, config: ConfigDict) -> Functions:
+    """The half that is compiled into the programs of the run."""
+    of_images = _functions_of_images(parts, config)
+    if not config.soft_labels.steps:
+        return of_images
+    return stored_labels.functions(of_images, steps_of_dispatch(parts, config))
+
+
+def _functions_of_images(parts: Parts, config: ConfigDict) -> Functions:
+    if parts.method.lifetime == base.ONCE:
+        return per_round.functions(steps_of_dispatch(parts, config))
+    if _is_on_disk(parts, config):
+        return on_disk.functions(steps_of_dispatch(parts, config))
+    options = sampling.Options(**config.replay.to_dict())
+    if options.uniform:
+        return on_device.uniformly(drawer(config))
+    teacher, spec = parts.teacher, parts.teacher.spec
+
+    def classes_of(variables: Any, images: Array) -> Array:
+        logits = teacher.apply(variables, augment.normalize(images, spec.mean, spec.std)).logits
+        return logits.argmax(-1).astype(jnp.int32)
+
+    return on_device.by_replay(options, config.kd.batch, spec.num_classes, classes_of)
+
+
+def _is_on_disk(parts: Parts, config: ConfigDict) -> bool:
+    """Whether D' is read from disk as the student learns."""
+    return config.pool.place == "disk" and parts.method.lifetime == base.POOL
+
+
+def open_feed(
+    parts: Parts, config: ConfigDict, programs: Programs, workdir: Path | None, key: Array, say: Callable[[str], None]
+) -> Feed:
+    """The half that is on the host, still empty.
+
+    Args:
+      parts, config: of the run.
+      programs: of the same.
+      workdir: of the run; None to measure without one.
+      key: draws what the student meets.
+      say: tells the user something.
+    """
+    if parts.method.lifetime == base.ONCE:
+        return per_round.RoundFeed(_to_pixels(parts))
+    images = _open_images(parts, config, programs, workdir, key)
+    if not config.soft_labels.steps or workdir is None:
+        return images
+    return stored_labels.StoredLabels(images, _making(parts, config, programs, workdir, key, say))
+
+
+def _to_pixels(parts: Parts) -> Callable[[Array], Array]:
+    spec = parts.teacher.spec
+
+    def to_pixels(images: Array) -> Array:
+        if parts.method.network_input:
+            images = augment.denormalize(images, spec.mean, spec.std)
+        return on_device.to_uint8(images)
+
+    return to_pixels
+
+
+def _open_images(parts: Parts, config: ConfigDict, programs: Programs, workdir: Path | None, key: Array) -> ImageFeed:
+    made = 0
+    if config.mode != "distill" and parts.method.lifetime != base.DATA:
+        made = parts.method.images_per_call * last_synthesis_call(config)
+    files = None if workdir is None else Shards(workdir / "pool")
+    first, shape = parts.initial, parts.teacher.spec.input_shape
+    if not _is_on_disk(parts, config):
+        assert not isinstance(first, Located)
+        return on_device.DeviceFeed(files, first, made, shape, not sampling.Options(**config.replay.to_dict()).uniform)
+    assert not isinstance(first, Rows)
+
+    def draw(step: int, size: int) -> np.ndarray:
+        return np.asarray(programs.draw_rows(key, np.int32(step), np.int32(size)))
+
+    place = parallel.placer(parallel.devices(parts.layout["batch devices"]))
+    imported = (workdir or Path()) / "initial"
+    return on_disk.DiskFeed(files, first, imported, shape, made > 0, draw, place)
+
+
+def labels_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where the teacher's answers lie."""
+    chosen = config.soft_labels.dir
+    return expanded(chosen) if chosen else workdir / "soft_labels"
+
+
+def _making(
+    parts: Parts, config: ConfigDict, programs: Programs, workdir: Path, key: Array, say: Callable[[str], None]
+) -> stored_labels.Making:
+    chosen, spec, steps = config.soft_labels, parts.teacher.spec, programs.steps
+    label_key = jax.random.key(chosen.seed)
+
+    def describe(pool: str, size: int) -> Description:
+        return Description(
+            teacher=digest(parts.teacher_vars),
+            arch=spec.arch,
+            mean=tuple(spec.mean),
+            std=tuple(spec.std),
+            precision=config.precision,
+            classes=spec.num_classes,
+            pool=pool,
+            pool_size=size,
+            seed=chosen.seed,
+            batch=config.kd.batch,
+            steps=steps,
+            top_k=chosen.top_k,
+            temperature=config.kd.temperature,
+            views=view_options(config),
+        )
+
+    def label(source: Any, step: int, size: int):
+        made = programs.label(parts.teacher_vars, source, label_key, np.int32(step), np.int32(size))
+        return made, programs.label.compile_seconds
+
+    def rows_of(step: int, size: int) -> np.ndarray:
+        return np.asarray(programs.draw_rows(label_key, np.int32(step), np.int32(size)))
+
+    def order(turn: int, shards: int) -> np.ndarray:
+        return np.asarray(jax.random.permutation(jax.random.fold_in(key, turn), shards))
+
+    return stored_labels.Making(
+        directory=labels_folder(config, workdir),
+        describe=describe,
+        count=math.ceil(chosen.steps / steps),
+        steps=steps,
+        label=label,
+        rows_of=rows_of,
+        order=order,
+        say=say,
+    )
