@@ -9,6 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training.build import assemble
+from fastdfkd_jax.training.one_run import Built
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -37,3 +41,34 @@ def tiny_config(**changes) -> ConfigDict:
 def identity_of(workdir: Path) -> dict[str, Any]:
     """The identity of the run in a folder, without which its checkpoints are refused."""
     return json.loads((workdir / "config.json").read_text())["identity"]
+
+
+class Runs:
+    """Runs that share what they compile, which is nearly all that a tiny run costs.
+
+    A test that puts another method in the place of one must have `Runs` of its own.
+    """
+
+    _NOT_COMPILED = ("seed", "noise_control", "restart", "eval_every", "checkpoint_every", "images_every")
+
+    def __init__(self) -> None:
+        self._built: dict[str, Built] = {}
+
+    def built(self, config: ConfigDict, fresh: bool = False) -> Built:
+        """Parts and programs, these of an earlier run if its config compiles to the same, unless fresh ones are asked.
+
+        Parts that hold images are always made anew.
+        """
+        said = {key: value for key, value in config.to_dict().items() if key not in self._NOT_COMPILED}
+        has_images = bool(config.pool.initial or config.transfer.source)
+        said["pool"] = {**said["pool"], "initial": ""}
+        name = json.dumps(said, sort_keys=True)
+        if fresh or name not in self._built:
+            self._built[name] = one_run.build(config)
+        elif has_images:
+            return self._built[name]._replace(parts=assemble(config))
+        return self._built[name]
+
+    def run(self, config: ConfigDict, folder: Path) -> dict[str, Any]:
+        """`one_run.run`."""
+        return one_run.run(config, folder, self.built(config))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import tiny_config
+from runs import Runs, tiny_config
 from test_configs import flat
 from toy_network import share_on_target, toy_network
 
@@ -19,7 +19,6 @@ from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, cmi
 from fastdfkd_jax.methods.parts import contrastive, inversion_loss, parametrization
-from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.config_checks import validate
 
@@ -254,10 +253,11 @@ def test_a_run_saves_the_bank_and_trains_the_student(tmp_path):
     config = tiny_config(
         method__name="cmi", inversion__feature="plain", **{f"cmi__{key}": value for key, value in changes.items()}
     )
-    summary = one_run.run(config, tmp_path)
+    runs = Runs()
+    summary = runs.run(config, tmp_path)
     assert summary["images"] == 24
     assert Checkpoints(tmp_path / "checkpoints").latest
-    again = one_run.run(config, tmp_path)
+    again = runs.run(config, tmp_path)
     assert again["student_accuracy_last"] == summary["student_accuracy_last"]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import identity_of, tiny_config
+from runs import Runs, identity_of, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax.distillation import distill
@@ -73,7 +73,8 @@ def test_batches_that_live_once_serve_their_round_and_leave_no_pool(tmp_path, mo
 def test_a_run_of_such_batches_goes_on_to_the_bit(tmp_path, monkeypatch):
     install(monkeypatch, once)
     config = tiny_config(method__name="noise")
-    whole = one_run.run(config, tmp_path / "whole")
+    runs = Runs()
+    whole = runs.run(config, tmp_path / "whole")
     original = Training._learn
 
     def stop_once(training):
@@ -83,8 +84,8 @@ def test_a_run_of_such_batches_goes_on_to_the_bit(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_learn", stop_once)
-        assert one_run.run(config, tmp_path / "parts") == {}
-    resumed = one_run.run(config, tmp_path / "parts")
+        assert runs.run(config, tmp_path / "parts") == {}
+    resumed = runs.run(config, tmp_path / "parts")
     assert resumed["images"] == whole["images"]
     assert resumed["student_accuracy_last"] == whole["student_accuracy_last"]
     students = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")]

@@ -259,10 +259,10 @@ def test_a_reference_of_other_arrays_is_refused(tmp_path, change, expected):
 WRITE = """
 import sys
 import numpy as np
-from fastdfkd_jax.convert import files
+from fastdfkd_jax.convert import weight_files
 state = {name: np.arange(4, dtype=np.float32) for name in ("b.weight", "a.weight", "\\u00e9.bias")}
 for path in sys.argv[1:]:
-    files.write_safetensors(path, state, {"z": 1, "a": [1, 2], "\\u00e9": "\\u00e9"})
+    weight_files.write_safetensors(path, state, {"z": 1, "a": [1, 2], "\\u00e9": "\\u00e9"})
 """
 
 

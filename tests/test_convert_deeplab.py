@@ -30,7 +30,7 @@ QUICK = (SMALL, "deeplabv3_resnet18_os16")
 # torchvision's form of the module: another place of the head, and a dictionary of outputs.
 USER_NETWORK = """
 import torch
-from fastdfkd_jax.convert.twins import twin
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.models import NetworkSpec
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import tiny_config
+from runs import Runs, tiny_config
 
 from fastdfkd_jax import convert, data, evaluate, models
 from fastdfkd_jax.convert import checkpoints, naming, record, verify, weight_files
@@ -972,13 +972,14 @@ def test_networks_without_batch_norm_teach_and_learn(tmp_path):
     assert rows == ["logits", "image gradient of cross_entropy", "round trip"]
     known = {"teacher__graph": teacher, "teacher__mean": (0.5,), "teacher__std": (0.5,), "student__graph": student}
     config = tiny_config(teacher__checkpoint="", method__name="dafl", dafl__width=4, dafl__latent_dim=6, **known)
-    summary = one_run.run(config, pathlib.Path(workdir))
+    runs = Runs()
+    summary = runs.run(config, pathlib.Path(workdir))
     assert (summary["teacher"], summary["student"]) == ("graph:teacher", "graph:student")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("synthesis/agreement" in record for record in records)
     assert not any("moment_gap" in name for record in records for name in record)
     # What was saved of a student without statistics is found whole, and is the same summary.
-    again = one_run.run(config, pathlib.Path(workdir))
+    again = runs.run(config, pathlib.Path(workdir))
     assert again == summary | {"peak_memory_bytes": again["peak_memory_bytes"]}
     state = torch.load(f"{workdir}/student.pth", weights_only=True)
     make(3).load_state_dict(state, strict=True)

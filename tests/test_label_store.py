@@ -1,12 +1,11 @@
 """A run whose teacher answers once: what it stores, how it goes on, and who may learn from it."""
 
-import functools
 import json
 
 import jax
 import numpy as np
 import pytest
-from runs import tiny_config
+from runs import Runs, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import main
@@ -14,9 +13,10 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.label_files import LabelFiles
 from fastdfkd_jax.pool.stored_labels import StoredLabels
 from fastdfkd_jax.storage.files import lock_folder
-from fastdfkd_jax.training import dry_run, loop, one_run
+from fastdfkd_jax.training import dry_run, one_run
 from fastdfkd_jax.training.loop import Training
 
+shared = Runs()
 SHARDS = 3  # of two steps each; the student takes eight steps, so that it begins a second round
 
 
@@ -29,27 +29,10 @@ class Stop(Exception):
     """Stands for a crash."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_programs():
-    """Runs of equal programs compile once."""
-    programs, compiled = loop.Programs, {}
-
-    def compile_once(parts, config):
-        name = json.dumps([config.pool.place, config.soft_labels.top_k, config.mode == "distill", config.method.name])
-        if name not in compiled:
-            compiled[name] = programs(parts, config)
-        return compiled[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Programs", compile_once)
-        patch.setattr(loop, "make_evaluator", functools.cache(loop.make_evaluator))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, shared_programs):
+def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("labelled")
-    return workdir, one_run.run(config_of(), workdir)
+    return workdir, shared.run(config_of(), workdir)
 
 
 def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monkeypatch):
@@ -62,16 +45,16 @@ def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_prepare", stop)
-        assert one_run.run(config_of(), tmp_path) == {}
+        assert shared.run(config_of(), tmp_path) == {}
     one, two = (tmp_path / "soft_labels" / f"00000{index}.npz" for index in (0, 1))
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
     with pytest.raises(UserError, match=r"000000.npz is not the one that the run made: .* delete it and"):
-        one_run.run(config_of(), tmp_path)
+        shared.run(config_of(), tmp_path)
     for path in (one, two):
         path.unlink()
-    one_run.run(config_of(), tmp_path)
+    shared.run(config_of(), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
@@ -103,7 +86,7 @@ def test_the_student_learns_without_the_teacher(finished, tmp_path, monkeypatch)
         return original(training, source)
 
     monkeypatch.setattr(Training, "_distill", forget)
-    one_run.run(config_of(), tmp_path)
+    shared.run(config_of(), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
@@ -116,7 +99,7 @@ def test_a_round_is_in_another_order_than_the_one_before(finished, tmp_path, mon
 
     monkeypatch.setattr(StoredLabels, "_load", spy)
     config = config_of(kd__steps_per_call=24, soft_labels__dir=str(finished[0] / "soft_labels"))
-    one_run.run(config, tmp_path)
+    shared.run(config, tmp_path)
     rounds = np.array(met).reshape(-1, SHARDS)
     assert len(rounds) == 8
     assert (np.sort(rounds) == np.arange(SHARDS)).all()
@@ -137,16 +120,16 @@ def test_a_run_that_crashes_goes_on_to_the_bit(method, after, place, finished, t
 
     monkeypatch.setattr(Training, method, crash)
     with pytest.raises(Stop):
-        one_run.run(config_of(pool__place=place), tmp_path)
-    one_run.run(config_of(pool__place=place), tmp_path)
+        shared.run(config_of(pool__place=place), tmp_path)
+    shared.run(config_of(pool__place=place), tmp_path)
     assert_same_student(tmp_path, finished[0])
 
 
 def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkeypatch):
     workdir = finished[0]
     monkeypatch.setattr(LabelFiles, "write", None)
-    shared = {"pool__initial": str(workdir), "soft_labels__dir": str(workdir / "soft_labels")}
-    one_run.run(config_of(mode="distill", seed=1, **shared), tmp_path)
+    known = {"pool__initial": str(workdir), "soft_labels__dir": str(workdir / "soft_labels")}
+    shared.run(config_of(mode="distill", seed=1, **known), tmp_path)
     assert (tmp_path / "student.safetensors").exists()
     assert not (tmp_path / "soft_labels").exists()
 
@@ -162,7 +145,7 @@ def test_another_student_learns_from_the_same_answers(finished, tmp_path, monkey
 )
 def test_other_answers_are_refused(changes, message, finished, tmp_path):
     with pytest.raises(UserError, match=rf"holds other soft labels \(.*{message}"):
-        one_run.run(config_of(soft_labels__dir=str(finished[0] / "soft_labels"), **changes), tmp_path)
+        shared.run(config_of(soft_labels__dir=str(finished[0] / "soft_labels"), **changes), tmp_path)
 
 
 def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
@@ -173,7 +156,7 @@ def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
 
 def test_a_folder_in_which_another_run_has_answers_made_is_refused(tmp_path):
     with lock_folder(tmp_path / "shared"), pytest.raises(UserError, match="shared is in use by another run"):
-        one_run.run(config_of(soft_labels__dir=str(tmp_path / "shared")), tmp_path / "run")
+        shared.run(config_of(soft_labels__dir=str(tmp_path / "shared")), tmp_path / "run")
 
 
 def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):
@@ -185,11 +168,11 @@ def test_a_damaged_shard_of_answers_is_named(finished, tmp_path, monkeypatch):
     original = Training._next_source
     monkeypatch.setattr(Training, "_next_source", lambda training: (cut(training), original(training))[1])
     with pytest.raises(UserError, match=r"shard of soft labels .*000001.npz is damaged .*made again"):
-        one_run.run(config_of(), tmp_path)
+        shared.run(config_of(), tmp_path)
 
 
 def test_the_likeliest_classes_alone_teach_too(tmp_path):
-    summary = one_run.run(config_of(soft_labels__top_k=3), tmp_path)
+    summary = shared.run(config_of(soft_labels__top_k=3), tmp_path)
     with np.load(tmp_path / "soft_labels" / "000000.npz") as arrays:
         assert arrays["labels.classes"].shape == (2, 8, 3)
     assert summary["student_accuracy_last"] is not None
@@ -209,7 +192,7 @@ def test_the_likeliest_classes_alone_teach_too(tmp_path):
 )
 def test_what_does_not_fit_is_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        one_run.run(config_of(**changes), tmp_path)
+        shared.run(config_of(**changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

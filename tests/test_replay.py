@@ -4,17 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import identity_of, tiny_config
+from runs import Runs, identity_of, tiny_config
 
-from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool import sampling
 from fastdfkd_jax.pool.sampling import Options, Replay
-from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.loop import Training
 
+shared = Runs()
 # Six rows, the last not filled: three of class 0, one of class 1, one not known.
 KNOWN = Replay(jnp.array([0, 0, 1, 0, -1, 1]), jnp.array([1.0, 2.0, 4.0, 1.0, 2.0, 9.0]))
 SIZE = jnp.int32(5)
@@ -92,7 +91,7 @@ def test_images_that_are_not_as_likely_are_not_met_in_passes():
 
 def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, monkeypatch):
     config = tiny_config(replay__class_exponent=1.0, replay__difficulty_exponent=0.7, replay__importance_exponent=0.5)
-    whole = one_run.run(config, tmp_path / "whole")
+    whole = shared.run(config, tmp_path / "whole")
     distilled = Training._distill
 
     def stop(training, source):
@@ -102,8 +101,8 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_distill", stop)
-        assert one_run.run(config, tmp_path / "parts") == {}
-    resumed = one_run.run(config, tmp_path / "parts")
+        assert shared.run(config, tmp_path / "parts") == {}
+    resumed = shared.run(config, tmp_path / "parts")
     assert resumed["student_accuracy_last"] == whole["student_accuracy_last"]
     states = [last_state(tmp_path / name, config) for name in ("whole", "parts")]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -114,9 +113,8 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
 
 def last_state(workdir, config):
-    parts = main.assemble(config)
     identity = identity_of(workdir)
-    training = Training(config, parts, workdir, identity)
+    training = Training(config, *shared.built(config), workdir, identity)
     saved = Checkpoints(workdir / "checkpoints", identity=identity).restore(training._saved_state())
     training.metrics.close()
     training.checkpoints.close()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT, tiny_config
+from runs import ROOT, Runs, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, evaluate, overlay
@@ -112,7 +112,8 @@ def test_a_student_learns_the_maps_that_data_have(place, tmp_path):
 
 def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
     config = config_of(place, "kd")
-    whole = one_run.run(config, tmp_path / "whole")
+    runs = Runs()
+    whole = runs.run(config, tmp_path / "whole")
     original = Training._end_call
 
     def stop_once(training):
@@ -122,8 +123,8 @@ def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_end_call", stop_once)
-        assert one_run.run(config, tmp_path / "parts") == {}
-    assert one_run.run(config, tmp_path / "parts")["student_miou_last"] == whole["student_miou_last"]
+        assert runs.run(config, tmp_path / "parts") == {}
+    assert runs.run(config, tmp_path / "parts")["student_miou_last"] == whole["student_miou_last"]
     students = [load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")]
     jax.tree.map(np.testing.assert_array_equal, *students)
 

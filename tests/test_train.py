@@ -21,55 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT, tiny_config
+from runs import ROOT, Runs, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import data, main
-from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Rows, read_shard
 from fastdfkd_jax.storage.files import lock_folder
-from fastdfkd_jax.training import loop, one_run
+from fastdfkd_jax.training import build, loop, one_run
 from fastdfkd_jax.training.loop import Training
 
-# What does not change the compiled programs.
-NOT_COMPILED = ("seed", "mode", "noise_control", "eval_every", "checkpoint_every", "images_every")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_programs():
-    """Runs of this file share what they compile, which is nearly all that a tiny run costs."""
-    assemble, programs, initial_state = main.assemble, loop.Programs, loop.initial_state
-    built, compiled, states = {}, {}, {}
-
-    def key(config, *others):
-        return json.dumps({k: v for k, v in config.to_dict().items() if k not in (*NOT_COMPILED, *others)})
-
-    def assemble_once(config):
-        if key(config) not in built:
-            built[key(config)] = assemble(config)
-        return built[key(config)]
-
-    def compile_once(parts, config):
-        name = key(config, "teacher", "pool"), config.pool.place
-        if name not in compiled:
-            compiled[name] = programs(parts, config)
-        return compiled[name]
-
-    def initialise_once(seed, parts):
-        method = parts.method.synthesize.__module__
-        name = (jax.random.key_data(seed).tobytes(), parts.teacher.spec, parts.student.spec, method, parts.ema_decay)
-        if name not in states:
-            states[name] = initial_state(seed, parts)
-        return parallel.copy(states[name])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "assemble", assemble_once)
-        patch.setattr(loop, "Programs", compile_once)
-        patch.setattr(loop, "initial_state", initialise_once)
-        patch.setattr(loop, "make_evaluator", functools.cache(loop.make_evaluator))
-        yield
+shared = Runs()
 
 
 class Finished(NamedTuple):
@@ -81,7 +44,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, shared_programs) -> Finished:
+def finished(tmp_path_factory) -> Finished:
     workdir, end_call, events, counts = tmp_path_factory.mktemp("run"), Training._end_call, [], [0]
 
     def listen(event, duration_secs, **_):
@@ -95,7 +58,8 @@ def finished(tmp_path_factory, shared_programs) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_end_call", count)
-        summary = one_run.run(tiny_config(), workdir)
+        shared.built(tiny_config(), fresh=True)
+        summary = shared.run(tiny_config(), workdir)
     return Finished(workdir, summary, np.diff(counts).tolist())
 
 
@@ -209,7 +173,7 @@ def test_health_signals_are_recorded(finished):
 def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monkeypatch):
     for name in ("_synthesize", "_distill", "_evaluate", "_save"):
         monkeypatch.setattr(Training, name, crash)
-    again = one_run.run(tiny_config(), copied)
+    again = shared.run(tiny_config(), copied)
     memory = "peak_memory_bytes"
     assert again | {memory: 0} == finished.summary | {memory: 0}
     assert_same_end(copied, finished.workdir)
@@ -217,24 +181,24 @@ def test_the_same_command_on_a_finished_run_does_no_work(finished, copied, monke
 
 def test_synthesis_may_end_before_the_student_does(monkeypatch, tmp_path):
     config = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2)
-    summary = one_run.run(config, tmp_path / "whole")
+    summary = shared.run(config, tmp_path / "whole")
     assert summary["images"] == 16
     found = records(tmp_path / "whole")
     assert [record["call"] for record in found if "synthesis/predicted" in record] == [1, 2]
     assert [record["call"] for record in found if "kd/loss" in record] == [3, 4]
     interrupt(monkeypatch, "_distill", 4, crash)
     with pytest.raises(Stop):
-        one_run.run(config, tmp_path / "resumed")
-    one_run.run(config, tmp_path / "resumed")
+        shared.run(config, tmp_path / "resumed")
+    shared.run(config, tmp_path / "resumed")
     assert_same_end(tmp_path / "resumed", tmp_path / "whole")
 
     alone = tiny_config(calls=4, synthesis_calls=2, warmup_calls=2, mode="synthesize")
-    assert one_run.run(alone, tmp_path / "alone")["images"] == 16
+    assert shared.run(alone, tmp_path / "alone")["images"] == 16
     jax.tree.map(np.testing.assert_array_equal, shards(tmp_path / "alone"), shards(tmp_path / "whole"))
 
 
 def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
-    one_run.run(tiny_config(pool__place="disk"), tmp_path)
+    shared.run(tiny_config(pool__place="disk"), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -242,8 +206,8 @@ def test_a_pool_on_disk_gives_the_same_student(finished, tmp_path):
 def test_a_run_with_its_pool_on_disk_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(pool__place="disk"), tmp_path)
-    one_run.run(tiny_config(pool__place="disk"), tmp_path)
+        shared.run(tiny_config(pool__place="disk"), tmp_path)
+    shared.run(tiny_config(pool__place="disk"), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -251,18 +215,18 @@ def test_a_student_of_shuffled_passes_is_averaged_and_the_same_wherever_its_pool
     passes = {"pool__draw": "passes", "kd__ema_decay": 0.5, "kd__rate_warmup_steps": 3, "kd__steps_per_dispatch": 4}
     states = []
     monkeypatch.setattr(loop, "save_student", lambda workdir, student, variables: states.append(variables))
-    one_run.run(tiny_config(**passes), tmp_path / "device")
+    shared.run(tiny_config(**passes), tmp_path / "device")
     config = tiny_config(**passes, pool__place="disk")
     interrupt(monkeypatch, "_end_call", 2, crash)
     with pytest.raises(Stop):
-        one_run.run(config, tmp_path / "disk")
-    one_run.run(config, tmp_path / "disk")
+        shared.run(config, tmp_path / "disk")
+    shared.run(config, tmp_path / "disk")
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_path):
     """In two dispatches of two steps a run has the same steps as in one of four."""
-    one_run.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
+    shared.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
     one, other = ([r for r in records(folder) if "kd/loss" in r] for folder in (tmp_path, finished.workdir))
     assert len(one) == len(other) == 2
     for name in ("kd/loss", "kd/agreement"):
@@ -273,8 +237,8 @@ def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_p
 def test_a_run_may_go_on_with_its_pool_elsewhere(finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, "_distill", 3, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(pool__place="disk"), tmp_path)
-    one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(pool__place="disk"), tmp_path)
+    shared.run(tiny_config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -287,10 +251,10 @@ def test_batches_from_disk_are_read_ahead_unless_the_pool_will_have_grown(tmp_pa
 
     monkeypatch.setattr(DiskFeed, "take", spy)
     config = tiny_config(calls=4, synthesis_calls=3, warmup_calls=1, pool__place="disk")
-    one_run.run(config, tmp_path / "disk")
+    shared.run(config, tmp_path / "disk")
     # Calls 2, 3 and 4 take steps 0 to 3, 4 to 7 and 8 to 11, two at a time; call 3 makes images first.
     assert reads == [(0, 2), (2, None), (4, 6), (6, 8), (8, 10), (10, None)]
-    one_run.run(tiny_config(calls=4, synthesis_calls=3, warmup_calls=1), tmp_path / "device")
+    shared.run(tiny_config(calls=4, synthesis_calls=3, warmup_calls=1), tmp_path / "device")
     assert_same_end(tmp_path / "disk", tmp_path / "device")
 
 
@@ -304,7 +268,7 @@ def test_a_student_learns_from_given_images_on_disk(kind, finished, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(path)
     for place in ("disk", "device"):
-        one_run.run(tiny_config(mode="distill", pool__initial=str(given), pool__place=place), tmp_path / place)
+        shared.run(tiny_config(mode="distill", pool__initial=str(given), pool__place=place), tmp_path / place)
     assert_same_end(tmp_path / "disk", tmp_path / "device")
 
 
@@ -312,10 +276,10 @@ def test_a_shard_that_was_cut_off_costs_only_time(finished, tmp_path, monkeypatc
     """The newest checkpoint has lost a shard; the one before it does not need that one, which is made again."""
     interrupt(monkeypatch, "_begin_call", 2, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(pool__place="disk"), tmp_path)
+        shared.run(tiny_config(pool__place="disk"), tmp_path)
     path = tmp_path / "pool" / "000001.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    one_run.run(tiny_config(pool__place="disk"), tmp_path)
+    shared.run(tiny_config(pool__place="disk"), tmp_path)
     reason = "shard 1 of the pool is missing or damaged"
     assert f"checkpoint 14 cannot be used ({reason}); trying the one before it" in caplog.text
     assert_same_end(tmp_path, finished.workdir)
@@ -326,7 +290,7 @@ def stopped(finished, tmp_path, monkeypatch) -> Path:
     """A run that has crashed after its second call, with checkpoints of both calls."""
     interrupt(monkeypatch, "_begin_call", 2, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(), tmp_path / "stopped")
+        shared.run(tiny_config(), tmp_path / "stopped")
     monkeypatch.undo()
     return tmp_path / "stopped"
 
@@ -335,7 +299,7 @@ def refused(expected: str, workdir: Path, config=None) -> None:
     """What the run must refuse in one line, with nothing changed."""
     before = contents(workdir)
     with pytest.raises(UserError, match=expected) as caught:
-        one_run.run(tiny_config() if config is None else config, workdir)
+        shared.run(tiny_config() if config is None else config, workdir)
     assert "\n" not in str(caught.value)
     assert contents(workdir) == before
 
@@ -356,17 +320,17 @@ def test_a_record_that_was_replaced_does_not_pass_for_the_run_s(stopped, tmp_pat
     content["identity"]["seed"] = content["config"]["seed"] = 1
     (stopped / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"checkpoint 14 in .* is of another configuration \(seed: 0 there, 1 now\)"):
-        one_run.run(tiny_config(seed=1), stopped)
+        shared.run(tiny_config(seed=1), stopped)
 
 
 def test_a_restart_moves_all_aside_and_begins_anew(finished, stopped):
     before = contents(stopped)
-    one_run.run(tiny_config(restart=True), stopped)
+    shared.run(tiny_config(restart=True), stopped)
     assert_same_end(stopped, finished.workdir)
     moved = contents(stopped / "previous-1")
     assert {name: data for name, data in before.items() if name != ".lock"} == moved
     shutil.rmtree(stopped / "checkpoints")
-    one_run.run(tiny_config(restart=True, calls=1, warmup_calls=0), stopped)
+    shared.run(tiny_config(restart=True, calls=1, warmup_calls=0), stopped)
     assert contents(stopped / "previous-1") == moved
     assert len(shards(stopped / "previous-2")) == 3
 
@@ -403,9 +367,9 @@ def test_after_a_fall_back_the_sums_are_those_of_the_shards_that_are_there(finis
     """Otherwise the run could not be continued again."""
     one, two = (stopped / "pool" / f"00000{index}.npz" for index in (0, 1))
     two.write_bytes(one.read_bytes())
-    one_run.run(tiny_config(), stopped)
+    shared.run(tiny_config(), stopped)
     assert_same_end(stopped, finished.workdir)
-    assert one_run.run(tiny_config(calls=4), stopped)["images"] == 32
+    assert shared.run(tiny_config(calls=4), stopped)["images"] == 32
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "hidden mark too"])
@@ -425,7 +389,7 @@ def test_a_restart_that_is_killed_between_its_moves_leaves_what_no_run_begins_in
 
     monkeypatch.setattr(Path, "rename", once)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(restart=True), copied)
+        shared.run(tiny_config(restart=True), copied)
     monkeypatch.undo()
     refused("holds results .* but no config.json", copied)
 
@@ -437,7 +401,7 @@ def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, mon
         Image.fromarray(image[..., 0]).save(pictures / f"{number:02d}.bmp")
     config = functools.partial(tiny_config, mode="distill", pool__initial=str(pictures), pool__place="disk")
     workdir = tmp_path / "run"
-    one_run.run(config(), workdir)
+    shared.run(config(), workdir)
     (shard,) = (workdir / "initial").glob("*.npz")
     whole = shard.read_bytes()
     with np.load(shard) as arrays:
@@ -445,7 +409,7 @@ def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, mon
     np.savez(shard, images=images[::-1], labels=labels)
     refused("initial/000000.npz is not the one that the run made: restore it, or delete it", workdir, config())
     shard.write_bytes(whole)
-    one_run.run(config(), workdir)
+    shared.run(config(), workdir)
     content = bytearray((pictures / "00.bmp").read_bytes())
     content[-1] ^= 255
     (pictures / "00.bmp").write_bytes(content)
@@ -467,7 +431,7 @@ def test_shards_of_other_types_are_refused(copied, tmp_path):
         for place in ("device", "disk"):
             config = tiny_config(mode="distill", pool__initial=str(given), pool__place=place)
             with pytest.raises(UserError, match=f"is damaged .*{expected}"):
-                one_run.run(config, tmp_path / "run")
+                shared.run(config, tmp_path / "run")
     np.savez(given / "000000.npz", images=images, labels=labels.astype(np.int64))
     assert read_shard(given / "000000.npz").labels.dtype == np.int32
 
@@ -482,8 +446,8 @@ def test_a_signal_as_the_run_ends_is_not_lost(copied, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_finish", asked)
-        assert one_run.run(tiny_config(), copied) == {}
-    assert one_run.run(tiny_config(), copied)
+        assert shared.run(tiny_config(), copied) == {}
+    assert shared.run(tiny_config(), copied)
 
 
 def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
@@ -491,7 +455,7 @@ def test_metrics_of_which_the_end_is_lost_cost_only_time(finished, stopped):
     lines = path.read_bytes().splitlines(keepends=True)
     first = [line for line in lines if json.loads(line)["call"] == 1]
     path.write_bytes(b"".join(first) + b'{"call": 2, "syn')
-    one_run.run(tiny_config(), stopped)
+    shared.run(tiny_config(), stopped)
     assert_same_end(stopped, finished.workdir)
 
 
@@ -509,7 +473,7 @@ def test_a_link_out_of_the_workdir_is_not_followed(name, copied, tmp_path):
     outside = tmp_path / "elsewhere"
     before = contents(outside) if outside.is_dir() else outside.read_bytes()
     with pytest.raises(UserError, match="is a symbolic link"):
-        one_run.run(tiny_config(), copied)
+        shared.run(tiny_config(), copied)
     assert before == (contents(outside) if outside.is_dir() else outside.read_bytes())
 
 
@@ -519,14 +483,14 @@ def test_leftovers_of_killed_writers_are_removed(copied):
     others = [copied / ".x.pth.12.tmp", copied / ".notes.partial"]  # of other programs
     for path in leftovers + others:
         path.write_bytes(b"half")
-    one_run.run(tiny_config(), copied)
+    shared.run(tiny_config(), copied)
     assert not any(path.exists() for path in leftovers)
     assert all(path.exists() for path in others)
 
 
 def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, copied, caplog):
     before = shards(copied)
-    summary = one_run.run(tiny_config(calls=4, eval_every=2, images_every=4), copied)
+    summary = shared.run(tiny_config(calls=4, eval_every=2, images_every=4), copied)
     assert summary["images"] == finished.summary["images"] + 8
     after = shards(copied)
     assert len(after) == 4
@@ -544,29 +508,29 @@ def test_other_signals_save_as_sigterm_does(number, finished, tmp_path, monkeypa
     config = functools.partial(tiny_config, checkpoint_every=3)
     before = signal.signal(number, signal.default_int_handler)  # a suite in the background is started to ignore it
     try:
-        assert one_run.run(config(), tmp_path) == {}
+        assert shared.run(config(), tmp_path) == {}
         assert signal.getsignal(number) == signal.default_int_handler
     finally:
         signal.signal(number, before)
-    one_run.run(config(), tmp_path)
+    shared.run(config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_run_is_a_function_of_its_seed(finished, tmp_path):
-    one_run.run(tiny_config(), tmp_path / "same")
+    shared.run(tiny_config(), tmp_path / "same")
     assert_same_end(tmp_path / "same", finished.workdir)
-    one_run.run(tiny_config(seed=1), tmp_path / "other")
+    shared.run(tiny_config(seed=1), tmp_path / "other")
     assert not same_student(tmp_path / "other", finished.workdir)
 
 
 def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
-    first = one_run.run(tiny_config(mode="synthesize"), tmp_path / "images")
+    first = shared.run(tiny_config(mode="synthesize"), tmp_path / "images")
     assert first["images"] == 24
     assert first["distill_seconds"] == 0
     assert first["student_accuracy_last"] is None
     assert len(shards(tmp_path / "images")) == 3
     config = tiny_config(mode="distill", pool__initial=str(tmp_path / "images"))
-    second = one_run.run(config, tmp_path / "student")
+    second = shared.run(config, tmp_path / "student")
     assert second["images"] == second["synthesis_seconds"] == 0
     assert second["student_accuracy_last"] is not None
     assert [record["call"] for record in records(tmp_path / "student") if "kd/loss" in record] == [2, 3]
@@ -579,9 +543,9 @@ def test_synthesis_and_distillation_can_be_separate_runs(tmp_path):
 def test_a_run_that_crashes_goes_on_to_the_bit(method, call, finished, tmp_path, monkeypatch):
     interrupt(monkeypatch, method, call, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(), tmp_path)
     assert not (tmp_path / "summary.json").exists()
-    one_run.run(tiny_config(), tmp_path)
+    shared.run(tiny_config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
@@ -591,23 +555,23 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_bit(method, call, finished, tm
     interrupt(monkeypatch, method, call, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     # So that what is saved is saved because of the signal.
     config = functools.partial(tiny_config, checkpoint_every=3)
-    assert one_run.run(config(), tmp_path) == {}
+    assert shared.run(config(), tmp_path) == {}
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "summary.json").exists()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    one_run.run(config(), tmp_path)
+    shared.run(config(), tmp_path)
     assert_same_end(tmp_path, finished.workdir)
 
 
 def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, caplog):
     interrupt(monkeypatch, "_end_call", 3, crash)
     with pytest.raises(Stop):
-        one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(), tmp_path)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in (newest / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
-    one_run.run(tiny_config(), tmp_path)
+    shared.run(tiny_config(), tmp_path)
     assert f"checkpoint {newest.name} cannot be used (" in caplog.text
     assert_same_end(tmp_path, finished.workdir)
 
@@ -615,7 +579,7 @@ def test_a_damaged_checkpoint_costs_only_time(finished, tmp_path, monkeypatch, c
 def test_another_config_is_refused_and_nothing_changes(copied):
     before = contents(copied)
     with pytest.raises(UserError) as caught:
-        one_run.run(tiny_config(seed=1, kd__lr=0.1), copied)
+        shared.run(tiny_config(seed=1, kd__lr=0.1), copied)
     assert "(kd.lr: 0.05 there, 0.1 now, seed: 0 there, 1 now)" in str(caught.value)
     assert contents(copied) == before
 
@@ -623,9 +587,9 @@ def test_another_config_is_refused_and_nothing_changes(copied):
 def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_path):
     moved = tmp_path / "teacher.safetensors"
     shutil.copy(data.digits.TEACHER_PATH, moved)
-    again = one_run.run(tiny_config(teacher__checkpoint=str(moved)), copied)
+    again = shared.run(tiny_config(teacher__checkpoint=str(moved)), copied)
     assert timeless(again) == timeless(finished.summary)
-    parts = main.assemble(tiny_config())
+    parts = build.assemble(tiny_config())
     other = parts._replace(teacher_vars=jax.tree.map(lambda x: x + 1, parts.teacher_vars))
     with pytest.raises(UserError, match="teacher weights: "):
         one_run.record_identity(tiny_config(), other, copied)
@@ -634,14 +598,14 @@ def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_
 def test_a_workdir_in_use_is_refused(tmp_path):
     lock = lock_folder(tmp_path)
     with lock, pytest.raises(UserError, match="is in use by another run"):
-        one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(), tmp_path)
     lock_folder(tmp_path).close()
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        one_run.run(tiny_config(), tmp_path / "file")
+        shared.run(tiny_config(), tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -658,7 +622,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(method, call, part, expected, t
 
     interrupt(monkeypatch, method, call, poison)
     with pytest.raises(UserError, match=expected) as caught:
-        one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(), tmp_path)
     assert "\n" not in str(caught.value)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
@@ -737,7 +701,7 @@ def test_a_run_judges_its_classes(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(loop, "_JUDGED_CALLS", 2)
     monkeypatch.setattr(loop, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
     with caplog.at_level(logging.INFO, "fastdfkd_jax"):
-        one_run.run(tiny_config(), tmp_path)
+        shared.run(tiny_config(), tmp_path)
     shares = [record["synthesis/on_target"] for record in records(tmp_path) if "synthesis/on_target" in record]
     assert len(shares) == 3
     (line,) = [line for line in caplog.messages if "as the class that was asked for" in line]

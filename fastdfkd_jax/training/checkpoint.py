@@ -105,6 +105,8 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with _quiet_tasks():
             failure = self._try_to_save(number, args)
+            if failure is not None:
+                gc.collect()  # now, as tasks that failed complain when they are collected
         if failure is not None:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -213,9 +215,10 @@ def _quiet_tasks() -> Iterator[None]:
             for logger in loggers:
                 logger.disabled = True
             yield
+        except BaseException:
+            gc.collect()  # now, as tasks that failed complain when they are collected
+            raise
         finally:
-            # Now, because the failed tasks complain when they are collected.
-            gc.collect()
             for logger, before in zip(loggers, disabled, strict=True):
                 logger.disabled = before
 

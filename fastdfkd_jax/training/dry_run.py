@@ -20,7 +20,7 @@ from fastdfkd_jax.methods import base
 from fastdfkd_jax.pool.stored_labels import Taught
 from fastdfkd_jax.training.build import Parts, last_synthesis_call
 from fastdfkd_jax.training.feeding import open_feed, view_options
-from fastdfkd_jax.training.programs import Programs, initial_state
+from fastdfkd_jax.training.programs import Programs
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -115,7 +115,7 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     """Compiles the programs and times each on this machine; those that the run does not need are left out."""
     programs = Programs(parts, config)
     key = jax.random.key(config.seed)
-    state = initial_state(key, parts)
+    state = programs.begin(key)
     feed = open_feed(parts, config, programs, None, key, lambda text: None)
     costs: list[Cost] = []
     if synthesis_calls := count_synthesis_calls(config, parts):

@@ -22,7 +22,6 @@ from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation import scores
-from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage.image_grid import write_grid
@@ -33,7 +32,7 @@ from fastdfkd_jax.training.evidence import Evidence
 from fastdfkd_jax.training.feeding import labels_folder, open_feed
 from fastdfkd_jax.training.metric_files import Metrics, Silent, class_balance, near_chance, peak_memory_bytes
 from fastdfkd_jax.training.profile import Trace
-from fastdfkd_jax.training.programs import Programs, initial_state
+from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.workdir import mark_saved
 
 log = logging.getLogger(__name__)
@@ -81,23 +80,30 @@ class Progress:
 class Training:
     """One run in one working directory."""
 
-    def __init__(self, config: ConfigDict, parts: Parts, workdir: Path, identity: Mapping[str, Any] | None = None):
-        """Builds the programs and restores the newest checkpoint that can be used.
+    def __init__(
+        self,
+        config: ConfigDict,
+        parts: Parts,
+        programs: Programs,
+        workdir: Path,
+        identity: Mapping[str, Any] | None = None,
+    ):
+        """Restores the newest checkpoint that can be used.
 
         Args:
           config: of the run.
           parts: built of it.
+          programs: of the same.
           workdir: the run's folder.
           identity: kept with checkpoints, which another run is refused by (`checkpoint.require_same_run`).
         """
-        self.config, self.parts, self.workdir = config, parts, workdir
-        self.programs = Programs(parts, config)
+        self.config, self.parts, self.programs, self.workdir = config, parts, programs, workdir
         self.progress = Progress()
         self.last_call = last_call(config)
         self.stop = signals.Stop()
-        self.evaluate, self.score = make_evaluator(parts.student, config.data.batch), scores.of_task(parts.teacher.spec)
+        self.score = scores.of_task(parts.teacher.spec)
         init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
-        self.state = initial_state(init_key, parts)
+        self.state = self.programs.begin(init_key)
         self.writes = hosts.is_writer()
         self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
         self.evidence = Evidence(workdir, labels_folder(config, workdir), config.pool.initial)
@@ -325,14 +331,13 @@ class Training:
 
     def _evaluate_teacher(self) -> None:
         if self.parts.test is not None and self.progress.teacher_score is None:
-            evaluate = make_evaluator(self.parts.teacher, self.config.data.batch)
-            result = evaluate(self.parts.teacher_vars, self.parts.test)
+            result = self.programs.evaluate_teacher(self.parts.teacher_vars, self.parts.test)
             self.progress.teacher_score = result[self.score.name]
             self.metrics.say(f"teacher {self.score.title} {self.progress.teacher_score:.2f} %")
 
     def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
-        result = self.evaluate(self.state["student"].result, test)
+        result = self.programs.evaluate(self.state["student"].result, test)
         done.evaluate_seconds += time.perf_counter() - start
         found: float = result[self.score.name]
         done.score_last, done.score_best = found, max(found, done.score_best or 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ from fastdfkd_jax.training import workdir
 from fastdfkd_jax.training.build import Parts, assemble
 from fastdfkd_jax.training.checkpoint import digest
 from fastdfkd_jax.training.loop import Training
+from fastdfkd_jax.training.programs import Programs
 
 log = logging.getLogger("fastdfkd_jax.main")  # whose words these are to a reader
 
@@ -40,14 +41,40 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
         write_json(folder / "summary.json", summary)
 
 
-def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Runs or resumes one run in a folder; returns its summary, or {} where it was stopped and saved.
+class Built(NamedTuple):
+    """What is made of a config before its run begins; runs that differ in nothing of it may share one.
+
+    Attributes:
+      parts: networks, method, data.
+      programs: compiled for them when they are first called.
+    """
+
+    parts: Parts
+    programs: Programs
+
+
+def build(config: ConfigDict) -> Built:
+    """Builds all that is made of a config; UserError where it does not fit together."""
+    parts = assemble(config)
+    return Built(parts, Programs(parts, config))
+
+
+def run(config: ConfigDict, folder: Path, built: Built | None = None) -> dict[str, Any]:
+    """Runs or resumes one run in a folder.
+
+    Args:
+      config: of the run.
+      folder: where it leaves all that it makes.
+      built: of the same config, or of one that differs in its seed and in when things are saved; None to build it.
+
+    Returns:
+      Its summary, or {} where it was stopped and saved.
 
     Raises:
       UserError: anything that a user can mend; the folder then holds what it held before.
     """
     workdir.require_foreign(config.pool.initial, folder)
-    parts = assemble(config)
+    parts, programs = built or build(config)
     hosts.require_same("config", {k: v for k, v in workdir.flatten(config.to_dict()).items() if k not in _OWN_KEYS})
     lock = lock_folder(folder) if hosts.is_writer() else None
     try:
@@ -55,7 +82,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         if hosts.is_writer():
             _prepare(folder, restart=config.restart)
         identity = record_identity(config, parts, folder)
-        summary = Training(config, parts, folder, identity).run()
+        summary = Training(config, parts, programs, folder, identity).run()
         if summary:
             write_summary(folder, summary)
         return summary

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import distill, soft_labels
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.drawing import keys_of_step
 from fastdfkd_jax.pool.feed import Examples, Functions
@@ -33,6 +34,8 @@ class Programs:
       label: `(teacher_vars, pool or batches, key, step, size) -> LabelledViews` of a dispatch's steps from `step` on,
         where D' has `size` images.
       draw_rows: `(key, step, size) -> i32[steps, B]`, the images of a dispatch's steps where all are as likely.
+      begin: `begin(key)`, what the run starts from (`initial_state`).
+      evaluate, evaluate_teacher: measure the networks on labelled images (`evaluator.make_evaluator`).
       steps: KD steps of one dispatch of `distill`.
     """
 
@@ -48,6 +51,10 @@ class Programs:
 
         self.draw_rows = jax.jit(draw_rows)
         self.label = parallel.CompiledStep(_label(parts, config, draw_rows, self.steps))
+        self.begin = _starter(parts)
+        self.evaluate, self.evaluate_teacher = (
+            make_evaluator(network, config.data.batch) for network in (parts.student, parts.teacher)
+        )
 
 
 def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
@@ -149,14 +156,24 @@ def _answering(teacher: models.Network) -> models.Network:
 
 def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:
     """What a run starts from: the method's state and the student's."""
-    method_key, student_key = jax.random.split(key)
+    return _starter(parts)(key)
+
+
+def _starter(parts: Parts) -> Callable[[Array], dict[str, Tree]]:
+    """`initial_state` as a function that compiles once."""
 
     def begin(variables: Tree, key: Array) -> distill.StudentState:
         return distill.from_variables(variables, parts.optimizer, parts.objective, key, parts.ema_decay)
 
-    if parts.student_vars is None:
-        student = jax.jit(lambda key: begin(parts.student.init(key), jax.random.fold_in(key, 1)))(student_key)
-    else:
-        student = begin(parallel.copy(parts.student_vars), student_key)
-    method = parallel.jit(parts.method.init)(method_key, parts.teacher_vars)
-    return parallel.from_first({"method": method, "student": student})
+    fresh = jax.jit(lambda key: begin(parts.student.init(key), jax.random.fold_in(key, 1)))
+    init_method = parallel.jit(parts.method.init)
+
+    def start(key: Array) -> dict[str, Tree]:
+        method_key, student_key = jax.random.split(key)
+        if parts.student_vars is None:
+            student = fresh(student_key)
+        else:
+            student = begin(parallel.copy(parts.student_vars), student_key)
+        return parallel.from_first({"method": init_method(method_key, parts.teacher_vars), "student": student})
+
+    return start
