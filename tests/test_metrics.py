@@ -5,7 +5,7 @@ import resource
 import struct
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
 from fastdfkd_jax.training.metric_files import Metrics, class_balance, near_chance, peak_memory_bytes
 

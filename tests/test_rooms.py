@@ -2,18 +2,12 @@
 
 import ast
 import collections
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from structure import DOORS, MODULES, PACKAGE, ROOMS, imports, rooms, svg, tree_of
 
-PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "fastdfkd_jax"
-MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
-# Each imports itself and those before it. A door is a command: the rooms know nothing of it.
-ROOMS = ("errors", "cli", "storage", "cpu_conv", "augmentation", "models", "moments", "losses", "meta", "distributed")
-ROOMS += ("distillation", "data", "convert", "evaluation", "pool", "methods", "training")
-DOORS = ("evaluate", "export", "report", "overlay", "pretrain", "main", "compare")
 ALGORITHMS = {"augmentation", "cpu_conv", "distillation", "losses", "meta", "methods", "models", "moments"}
 # What computing needs; anything else in an algorithm room would be input, output or a device. NumPy is for constants.
 PURE = {"__future__", "collections", "dataclasses", "fractions", "functools", "math", "re", "typing"}
@@ -26,23 +20,6 @@ ALIKE = {"__init__", "__main__", "base"}  # names that several files bear
 
 def is_algorithm(parts):
     return parts[0] in ALGORITHMS or parts in {("pool", "sampling"), ("evaluation", "scores")}
-
-
-def imports(parts):
-    """Full names of the modules that a file imports, wherever in it."""
-    tree = ast.parse(PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def rooms(parts):
-    """The rooms of ours that a file imports; the package itself has the version and no room."""
-    names = [name.split(".") for name in imports(parts) if name.startswith("fastdfkd_jax.")]
-    return {name[1] for name in names} - {"__version__"}
 
 
 @pytest.mark.parametrize("parts", MODULES, ids="/".join)
@@ -60,13 +37,13 @@ def test_algorithms_do_no_input_or_output(parts):
         assert not rooms(parts) & NOT_PURE
         outside = {name.split(".")[0] for name in imports(parts)} - {"fastdfkd_jax"}
         assert outside <= PURE, outside - PURE
-    source = PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8")
-    called = {node.func.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
-              and isinstance(node.func, ast.Name)}  # fmt: skip
+    nodes = list(ast.walk(tree_of(parts)))
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not called & {"open", "print", "input"}
     assert not {"load", "loadtxt", "fromfile", "save", "savez", "savetxt", "tofile"} & {
-        node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
     }
+    source = PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8")
     assert "@jax.jit" not in source, "compilation happens at the edge"
 
 
@@ -95,3 +72,8 @@ def test_everything_can_be_imported_without_either():
 def test_no_two_files_have_one_name():
     counts = collections.Counter(parts[-1] for parts in MODULES)
     assert not [name for name, count in counts.items() if count > 1 and name not in ALIKE]
+
+
+def test_the_picture_is_of_these_rooms():
+    drawn = (PACKAGE.parent / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    assert drawn == svg(), "run: python tests/structure.py docs/rooms.svg"

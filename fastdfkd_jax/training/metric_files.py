@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
-from tensorboardX.record_writer import masked_crc32c
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboard.summary.writer.record_writer import masked_crc32c
 from tqdm import tqdm
 
 from fastdfkd_jax.storage.files import AppendFile
@@ -87,7 +87,7 @@ class Silent:
 class Events:
     """TensorBoard's file of scalars, written at once.
 
-    tensorboardX's own writer has a thread, whose failure on a full disk hides the error that the run ends with.
+    TensorBoard's own writer has a thread, whose failure on a full disk hides the error that the run ends with.
     """
 
     def __init__(self, directory: Path, first_step: int):

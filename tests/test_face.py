@@ -1,0 +1,47 @@
+"""What `import fastdfkd_jax` gives, and what it does not load for that."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fastdfkd_jax as fd
+
+# Of its name, and of what it imports that takes time.
+LAZY = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "torch")
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", [name for name in fd.__all__ if name != "__version__"])
+def test_each_name_is_there_and_is_told(name):
+    assert getattr(fd, name) is not None
+    assert name in dir(fd)
+
+
+def test_another_name_is_told_as_python_does():
+    with pytest.raises(AttributeError, match="module 'fastdfkd_jax' has no attribute 'nothing'"):
+        fd.nothing  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing_else():
+    loaded = python("import fastdfkd_jax, sys; print(*sys.modules)").split()
+    assert not set(LAZY) & set(loaded)
+
+
+def test_a_study_of_meta_gradients_needs_neither_data_nor_checkpoints():
+    code = "import fastdfkd_jax as fd, sys; fd.meta.adapt, fd.losses.feature, fd.methods, fd.models.build"
+    loaded = python(f"{code}; print(*sys.modules)").split()
+    assert "jax" in loaded
+    assert not {"orbax", "tensorflow_datasets", "torch", "PIL"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["main", "evaluate", "pretrain", "overlay", "report", "compare.__main__", "export.__main__", "convert.__main__"],
+)
+def test_a_command_starts_without_torch_and_tensorflow(command):
+    loaded = python(f"import fastdfkd_jax.{command}, sys; print(*sys.modules)").split()
+    assert not {"torch", "tensorflow"} & set(loaded)
