@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.training import checkpoint
-from fastdfkd_jax.training.checkpoint import Checkpoints, digest, file_digest, require_same_run
+from fastdfkd_jax.training.checkpoint import Checkpoints, require_same_run
 
 PROGRESS = {"call": 3, "seconds": 0.1, "accuracy": None}
 

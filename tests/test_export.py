@@ -25,8 +25,8 @@ from fastdfkd_jax.export import __main__ as command
 from fastdfkd_jax.export import answers, folder_writer, tfds_writer
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.pool.shards import Shards
+from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import whole_folder, write_atomically
-from fastdfkd_jax.training.checkpoint import digest
 
 FORMATS = ["folder", "tfds"]
 # Classes 1, 5 and 11 have no image; ten and more make the sorted order of names matter.

@@ -10,8 +10,8 @@ from configs import camvid, default, nyuv2, quickstart
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import dafl, dfad, dfq, zskt
 from fastdfkd_jax.methods.parts.online_generator import generator_rate
-from fastdfkd_jax.training.build import student_rate
 from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.schedule import student_rate
 
 METHODS = ("dafl", "zskt", "dfq", "dfad", "generative_dfd")
 VARIANTS = (

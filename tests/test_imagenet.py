@@ -11,8 +11,8 @@ from fastdfkd_jax import convert, models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Shards
 from fastdfkd_jax.training import dry_run, one_run
-from fastdfkd_jax.training.build import last_synthesis_call
 from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
 @pytest.mark.parametrize("student", imagenet.STUDENTS)

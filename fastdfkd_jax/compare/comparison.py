@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.training.checkpoint import file_digest
+from fastdfkd_jax.storage.digest import file_digest
 from fastdfkd_jax.training.config_checks import validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from fastdfkd_jax.training.build import last_synthesis_call
+from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
 def images_with_gradient(config: ConfigDict) -> int:

@@ -20,7 +20,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export.images import Batch
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage import limits
-from fastdfkd_jax.training.checkpoint import digest
+from fastdfkd_jax.storage.digest import digest
 
 _BATCH = 256  # images that the teacher is shown at once
 _OTHERWISE = "give --label asked for the classes that were asked for"

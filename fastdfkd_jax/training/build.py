@@ -20,9 +20,11 @@ from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.registry import METHODS, require_statistics
 from fastdfkd_jax.models import Network
-from fastdfkd_jax.pool import initial_images, real_images, sampling
+from fastdfkd_jax.pool import initial_images, real_images
 from fastdfkd_jax.pool.initial_images import Located
 from fastdfkd_jax.pool.shards import Rows
+from fastdfkd_jax.training.config_checks import require_fit, require_maps_fit
+from fastdfkd_jax.training.schedule import last_synthesis_call, student_optimizer
 
 Tree = Any
 
@@ -75,17 +77,17 @@ def assemble(config: ConfigDict) -> Parts:
         test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **sizes)
         test = data.in_channels(test, teacher.spec.channels)
         data.require(test, teacher.spec)
-    optimizer = _student_optimizer(config)
+    optimizer = student_optimizer(config)
     layout = _layout(config)
     split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
     synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
     if teacher.spec.gives_maps:
-        _require_maps_fit(config)
+        require_maps_fit(config)
     if config.mode != "distill":
         require_statistics(config, teacher, teacher_vars)
     method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
     objective = objective_of(config, method)
-    _require_fit(config, method)
+    require_fit(config, method)
     given_whole = method.lifetime == base.DATA and not config.transfer.crops
     if not given_whole or config.noise_control:  # of images that have the network's size
         side = teacher.spec.image_size
@@ -146,101 +148,6 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
     if method.select is None or not chosen.select:
         return real_images.collect(parts)
     return real_images.choose(parts, method.select, teacher_vars, chosen.select)
-
-
-def _require_fit(config: ConfigDict, method: Method) -> None:
-    """What a method's lifetime asks of the rest of the config."""
-    name = config.method.name
-    if method.network_input:
-        expected = f"0 for the method {name}, whose images are not augmented"
-        require(config.kd.cutmix == 0, "kd.cutmix", expected, config.kd.cutmix)
-        require(config.kd.square == 0, "kd.square", expected, config.kd.square)
-    if method.lifetime == base.ONCE:
-        steps, batch = config.kd.steps_per_call, config.synthesis_batch
-        require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
-        expected = f"a multiple of {method.steps_per_round} for the method {name}"
-        require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
-        expected = f"synthesis_batch={batch} for the method {name}"
-        require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
-        expected = f"0 for the method {name}, whose images live once"
-        require(config.synthesis_calls == 0, "synthesis_calls", expected, config.synthesis_calls)
-        expected = f"all 0 for the method {name}, which keeps no images"
-        _require_uniform(config, expected)
-    if config.soft_labels.steps:
-        _require_stored_labels_fit(config, method)
-    if method.lifetime == base.POOL and config.pool.place == "disk":
-        expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
-        _require_uniform(config, expected)
-    if method.lifetime == base.DATA:
-        expected = f"'device' for the method {name}, whose images are read into memory"
-        require(config.pool.place == "device", "pool.place", expected, config.pool.place)
-        expected = f"a data set, as the method {name} needs"
-        require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
-        crops, side = config.transfer.crops, config.transfer.short_side
-        require(
-            not (crops and side), "transfer.short_side", "0 with transfer.crops, which have the network's size", side
-        )
-        expected = f"0 for the method {name}, which learns labels"
-        require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
-
-
-def _require_maps_fit(config: ConfigDict) -> None:
-    """What a teacher of segmentation asks of a run."""
-    name, expected = config.method.name, [name for name, entry in METHODS.items() if entry.maps]
-    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
-    _require_uniform(config, "all 0 for a teacher of segmentation, whose images have no class")
-    steps = config.soft_labels.steps
-    require(not steps, "soft_labels.steps", "0 for a teacher of segmentation, whose answers are maps", steps)
-
-
-def _require_uniform(config: ConfigDict, expected: str) -> None:
-    exponents = config.replay.to_dict()
-    require(sampling.Options(**exponents).uniform, "replay", expected, exponents)
-
-
-def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
-    """What soft labels that are made once ask of a run."""
-    key, steps = "soft_labels.steps", config.soft_labels.steps
-    vanilla = method.lifetime == base.POOL and method.objective is None
-    expected = f"0 for the method {config.method.name}: they serve vanilla KD on images that are kept"
-    require(vanilla, key, expected, steps)
-    complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
-    expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
-    require(complete, key, expected, steps)
-    square = config.kd.square
-    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views are of whole images", square)
-    expected = "all 0 with soft_labels.steps, of which each is met as often"
-    _require_uniform(config, expected)
-
-
-def student_rate(config: ConfigDict) -> optax.Schedule:
-    """The student's learning rate by its step, 0 being the first."""
-    kd = config.kd
-    if kd.milestones:
-        schedule = distill.milestones_by_call(kd.lr, tuple(kd.milestones), kd.lr_decay, kd.steps_per_call)
-    else:
-        calls = max(1, config.calls - config.warmup_calls)
-        schedule = distill.cosine_by_call(kd.lr, kd.final_lr, calls, kd.steps_per_call)
-    return distill.warmed_up(schedule, kd.rate_warmup_steps) if kd.rate_warmup_steps else schedule
-
-
-def _student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    kd, schedule = config.kd, student_rate(config)
-    if kd.optimizer == "adam":
-        optimizer = distill.adam(schedule, kd.weight_decay)
-    else:
-        optimizer = distill.sgd(schedule, kd.momentum, kd.weight_decay, kd.nesterov)
-    return optax.chain(optax.clip_by_global_norm(kd.clip_norm), optimizer) if kd.clip_norm else optimizer
-
-
-def last_synthesis_call(config: ConfigDict) -> int:
-    """The last call in which a method that keeps its images makes some."""
-    return config.synthesis_calls or config.calls
-
-
-def last_call(config: ConfigDict) -> int:
-    """How many calls a run has."""
-    return last_synthesis_call(config) if config.mode == "synthesize" else config.calls
 
 
 def setting_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import importlib.metadata
@@ -12,18 +11,17 @@ import os
 import platform
 import re
 import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import disk_error, make_folder
+from fastdfkd_jax.training.quiet_orbax import quiet_tasks
 
 Tree = Any
 FORMAT = 2
@@ -103,7 +101,7 @@ class Checkpoints:
         }
         meta["seal"] = _seal(meta)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        with _quiet_tasks():
+        with quiet_tasks():
             failure = self._try_to_save(number, args)
             if failure is not None:
                 gc.collect()  # now, as tasks that failed complain when they are collected
@@ -135,7 +133,7 @@ class Checkpoints:
         steps, reasons = sorted(self._manager.all_steps(), reverse=True), []
         for step in steps:
             try:
-                with _quiet_tasks():
+                with quiet_tasks():
                     restored = self._read(step, like, fault)
             except _UnusableError as error:
                 reasons.append(str(error))
@@ -203,65 +201,12 @@ def _seal(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _quiet_tasks() -> Iterator[None]:
-    """Keeps Orbax and asyncio from printing a traceback for each reader or writer that failed with the first."""
-    _ignore_late_reports()
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    disabled = [logger.disabled for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        try:
-            for logger in loggers:
-                logger.disabled = True
-            yield
-        except BaseException:
-            gc.collect()  # now, as tasks that failed complain when they are collected
-            raise
-        finally:
-            for logger, before in zip(loggers, disabled, strict=True):
-                logger.disabled = before
-
-
-def _ignore_late_reports() -> None:
-    """Keeps what TensorStore still holds when a save fails, and drops at any later time, from printing a traceback."""
-    before = sys.unraisablehook
-    if getattr(before, "__module__", None) == __name__:
-        return
-
-    def hook(late: sys.UnraisableHookArgs) -> None:
-        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(late.exc_value)
-        # Orbax wraps what Python throws into a reader that it drops unfinished.
-        dropped = late.exc_value is not None and isinstance(late.exc_value.__cause__, GeneratorExit)
-        if not (closed or dropped):
-            before(late)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(_is_not_of_a_checkpoint)
-
-
-def _is_not_of_a_checkpoint(record: logging.LogRecord) -> bool:
-    """False for asyncio's report of a task of Orbax, or of a write of TensorStore, whose failure was told already."""
-    failure = record.exc_info[1] if record.exc_info else None
-    return re.search("orbax|tensorstore|os_error_code=", f"{record.getMessage()} {failure}") is None
-
-
 def _os_error_code(error: OSError | ValueError) -> int | None:
     """The errno of a failed write, or None where that is not what failed."""
     if isinstance(error, OSError):
         return error.errno
     match = re.search(r"os_error_code='(\d+)'", str(error))
     return int(match[1]) if match else None
-
-
-def digest(tree: Tree) -> str:
-    """SHA-256 over all leaves of a tree, their paths and shapes."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def fingerprint() -> dict[str, Any]:
@@ -277,12 +222,6 @@ def fingerprint() -> dict[str, Any]:
         "jaxlib": importlib.metadata.version("jaxlib"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: str, free: Sequence[str] = ()) -> None:

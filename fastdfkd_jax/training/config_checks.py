@@ -1,4 +1,4 @@
-"""Checks of a config's values, before anything is loaded or written."""
+"""Checks of a config: values, before anything is loaded; what its method asks, before anything is written."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax import losses, meta, models
 from fastdfkd_jax.errors import UserError, require
-from fastdfkd_jax.methods import fastdfkd
+from fastdfkd_jax.methods import base, fastdfkd
+from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.parts import inversion_loss, parametrization
 from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models.generators.by_kind import GENERATORS
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 from fastdfkd_jax.pool import drawing, sampling
+from fastdfkd_jax.training.schedule import last_synthesis_call
 
 MODES = ("all", "synthesize", "distill")
 PLACES = ("device", "disk")
@@ -140,3 +142,68 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 def _require(condition: bool, config: ConfigDict, key: str, expected: str) -> None:
     require(condition, key, expected, _get(config, key))
+
+
+def require_fit(config: ConfigDict, method: Method) -> None:
+    """What a method's lifetime asks of the rest of the config."""
+    name = config.method.name
+    if method.network_input:
+        expected = f"0 for the method {name}, whose images are not augmented"
+        require(config.kd.cutmix == 0, "kd.cutmix", expected, config.kd.cutmix)
+        require(config.kd.square == 0, "kd.square", expected, config.kd.square)
+    if method.lifetime == base.ONCE:
+        steps, batch = config.kd.steps_per_call, config.synthesis_batch
+        require(config.mode == "all", "mode", f"'all' for the method {name}, which keeps no images", config.mode)
+        expected = f"a multiple of {method.steps_per_round} for the method {name}"
+        require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
+        expected = f"synthesis_batch={batch} for the method {name}"
+        require(config.kd.batch == batch, "kd.batch", expected, config.kd.batch)
+        expected = f"0 for the method {name}, whose images live once"
+        require(config.synthesis_calls == 0, "synthesis_calls", expected, config.synthesis_calls)
+        expected = f"all 0 for the method {name}, which keeps no images"
+        _require_uniform(config, expected)
+    if config.soft_labels.steps:
+        _require_stored_labels_fit(config, method)
+    if method.lifetime == base.POOL and config.pool.place == "disk":
+        expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
+        _require_uniform(config, expected)
+    if method.lifetime == base.DATA:
+        expected = f"'device' for the method {name}, whose images are read into memory"
+        require(config.pool.place == "device", "pool.place", expected, config.pool.place)
+        expected = f"a data set, as the method {name} needs"
+        require(bool(config.transfer.source), "transfer.source", expected, config.transfer.source)
+        crops, side = config.transfer.crops, config.transfer.short_side
+        require(
+            not (crops and side), "transfer.short_side", "0 with transfer.crops, which have the network's size", side
+        )
+        expected = f"0 for the method {name}, which learns labels"
+        require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
+
+
+def require_maps_fit(config: ConfigDict) -> None:
+    """What a teacher of segmentation asks of a run."""
+    name, expected = config.method.name, [name for name, entry in METHODS.items() if entry.maps]
+    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
+    _require_uniform(config, "all 0 for a teacher of segmentation, whose images have no class")
+    steps = config.soft_labels.steps
+    require(not steps, "soft_labels.steps", "0 for a teacher of segmentation, whose answers are maps", steps)
+
+
+def _require_uniform(config: ConfigDict, expected: str) -> None:
+    exponents = config.replay.to_dict()
+    require(sampling.Options(**exponents).uniform, "replay", expected, exponents)
+
+
+def _require_stored_labels_fit(config: ConfigDict, method: Method) -> None:
+    """What soft labels that are made once ask of a run."""
+    key, steps = "soft_labels.steps", config.soft_labels.steps
+    vanilla = method.lifetime == base.POOL and method.objective is None
+    expected = f"0 for the method {config.method.name}: they serve vanilla KD on images that are kept"
+    require(vanilla, key, expected, steps)
+    complete = config.mode != "all" or last_synthesis_call(config) <= config.warmup_calls
+    expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
+    require(complete, key, expected, steps)
+    square = config.kd.square
+    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views are of whole images", square)
+    expected = "all 0 with soft_labels.steps, of which each is met as often"
+    _require_uniform(config, expected)

@@ -18,9 +18,10 @@ from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.distributed.parallel import CompiledStep
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.pool.stored_labels import Taught
-from fastdfkd_jax.training.build import Parts, last_synthesis_call
+from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.feeding import open_feed, view_options
 from fastdfkd_jax.training.programs import Programs
+from fastdfkd_jax.training.schedule import last_synthesis_call
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30

@@ -11,7 +11,7 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool import initial_images
 from fastdfkd_jax.storage import npz
-from fastdfkd_jax.training.checkpoint import file_digest
+from fastdfkd_jax.storage.digest import file_digest
 
 _CHUNK = 1 << 20
 

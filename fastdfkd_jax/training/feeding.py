@@ -22,8 +22,9 @@ from fastdfkd_jax.pool.feed import Feed, Functions, ImageFeed
 from fastdfkd_jax.pool.initial_images import Located
 from fastdfkd_jax.pool.label_files import Description
 from fastdfkd_jax.pool.shards import Rows, Shards
-from fastdfkd_jax.training.build import Parts, last_synthesis_call
-from fastdfkd_jax.training.checkpoint import digest
+from fastdfkd_jax.storage.digest import digest
+from fastdfkd_jax.training.build import Parts
+from fastdfkd_jax.training.schedule import last_synthesis_call
 
 if TYPE_CHECKING:
     from fastdfkd_jax.training.programs import Programs

@@ -25,7 +25,7 @@ from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage.image_grid import write_grid
-from fastdfkd_jax.training.build import Parts, last_call, last_synthesis_call
+from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import teacher_fault
 from fastdfkd_jax.training.evidence import Evidence
@@ -33,6 +33,7 @@ from fastdfkd_jax.training.feeding import labels_folder, open_feed
 from fastdfkd_jax.training.metric_files import Metrics, Silent, class_balance, near_chance, peak_memory_bytes
 from fastdfkd_jax.training.profile import Trace
 from fastdfkd_jax.training.programs import Programs
+from fastdfkd_jax.training.schedule import last_call, last_synthesis_call
 from fastdfkd_jax.training.workdir import mark_saved
 
 log = logging.getLogger(__name__)

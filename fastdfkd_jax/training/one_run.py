@@ -14,10 +14,10 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.methods.registry import other_sections
+from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import LOCK, lock_folder, write_json
 from fastdfkd_jax.training import workdir
 from fastdfkd_jax.training.build import Parts, assemble
-from fastdfkd_jax.training.checkpoint import digest
 from fastdfkd_jax.training.loop import Training
 from fastdfkd_jax.training.programs import Programs
 
