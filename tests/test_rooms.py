@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import re
 import subprocess
 import sys
 
@@ -77,3 +78,22 @@ def test_no_two_files_have_one_name():
 def test_the_picture_is_of_these_rooms():
     drawn = (PACKAGE.parent / "docs" / "rooms.svg").read_text(encoding="utf-8")
     assert drawn == svg(), "run: python tests/structure.py docs/rooms.svg"
+
+
+def cited():
+    """Every section and trap of docs/method.md that a file names, with the file."""
+    root = PACKAGE.parent
+    for folder in ("fastdfkd_jax", "configs", "benchmarks", "tests", "docs"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".md"):
+                text = path.read_text(encoding="utf-8")
+                for places in re.findall(r"METHOD (?:sections? )?((?:T?\d[\d.]*)(?:(?:, | and )T?\d[\d.]*)*)", text):
+                    yield from ((place.rstrip("."), path.name) for place in re.split(", | and ", places))
+
+
+def test_every_citation_of_the_method_leads_somewhere():
+    page = (PACKAGE.parent / "docs" / "method.md").read_text(encoding="utf-8")
+    there = set(re.findall(r"^#+ ([\d.]*\d)", page, re.M)) | set(re.findall(r"^\| (T\d+) \|", page, re.M))
+    found = list(cited())
+    assert len(found) > 150
+    assert not [(place, name) for place, name in found if place not in there]
