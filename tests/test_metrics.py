@@ -7,7 +7,8 @@ import struct
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
-from fastdfkd_jax.training.metric_files import Metrics, class_balance, near_chance, peak_memory_bytes
+from fastdfkd_jax.training.health import class_balance, near_chance
+from fastdfkd_jax.training.metric_files import Metrics, peak_memory_bytes
 
 
 def scalars(workdir):

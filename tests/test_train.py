@@ -29,8 +29,9 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Rows, read_shard
 from fastdfkd_jax.storage.files import lock_folder
-from fastdfkd_jax.training import build, loop, one_run
+from fastdfkd_jax.training import build, health, loop, one_run
 from fastdfkd_jax.training.loop import Training
+from fastdfkd_jax.training.progress import Progress
 
 shared = Runs()
 
@@ -655,7 +656,7 @@ def test_a_collapse_is_said(predicted, diversity, warned):
 
 def judge(shares, advice="raise a", classes=10, progress=None, start=1):
     """The lines that are said where the calls from `start` on have these shares of images on target."""
-    said, progress = [], progress or loop.Progress()
+    said, progress = [], progress or Progress()
     parts = SimpleNamespace(method=SimpleNamespace(class_advice=advice),
                             teacher=SimpleNamespace(spec=SimpleNamespace(num_classes=classes)))  # fmt: skip
     stub: Any = SimpleNamespace(progress=progress, parts=parts, metrics=SimpleNamespace(say=said.append))
@@ -684,22 +685,20 @@ def test_classes_that_are_not_asked_for_are_not_judged():
 
 
 def test_a_resumed_run_does_not_repeat_what_was_said_of_classes():
-    progress = loop.Progress()
+    progress = Progress()
     assert len(judge([0.1] * 12, progress=progress)) == 1
     saved = json.loads(json.dumps(dataclasses.asdict(progress)))
-    assert judge([0.1] * 12, progress=loop.Progress(**saved), start=13) == []
-    half = loop.Progress()
+    assert judge([0.1] * 12, progress=Progress(**saved), start=13) == []
+    half = Progress()
     assert judge([0.1] * 8, progress=half) == []
     saved = json.loads(json.dumps(dataclasses.asdict(half)))
-    assert [line[:19] for line in judge([0.1] * 12, progress=loop.Progress(**saved), start=9)] == [
-        "warning: at call 10"
-    ]
+    assert [line[:19] for line in judge([0.1] * 12, progress=Progress(**saved), start=9)] == ["warning: at call 10"]
 
 
 def test_a_run_judges_its_classes(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(loop, "_FIRST_CALLS", 0)
-    monkeypatch.setattr(loop, "_JUDGED_CALLS", 2)
-    monkeypatch.setattr(loop, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
+    monkeypatch.setattr(health, "FIRST_CALLS", 0)
+    monkeypatch.setattr(health, "JUDGED_CALLS", 2)
+    monkeypatch.setattr(health, "near_chance", lambda shares, classes: (len(shares), classes) == (2, 10))
     with caplog.at_level(logging.INFO, "fastdfkd_jax"):
         shared.run(tiny_config(), tmp_path)
     shares = [record["synthesis/on_target"] for record in records(tmp_path) if "synthesis/on_target" in record]

@@ -1,4 +1,4 @@
-"""The host loop: builds the parts, runs synthesis and distillation call by call, records, saves and resumes."""
+"""The host loop: runs synthesis and distillation call by call, records, saves and resumes."""
 
 from __future__ import annotations
 
@@ -25,57 +25,20 @@ from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage.image_grid import write_grid
+from fastdfkd_jax.training import health
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import teacher_fault
 from fastdfkd_jax.training.evidence import Evidence
 from fastdfkd_jax.training.feeding import labels_folder, open_feed
-from fastdfkd_jax.training.metric_files import Metrics, Silent, class_balance, near_chance, peak_memory_bytes
+from fastdfkd_jax.training.metric_files import Metrics, Silent
 from fastdfkd_jax.training.profile import Trace
 from fastdfkd_jax.training.programs import Programs
+from fastdfkd_jax.training.progress import Progress, summary
 from fastdfkd_jax.training.schedule import last_call, last_synthesis_call
 from fastdfkd_jax.training.workdir import mark_saved
 
 log = logging.getLogger(__name__)
-
-# Below these the synthesised images are nearly one class, or nearly one image.
-_COLLAPSED_BALANCE, _COLLAPSED_DIVERSITY = 0.5, 0.02
-# The class term is judged by the mean over so many calls, and not by the first ones, whose generator knows nothing yet.
-_JUDGED_CALLS, _FIRST_CALLS = 5, 5
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands and what it has cost, over all its resumptions; saved with each checkpoint.
-
-    Attributes:
-      call: calls done.
-      kd_steps: KD steps done after the last of them; in a warm-up call of a method whose batches live once, those
-        that its rounds stand for.
-      images: images synthesised, those of a method that keeps some of its calls without the others.
-      shards: calls whose images are in D' and on disk.
-      *_seconds: time of each kind of work, apart from the others.
-      teacher_score, score_last, score_best: on the evaluation data, percent (`scores.of_task`).
-      metrics_offset: bytes of metrics.jsonl that belong to this point.
-      kd_sums: of each scalar that the call's KD steps have shown so far, its sum over them.
-      on_target: shares of the last calls that are judged together; None once a warning was given.
-    """
-
-    call: int = 0
-    kd_steps: int = 0
-    images: int = 0
-    shards: int = 0
-    synthesis_seconds: float = 0.0
-    distill_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    label_seconds: float = 0.0
-    teacher_score: float | None = None
-    score_last: float | None = None
-    score_best: float | None = None
-    metrics_offset: int = 0
-    kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    on_target: list[float] | None = dataclasses.field(default_factory=list)
 
 
 class Training:
@@ -300,26 +263,17 @@ class Training:
             if isinstance(value, float) and not math.isfinite(value):
                 self._refuse_non_finite(name)
         self.metrics.write(self.progress.call, values)
-        if part == "synthesis" and "predicted" in info:
-            balance, diversity = class_balance(values["synthesis/predicted"]), values["synthesis/diversity"]
-            if balance < _COLLAPSED_BALANCE or diversity < _COLLAPSED_DIVERSITY:
-                self.metrics.say(
-                    f"warning: synthesis may have collapsed at call {self.progress.call}: class balance "
-                    f"{balance:.2f} of 1, pixel deviation over the batch {diversity:.3f}"
-                )
+        if line := health.collapse(self.progress.call, values):
+            self.metrics.say(line)
 
     def _judge_classes(self, info: dict[str, jax.Array]) -> None:
         """Says once a run that few images of the last calls are of the class that was asked for."""
         done, method, classes = self.progress, self.parts.method, self.parts.teacher.spec.num_classes
-        if not method.class_advice or done.on_target is None or done.call <= _FIRST_CALLS or classes < 2:
+        if not method.class_advice or done.on_target is None or done.call <= health.FIRST_CALLS or classes < 2:
             return
-        done.on_target = [*done.on_target, float(info["on_target"])][-_JUDGED_CALLS:]
-        if len(done.on_target) == _JUDGED_CALLS and near_chance(done.on_target, classes):
-            share = sum(done.on_target) / _JUDGED_CALLS
-            self.metrics.say(
-                f"warning: at call {done.call}, the teacher sees {100 * share:.1f} % of the last {_JUDGED_CALLS} "
-                f"batches as the class that was asked for; chance is {100 / classes:.1f} %: {method.class_advice}"
-            )
+        done.on_target = [*done.on_target, float(info["on_target"])][-health.JUDGED_CALLS :]
+        if line := health.off_target(done.call, done.on_target, classes, method.class_advice):
+            self.metrics.say(line)
             done.on_target = None
 
     def _refuse_non_finite(self, term: str) -> None:
@@ -354,36 +308,9 @@ class Training:
             mark_saved(self.workdir)
 
     def _finish(self) -> dict[str, Any]:
-        done = self.progress
         if self.writes:
             save_student(self.workdir, self.parts.student, self.state["student"].result)
-        worked = (
-            done.synthesis_seconds,
-            done.distill_seconds,
-            done.label_seconds,
-            done.compile_seconds,
-            done.evaluate_seconds,
-        )
-        return {
-            "teacher": self.parts.teacher.spec.arch,
-            "student": self.parts.student.spec.arch,
-            "method": self.config.method.name,
-            "knows": self.parts.method.knows,
-            "seed": self.config.seed,
-            "score": self.score.name,
-            f"teacher_{self.score.name}": done.teacher_score,
-            f"student_{self.score.name}_last": done.score_last,
-            f"student_{self.score.name}_best_on_test": done.score_best,
-            "images": done.images,
-            "synthesis_seconds": done.synthesis_seconds,
-            "distill_seconds": done.distill_seconds,
-            "label_seconds": done.label_seconds,
-            "evaluate_seconds": done.evaluate_seconds,
-            "compile_seconds": done.compile_seconds,
-            "total_seconds": sum(worked),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "devices": [device.device_kind for device in jax.devices()],
-        }
+        return summary(self.progress, self.parts, self.score, self.config.method.name, self.config.seed)
 
 
 def save_student(workdir: Path, student: Network, variables: Any) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import resource
 import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +124,3 @@ def peak_memory_bytes() -> int:
     """Peak of the device's memory where the device tells, else the peak of this process's resident memory."""
     on_device = device_peak_bytes()
     return on_device if on_device is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def near_chance(shares: Sequence[float], num_classes: int) -> bool:
-    """True where the mean of these shares of images on target is no more than chance makes likely.
-
-    Chance is 1/C. The limit is twice that, but at most 10 points above it, as twice chance is much for few classes.
-    """
-    chance = 1 / num_classes
-    return sum(shares) / len(shares) < chance + min(chance, 0.1)
-
-
-def class_balance(predicted: list[int]) -> float:
-    """Entropy of a class histogram over the most that so many images can have: 1 is balanced, 0 means one class."""
-    total = sum(predicted)
-    most = min(total, len(predicted))
-    if most == 1:
-        return 1.0
-    shares = [count / total for count in predicted if count]
-    return -sum(share * math.log(share) for share in shares) / math.log(most)
