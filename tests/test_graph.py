@@ -78,6 +78,17 @@ class Function(nn.Module):
         return self.fc(y.flatten(1))
 
 
+class Several(nn.Module):
+    """Functions of three channels each of one image, whose classes stand side by side: one export serves them all."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.of = nn.ModuleList(map(Function, functions))
+
+    def forward(self, x):
+        return torch.cat([function(part) for function, part in zip(self.of, x.split(3, 1), strict=True)], 1)
+
+
 class SqueezeExcite(nn.Module):
     def __init__(self):
         super().__init__()
@@ -282,42 +293,54 @@ def recorded(module, folder, size=8, channels=3):
     return result
 
 
-def load(folder, dtype=jnp.float32):
+def load(folder, dtype=jnp.float32, channels=3):
     """The network of a folder and its variables, in any precision."""
-    opened = checkpoints.open_checkpoint(folder, **STATISTICS)
+    statistics = {name: value[:1] * channels for name, value in STATISTICS.items()}
+    opened = checkpoints.open_checkpoint(folder, **statistics)
     network = opened.build(dtype=dtype)
     variables = naming.to_variables(opened.state, network)
     return network, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), variables)
 
 
-def assert_equal(folder, reference):
-    """Logits, moments and the gradient of the cross-entropy, in double precision where `record` has it so."""
-    network, variables = load(folder)
+def assert_equal(folder, reference, parts=("all",)):
+    """Logits, moments and the gradient of the cross-entropy, in double precision where `record` has it so.
+
+    Each part has its share of the logits and of the images' channels, by which a difference is told.
+    """
+    network, variables = load(folder, channels=reference["images"].shape[1])
     images, labels = reference["images"].transpose(0, 2, 3, 1), reference["labels"]
     out = jax.jit(lambda v, x: network.apply(v, x, moments=True))(variables, images)
-    np.testing.assert_allclose(out.logits, reference["logits"], rtol=1e-4, atol=1e-5)
+    pairs = zip(*(np.split(logits, len(parts), 1) for logits in (out.logits, reference["logits"])), strict=True)
+    for part, (logits, expected) in zip(parts, pairs, strict=True):
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5, err_msg=part)
     names = {name.split("/")[1] for name in reference if name.startswith("moments/")}
     assert set(out.moments) == names
     for name in names:
         for part in ("mean", "var"):
             np.testing.assert_allclose(out.moments[name][part], reference[f"moments/{name}/{part}"], 1e-4, 1e-5)
     with jax.enable_x64(True):
-        network, variables = load(folder, jnp.float64)
+        network, variables = load(folder, jnp.float64, reference["images"].shape[1])
 
         def loss(x):
             log_p = jax.nn.log_softmax(network.apply(variables, x).logits)
             return -log_p[jnp.arange(len(labels)), labels].mean()
 
         gradient = jax.jit(jax.grad(loss))(jnp.asarray(images, jnp.float64)).transpose(0, 3, 1, 2)
-    expected = reference["gradient/cross_entropy"]
-    # PyTorch keeps some constants, a sixth for one, in single precision.
-    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
+    pairs = zip(*(np.split(g, len(parts), 1) for g in (gradient, reference["gradient/cross_entropy"])), strict=True)
+    for part, (found, expected) in zip(parts, pairs, strict=True):
+        # PyTorch keeps some constants, a sixth for one, in single precision.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 * np.abs(expected).max(), err_msg=part)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_an_operation_equals_torch(tmp_path, name):
+TOGETHER = 8  # functions of an export
+
+
+@pytest.mark.parametrize("start", range(0, len(FUNCTIONS), TOGETHER))
+def test_operations_equal_torchs(tmp_path, start):
     torch.manual_seed(0)
-    assert_equal(tmp_path, recorded(Function(FUNCTIONS[name]()), tmp_path))
+    names = list(FUNCTIONS)[start : start + TOGETHER]
+    module = Several([FUNCTIONS[name]() for name in names])
+    assert_equal(tmp_path, recorded(module, tmp_path, channels=3 * len(names)), names)
 
 
 KINKS = {
