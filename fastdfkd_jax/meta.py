@@ -25,8 +25,10 @@ class Adapted(NamedTuple):
 
     Attributes:
       params: theta* = U^k(theta), the parameters after the last step (paper Eq. 6 and 8).
+      opt_state: the inner optimizer's state then.
       losses: f32[k], the loss before each step.
-      best: the aux of the step with the lowest loss.
+      best: the aux of the step with the lowest loss, of before that step.
+      best_params: the parameters after that step.
       last: the aux of the last step, at parameters that k - 1 updates have changed.
       grad_sum: sum of all k gradients.
       last_grad: the gradient of the last step.
@@ -34,8 +36,10 @@ class Adapted(NamedTuple):
     """
 
     params: Tree
+    opt_state: Tree
     losses: Array
     best: Tree
+    best_params: Tree
     last: Tree
     grad_sum: Tree
     last_grad: Tree
@@ -48,12 +52,15 @@ def adapt(
     optimizer: optax.GradientTransformation,
     inputs: Tree,
     *,
+    opt_state: Tree | None = None,
     project: Callable[[Tree], Tree] = lambda params: params,
     watch: Callable[[Tree], Tree] = lambda aux: (),
     unroll: int | bool = 1,
     remat: bool = False,
 ) -> Adapted:
-    """Takes one optimizer step for each entry of `inputs`, starting from a fresh optimizer state.
+    """Takes one optimizer step for each entry of `inputs`.
+
+    What the caller does not use of the result is not computed in a compiled program.
 
     Source: Algorithm 1 lines 6 to 9 with `optax.sgd`; the released code has Adam here (METHOD 1.9).
 
@@ -62,6 +69,7 @@ def adapt(
       params: the parameters to adapt.
       optimizer: the inner optimizer.
       inputs: tree with leading axis k; k = 0 changes nothing and makes `best` and `last` zeros.
+      opt_state: the inner optimizer's at the start; None for a fresh one.
       project: applied to the parameters after each step (clipping pixels, say).
       watch: what to keep of the aux of every step.
       unroll: passed to `lax.scan`.
@@ -74,19 +82,21 @@ def adapt(
     zeros = jax.tree.map(jnp.zeros_like, params)
 
     def step(carry, x):
-        params, opt_state, best_loss, best, _, grad_sum, _ = carry
+        (params, opt_state), (best_loss, best), _, (grad_sum, _) = carry
         (loss, aux), grads = evaluate(params, x)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = project(optax.apply_updates(params, updates))
         better = loss < best_loss
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), aux, best)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (aux, params), best)
         grad_sum = jax.tree.map(jnp.add, grad_sum, grads)
-        return (params, opt_state, jnp.minimum(loss, best_loss), best, aux, grad_sum, grads), (loss, watch(aux))
+        best_so_far = jnp.minimum(loss, best_loss), best
+        return ((params, opt_state), best_so_far, aux, (grad_sum, grads)), (loss, watch(aux))
 
-    start = (params, optimizer.init(params), jnp.array(jnp.inf), empty, empty, zeros, zeros)
+    opt_state = optimizer.init(params) if opt_state is None else opt_state
+    start = ((params, opt_state), (jnp.array(jnp.inf), (empty, params)), empty, (zeros, zeros))
     carry, (losses, watched) = jax.lax.scan(jax.checkpoint(step) if remat else step, start, inputs, unroll=unroll)
-    params, _, _, best, last, grad_sum, last_grad = carry
-    return Adapted(params, losses, best, last, grad_sum, last_grad, watched)
+    (params, opt_state), (_, (best, best_params)), last, (grad_sum, last_grad) = carry
+    return Adapted(params, opt_state, losses, best, best_params, last, grad_sum, last_grad, watched)
 
 
 def reptile(meta: Tree, adapted: Tree) -> Tree:

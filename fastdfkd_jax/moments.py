@@ -39,8 +39,3 @@ def update(accumulators: Accumulators, moments: Tree, weight: float) -> Accumula
     keep = jnp.where(accumulators.count == 0, 0.0, weight)
     mixed = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, accumulators.moments, moments)
     return Accumulators(mixed, accumulators.count + 1)
-
-
-def expected(accumulators: Accumulators, moments: Tree, weight: float) -> Tree:
-    """What `update` would give, the quantity that Eq. 15 compares with the teacher's statistics."""
-    return update(accumulators, moments, weight).moments

@@ -18,9 +18,9 @@ from configs import deepinversion_imagenet, default, quickstart
 from fastdfkd_jax import models
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.meta import adapt
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods import deepinversion as method
-from fastdfkd_jax.methods.descent import descend
 from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.config_checks import validate
 
@@ -259,18 +259,16 @@ def test_only_the_first_batch_norm_is_multiplied():
 def test_descent_keeps_what_follows_the_best_step_and_goes_on_from_a_state():
     loss = lambda x, shift: ((x - shift) ** 2, x)  # noqa: E731
     shifts = jnp.array([0.0, 3.0, 5.0, 0.5])
-    done = descend(loss, jnp.float32(4), optax.sgd(0.25), optax.sgd(0.25).init(0.0), shifts)
+    done = adapt(loss, jnp.float32(4), optax.sgd(0.25), shifts)
     # 4 -> 2 -> 2.5 -> 3.75 -> 2.125; losses 16, 1, 6.25, 10.5625.
     np.testing.assert_allclose(done.losses, [16, 1, 6.25, 10.5625])
     assert (done.best, done.best_params, done.last, done.params) == (2.0, 2.5, 3.75, 2.125)
     adam = optax.adam(0.1)
-    whole = descend(loss, jnp.float32(4), adam, adam.init(jnp.float32(4)), shifts)
-    half = descend(loss, jnp.float32(4), adam, adam.init(jnp.float32(4)), shifts[:2])
-    rest = descend(loss, half.params, adam, half.opt_state, shifts[2:])
+    whole = adapt(loss, jnp.float32(4), adam, shifts)
+    half = adapt(loss, jnp.float32(4), adam, shifts[:2])
+    rest = adapt(loss, half.params, adam, shifts[2:], opt_state=half.opt_state)
     np.testing.assert_allclose(rest.params, whole.params, rtol=1e-6)
-    held = descend(
-        loss, jnp.float32(4), adam, adam.init(jnp.float32(4)), shifts, project=lambda x: jnp.maximum(x, 3.95)
-    )
+    held = adapt(loss, jnp.float32(4), adam, shifts, project=lambda x: jnp.maximum(x, 3.95))
     np.testing.assert_allclose([held.params, held.best_params], [3.95, 3.95])
 
 

@@ -17,8 +17,8 @@ import optax
 from fastdfkd_jax import losses, moments
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.meta import Adapted, adapt
 from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps, on_target
-from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.parts import contrastive
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.parts.parametrization import Representation
@@ -146,12 +146,12 @@ def build(options: CMIOptions, inversion: InversionOptions, representation: Repr
             observed = observed._replace(terms={**observed.terms, "contrastive": term}, described=())
             return total + options.contrastive_weight * term, (images, views, observed)
 
-        done = descend(
+        done = adapt(
             loss_fn,
             (made, state.head),
             optimizer,
-            (adam.init(made), state.head_opt_state),
             jax.random.split(steps_key, options.num_steps),
+            opt_state=(adam.init(made), state.head_opt_state),
             watch=lambda aux: losses.feature(aux[2].moments, teacher_vars["batch_stats"]),
         )
         images, views, _ = done.best
@@ -226,7 +226,7 @@ def _pair(first: optax.GradientTransformation, second: optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def _info(done: Descent, labels: Array, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
+def _info(done: Adapted, labels: Array, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
     last: Observed = done.last[2]
     return {
         **{f"loss/{name}": value for name, value in last.terms.items()},

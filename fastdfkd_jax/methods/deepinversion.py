@@ -16,6 +16,7 @@ import optax
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.meta import Adapted, adapt
 from fastdfkd_jax.methods.base import (
     Batch,
     Method,
@@ -26,7 +27,6 @@ from fastdfkd_jax.methods.base import (
     on_target,
     require_no_class_term,
 )
-from fastdfkd_jax.methods.descent import Descent, descend
 from fastdfkd_jax.methods.parts import parametrization
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 
@@ -151,15 +151,14 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     def init(key: Array, teacher_vars: Tree) -> DeepInversionState:
         return DeepInversionState(jnp.zeros((), jnp.int32))
 
-    def run_stage(x: Array, key: Array, frozen: Frozen, steps: int, half: bool) -> Descent:
+    def run_stage(x: Array, key: Array, frozen: Frozen, steps: int, half: bool) -> Adapted:
         loss = make_loss(teacher, student, options, half)
         optimizer = optax.adam(_rate(options, steps), options.b1, options.b2)
         keys = jax.random.split(key, steps)
-        return descend(
+        return adapt(
             lambda x, key: loss(x, key, frozen),
             x,
             optimizer,
-            optimizer.init(x),
             keys,
             project=pixels.project,
             watch=lambda seen: losses.feature(seen.moments, frozen.teacher_vars["batch_stats"]),

@@ -177,11 +177,15 @@ class DeviceFeed(ImageFeed):
         self.state = self.state._replace(replay=known)
 
     def example(self) -> Pool:
-        """All of it, with an image if there was none."""
-        if len(self) or not len(self.state.labels):
-            return self.state
-        white = jnp.full((1, *self.state.images.shape[1:]), 255, jnp.uint8)
-        return append(self.state, white, jnp.zeros((1, *self.state.labels.shape[1:]), self.state.labels.dtype))
+        """All of it, with a white image if there was none."""
+        pool = self.state
+        if len(self):
+            return pool
+        _, height, width, channels = pool.images.shape
+        shape, label = (height, width, channels), jax.ShapeDtypeStruct(pool.labels.shape[1:], pool.labels.dtype)
+        if not len(pool.labels):
+            pool = empty(1, shape, pool.replay is not None, label)
+        return append(pool, jnp.full((1, *shape), 255, jnp.uint8), jnp.zeros((1, *label.shape), label.dtype))
 
     def of_rows(self, rows: np.ndarray) -> Pool:
         """All of it."""
