@@ -8,9 +8,11 @@ import sys
 
 import jax
 import pytest
+from runs import Runs
 
 from fastdfkd_jax.cli import command
 
+_MANY_MAPS = 15_000  # of the 65,530 that Linux gives a process
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
@@ -29,6 +31,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     quick = not any(item.get_closest_marker(name) for name in ("slow", "optimized"))
     jax.config.update("jax_disable_most_optimizations", quick)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # of the processes that a test starts
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Lets go of compiled programs where they are many: XLA crashes where a process has no memory map left."""
+    module = item.getparent(pytest.Module)
+    ended = nextitem is None or nextitem.getparent(pytest.Module) is not module
+    if ended and isinstance(shared := getattr(getattr(module, "obj", None), "shared", None), Runs):
+        shared.forget()
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > (_MANY_MAPS if ended else 2 * _MANY_MAPS):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -46,9 +46,11 @@ def identity_of(workdir: Path) -> dict[str, Any]:
 class Runs:
     """Runs that share what they compile, which is nearly all that a tiny run costs.
 
-    A test that puts another method in the place of one must have `Runs` of its own.
+    A test that puts another method in the place of one must have `Runs` of its own. Few are held: the programs of a run
+    take some 2,000 of the 65,530 memory maps that Linux gives a process, and XLA crashes where there are none left.
     """
 
+    _MOST = 8
     _NOT_COMPILED = ("seed", "noise_control", "restart", "eval_every", "checkpoint_every", "images_every")
 
     def __init__(self) -> None:
@@ -63,11 +65,17 @@ class Runs:
         has_images = bool(config.pool.initial or config.transfer.source)
         said["pool"] = {**said["pool"], "initial": ""}
         name = json.dumps(said, sort_keys=True)
-        if fresh or name not in self._built:
-            self._built[name] = one_run.build(config)
-        elif has_images:
-            return self._built[name]._replace(parts=assemble(config))
+        known = None if fresh else self._built.pop(name, None)
+        self._built[name] = known or one_run.build(config)  # the last, which is forgotten last
+        while len(self._built) > self._MOST:
+            del self._built[next(iter(self._built))]
+        if known is not None and has_images:
+            return known._replace(parts=assemble(config))
         return self._built[name]
+
+    def forget(self) -> None:
+        """Lets go of all programs."""
+        self._built.clear()
 
     def run(self, config: ConfigDict, folder: Path) -> dict[str, Any]:
         """`one_run.run`."""
