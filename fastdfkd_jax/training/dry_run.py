@@ -21,7 +21,7 @@ from fastdfkd_jax.pool.stored_labels import Taught
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.feeding import open_feed, view_options
 from fastdfkd_jax.training.programs import Programs
-from fastdfkd_jax.training.schedule import last_synthesis_call
+from fastdfkd_jax.training.schedule import count_synthesis_calls
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -67,7 +67,7 @@ def describe(config: ConfigDict, parts: Parts) -> str:
     disk is not. Nothing is written.
     """
     method = parts.method
-    synthesis_calls = count_synthesis_calls(config, parts)
+    synthesis_calls = count_synthesis_calls(config, parts.method)
     images = synthesis_calls * method.images_per_call
     lines = [
         _network("teacher", parts.teacher, parts.teacher_vars),
@@ -94,15 +94,6 @@ def count_kd_steps(config: ConfigDict) -> int:
     return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call
 
 
-def count_synthesis_calls(config: ConfigDict, parts: Parts) -> int:
-    """How often the method synthesises in a whole run."""
-    if config.mode == "distill" or parts.method.lifetime == base.DATA:
-        return 0
-    if parts.method.lifetime == base.ONCE:
-        return config.calls * config.kd.steps_per_call // parts.method.steps_per_round
-    return last_synthesis_call(config)
-
-
 def _network(role: str, network: models.Network, variables) -> str:
     spec = network.spec
     return (
@@ -119,7 +110,7 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     state = programs.begin(key)
     feed = open_feed(parts, config, programs, None, key, lambda text: None)
     costs: list[Cost] = []
-    if synthesis_calls := count_synthesis_calls(config, parts):
+    if synthesis_calls := count_synthesis_calls(config, parts.method):
         student = state["student"].variables
 
         def synthesize() -> Any:

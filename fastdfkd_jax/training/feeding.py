@@ -24,7 +24,7 @@ from fastdfkd_jax.pool.label_files import Description
 from fastdfkd_jax.pool.shards import Rows, Shards
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.training.build import Parts
-from fastdfkd_jax.training.schedule import last_synthesis_call
+from fastdfkd_jax.training.schedule import count_synthesis_calls
 
 if TYPE_CHECKING:
     from fastdfkd_jax.training.programs import Programs
@@ -112,9 +112,7 @@ def _to_pixels(parts: Parts) -> Callable[[Array], Array]:
 
 
 def _open_images(parts: Parts, config: ConfigDict, programs: Programs, workdir: Path | None, key: Array) -> ImageFeed:
-    made = 0
-    if config.mode != "distill" and parts.method.lifetime != base.DATA:
-        made = parts.method.images_per_call * last_synthesis_call(config)
+    made = parts.method.images_per_call * count_synthesis_calls(config, parts.method)
     files = None if workdir is None else Shards(workdir / "pool")
     first, shape = parts.initial, parts.teacher.spec.input_shape
     if not _is_on_disk(parts, config):

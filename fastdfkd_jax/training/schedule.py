@@ -6,6 +6,8 @@ import optax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.methods import base
+from fastdfkd_jax.methods.base import Method
 
 
 def student_rate(config: ConfigDict) -> optax.Schedule:
@@ -20,6 +22,7 @@ def student_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The student's optimizer, with its rate and, where it is asked for, clipped gradients."""
     kd, schedule = config.kd, student_rate(config)
     if kd.optimizer == "adam":
         optimizer = distill.adam(schedule, kd.weight_decay)
@@ -31,6 +34,15 @@ def student_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def last_synthesis_call(config: ConfigDict) -> int:
     """The last call in which a method that keeps its images makes some."""
     return config.synthesis_calls or config.calls
+
+
+def count_synthesis_calls(config: ConfigDict, method: Method) -> int:
+    """How often the method synthesises in a whole run."""
+    if config.mode == "distill" or method.lifetime == base.DATA:
+        return 0
+    if method.lifetime == base.ONCE:
+        return config.calls * config.kd.steps_per_call // method.steps_per_round
+    return last_synthesis_call(config)
 
 
 def last_call(config: ConfigDict) -> int:
