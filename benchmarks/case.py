@@ -48,7 +48,7 @@ class Case(NamedTuple):
         config.teacher.checkpoint = self.teacher or str(folder / "teacher.safetensors")
         config.student.checkpoint = str(folder / "student.safetensors")
         config.data.source, config.precision = "", self.precision
-        config.fastdfkd.num_adapt_steps = self.steps
+        config.fastdfkd.num_steps = self.steps
         config.synthesis_batch = config.kd.batch = self.batch
         config.fastdfkd.reset_first_layer_at = 0
         config.kd.steps_per_call = config.kd.steps_per_dispatch = self.kd_steps
@@ -140,6 +140,6 @@ def places_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> np.ndarr
     batch, padding = config.synthesis_batch, config.inversion.crop_padding
     places = jnp.arange(1.0, height * width + 1).reshape(1, height, width, 1)
     places = jnp.broadcast_to(places, (batch, height, width, 1))
-    views = jax.random.split(view_key, config.fastdfkd.num_adapt_steps + 1)[:-1]
+    views = jax.random.split(view_key, config.fastdfkd.num_steps + 1)[:-1]
     made = [augment.random_crop_flip(view, places, padding, config.inversion.flip) for view in views]
     return np.stack([np.asarray(view, np.int64).reshape(batch, -1) for view in made])

@@ -25,11 +25,13 @@ from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.storage import files
 from fastdfkd_jax.training import run_records
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.programs import Programs, initial_state
+from fastdfkd_jax.training.run_options import RunOptions
 
 _DEVICES = 4
 _KD_STEPS = 4
@@ -74,7 +76,7 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
     """Runs calls with their KD steps and saves, after each, images, generator, student and metrics."""
     parallel.split_cpu(config.parallel.cpu_devices)
     parts = assemble(config)
-    programs, key = Programs(parts, config), jax.random.key(config.seed)
+    programs, key = Programs(parts, read(RunOptions, config)), jax.random.key(config.seed)
     state = initial_state(key, parts)
     # With room for more: a pool that one batch fills would be laid over the devices as the batch is.
     filled = on_device.empty((calls + 1) * parts.method.images_per_call, parts.teacher.spec.input_shape)

@@ -21,10 +21,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.models import TeacherOptions
+from fastdfkd_jax.options import read, renamed
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.shards import Rows, read_shard
 from fastdfkd_jax.storage import files, image_grid
 from fastdfkd_jax.training.build import conv_gradient, load_teacher
+from fastdfkd_jax.training.workdir import flatten
 
 COLUMNS = 4
 
@@ -42,7 +45,9 @@ def gaps_by_step(workdir: Path) -> list[list[float]]:
 
 def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
     """What the teacher says of images: of the classes that were asked for, and of any."""
-    teacher, variables = load_teacher(config, {"dtype": np.float32, "conv_gradient": conv_gradient(config)})
+    teacher, variables = load_teacher(
+        read(TeacherOptions, config), {"dtype": np.float32, "conv_gradient": conv_gradient(config)}
+    )
     images = augment.normalize(on_device.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(teacher.apply)(variables, images).logits))
     asked = probabilities[np.arange(len(rows.labels)), rows.labels]
@@ -59,7 +64,7 @@ def record(workdir: Path) -> dict[str, Any]:
     """What a run was and came to."""
     content = json.loads((workdir / "config.json").read_text())["config"]
     config, gaps = ConfigDict(content), gaps_by_step(workdir)
-    steps = config.fastdfkd.num_adapt_steps if config.method.name == "fastdfkd" else config.deepinversion.num_steps
+    steps = renamed(flatten(content))[f"{config.method.name}.num_steps"]  # the run may be an old one
     content["teacher"]["checkpoint"], content["data"]["dir"] = Path(config.teacher.checkpoint).name, ""
     return {
         "config": content,

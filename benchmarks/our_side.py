@@ -12,11 +12,13 @@ from benchmarks.case import CALL_KEY, Case
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
 from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve
+from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.training import metric_files
 from fastdfkd_jax.training.build import assemble, conv_gradient
 from fastdfkd_jax.training.one_run import set_up_jax
 from fastdfkd_jax.training.programs import Programs, initial_state
+from fastdfkd_jax.training.run_options import RunOptions
 
 
 class OurSide:
@@ -31,7 +33,7 @@ class OurSide:
         self.case, self.config = case, case.config(folder)
         set_up_jax(self.config)
         self.parts = assemble(self.config)
-        self.programs = Programs(self.parts, self.config)
+        self.programs = Programs(self.parts, read(RunOptions, self.config))
         self.state = initial_state(jax.random.key(0), self.parts)
         shape = self.parts.teacher.spec.input_shape
         images = jax.random.uniform(jax.random.key(4), (case.batch, *shape))

@@ -88,7 +88,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
             latents = torch.randn(batch, config.generator.latent_dim)
             wanted = torch.randint(0, spec.num_classes, (batch,))
             adversarial = call >= config.warmup_calls
-            steps = config.fastdfkd.num_adapt_steps
+            steps = config.fastdfkd.num_steps
             made, observed = synthesizer.synthesize(latents, wanted, steps, adversarial, torch_fastdfkd.random_view)
             seconds["synthesis_seconds"] += time.perf_counter() - start
             pool = torch.cat([pool, (made * 255).to(torch.uint8)])

@@ -92,7 +92,7 @@ def pair_config(dataset: str, pair: str) -> ConfigDict:
 
 def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
     """Sets k with its rates, and what each protocol changes."""
-    config.fastdfkd.num_adapt_steps = steps
+    config.fastdfkd.num_steps = steps
     config.inner.generator_lr, config.inner.latents_lr = STEPS[steps]
     config.meta.lr = STEPS[steps][0] * steps
     for name in protocols:

@@ -24,7 +24,7 @@ def published(config):
     config.calls, config.warmup_calls = 200, 0
     config.synthesis_batch = config.kd.batch = 256
     config.kd.steps_per_call, config.kd.lr, config.kd.final_lr = 400, 0.1, 2e-4
-    config.cmi.num_steps, config.cmi.learning_rate = 200, 1e-3
+    config.cmi.num_steps, config.cmi.lr = 200, 1e-3
     config.cmi.contrastive_weight, config.cmi.temperature = 0.8, 0.2
     config.inversion.class_weight = config.inversion.feature_weight = 1.0
     config.inversion.adversarial_weight, config.inversion.adversarial = 0.5, "kl"

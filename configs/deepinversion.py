@@ -7,7 +7,7 @@ Published for wrn40_2-wrn16_1: 83.04 % on CIFAR-10 and 53.77 % on CIFAR-100 (bes
 
 `:dataset-teacher-student`, then `-short` or `-smoke`. Before it `original-` for the recipe of the method's own authors
 (METHOD 6). The few-step rows of Table 4 are `--config.deepinversion.num_steps=2`, 5 and 10; published for CIFAR-100
-2.61, 4.84 and 6.77 %, at a rate that is not; released for 10 steps is `--config.deepinversion.learning_rate=1`.
+2.61, 4.84 and 6.77 %, at a rate that is not; released for 10 steps is `--config.deepinversion.lr=1`.
 """
 
 from configs import cifar
@@ -19,7 +19,7 @@ def published(config):
     config.calls, config.warmup_calls = 200, 0
     config.synthesis_batch = config.kd.batch = 256
     config.kd.steps_per_call, config.kd.lr, config.kd.final_lr = 400, 0.1, 2e-4
-    config.deepinversion.num_steps, config.deepinversion.learning_rate = 2000, 0.1
+    config.deepinversion.num_steps, config.deepinversion.lr = 2000, 0.1
     config.deepinversion.class_weight, config.deepinversion.feature_weight = 1.0, 10.0
     config.deepinversion.adversarial_weight = 1.0
 

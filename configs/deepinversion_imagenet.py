@@ -27,7 +27,7 @@ def recipe(config):
     config.synthesis_batch = 64
     chosen = config.deepinversion
     chosen.half_size_steps, chosen.num_steps = 2000, 1000
-    chosen.learning_rate, chosen.schedule, chosen.rate_warmup_steps = 0.25, "cosine", 100
+    chosen.lr, chosen.schedule, chosen.rate_warmup_steps = 0.25, "cosine", 100
     chosen.b1, chosen.b2 = 0.5, 0.9
     chosen.class_weight, chosen.feature_weight, chosen.first_bn_multiplier = 1.0, 0.01, 10.0
     chosen.tv_l1, chosen.tv_l2, chosen.l2 = 0.0, 1e-4, 1e-5

@@ -65,7 +65,7 @@ def smoke() -> ConfigDict:
     config = _published("mobilenetv2_imagenet")
     config.teacher.arch = "efficientnet_lite0"  # mean and std are in the imported file
     config.calls, config.synthesis_calls, config.warmup_calls = 4, 2, 2
-    config.synthesis_batch, config.fastdfkd.num_adapt_steps = 8, 5
+    config.synthesis_batch, config.fastdfkd.num_steps = 8, 5
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 8, 4, 4
     config.eval_every = config.images_every = 2
     config.data.batch = 50
@@ -77,7 +77,7 @@ def _fast50(config: ConfigDict) -> None:
     config.synthesis_batch = 100
     config.generator.kind = "spatial"
     chosen = config.fastdfkd
-    chosen.num_adapt_steps, chosen.meta_rule, chosen.reptile_scale = 50, "reptile", 1.0
+    chosen.num_steps, chosen.meta_rule, chosen.reptile_scale = 50, "reptile", 1.0
     chosen.latents, chosen.latents_period, chosen.latents_update = "periodic", 50, "adapted"  # METHOD T2
     chosen.reset_optimizer_with_latents, chosen.reset_first_layer_at = True, 0
     chosen.images = "last"
@@ -107,7 +107,7 @@ def tiny(config: ConfigDict) -> None:
     config.teacher.image_size = 64
     config.calls, config.synthesis_calls, config.warmup_calls = 4, 0, 0
     config.synthesis_batch = config.kd.batch = 8
-    config.fastdfkd.num_adapt_steps = 5
+    config.fastdfkd.num_steps = 5
     config.deepinversion.half_size_steps, config.deepinversion.num_steps = 0, 5
     config.deepinversion.jitter = 8
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 4

@@ -28,7 +28,7 @@ def get_config(variant=None):
         # At the published weights, 0.4 and 10 with k = 5, these networks ignore which class is asked for: the teacher
         # sees 12 % of the images as asked, and 10 % is chance.
         config.inversion.class_weight, config.inversion.feature_weight = 4.0, 1.0
-        config.fastdfkd.num_adapt_steps = 10
+        config.fastdfkd.num_steps = 10
 
     config.warmup_calls = 4 if config.warmup_calls else 0
     config.calls = 26 + config.warmup_calls  # as many KD steps for every method

@@ -76,7 +76,7 @@ def deepinversion(config: ConfigDict) -> None:
     fast10(config)
     config.method.name = "deepinversion"
     config.deepinversion.class_weight = 0.0
-    config.deepinversion.num_steps, config.deepinversion.learning_rate = 2000, 0.1
+    config.deepinversion.num_steps, config.deepinversion.lr = 2000, 0.1
     config.deepinversion.jitter = config.teacher.image_size // 8
 
 
@@ -129,7 +129,7 @@ def smoke(config: ConfigDict) -> None:
     config.synthesis_batch = config.kd.batch = 2
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 5
     rates.cosine(config)
-    config.fastdfkd.num_adapt_steps, config.deepinversion.num_steps = 2, 2
+    config.fastdfkd.num_steps, config.deepinversion.num_steps = 2, 2
     config.transfer.limit, config.transfer.select = 64, min(config.transfer.select, 8)
     config.data.split = f"{config.data.split}[:4]"
     config.data.batch = 2

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.distributed import hosts
+from fastdfkd_jax.options import read
 from fastdfkd_jax.training import dry_run
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import run, run_noise_control, set_up_jax, write_summary
+from fastdfkd_jax.training.run_options import RunOptions
 
 log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
 
@@ -32,20 +31,16 @@ def main(argv: Sequence[str]) -> None:
     if not hosts.is_writer():
         logging.getLogger("fastdfkd_jax").setLevel(logging.ERROR)  # the writer says the same
     with hosts.together():
-        output = _output(config, folder)
+        if config.dry_run:
+            output = dry_run.describe(read(RunOptions, config), assemble(config))
+        else:
+            summary = run(config, folder)
+            if summary and config.noise_control:
+                summary |= run_noise_control(config, folder)
+                write_summary(folder, summary)
+            output = json.dumps(summary) if summary else ""  # stopped
         if output and hosts.is_writer():
             print(output, flush=True)
-
-
-def _output(config: ConfigDict, folder: Path) -> str:
-    """What is printed in the end: the plan of a dry run, else the summary; '' where the run was stopped."""
-    if config.dry_run:
-        return dry_run.describe(config, assemble(config))
-    summary = run(config, folder)
-    if summary and config.noise_control:
-        summary |= run_noise_control(config, folder)
-        write_summary(folder, summary)
-    return json.dumps(summary) if summary else ""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from runs import tiny_config
+from runs import options_of, tiny_config
 from toy_network import toy_parts
 
 from fastdfkd_jax.cpu_conv import square, winograd
@@ -36,7 +36,7 @@ def results(changes: dict[str, float]) -> dict[str, Any]:
     config.inner.optimizer, config.inner.latents_lr, config.inner.generator_lr = "sgd", 0.1, 0.1
     config.meta.optimizer, config.meta.kwargs = "sgd", {}
     parts = toy_parts(config)
-    programs, state = Programs(parts, config), initial_state(jax.random.key(1), parts)
+    programs, state = Programs(parts, options_of(config)), initial_state(jax.random.key(1), parts)
     found, devices = {}, 0
     images = 2 * config.synthesis_batch * config.fastdfkd.num_tasks
     filled = on_device.empty(images, parts.teacher.spec.input_shape)

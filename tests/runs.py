@@ -9,9 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fastdfkd_jax.options import read
 from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.one_run import Built
+from fastdfkd_jax.training.run_options import RunOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,7 +28,7 @@ def tiny_config(**changes) -> ConfigDict:
     config.teacher.checkpoint = "digits"
     config.student.arch = "wrn10_1"
     config.data.source, config.data.split, config.data.batch = "digits", "test[:32]", 32
-    config.fastdfkd.num_adapt_steps = 2
+    config.fastdfkd.num_steps = 2
     config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.reset_first_layer_at = 0
     config.generator.latent_dim, config.generator.width = 16, 8
@@ -36,6 +38,11 @@ def tiny_config(**changes) -> ConfigDict:
     config.eval_every = config.checkpoint_every = config.images_every = 1
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
+
+
+def options_of(config: ConfigDict) -> RunOptions:
+    """The options of a run."""
+    return read(RunOptions, config)
 
 
 def identity_of(workdir: Path) -> dict[str, Any]:

@@ -194,6 +194,12 @@ def test_every_differing_key_is_named():
     assert f"({changes})" in str(caught.value)
 
 
+def test_a_record_with_old_names_is_of_the_same_run():
+    require_same_run({"cmi.learning_rate": 0.1, "kd.lr": 0.2}, {"cmi.lr": 0.1, "kd.lr": 0.2}, "here")
+    with pytest.raises(UserError, match=r"\(cmi.lr: 0.1 there, 0.3 now\)"):
+        require_same_run({"cmi.learning_rate": 0.1}, {"cmi.lr": 0.3}, "here")
+
+
 def test_a_run_may_grow_but_not_shrink_nor_where_its_checkpoint_has_no_room():
     require_same_run({"calls": 3}, {"calls": 5}, "here")
     with pytest.raises(UserError, match="calls: 3 there, 2 now"):

@@ -23,7 +23,7 @@ from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.config_checks import validate
 
 BATCH, DIM = 4, 16  # the toy's BatchNorm has 16 channels
-TINY = {"num_steps": 3, "learning_rate": 0.1, "bank_size": 10, "negatives": 6, "head_dim": 5}
+TINY = {"num_steps": 3, "lr": 0.1, "bank_size": 10, "negatives": 6, "head_dim": 5}
 TERMS = inversion_loss.InversionOptions(feature="plain", crop_padding=1, flip=False)
 
 
@@ -47,10 +47,10 @@ def toy_images():
 
 
 def method(terms=TERMS, **changes):
-    options = cmi.CMIOptions(**{**TINY, **changes})
+    options = cmi.CMIOptions(**{**TINY, **changes}, inversion=terms)
     network = toy_network()
     setting = base.Setting(network, network, BATCH, 4, 0, 2, lambda x: x, {})
-    built = cmi.build(options, terms, toy_images(), setting)
+    built = cmi.build_of_images(options, setting, toy_images())
     return built._replace(init=jax.jit(built.init))
 
 

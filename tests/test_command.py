@@ -236,6 +236,12 @@ def test_a_wrong_key_or_value_is_named(settings, argument, expected):
         parsed(f"--config={settings}", argument)
 
 
+def test_an_old_name_leads_to_the_new_one():
+    with pytest.raises(UserError) as caught:
+        parsed(f"--config={ROOT / 'configs' / 'default.py'}", "--config.cmi.learning_rate=1")
+    assert str(caught.value) == "config.cmi has no key 'learning_rate': it is called config.cmi.lr now"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

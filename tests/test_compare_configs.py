@@ -4,7 +4,7 @@ import json
 import statistics
 
 import pytest
-import runs  # noqa: F401 - makes configs importable
+from runs import options_of  # makes configs importable too
 
 from configs import cifar, cifar10, dafl, dfq, zskt
 from configs.compare import all as all_tables
@@ -12,9 +12,9 @@ from configs.compare import cifar_runs, parts, spread, table1, table2, table3, t
 from configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax.compare import comparison, results, synthesis, tables
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.training import dry_run
 from fastdfkd_jax.training.build import METHODS
 from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.schedule import count_kd_steps
 
 CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
 CONFIGS += [(all_tables, None), (longer_synthesis, None), (spread, None)]
@@ -102,7 +102,7 @@ def test_all_methods_of_the_short_protocol_learn_on_equal_terms():
 
 def test_all_runs_of_table_2_have_one_student_budget():
     for run in comparison.read(table2.get_config()).runs.values():
-        assert (dry_run.count_kd_steps(run.config), run.config.kd.batch) == (400_000, 100), run.name
+        assert (count_kd_steps(options_of(run.config)), run.config.kd.batch) == (400_000, 100), run.name
 
 
 def test_rows_that_a_claim_rests_on_have_three_seeds():
@@ -222,7 +222,7 @@ def test_few_steps_are_the_methods_own_options():
     for k in (2, 5, 10):
         assert found[f"{at}deepinversion{k}"].config.deepinversion.num_steps == k
         assert found[f"{at}cmi{k}"].config.cmi.num_steps == k
-        assert found[f"{at}fast{k}"].config.fastdfkd.num_adapt_steps == k
+        assert found[f"{at}fast{k}"].config.fastdfkd.num_steps == k
 
 
 def test_2000_steps_are_computed_from_ten():

@@ -8,7 +8,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from runs import tiny_config
+from runs import options_of, tiny_config
 
 from benchmarks.flops import equations
 from configs import imagenet
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.optimized
 
 def programs_and_arguments(config):
     parts = assemble(config)
-    programs, state = Programs(parts, config), initial_state(jax.random.key(0), parts)
+    programs, state = Programs(parts, options_of(config)), initial_state(jax.random.key(0), parts)
     filled = on_device.empty(config.synthesis_batch, parts.teacher.spec.input_shape)
     key, student = jax.random.key(1), state["student"].variables
     return {
@@ -48,15 +48,15 @@ def imagenet_programs():
     config = imagenet.get_config("resnet50_imagenet")
     config.precision, config.conv_gradient = "bfloat16", "native"
 
-    def load_teacher(config, options):
-        spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=config.teacher.mean, std=config.teacher.std)
+    def load_teacher(given, options):
+        spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=given.mean, std=given.std)
         teacher = models.build(spec, **options)
         return teacher, jax.eval_shape(teacher.init, jax.random.key(0))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble_module, "load_teacher", load_teacher)
         parts = assemble(config)
-    programs = Programs(parts, config)
+    programs = Programs(parts, options_of(config))
     state = jax.eval_shape(lambda key: initial_state(key, parts), jax.random.key(0))
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), np.int32)
     images = jax.ShapeDtypeStruct((programs.steps, config.kd.batch, 224, 224, 3), np.uint8)

@@ -1,13 +1,22 @@
 """Every config builds, its rates are the published ones, and what it does not know it refuses."""
 
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
 import pytest
-import runs  # noqa: F401 - makes configs importable
+from options_page import page
+from runs import options_of, tiny_config  # makes configs importable too
 
 from configs import camvid, cifar, cifar10, cifar100, default, nyuv2, own, pretrain_camvid, pretrain_nyuv2, quickstart
 from configs import segmentation as maps
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.methods.registry import METHODS
+from fastdfkd_jax.options import RENAMED, Options, kinds, option, part, ranges, read, renamed, said, section
 from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.run_options import RunOptions
 
 VARIANTS = [f"{pair}-fast{k}" for pair in cifar.PAIRS for k in cifar.STEPS]
 
@@ -137,3 +146,113 @@ def test_an_unknown_variant_lists_the_known_ones(variant):
     with pytest.raises(UserError, match=r"unknown variant .*wrn40_2-wrn16_1.*short") as caught:
         cifar10.get_config(variant)
     assert "\n" not in str(caught.value)
+
+
+# --- Options
+
+KINDS = {each for kind in (RunOptions, *(entry.options for entry in METHODS.values())) for each in kinds(kind)}
+
+
+def test_the_default_config_is_the_classes_defaults_and_nothing_else():
+    """Each section of the config is a class of options, and reading it gives the class's defaults."""
+    config = default.get_config()
+    sections = {key for key, value in config.items() if hasattr(value, "items")}
+    assert sections == {kind.section for kind in KINDS} - {""}
+    for kind in KINDS:
+        found = config[kind.section].to_dict() if kind.section else config.to_dict()
+        assert section(kind).items() <= found.items()
+    for kind in (RunOptions, *(entry.options for entry in METHODS.values())):
+        assert read(kind, config) == kind()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=str), ids=str)
+def test_every_option_says_what_it_means(kind):
+    for each in dataclasses.fields(kind):
+        assert part(each) or said(kind, each.name)["about"], each.name
+
+
+def test_the_page_of_options_is_of_these_classes():
+    written = (Path(__file__).resolve().parent.parent / "docs" / "options.md").read_text(encoding="utf-8")
+    assert written == page(), "run: python tests/options_page.py docs/options.md"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_built_of_its_options_and_a_setting(name):
+    assert list(inspect.signature(METHODS[name].build).parameters) == ["options", "setting"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lamp(Options, section="lamp"):
+    colour: str = option("red", "of its light", choices=("red", "green"))
+    power: float = option(5.0, "watts", above=0)
+    share: float = option(0.5, "of the day", within="[0, 1)")
+    count: int = option(1, "of them", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Street(Options, section="street"):
+    width: float = option(4.0, "metres", above=0)
+    lamp: _Lamp = dataclasses.field(default_factory=_Lamp)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Avenue(_Street, section="avenue"):
+    width: float = 20.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"colour": "blue"}, "config.lamp.colour must be one of red, green, found 'blue'"),
+        ({"power": 0.0}, "config.lamp.power must be more than 0, found 0.0"),
+        ({"power": float("nan")}, "config.lamp.power must be more than 0, found nan"),
+        ({"share": 1.0}, "config.lamp.share must be in [0, 1), found 1.0"),
+        ({"share": -0.1}, "config.lamp.share must be in [0, 1), found -0.1"),
+        ({"count": 0}, "config.lamp.count must be at least 1, found 0"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_by_its_key(changes, line):
+    with pytest.raises(UserError) as caught:
+        _Lamp(**changes)
+    assert str(caught.value) == line
+    with pytest.raises(UserError) as caught:
+        read(_Street, {"street": section(_Street), "lamp": section(_Lamp) | changes})
+    assert str(caught.value) == line
+
+
+def test_options_are_read_with_those_of_their_parts():
+    config = {"street": {"width": 3.0}, "lamp": section(_Lamp) | {"count": 9}, "avenue": {"width": -1.0}}
+    assert read(_Street, config) == _Street(3.0, _Lamp(count=9))
+    assert [kind.section for kind in kinds(_Street)] == ["street", "lamp"]
+    assert section(_Avenue) == {"width": 20.0}
+    assert ranges(_Avenue, "width") == "more than 0", "a new default keeps the range"
+    with pytest.raises(UserError, match=r"config.avenue.width must be more than 0, found -1.0"):
+        read(_Avenue, config)
+    with pytest.raises(UserError, match=r"config.lamp.colour is missing: expected a config made from configs/default"):
+        read(_Street, {"street": {"width": 3.0}, "lamp": {}})
+
+
+def test_what_a_config_file_adds_is_refused():
+    config = tiny_config()
+    config.kd.momentun = 0.5
+    with pytest.raises(UserError, match=r"config.kd.momentun is no option: see configs/default.py"):
+        validate(config)
+    config = tiny_config()
+    config.cmi.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"config.cmi.learning_rate is no option: it is called config.cmi.lr now"):
+        validate(config)
+
+
+def test_old_names_are_of_no_option_and_lead_to_one():
+    known = set(flat(default.get_config()))
+    assert not RENAMED.keys() & known
+    assert set(RENAMED.values()) <= known
+    assert renamed({"cmi.learning_rate": 1.0, "kd.lr": 2.0}) == {"cmi.lr": 1.0, "kd.lr": 2.0}
+
+
+def test_options_of_a_run_are_those_of_its_config():
+    config = tiny_config(kd__cutmix=0.25, pool__draw="passes")
+    options = options_of(config)
+    assert (options.calls, options.kd.batch, options.pool.draw) == (3, 8, "passes")
+    assert (options.kd.views.cutmix, options.kd.views.crop_padding) == (0.25, 2)
+    assert json.dumps(dataclasses.asdict(options.kd)) == json.dumps(section(type(options.kd)) | config.kd.to_dict())

@@ -24,7 +24,7 @@ ROUND = 2  # student steps of a batch that lives once
 
 def install(monkeypatch, make):
     """Makes 'noise' another method."""
-    entry = registry.METHODS["noise"]._replace(build=lambda config, setting: make(setting))
+    entry = registry.METHODS["noise"]._replace(build=lambda options, setting: make(setting))
     monkeypatch.setitem(registry.METHODS, "noise", entry)
 
 

@@ -148,7 +148,7 @@ def test_a_call_makes_valid_images_that_meet_the_loss(kept):
 
 def test_the_last_image_is_that_after_the_last_step_clipped():
     """One step of Adam moves every pixel by the rate, against the sign of its gradient."""
-    options = method.DeepInversionOptions(num_steps=1, learning_rate=0.25, **STILL)
+    options = method.DeepInversionOptions(num_steps=1, lr=0.25, **STILL)
     network = toy_network()
     (batch,), _, _ = run(options)
     found = augment.normalize(batch.images, network.spec.mean, network.spec.std)
@@ -163,7 +163,7 @@ def test_the_last_image_is_that_after_the_last_step_clipped():
 
 def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     """One step that hardly moves, so that the images that are judged are those that are kept."""
-    options = method.DeepInversionOptions(num_steps=1, learning_rate=1e-7, **STILL)
+    options = method.DeepInversionOptions(num_steps=1, lr=1e-7, **STILL)
     batches, infos, _ = run(options, calls=8)
     hits = [share_on_target(toy_network(), variables()[0], batch) for batch in batches]
     assert [info["on_target"] for info in infos] == pytest.approx(hits)
@@ -200,7 +200,7 @@ def test_stages_see_images_of_their_sizes_and_steps_their_rates():
     assert set(seen) == {4, 8}
     assert seen.index(4) < seen.index(8)
 
-    options = method.DeepInversionOptions(learning_rate=2.0, schedule="cosine", rate_warmup_steps=4)
+    options = method.DeepInversionOptions(lr=2.0, schedule="cosine", rate_warmup_steps=4)
     rates = [float(method._rate(options, 12)(step)) for step in range(12)]
     expected = [0.5, 1.0, 1.5, 2.0, *(1 + np.cos(np.pi * np.arange(8) / 8))]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
@@ -272,7 +272,7 @@ def test_descent_keeps_what_follows_the_best_step_and_goes_on_from_a_state():
     np.testing.assert_allclose([held.params, held.best_params], [3.95, 3.95])
 
 
-@pytest.mark.parametrize("key", ["num_steps", "half_size_steps", "jitter", "learning_rate", "labels", "adversarial"])
+@pytest.mark.parametrize("key", ["num_steps", "half_size_steps", "jitter", "lr", "labels", "adversarial"])
 def test_a_value_that_cannot_work_is_refused_by_name(key):
     value = "none" if key in ("labels", "adversarial") else -1
     with pytest.raises(UserError, match=rf"config.deepinversion.{key} must be .*found"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import tiny_config
+from runs import options_of, tiny_config
 from toy_network import SPEC, toy_network, toy_parts
 
 from fastdfkd_jax import losses
@@ -142,7 +142,7 @@ def stepped(steps=2):
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.05, 0.9, 1e-4)
     loss = distill.kd_loss(TEMPERATURE)
-    step = jax.jit(distill.make_step(built, built, optimizer, loss, crop_padding=0, flip=False))
+    step = jax.jit(distill.make_step(built, built, optimizer, loss, views=augment.ViewOptions(0, False)))
     states, infos = [distill.from_variables(student_vars, optimizer)], []
     for index in range(steps):
         state, info = step(states[-1], teacher_vars, images(), jax.random.key(index))
@@ -185,7 +185,7 @@ def test_without_augmentation_the_loss_is_that_of_the_images_themselves():
 def test_views_are_drawn_by_the_key(view):
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
-    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), **view))
+    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), views=augment.ViewOptions(**view)))
     state = distill.from_variables(student_vars, optimizer)
     values = [float(seen(state, teacher_vars, images(), jax.random.key(key))[1]["loss"]) for key in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
@@ -204,7 +204,7 @@ def mixed_step(loss, labels, weights=None, **views):
     """What a first step with CutMix says, and the images that it must have shown."""
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
-    step = jax.jit(distill.make_step(built, built, optimizer, loss, crop_padding=0, flip=False, **views))
+    step = jax.jit(distill.make_step(built, built, optimizer, loss, views=augment.ViewOptions(0, False, **views)))
     key = jax.random.key(30)
     _, info = step(distill.from_variables(student_vars, optimizer), teacher_vars, images(), key, labels, weights)
     options = augment.ViewOptions(0, False, **views)
@@ -247,6 +247,6 @@ def test_a_run_mixes_as_its_config_says():
     start, seen = initial_state(jax.random.key(1), parts)["student"], []
     for config.kd.cutmix, config.kd.cutmix_alpha in ((1.0, 1.0), (1.0, 0.2)):
         state = parallel.copy(start)  # the program takes it over
-        _, _, info = Programs(parts, config).distill(state, parts.teacher_vars, filled, jax.random.key(2))
+        _, _, info = Programs(parts, options_of(config)).distill(state, parts.teacher_vars, filled, jax.random.key(2))
         seen.append(float(info["loss"]))
     assert seen[0] != seen[1]

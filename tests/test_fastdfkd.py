@@ -14,18 +14,25 @@ from toy_network import share_on_target
 
 from fastdfkd_jax import meta, moments
 from fastdfkd_jax.distributed.parallel import lane_map
-from fastdfkd_jax.methods import fastdfkd
+from fastdfkd_jax.methods import base, fastdfkd
 from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
 from fastdfkd_jax.methods.parts import inversion_loss, parametrization
+from fastdfkd_jax.methods.parts.optimizers import InnerOptions, MetaOptions
 from fastdfkd_jax.models import NetworkSpec, build
-from fastdfkd_jax.models.generators.by_kind import build_generator
+from fastdfkd_jax.models.generators.by_kind import GeneratorOptions, build_generator
 from fastdfkd_jax.training.build import assemble
 
 SPEC = NetworkSpec("wrn10_1", 10, 8, 1, (0.3,), (0.3,))
 # The same program compiled with other options rounds differently; k steps of Adam on float32 amplify it.
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-4}
-TINY = FastDFKDOptions(num_adapt_steps=2, synthesis_batch=4, reset_first_layer_at=0)
 TERMS = inversion_loss.InversionOptions(crop_padding=1)
+TINY = FastDFKDOptions(
+    num_steps=2,
+    reset_first_layer_at=0,
+    generator=GeneratorOptions(latent_dim=6, width=4),
+    inversion=TERMS,
+    meta=MetaOptions(lr=0.01, kwargs={"b1": 0.5}),
+)
 
 
 @functools.cache
@@ -37,21 +44,19 @@ def networks(conv_gradient="canonical"):
     return teacher, variables, student
 
 
+def setting_of(teacher, gradient):
+    forms = {"conv_gradient": gradient}
+    lanes = functools.partial(lane_map, task_devices=jax.devices()[:1])
+    return base.Setting(teacher, teacher, 4, 3, 0, 1, lambda x: x, forms, lane_map=lanes)
+
+
 @functools.cache
-def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
+def run(options=TINY, calls=2, batch=4, warmup_calls=0):
     """Compiles one method and runs some calls; returns states (the initial one first), batches and infos."""
     gradient = "native" if options.meta_rule == "maml" else "canonical"
     teacher, teacher_vars, student_vars = networks(gradient)
-    generator = build_generator(8, 1, 6, 4, conv_gradient=gradient)
-    drawn = parametrization.from_pixels(SPEC) if pixels else parametrization.from_generator(generator)
-    inner = optax.partition(
-        {"latents": optax.adam(0.01, 0.5), "generator": optax.adam(0.003, 0.5)},
-        {"latents": "latents", "generator": "generator"},
-    )
-    method = fastdfkd.build(
-        options, terms, teacher, teacher, drawn, inner, outer or optax.adam(0.01, 0.5),
-        lane_map(options.num_tasks, jax.devices()[:1]),
-    )  # fmt: skip
+    setting = setting_of(teacher, gradient)._replace(batch=batch, warmup_calls=warmup_calls)
+    method = fastdfkd.build(options, setting)
     step: Any = jax.jit(method.synthesize)
     states, batches, infos = [jax.jit(method.init)(jax.random.key(2), teacher_vars)], [], []
     for call in range(calls):
@@ -71,6 +76,10 @@ def options(**changes):
     return dataclasses.replace(TINY, **changes)
 
 
+def sgd(lr):
+    return MetaOptions("sgd", lr, {})
+
+
 def test_a_call_makes_images_and_moves_the_generator():
     states, batches, infos = run()
     assert batches[0].images.shape == (4, 8, 8, 1)
@@ -86,7 +95,7 @@ def test_a_call_makes_images_and_moves_the_generator():
 def test_on_target_is_the_share_of_images_that_the_teacher_sees_as_asked():
     """One step without a random view, so that the images that are judged are those that are kept; two lanes."""
     terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
-    _, batches, infos = run(options(num_adapt_steps=1, synthesis_batch=16, num_tasks=2), terms)
+    _, batches, infos = run(options(num_steps=1, num_tasks=2, inversion=terms), batch=16)
     teacher, variables, _ = networks()
     for batch, info in zip(batches, infos, strict=True):
         share = share_on_target(teacher, variables, batch)
@@ -133,8 +142,11 @@ def test_unrolling_the_loop_changes_nothing():
 
 def test_plain_reptile_of_rate_one_makes_meta_the_adapted_one():
     terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
-    reptile = options(meta_rule="reptile", images="adapted", latents="persistent", latents_update="adapted")
-    states, batches, _ = run(reptile, terms, optax.sgd(1.0))
+    reptile = options(
+        meta_rule="reptile", images="adapted", latents="persistent", latents_update="adapted", inversion=terms,
+        meta=sgd(1.0),
+    )  # fmt: skip
+    states, batches, _ = run(reptile)
     render = parametrization.from_generator(build_generator(8, 1, 6, 4)).render
     again = render(states[1].generator, states[1].latents[0])
     np.testing.assert_allclose(again, batches[0].images, **CLOSE)
@@ -177,15 +189,18 @@ def test_reuse_none_draws_a_generator_each_call():
 
 
 def test_sequential_reuse_starts_where_the_last_call_ended():
-    sequential = options(reuse="sequential", images="adapted", latents="persistent", latents_update="adapted")
-    states, batches, _ = run(sequential, inversion_loss.InversionOptions(crop_padding=0, flip=False))
+    sequential = options(
+        reuse="sequential", images="adapted", latents="persistent", latents_update="adapted",
+        inversion=inversion_loss.InversionOptions(crop_padding=0, flip=False),
+    )  # fmt: skip
+    states, batches, _ = run(sequential)
     render = parametrization.from_generator(build_generator(8, 1, 6, 4)).render
     np.testing.assert_allclose(render(states[1].generator, states[1].latents[0]), batches[0].images, **CLOSE)
 
 
 def test_pixels_stay_valid_and_are_reused_in_sequence():
-    sequential = options(reuse="sequential", latents="persistent", latents_update="adapted")
-    states, batches, _ = run(sequential, pixels=True)
+    sequential = options(reuse="sequential", latents="persistent", latents_update="adapted", representation="pixels")
+    states, batches, _ = run(sequential)
     assert states[1].latents.shape == (1, 4, 8, 8, 1)
     for batch in batches:
         # Projection clips in normalised space; rounding there is one unit of float32.
@@ -237,11 +252,11 @@ def test_the_first_layer_is_reset_at_its_call_only():
 def test_the_adversarial_term_waits_for_its_call():
     # JSD, because the masked KL is zero where random networks agree on none of four images.
     heavy = inversion_loss.InversionOptions(crop_padding=1, adversarial="jsd", adversarial_weight=50.0)
-    on, _, _ = run(options(adversarial_start=1), heavy, calls=1)
-    off, _, _ = run(options(adversarial_start=2), heavy, calls=1)
+    on, _, _ = run(options(inversion=heavy), calls=1, warmup_calls=1)
+    off, _, _ = run(options(inversion=heavy), calls=1, warmup_calls=2)
     assert not equal(on[1].generator, off[1].generator)
     without = inversion_loss.InversionOptions(crop_padding=1, adversarial_weight=0.0)
-    none, _, _ = run(options(), without, calls=1)
+    none, _, _ = run(options(inversion=without), calls=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), none[1].generator, off[1].generator)
 
 
@@ -257,14 +272,14 @@ def test_the_adversarial_term_waits_for_its_call():
 )
 def test_every_term_option_matters(terms):
     changed = inversion_loss.InversionOptions(crop_padding=1, **terms)
-    default, other = run()[0][-1], run(terms=changed)[0][-1]
+    default, other = run()[0][-1], run(options(inversion=changed))[0][-1]
     assert not equal(default.generator, other.generator)
 
 
 def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
     lanes = options(num_tasks=4)
-    mean, batches, _ = run(lanes, outer=optax.sgd(0.1), calls=1)
-    total, _, _ = run(dataclasses.replace(lanes, task_reduction="sum"), outer=optax.sgd(0.025), calls=1)
+    mean, batches, _ = run(dataclasses.replace(lanes, meta=sgd(0.1)), calls=1)
+    total, _, _ = run(dataclasses.replace(lanes, task_reduction="sum", meta=sgd(0.025)), calls=1)
     assert batches[0].images.shape == (16, 8, 8, 1)
     assert batches[0].labels.shape == (16,)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), mean[1].generator, total[1].generator)
@@ -272,14 +287,10 @@ def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
 
 def test_vmapped_lanes_equal_lanes_one_after_another():
     teacher, teacher_vars, student_vars = networks("native")
-    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, conv_gradient="native"))
-    several = options(num_tasks=2)
+    several = options(num_tasks=2, inner=InnerOptions(latents_lr=0.003), meta=MetaOptions(lr=0.01, kwargs={}))
 
     def call(map_lanes):
-        method = fastdfkd.build(
-            several, inversion_loss.InversionOptions(crop_padding=1), teacher, teacher, drawn,
-            optax.adam(0.003, 0.5), optax.adam(0.01), map_lanes,
-        )  # fmt: skip
+        method = fastdfkd.build(several, setting_of(teacher, "native")._replace(lane_map=lambda num_tasks: map_lanes))
         state = method.init(jax.random.key(2), teacher_vars)
         return jax.jit(method.synthesize)(state, teacher_vars, student_vars, jax.random.key(3))
 
@@ -302,7 +313,7 @@ def test_a_synthesis_call_has_no_host_callback():
 def test_accumulated_moments_are_those_of_the_last_iterate():
     terms = inversion_loss.InversionOptions(crop_padding=0, flip=False)
     # With one inner step the last iterate is the start, whose moments can be computed apart.
-    states, batches, _ = run(options(num_adapt_steps=1, images="last"), terms, calls=1)
+    states, batches, _ = run(options(num_steps=1, images="last", inversion=terms), calls=1)
     teacher, teacher_vars, _ = networks()
     images = (batches[0].images - 0.3) / 0.3
     expected = jax.jit(lambda x: teacher.apply(teacher_vars, x, moments=True).moments)(images)

@@ -13,7 +13,7 @@ from toy_network import toy_network
 
 from fastdfkd_jax import losses, models
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, dfad, registry, zskt
+from fastdfkd_jax.methods import base, dfad, zskt
 from fastdfkd_jax.models.generators import by_kind
 from fastdfkd_jax.training import build, one_run
 
@@ -35,7 +35,7 @@ def method_of(name, calls=2, warmup_calls=0, steps_per_call=2, **changes):
     forms = {"dtype": jnp.float32, "conv_gradient": "native"}
     config = tiny_config(method__name=name)
     config[name] = section
-    return registry.METHODS[name].build(config, base.Setting(network, network, *counts, lambda x: x, forms))
+    return build.method_of(config, base.Setting(network, network, *counts, lambda x: x, forms))
 
 
 @functools.cache
@@ -180,7 +180,7 @@ def student_asked_by(name, **changes):
     setting = base.Setting(
         network, student, BATCH, 2, 0, 2, lambda x: x, {"dtype": jnp.float32, "conv_gradient": "native"}
     )
-    method = registry.METHODS[name].build(config, setting)
+    method = build.method_of(config, setting)
     state = jax.eval_shape(method.init, jax.random.key(0), variables(0))
     jax.eval_shape(method.synthesize, state, variables(0), variables(1), jax.random.key(1))
     return asked

@@ -4,12 +4,15 @@ import importlib
 
 import numpy as np
 import pytest
-import runs  # noqa: F401 - makes configs importable
+from runs import options_of  # makes configs importable too
 
 from configs import camvid, default, nyuv2, quickstart
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import dafl, dfad, dfq, zskt
+from fastdfkd_jax.methods.dafl import DAFLOptions
+from fastdfkd_jax.methods.dfad import DFADOptions
+from fastdfkd_jax.methods.dfq import DFQOptions
 from fastdfkd_jax.methods.parts.online_generator import generator_rate
+from fastdfkd_jax.methods.zskt import ZSKTOptions
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.schedule import student_rate
 
@@ -83,7 +86,7 @@ def test_dafl_s_weights_depend_on_the_data(dataset, weights):
     assert (section.class_weight, section.balance_weight, section.activation_weight) == weights
 
 
-OPTIONS = {"dafl": dafl.Options, "zskt": zskt.Options, "dfq": dfq.Options, "dfad": dfad.Options}
+OPTIONS = {"dafl": DAFLOptions, "zskt": ZSKTOptions, "dfq": DFQOptions, "dfad": DFADOptions}
 EVERY = [
     *((method, variant) for method in OPTIONS for variant in (None, "smoke", f"{PAIR}-short", f"{PAIR}-smoke")),
     *((quickstart, method) for method in OPTIONS),
@@ -109,7 +112,7 @@ def shares_of_peak(config):
     generator = generator_rate(options, config.calls, steps)
     taken = np.arange(calls * steps)
     rounds = (taken + config.warmup_calls * steps) // section.student_steps
-    return np.array(student_rate(config)(taken)) / config.kd.lr, np.array(generator(rounds)) / section.lr
+    return np.array(student_rate(options_of(config))(taken)) / config.kd.lr, np.array(generator(rounds)) / section.lr
 
 
 def generator_outlives_student(config):
@@ -207,7 +210,7 @@ def test_weight_decay_of_dfq_is_none_but_in_the_protocol_that_gives_every_studen
 def test_the_rate_of_dfnd_s_student_falls_at_40_and_80_percent():
     config = config_of("dfnd")
     assert config.kd.milestones == (round(0.4 * config.calls), round(0.8 * config.calls))
-    rate, steps = student_rate(config), config.kd.steps_per_call
+    rate, steps = student_rate(options_of(config)), config.kd.steps_per_call
     shares = [float(rate(call * steps)) / config.kd.lr for call in (13, 14, 26, 27, 33)]
     assert shares == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
     assert config_of("dfnd", f"{PAIR}-short").kd.milestones == quickstart.get_config("dfnd").kd.milestones == ()

@@ -26,7 +26,7 @@ SMALL = {
 
 def method_of(calls=7, warmup_calls=1, **changes):
     """A method of the toy network's ten classes in groups of four, four and two."""
-    options = generative_dfd.Options(**(SMALL | changes))
+    options = generative_dfd.GenerativeDFDOptions(**(SMALL | changes))
     network = toy_network()
     forms = {"dtype": jnp.float32, "conv_gradient": "native"}
     setting = base.Setting(network, network, BATCH, calls, warmup_calls, 2, lambda x: x, forms)

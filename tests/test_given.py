@@ -16,6 +16,7 @@ from fastdfkd_jax import main
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfnd, real_data
+from fastdfkd_jax.options import Options
 from fastdfkd_jax.pool import real_images
 from fastdfkd_jax.pool.shards import Rows
 from fastdfkd_jax.training import one_run
@@ -24,7 +25,7 @@ RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 4))
 LABELS = np.array([0, 3, -1, 2, -1])
 NETWORK = toy_network()
-SETTING = base.Setting(NETWORK, NETWORK, 8, 3, 0, 4, lambda x: x, {})
+SETTING = base.Setting(NETWORK, NETWORK, 8, 3, 0, 4, lambda x: x, {}, temperature=4.0)
 
 
 def softmax(x):
@@ -48,14 +49,14 @@ def divergence(temperature):
 
 
 def test_from_scratch_only_labels_count():
-    method = real_data.scratch(SETTING)
+    method = real_data.scratch(Options(), SETTING)
     np.testing.assert_allclose(loss_of(method), cross_entropy(), rtol=1e-5)
     assert (method.lifetime, method.knows) == (base.DATA, base.ORIGINAL_DATA)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_kd_on_data_adds_the_labels_that_are_known(weight):
-    method = real_data.kd(real_data.Options(weight), 4.0, False, SETTING)
+    method = real_data.kd(real_data.KDOnDataOptions(weight), SETTING)
     np.testing.assert_allclose(loss_of(method), divergence(4.0) + weight * cross_entropy(), rtol=1e-5, atol=2e-6)
     assert method.knows == base.OTHER_DATA
 
@@ -71,7 +72,7 @@ def test_dfnd_s_loss_sees_the_student_through_the_matrix():
     off = np.exp(logits) * (1 - np.eye(4))
     matrix = 0.1 * off / off.sum(1, keepdims=True) + 0.9 * np.eye(4)
     noisy = -np.log((softmax(STUDENT) @ matrix)[np.arange(5), TEACHER.argmax(1)])
-    method = dfnd.build(dfnd.Options(teacher_accuracy=0.9, noise_weight=2.0), 4.0, SETTING)
+    method = dfnd.build(dfnd.DFNDOptions(teacher_accuracy=0.9, noise_weight=2.0), SETTING)
     np.testing.assert_allclose(loss_of(method, jnp.asarray(logits)), divergence(4.0) + 2 * noisy, rtol=1e-5, atol=2e-6)
 
 

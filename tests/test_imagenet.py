@@ -2,17 +2,17 @@
 
 import jax
 import pytest
-import runs  # noqa: F401 - makes configs importable
 from pictures import bordered, write_jpegs
 from PIL import Image
+from runs import options_of  # makes configs importable too
 
 from configs import imagenet
 from fastdfkd_jax import convert, models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Shards
-from fastdfkd_jax.training import dry_run, one_run
+from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.config_checks import validate
-from fastdfkd_jax.training.schedule import last_synthesis_call
+from fastdfkd_jax.training.schedule import count_kd_steps, last_synthesis_call
 
 
 @pytest.mark.parametrize("student", imagenet.STUDENTS)
@@ -23,10 +23,10 @@ def test_the_published_recipe(student, protocol):
     validate(config)
     assert config.student.arch == student
     if not protocol:
-        assert (config.synthesis_calls * config.synthesis_batch, config.fastdfkd.num_adapt_steps) == (140_000, 50)
+        assert (config.synthesis_calls * config.synthesis_batch, config.fastdfkd.num_steps) == (140_000, 50)
         assert config.warmup_calls == config.synthesis_calls
         assert config.inversion.adversarial_weight == 0
-        assert dry_run.count_kd_steps(config) == 400_000
+        assert count_kd_steps(options_of(config)) == 400_000
         assert (config.inversion.least_crop, config.kd.least_crop, config.data.crop) == (0.75, 0.08, 0.875)
 
 
@@ -35,8 +35,8 @@ def test_the_logged_way(student):
     """METHOD T10: 400 epochs of ten calls, each with 100 steps."""
     config = imagenet.get_config(f"{student}-logs")
     validate(config)
-    assert last_synthesis_call(config) * config.synthesis_batch == 400_000
-    assert dry_run.count_kd_steps(config) == 400_000
+    assert last_synthesis_call(options_of(config)) * config.synthesis_batch == 400_000
+    assert count_kd_steps(options_of(config)) == 400_000
     assert config.warmup_calls == 0
     assert config.inversion.adversarial_weight == (1.0 if student == "resnet18_imagenet" else 0.1)
 
@@ -46,7 +46,7 @@ def test_the_whole_path_at_224_pixels(tmp_path):
     """`imagenet.py:smoke` with a teacher that nobody trained and pictures of two sizes."""
     config = imagenet.get_config("smoke")
     config.calls, config.synthesis_calls, config.warmup_calls = 2, 1, 1
-    config.synthesis_batch, config.fastdfkd.num_adapt_steps = 2, 2
+    config.synthesis_batch, config.fastdfkd.num_steps = 2, 2
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
     config.eval_every = config.images_every = 1
     config.data.source, config.data.batch = f"npz:{tmp_path / 'pictures.npz'}", 2

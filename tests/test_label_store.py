@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from runs import Runs, tiny_config
+from runs import Runs, options_of, tiny_config
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import main
@@ -198,6 +198,6 @@ def test_what_does_not_fit_is_refused(changes, message, tmp_path):
 
 def test_the_plan_counts_them():
     config = config_of()
-    text = dry_run.describe(config, main.assemble(config))
+    text = dry_run.describe(options_of(config), main.assemble(config))
     assert "answers to 2 steps" in text
     assert "MB of soft labels" in text

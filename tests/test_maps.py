@@ -13,11 +13,13 @@ from PIL import Image
 
 from configs import pretrain_camvid
 from fastdfkd_jax import convert, data, pretrain
+from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.methods import base, real_data
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.options import Options
 from fastdfkd_jax.training.supervised import Recipe, TrainState, train_step
 
 SIDE = 24
@@ -67,11 +69,14 @@ def check(shown, loss):
 def test_a_student_meets_picture_and_map_alike(shown):
     images, _ = coarse_pictures()
     network = network_of_colours()
-    options = {"square": 0, "crop_padding": 0, "flip": False, **shown}
+    views = {"crop_padding": 0, "flip": False, **shown}
+    square = views.pop("square", 0)
     setting = base.Setting(network, network, 6, 1, 0, 1, lambda x: x, {})
-    objective = real_data.scratch(setting).objective
+    objective = real_data.scratch(Options(), setting).objective
     assert objective is not None
-    step = distill.make_step(network, network, optax.sgd(0.0), objective.loss, **options)
+    step = distill.make_step(
+        network, network, optax.sgd(0.0), objective.loss, views=ViewOptions(**views), square=square
+    )
     variables = network.init(jax.random.key(0))
     state = distill.from_variables(variables, optax.sgd(0.0))
     learn = jax.jit(lambda key, labels: step(state, variables, images / np.float32(255), key, labels)[1]["loss"])

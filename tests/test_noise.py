@@ -16,7 +16,8 @@ from fastdfkd_jax.training.config_checks import validate
 def test_noise_has_the_data_s_moments_and_stays_in_range(lanes):
     spec = NetworkSpec("wrn10_1", 10, 16, 3, (0.4, 0.5, 0.6), (0.1, 0.1, 0.1))
     network = Network(spec, lambda key: {}, lambda *_: None)
-    method = noise.build(base.Setting(network, network, 64, 1, 0, 1, lambda x: x, {}), lanes)
+    setting = base.Setting(network, network, 64, 1, 0, 1, lambda x: x, {})
+    method = noise.build(base.LaneOptions(num_tasks=lanes), setting)
     _, batch, info = method.synthesize(method.init(jax.random.key(0), {}), {}, {}, jax.random.key(1))
     assert batch.images.shape == (method.images_per_call, *spec.input_shape) == (64 * lanes, 16, 16, 3)
     assert batch.labels.shape == (64 * lanes,)

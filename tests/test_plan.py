@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from runs import tiny_config
+from runs import options_of, tiny_config
 from toy_network import toy_parts
 
 from fastdfkd_jax import models
@@ -20,7 +20,7 @@ def tiny_plan(**changes):
     """Lines of the plan, and the parts; pixels in place of the generator compile in a moment."""
     config = tiny_config(fastdfkd__representation="pixels", **changes)
     parts = toy_parts(config)
-    return dry_run.describe(config, parts).splitlines(), parts
+    return dry_run.describe(options_of(config), parts).splitlines(), parts
 
 
 @functools.cache

@@ -19,7 +19,6 @@ from fastdfkd_jax.augmentation.augment import View
 from fastdfkd_jax.augmentation.crops import Shift
 from fastdfkd_jax.convert import naming
 from fastdfkd_jax.distillation import distill
-from fastdfkd_jax.methods import registry
 from fastdfkd_jax.methods.parts import parametrization
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
 from fastdfkd_jax.training import build
@@ -101,7 +100,7 @@ def test_calls_and_steps_are_those_of_the_released_code(record, config, monkeypa
     views, asked = {}, {}
     from_generator = parametrization.from_generator
     monkeypatch.setattr(
-        registry.parametrization,
+        parametrization,
         "from_generator",
         lambda made: from_generator(made)._replace(labels=lambda key, count: asked["labels"]),
     )

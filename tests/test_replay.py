@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import Runs, identity_of, tiny_config
+from runs import Runs, identity_of, options_of, tiny_config
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool import sampling
-from fastdfkd_jax.pool.sampling import Options, Replay
+from fastdfkd_jax.pool.sampling import Replay, ReplayOptions
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.loop import Training
@@ -20,12 +20,12 @@ SIZE = jnp.int32(5)
 
 
 def chances(**exponents):
-    return np.asarray(sampling.probabilities(Options(**exponents), KNOWN, SIZE, 3))
+    return np.asarray(sampling.probabilities(ReplayOptions(**exponents), KNOWN, SIZE, 3))
 
 
 def test_without_exponents_all_that_is_filled_is_as_likely():
     np.testing.assert_allclose(chances(), [0.2, 0.2, 0.2, 0.2, 0.2, 0], rtol=1e-6)
-    assert Options().uniform
+    assert ReplayOptions().uniform
 
 
 def test_classes_are_balanced():
@@ -39,7 +39,7 @@ def test_hard_images_are_likelier():
 
 
 def test_rows_are_drawn_by_their_probability():
-    options = Options(difficulty_exponent=1.0)
+    options = ReplayOptions(difficulty_exponent=1.0)
     rows, weights = sampling.draw(jax.random.key(0), options, jnp.array(chances(difficulty_exponent=1.0)), SIZE, 10_000)
     shares = np.bincount(rows, minlength=6) / 10_000
     # The standard deviation of a share is at most 0.005.
@@ -48,7 +48,7 @@ def test_rows_are_drawn_by_their_probability():
 
 
 def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
-    options = Options(difficulty_exponent=1.0, importance_exponent=1.0)
+    options = ReplayOptions(difficulty_exponent=1.0, importance_exponent=1.0)
     probability = jnp.array(chances(difficulty_exponent=1.0))
     rows, weights = sampling.draw(jax.random.key(0), options, probability, SIZE, 20_000)
     values = jnp.array([3.0, 1.0, 4.0, 1.0, 5.0, 1e9])
@@ -69,7 +69,7 @@ def test_new_images_get_the_median_difficulty_and_what_is_met_is_noted():
 @pytest.mark.parametrize("name", ["class_exponent", "difficulty_exponent", "importance_exponent"])
 def test_negative_exponents_are_refused(name):
     with pytest.raises(UserError, match=f"config.replay.{name} must be at least 0, found -1"):
-        Options(**{name: -1.0})
+        ReplayOptions(**{name: -1.0})
 
 
 @pytest.mark.parametrize("name", ["difficulty_exponent", "importance_exponent"])
@@ -114,7 +114,7 @@ def test_a_run_notes_classes_and_difficulty_and_goes_on_to_the_bit(tmp_path, mon
 
 def last_state(workdir, config):
     identity = identity_of(workdir)
-    training = Training(config, *shared.built(config), workdir, identity)
+    training = Training(options_of(config), *shared.built(config), workdir, identity)
     saved = Checkpoints(workdir / "checkpoints", identity=identity).restore(training._saved_state())
     training.metrics.close()
     training.checkpoints.close()

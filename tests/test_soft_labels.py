@@ -126,7 +126,7 @@ def test_a_step_from_stored_labels_is_the_step_with_the_teacher(label_weight):
         own = label_weight * losses.cross_entropies(student.logits, labels)
         return distilled(extra, student, teacher, labels) + own
 
-    live = jax.jit(distill.make_step(network, network, optimizer, loss, crop_padding=1, cutmix=1.0))
+    live = jax.jit(distill.make_step(network, network, optimizer, loss, views=augment.ViewOptions(1, cutmix=1.0)))
     label = jax.jit(soft_labels.make_labeller(network, VIEWS, temperature, 10))
     stored = jax.jit(distill.make_step_from_stored(network, optimizer, loss, temperature))
     states = [distill.from_variables(student_vars, optimizer)] * 2

@@ -9,6 +9,7 @@ import pytest
 from runs import tiny_config
 
 from fastdfkd_jax import convert, data
+from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.training import build
@@ -104,7 +105,7 @@ def test_kd_steps_are_pytorchs(parts):
     teacher_vars, start = double(parts.teacher_vars), double(jax.jit(parts.student.init)(jax.random.key(1)))
     step = jax.jit(
         distill.make_step(
-            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), crop_padding=0, flip=False
+            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), views=ViewOptions(0, False)
         )
     )
     state = distill.from_variables(start, parts.optimizer)

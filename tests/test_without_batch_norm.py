@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import tiny_config
+from runs import options_of, tiny_config
 from toy_network import SPEC, bare_network, toy_network
 
 from fastdfkd_jax import models
+from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, deepinversion, generative_dfd, registry
-from fastdfkd_jax.methods.parts import online_generator
+from fastdfkd_jax.methods.parts import online_generator, parametrization
 from fastdfkd_jax.models.generators.by_kind import Generator
 from fastdfkd_jax.training import build
+from fastdfkd_jax.training.config_checks import require_statistics
 
 BATCH = 4
 SMALL = {"width": 4, "latent_dim": 5, "student_steps": 2}
@@ -66,7 +68,7 @@ def dense_generator(side, channels, latent_dim=5, width=4, **kwargs):
 
 @pytest.fixture(autouse=True)
 def small_generators(monkeypatch):
-    for module in (registry, online_generator, generative_dfd):
+    for module in (parametrization, online_generator, generative_dfd):
         monkeypatch.setattr(module, "build_generator", dense_generator)
 
 
@@ -84,8 +86,8 @@ def setting_of(teacher, student):
 
 def built(name, sections=None, teacher=None):
     config = config_of(name, sections)
-    method = registry.METHODS[name].build(config, setting_of(teacher or bare_network(), bare_network()))
-    return method, build.objective_of(config, method)
+    method = build.method_of(config, setting_of(teacher or bare_network(), bare_network()))
+    return method, build.objective_of(options_of(config), method)
 
 
 @functools.cache
@@ -101,7 +103,7 @@ def learned(objective, images, labels, network_input=False):
     before = distill.from_variables(student_vars, optimizer, objective, jax.random.key(2))
     step = distill.make_step(
         bare_network(), bare_network(), optimizer, objective.loss, extra_optimizer=objective.optimizer,
-        network_input=network_input, crop_padding=1,
+        network_input=network_input, views=ViewOptions(1),
     )  # fmt: skip
     return before, *jax.jit(step)(before, teacher_vars, images, jax.random.key(3), labels)
 
@@ -142,17 +144,17 @@ def test_what_matches_nothing_serves_as_it_is(name):
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_only_a_weight_of_statistics_is_refused_and_the_line_names_it(name):
     config = config_of(name)
-    registry.require_statistics(config, toy_network(), toy_network().init(jax.random.key(0)))
+    require_statistics(config, toy_network(), toy_network().init(jax.random.key(0)))
     if name in OTHERS:
-        registry.require_statistics(config, bare_network(), variables()[0])
+        require_statistics(config, bare_network(), variables()[0])
         return
     with pytest.raises(UserError) as caught:
-        registry.require_statistics(config, bare_network(), variables()[0])
+        require_statistics(config, bare_network(), variables()[0])
     line = str(caught.value)
     assert re.match(rf"config\.{KEYS[name]} must be 0 for the teacher bare, which has no BatchNorm .*found \d", line)
     assert all(other in line for other in OTHERS)
     assert len(line) < 300
-    registry.require_statistics(config_of(name, SERVED[name]), bare_network(), variables()[0])
+    require_statistics(config_of(name, SERVED[name]), bare_network(), variables()[0])
 
 
 def test_a_contrast_needs_features_that_the_teacher_has():

@@ -11,10 +11,11 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.methods.base import Batch
-from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.network import from_linen
-from fastdfkd_jax.training.build import Parts, objective_of, setting_of
+from fastdfkd_jax.options import read
+from fastdfkd_jax.training.build import Parts, method_of, objective_of, setting_of
+from fastdfkd_jax.training.run_options import RunOptions
 
 SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
 _WIDTH, _KEPT = 16, 0.9
@@ -68,10 +69,10 @@ def share_on_target(teacher: Network, variables: Any, batch: Batch) -> float:
 
 def toy_parts(config: Any) -> Parts:
     """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
-    network = toy_network()
+    network, run = toy_network(), read(RunOptions, config)
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
     options = {"dtype": jnp.float32, "conv_gradient": "native"}
-    method = METHODS[config.method.name].build(config, setting_of(config, network, network, options, split))
+    method = method_of(config, setting_of(run, network, network, options, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(
         teacher=network,
@@ -81,7 +82,7 @@ def toy_parts(config: Any) -> Parts:
         optimizer=optimizer,
         method=method,
         split=split,
-        objective=objective_of(config, method),
+        objective=objective_of(run, method),
         test=None,
         initial=None,
     )

@@ -120,7 +120,7 @@ def deep_inversion(at: Setting, steps: int) -> parts.Named:
     config = _as_many_images(at, deepinversion.get_config(at.variant()))
     config.deepinversion.num_steps = steps
     if steps != DEEPINVERSION_STEPS:
-        config.deepinversion.learning_rate = PIXELS_LR
+        config.deepinversion.lr = PIXELS_LR
     return at.run(f"deepinversion{steps}", config, seeds=at.claimed_seeds if steps == 5 else (0,))
 
 

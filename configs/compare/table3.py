@@ -75,7 +75,7 @@ def run(dataset, module, method, **kwargs):
     if method == "dfnd":
         config.transfer.source, config.transfer.crops = "", CROPS if dataset == "camvid" else 1
     if method == "deepinversion" and dataset == "camvid":
-        config.deepinversion.num_steps, config.deepinversion.learning_rate = 10, 0.3
+        config.deepinversion.num_steps, config.deepinversion.lr = 10, 0.3
     return parts.run(f"{dataset}-{method}", config, teacher=dataset, other_data=method == "dfnd", **kwargs)
 
 

@@ -25,6 +25,7 @@ from fastdfkd_jax.augmentation.crops import (
     shifted_labels,
     squares,
 )
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 
@@ -58,22 +59,16 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ViewOptions:
-    """Static choices of training views (METHOD 1.4 and 4), and CutMix.
+class ViewOptions(Options, section="kd"):
+    """Static choices of training views (METHOD 1.4 and 4), and CutMix."""
 
-    Attributes:
-      crop_padding: largest shift in pixels, zeros coming in; 0 for none.
-      flip: whether images are mirrored at random.
-      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
-      cutmix: probability that a batch is mixed.
-      cutmix_alpha: both parameters of the Beta distribution of the share that an image keeps of itself.
-    """
-
-    crop_padding: int = 4
-    flip: bool = True
-    least_crop: float = 0.0
-    cutmix: float = 0.0
-    cutmix_alpha: float = 1.0
+    crop_padding: int = option(4, "largest shift in pixels, zeros coming in; 0 for none", at_least=0)
+    flip: bool = option(True, "whether images are mirrored at random")
+    least_crop: float = option(
+        0.0, "least share of the area in a randomly resized crop, in place of shifts; 0 for these", within="[0, 1]"
+    )
+    cutmix: float = option(0.0, "probability that a batch is mixed (docs/methods.md)", within="[0, 1]")
+    cutmix_alpha: float = option(1.0, "of Beta(alpha, alpha), the share that an image keeps of itself", above=0)
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

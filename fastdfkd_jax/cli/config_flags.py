@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fastdfkd_jax.cli.parser import VERBOSE, expanded
 from fastdfkd_jax.errors import UserError, one_line
+from fastdfkd_jax.options import RENAMED
 
 _SHOWN_KEYS = 5
 
@@ -120,7 +121,9 @@ def _require_known(argument: str, config: ConfigDict) -> None:
         if not isinstance(section, ConfigDict):
             return
         if part not in section:
-            where = ".".join(["config", *parts[:depth]])
+            where, key = ".".join(["config", *parts[:depth]]), ".".join(parts)
+            if key in RENAMED:
+                raise UserError(f"{where} has no key {part!r}: it is called config.{RENAMED[key]} now")
             near = ", ".join(_nearest(part, list(section.keys())))
             raise UserError(f"{where} has no key {part!r}: the nearest are {near}")
         section = section[part]

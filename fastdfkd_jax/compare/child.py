@@ -31,13 +31,15 @@ def main(argv: Sequence[str]) -> None:
     from ml_collections import ConfigDict
 
     from fastdfkd_jax.compare.estimates import PARTS
+    from fastdfkd_jax.options import read
     from fastdfkd_jax.training import build, dry_run
     from fastdfkd_jax.training.one_run import run, set_up_jax
+    from fastdfkd_jax.training.run_options import RunOptions
 
     config = ConfigDict(request["config"]).lock()
     set_up_jax(config)
     if request["action"] == "measure":
-        costs = dry_run.measure(config, build.assemble(config))
+        costs = dry_run.measure(read(RunOptions, config), build.assemble(config))
         answer = dict.fromkeys(PARTS, 0.0) | {cost.kind: cost.total_seconds for cost in costs}
         answer["compile_seconds"] = sum(cost.compile_seconds for cost in costs)
     else:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from fastdfkd_jax.options import read
+from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
@@ -23,7 +25,7 @@ def images_with_gradient(config: ConfigDict) -> int:
 
 def _per_call(steps: Callable[[ConfigDict], int]) -> Callable[[ConfigDict], int]:
     """The count of a method with so many steps on a batch in each synthesis call."""
-    return lambda config: last_synthesis_call(config) * config.synthesis_batch * steps(config)
+    return lambda config: last_synthesis_call(read(RunOptions, config)) * config.synthesis_batch * steps(config)
 
 
 def _per_round(config: ConfigDict) -> int:
@@ -34,7 +36,7 @@ def _per_round(config: ConfigDict) -> int:
 
 
 _COUNTS: dict[str, Callable[[ConfigDict], int]] = {
-    "fastdfkd": _per_call(lambda config: config.fastdfkd.num_tasks * config.fastdfkd.num_adapt_steps),
+    "fastdfkd": _per_call(lambda config: config.fastdfkd.num_tasks * config.fastdfkd.num_steps),
     "deepinversion": _per_call(lambda config: config.deepinversion.num_steps + config.deepinversion.half_size_steps),
     "cmi": _per_call(lambda config: config.cmi.num_steps),
     "generative_dfd": _per_call(lambda config: config.generative_dfd.steps_per_call),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastdfkd_jax.cli.parser import expanded
@@ -22,11 +23,13 @@ from fastdfkd_jax.data.dataset import (
 )
 from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.options import Options, option
 
 __all__ = [
     "DEFAULT_DATA_DIR",
     "SOURCES",
     "VOID",
+    "DataOptions",
     "Dataset",
     "class_title",
     "count_classes",
@@ -38,6 +41,23 @@ __all__ = [
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 SOURCES = ("tfds:NAME", "pickle:cifar10", "pickle:cifar100", "npz:FILE", "folder:DIR", "digits")
 SOURCES += tuple(f"{kind}:DIR" for kind in map_sources.READERS)
+
+
+@dataclass(frozen=True)
+class DataOptions(Options, section="data"):
+    """Labelled data, for evaluation only: nothing of it reaches synthesis or distillation."""
+
+    source: str = option("", "'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', ... (docs/data.md); '' for none")
+    dir: str = option("", "where the source lies; '' for its default (~/tensorflow_datasets)")
+    split: str = option("test", "of the source")
+    class_names: str = option("", "file of the teacher's classes in order, one a line; '' for the data's own order")
+    crop: float = option(
+        0.0, "of pictures: part of the shorter side that is kept, ImageNet's is 0.875; 0: as they are", within="[0, 1]"
+    )
+    short_side: int = option(
+        0, "of images with a class for every pixel: pixels to which it is brought; 0: as they are", at_least=0
+    )
+    batch: int = option(256, "images an evaluation step", at_least=1)
 
 
 def load(

@@ -147,11 +147,7 @@ def make_step(
     extra_optimizer: optax.GradientTransformation | None = None,
     ema_decay: float = 0.0,
     network_input: bool = False,
-    crop_padding: int = 4,
-    flip: bool = True,
-    least_crop: float = 0.0,
-    cutmix: float = 0.0,
-    cutmix_alpha: float = 1.0,
+    views: augment.ViewOptions | None = None,
     square: int = 0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
     """Builds the pure KD step.
@@ -163,8 +159,8 @@ def make_step(
       extra_optimizer: of what is trained beside the student, or None.
       ema_decay: of the average of the student's variables (`average`); 0 for none.
       network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
-      crop_padding, flip, least_crop, cutmix, cutmix_alpha: how images are shown (`augment.ViewOptions`). The teacher
-        sees mixed images too, so that its answer is their label. Maps of labels are shown as their images.
+      views: how images are shown; None for the defaults. The teacher sees mixed images too, so that its answer is their
+        label. Maps of labels are shown as their images.
       square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
 
     Returns:
@@ -173,7 +169,7 @@ def make_step(
       'loss' and 'agreement' (share of equal predictions in the augmented batch) and, where there are weights,
       'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
-    views = augment.ViewOptions(crop_padding, flip, least_crop, cutmix, cutmix_alpha)
+    shown_as = views or augment.ViewOptions()
     learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
 
     def step(
@@ -182,7 +178,7 @@ def make_step(
         view = augment.View()
         if not network_input:
             images, labels = augment.random_squares(jax.random.fold_in(key, 3), images, labels, square)
-            view = augment.draw_view(key, images.shape, views)
+            view = augment.draw_view(key, images.shape, shown_as)
             images = augment.normalize(augment.apply_view(images, view), teacher.spec.mean, teacher.spec.std)
             if labels is not None and labels.ndim == 3:
                 labels, view = augment.apply_view_to_labels(labels, view), augment.View()  # mixed pixel by pixel

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,11 +23,44 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
 Device = Any  # a jax.Device, which is no type to a type checker
 _AUTO = AxisType.Auto
+
+
+@dataclass(frozen=True)
+class ParallelOptions(Options, section="parallel"):
+    """The devices and processes that share a run."""
+
+    task_devices: int = option(1, "devices that share the lanes (pmap)", at_least=1)
+    batch_devices: int = option(
+        0,
+        "devices that share each batch (sharding), or those of KD alone where lanes are shared; 0 for every core of a "
+        "CPU, the task_devices, or all devices of several processes, else 1",
+        at_least=0,
+    )
+    cpu_devices: int = option(0, "split the CPU into so many devices; 0 for one a core", at_least=0)
+    hosts: str = option("one", "several: 'cluster' where JAX finds them, or HOST:PORT of process 0; docs/scale.md")
+    processes: int = option(0, "how many where hosts is HOST:PORT")
+    process: int = option(0, "the number of this one where hosts is HOST:PORT, from 0")
+    lost_after: float = option(100.0, "seconds without a sign of life after which another process is taken for lost")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hosts in ("one", "cluster"):
+            expected = f"0 where hosts={self.hosts!r}"
+            self.require("processes", self.processes == 0, expected)
+            self.require("process", self.process == 0, expected)
+        else:
+            address, _, port = self.hosts.rpartition(":")
+            self.require("hosts", bool(address) and port.isdigit(), "'one', 'cluster' or HOST:PORT")
+            self.require("processes", self.processes >= 1, "at least 1 where hosts is HOST:PORT")
+            expected = f"from 0 to {self.processes - 1}, as processes={self.processes}"
+            self.require("process", 0 <= self.process < self.processes, expected)
+        self.require("lost_after", self.lost_after >= 5, "at least 5 s")
 
 
 def devices(count: int) -> list[Device]:

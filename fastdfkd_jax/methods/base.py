@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,11 @@ from fastdfkd_jax import losses
 from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
+LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]
 
 
 # How long a batch lives: in D' to the end of the run; for the next few student steps; or there is none, and D' is data.
@@ -25,6 +28,19 @@ POOL, ONCE, DATA = "pool", "once", "data"
 TEACHER_ONLY = "teacher only"
 OTHER_DATA = "teacher and other real data"
 ORIGINAL_DATA = "the teacher's training data"
+
+
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class LaneOptions(Options, section="fastdfkd"):
+    """How many images a call of FastDFKD makes, and of the noise control beside it."""
+
+    num_tasks: int = option(
+        1, "lanes, each with its own labels and latents, whose meta-gradients are reduced to one", at_least=1
+    )
+    task_reduction: str = option("mean", "'mean' over lanes, or 'sum' as Eq. 11 writes", choices=REDUCTIONS)
 
 
 class Batch(NamedTuple):
@@ -44,6 +60,11 @@ class Batch(NamedTuple):
     weights: Tree = ()
 
 
+def lanes_in_turn(num_tasks: int) -> LaneMap:
+    """Lanes one after another, on one device."""
+    return lambda f, stacked, shared: jax.lax.map(lambda lane: f(lane, shared), stacked)
+
+
 class Setting(NamedTuple):
     """What a run gives to the method that is built for it.
 
@@ -55,6 +76,10 @@ class Setting(NamedTuple):
       steps_per_call: student steps of each other call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
       forms: 'dtype' and 'conv_gradient' of what the method builds.
+      temperature: of KD.
+      has_original_data: whether the real images that a run is given are those that the teacher was trained on.
+      lane_map: `lane_map(num_tasks)` gives a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
+        leading axis (`parallel.lane_map`).
     """
 
     teacher: Network
@@ -65,6 +90,9 @@ class Setting(NamedTuple):
     steps_per_call: int
     split: Callable[[Array], Array]
     forms: Mapping[str, Any]
+    temperature: float = 1.0
+    has_original_data: bool = False
+    lane_map: Callable[[int], LaneMap] = lanes_in_turn
 
 
 class Method(NamedTuple):

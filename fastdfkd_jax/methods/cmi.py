@@ -6,7 +6,7 @@ The inversion loss of every call is joined by a contrast with the images of earl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.meta import Adapted, adapt
 from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps, on_target
-from fastdfkd_jax.methods.parts import contrastive
+from fastdfkd_jax.methods.parts import contrastive, parametrization
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.parts.parametrization import Representation
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs, has_batch_norms
+from fastdfkd_jax.models.generators.by_kind import GeneratorOptions
 from fastdfkd_jax.models.layers import global_average_pool
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
@@ -32,42 +34,33 @@ FEATURES = ("batch_norm", "blocks")
 
 
 @dataclass(frozen=True)
-class CMIOptions:
-    """Static choices beside those of the inversion loss; METHOD 1.5.
+class CMIOptions(Options, section="cmi"):
+    """Static choices beside those of the inversion loss; METHOD 1.5."""
 
-    Attributes:
-      num_steps: steps of a call, on a generator and latents drawn anew.
-      learning_rate: of Adam (0.5, 0.999) for both, fresh at every call.
-      head_learning_rate: of the head's own Adam, which goes on from call to call.
-      contrastive_weight: of the contrastive term; 0 for a call without head and bank.
-      temperature: of its logits.
-      bank_size: images whose features are remembered.
-      negatives: of them drawn at random for each step.
-      head_dim: length of the vectors that are compared.
-      features: of an image, 'batch_norm', the means of every BatchNorm's input, or 'blocks', those of each stage.
-      local_scale: least and largest share of the image that the local view shows.
-    """
-
-    num_steps: int = 200
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-3
-    contrastive_weight: float = 0.8
-    temperature: float = 0.2
-    bank_size: int = 40960
-    negatives: int = 4096
-    head_dim: int = 256
-    features: str = "batch_norm"
-    local_scale: tuple[float, float] = (0.25, 1.0)
+    num_steps: int = option(200, "steps of a call, on a generator and latents drawn anew", at_least=1)
+    lr: float = option(1e-3, "of Adam (0.5, 0.999) for both, fresh at every call", above=0)
+    head_lr: float = option(1e-3, "of the head's own Adam, which continues from call to call", above=0)
+    contrastive_weight: float = option(0.8, "of the contrastive term; 0 for a call without head and bank", at_least=0)
+    temperature: float = option(0.2, "of the contrast's logits", above=0)
+    bank_size: int = option(40960, "images whose features are remembered; bank_size x features x 8 bytes", at_least=1)
+    negatives: int = option(4096, "of them drawn at random for each step", at_least=1)
+    head_dim: int = option(256, "length of the vectors that are compared", at_least=1)
+    features: str = option(
+        "batch_norm",
+        "of an image: the means of every BatchNorm's input, or 'blocks', those of each stage (the released code for "
+        "ResNet-34)",
+        choices=FEATURES,
+    )
+    local_scale: tuple[float, float] = option(
+        (0.25, 1.0), "least and largest share of the image that the local view shows"
+    )
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    inversion: InversionOptions = field(default_factory=InversionOptions)
 
     def __post_init__(self):
-        for key in ("num_steps", "bank_size", "negatives", "head_dim"):
-            require(getattr(self, key) >= 1, f"cmi.{key}", "at least 1", getattr(self, key))
-        for key in ("learning_rate", "head_learning_rate", "temperature"):
-            require(getattr(self, key) > 0, f"cmi.{key}", "more than 0", getattr(self, key))
-        require(self.contrastive_weight >= 0, "cmi.contrastive_weight", "at least 0", self.contrastive_weight)
-        require(self.features in FEATURES, "cmi.features", f"one of {', '.join(FEATURES)}", self.features)
+        super().__post_init__()
         low, high = self.local_scale
-        require(0 < low <= high <= 1, "cmi.local_scale", "(least, largest) within (0, 1]", self.local_scale)
+        self.require("local_scale", 0 < low <= high <= 1, "(least, largest) within (0, 1]")
 
 
 class CMIState(NamedTuple):
@@ -84,82 +77,118 @@ class CMIState(NamedTuple):
     bank: Tree
 
 
-def build(options: CMIOptions, inversion: InversionOptions, representation: Representation, setting: Setting) -> Method:
+def build(options: CMIOptions, setting: Setting) -> Method:
     """Binds networks, options and the generator.
 
     Raises:
       UserError: the bank holds less than one batch, or the teacher has nothing to contrast images by.
     """
+    return build_of_images(options, setting, parametrization.of_kind("generator", options.generator, 0, setting))
+
+
+def build_of_images(options: CMIOptions, setting: Setting, representation: Representation) -> Method:
+    """`build` for any representation of the images."""
     teacher, student = setting.teacher, setting.student
-    key, size = "cmi.bank_size", options.bank_size
-    require(size >= setting.batch, key, f"at least synthesis_batch={setting.batch}", size)
-    contrasts = options.contrastive_weight > 0
-    if contrasts:
+    size = options.bank_size
+    require(size >= setting.batch, "cmi.bank_size", f"at least synthesis_batch={setting.batch}", size)
+    described, describe, inversion_loss = teacher, None, make_inversion_loss(teacher, student, options.inversion)
+    if options.contrastive_weight:
         _require_features(teacher, options.features)
-    described, describe = describing(teacher, options.features)
-    if contrasts:
-        inversion_loss = make_inversion_loss(described, student, inversion, describe)
-    else:
-        inversion_loss = make_inversion_loss(teacher, student, inversion)
-    adam = optax.adam(options.learning_rate, 0.5, 0.999)
-    head_adam = optax.adam(options.head_learning_rate)
-    optimizer = _pair(adam, head_adam)
-    generator_shapes = jax.eval_shape(representation.init, jax.random.key(0))
+        described, describe = describing(teacher, options.features)
+        inversion_loss = make_inversion_loss(described, student, options.inversion, describe)
+    bound = _Bound(
+        options,
+        setting,
+        representation,
+        described=described,
+        describe=describe,
+        inversion_loss=inversion_loss,
+        adam=optax.adam(options.lr, 0.5, 0.999),
+        head_adam=optax.adam(options.head_lr),
+    )
+    return Method(
+        bound.init, bound.synthesize, images_per_call=setting.batch, class_advice=options.inversion.class_advice
+    )
 
-    def init(key: Array, teacher_vars: Tree) -> CMIState:
-        if not contrasts:
-            return CMIState((), head_adam.init(()), ())
-        dim = feature_dim(teacher, options.features)
-        head = contrastive.init_head(key, dim, options.head_dim)
-        return CMIState(head, head_adam.init(head), contrastive.init_bank(options.bank_size, dim))
 
-    def features_of_local_view(key: Array, images: Array, teacher_vars: Tree) -> Array:
-        crop_key, flip_key = jax.random.split(key)
-        view = augment.random_resized_crop(crop_key, images, options.local_scale)
-        view = augment.random_flip(flip_key, view) if inversion.flip else view
-        view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
-        return describe(described.apply(teacher_vars, view))
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """The method with its static parts.
 
-    def synthesize(state: CMIState, teacher_vars: Tree, student_vars: Tree, key: Array):
+    Attributes:
+      options, setting: static choices, and what the run gives.
+      representation: the generator.
+      described: the teacher, as it gives what images are described by.
+      describe: f32[B, D] of its outputs; None without a contrast.
+      inversion_loss: the loss of Eq. 13.
+      adam: of generator and latents.
+      head_adam: of the head.
+    """
+
+    options: CMIOptions
+    setting: Setting
+    representation: Representation
+    described: Network
+    describe: Callable[[Outputs], Array] | None
+    inversion_loss: Callable[..., tuple[Array, Observed]]
+    adam: optax.GradientTransformation
+    head_adam: optax.GradientTransformation
+
+    def init(self, key: Array, teacher_vars: Tree) -> CMIState:
+        if self.describe is None:
+            return CMIState((), self.head_adam.init(()), ())
+        dim = feature_dim(self.setting.teacher, self.options.features)
+        head = contrastive.init_head(key, dim, self.options.head_dim)
+        return CMIState(head, self.head_adam.init(head), contrastive.init_bank(self.options.bank_size, dim))
+
+    def synthesize(self, state: CMIState, teacher_vars: Tree, student_vars: Tree, key: Array):
         """One call; the names are those of `Method.synthesize`."""
+        options, batch, spec = self.options, self.setting.batch, self.setting.teacher.spec
         label_key, latents_key, generator_key, steps_key = jax.random.split(key, 4)
-        labels = jax.random.randint(label_key, (setting.batch,), 0, teacher.spec.num_classes)
+        labels = jax.random.randint(label_key, (batch,), 0, spec.num_classes)
         # The student's term is on from the first call (METHOD 1.5).
         empty = moments.init(teacher_vars["batch_stats"])
         frozen = Frozen(teacher_vars, student_vars, empty, jnp.ones(()))
+        shapes = jax.eval_shape(self.representation.init, jax.random.key(0))
         made = {
-            "latents": representation.draw(latents_key, setting.batch),
-            "generator": representation.reset(generator_key, generator_shapes),
+            "latents": self.representation.draw(latents_key, batch),
+            "generator": self.representation.reset(generator_key, shapes),
         }
-
-        def loss_fn(params: tuple[Tree, Tree], key: Array):
-            made, head = params
-            view_key, local_key, others_key = jax.random.split(key, 3)
-            images = representation.render(made["generator"], made["latents"])
-            total, observed = inversion_loss(images, labels, view_key, frozen)
-            if not contrasts:
-                return total, (images, (), observed)
-            local = features_of_local_view(local_key, images, teacher_vars)
-            views = jnp.stack([local, observed.described], 1)
-            others = contrastive.draw(others_key, state.bank, options.negatives)
-            term = contrastive.contrastive_loss(head, views, *others, options.temperature)
-            observed = observed._replace(terms={**observed.terms, "contrastive": term}, described=())
-            return total + options.contrastive_weight * term, (images, views, observed)
-
         done = adapt(
-            loss_fn,
+            lambda params, key: self._loss(params, key, labels, state.bank, frozen),
             (made, state.head),
-            optimizer,
+            _pair(self.adam, self.head_adam),
             jax.random.split(steps_key, options.num_steps),
-            opt_state=(adam.init(made), state.head_opt_state),
+            opt_state=(self.adam.init(made), state.head_opt_state),
             watch=lambda aux: losses.feature(aux[2].moments, teacher_vars["batch_stats"]),
         )
         images, views, _ = done.best
-        bank = contrastive.push(state.bank, views) if contrasts else ()
+        bank = () if self.describe is None else contrastive.push(state.bank, views)
         state = CMIState(done.params[1], done.opt_state[1], bank)
-        return state, Batch(images, labels), _info(done, labels, teacher_vars, teacher.spec)
+        return state, Batch(images, labels), _info(done, labels, teacher_vars, spec)
 
-    return Method(init, synthesize, images_per_call=setting.batch, class_advice=inversion.class_advice)
+    def _loss(self, params: tuple[Tree, Tree], key: Array, labels: Array, bank: Tree, frozen: Frozen):
+        """The inversion loss and the contrast, of generator with latents and of the head."""
+        options, (made, head) = self.options, params
+        view_key, local_key, others_key = jax.random.split(key, 3)
+        images = self.representation.render(made["generator"], made["latents"])
+        total, observed = self.inversion_loss(images, labels, view_key, frozen)
+        if self.describe is None:
+            return total, (images, (), observed)
+        local = self.describe(self.described.apply(frozen.teacher_vars, self._local_view(local_key, images)))
+        views = jnp.stack([local, observed.described], 1)
+        others = contrastive.draw(others_key, bank, options.negatives)
+        term = contrastive.contrastive_loss(head, views, *others, options.temperature)
+        observed = observed._replace(terms={**observed.terms, "contrastive": term}, described=())
+        return total + options.contrastive_weight * term, (images, views, observed)
+
+    def _local_view(self, key: Array, images: Array) -> Array:
+        """A part of each image, as the teacher takes it."""
+        crop_key, flip_key = jax.random.split(key)
+        view = augment.random_resized_crop(crop_key, images, self.options.local_scale)
+        view = augment.random_flip(flip_key, view) if self.options.inversion.flip else view
+        spec = self.setting.teacher.spec
+        return augment.normalize(view, spec.mean, spec.std)
 
 
 def describing(teacher: Network, features: str) -> tuple[Network, Callable[[Outputs], Array]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,29 +14,29 @@ import jax.numpy as jnp
 from fastdfkd_jax import losses
 from fastdfkd_jax.methods.base import Method, Setting
 from fastdfkd_jax.methods.parts import online_generator
+from fastdfkd_jax.options import option
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(online_generator.GeneratorOptions):
-    """Weights of the generator's terms.
+class DAFLOptions(online_generator.OnlineGeneratorOptions, section="dafl"):
+    """The generator and the weights of its terms (METHOD section 6)."""
 
-    Attributes:
-      class_weight: of the cross-entropy with the teacher's own prediction.
-      balance_weight: of the negative entropy of the mean prediction, with the logarithm to base 10 of the official
-        code; a weight for the natural logarithm times 2.303.
-      activation_weight: of minus the mean absolute penultimate feature.
-    """
+    generator: str = "dafl"
+    latent_dim: int = 1000
+    lr: float = 0.02
+    student_images: str = "step"
+    class_weight: float = option(0.05, "of the cross-entropy with the teacher's own prediction; CIFAR-100: 0.5")
+    balance_weight: float = option(
+        5.0,
+        "of the negative entropy of the mean prediction, with the logarithm to base 10 of the official code; a weight "
+        "for the natural logarithm times 2.303; CIFAR-100: 20",
+    )
+    activation_weight: float = option(0.01, "of minus the mean absolute penultimate feature; CIFAR-100: 0.1")
 
-    class_weight: float = 0.05
-    balance_weight: float = 5.0
-    activation_weight: float = 0.01
 
-    section: ClassVar[str] = "dafl"
-
-
-def build(options: Options, setting: Setting) -> Method:
+def build(options: DAFLOptions, setting: Setting) -> Method:
     """Binds options and networks; the student learns by vanilla KD."""
 
     def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:

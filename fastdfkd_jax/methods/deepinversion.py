@@ -15,7 +15,7 @@ import optax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.meta import Adapted, adapt
 from fastdfkd_jax.methods.base import (
     Batch,
@@ -29,6 +29,7 @@ from fastdfkd_jax.methods.base import (
 )
 from fastdfkd_jax.methods.parts import parametrization
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
@@ -40,63 +41,58 @@ SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
-class DeepInversionOptions:
+class DeepInversionOptions(Options, section="deepinversion"):
     """Static choices; the defaults are those of METHOD 1.6 with the steps of the paper's tables.
 
-    Attributes:
-      num_steps: Adam steps on images of the full size; 'k', which Table 4 makes 2, 5 and 10.
-      half_size_steps: steps before these, on images halved by 2x2 means; 0 for none (METHOD 6, setting 0).
-      learning_rate, b1, b2: of Adam, which starts afresh at every call and stage.
-      schedule: 'constant', or 'cosine' after a linear warm-up, for each stage.
-      rate_warmup_steps: of the cosine schedule.
-      jitter: largest roll of the whole batch in pixels, half of it at half the size.
-      flip: whether the whole batch is mirrored at random.
-      labels: 'uniform', drawn for each image, or 'balanced', every class equally often, give or take one.
-      images: kept after the 'last' step, or after the step of the lowest loss, the 'best' of the last stage.
-      class_weight, feature_weight: of the cross-entropy and of the sum of the BatchNorms' r_l.
-      first_bn_multiplier: weight of r_l of the first BatchNorm (`models.first_batch_norms`), 1 for the others.
-      student_feature_weight: of the student's own sum of r_l beside the teacher's, within the feature term. A student
-        without BatchNorm has no such term.
-      tv_l1, tv_l2, l2: of the total variation by mean absolute values, by norms, and of the mean image norm.
-      adversarial_weight: of the student's term.
-      adversarial: 'jsd', minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1), JSD being
-        `losses.jensen_shannon` as the paper defines it. The authors' code for ADI clamps probabilities to [0.01, 0.99]
-        and reverses the divergences; with 1,000 classes that can be constant, without a gradient (METHOD section 8).
-      jsd_temperature: of its softmax.
+    ADI is the paper's: in the authors' code it can be constant with 1,000 classes, without a gradient (METHOD 8).
     """
 
-    num_steps: int = 2000
-    half_size_steps: int = 0
-    learning_rate: float = 0.1
-    b1: float = 0.5
-    b2: float = 0.99
-    schedule: str = "constant"
-    rate_warmup_steps: int = 100
-    jitter: int = 4
-    flip: bool = True
-    labels: str = "uniform"
-    images: str = "last"
-    class_weight: float = 1.0
-    feature_weight: float = 10.0
-    first_bn_multiplier: float = 1.0
-    student_feature_weight: float = -0.001
-    tv_l1: float = 0.0
-    tv_l2: float = 0.0
-    l2: float = 0.0
-    adversarial_weight: float = 1.0
-    adversarial: str = "jsd"
-    jsd_temperature: float = 3.0
-
-    def __post_init__(self):
-        for key, least in {"num_steps": 1, "half_size_steps": 0, "rate_warmup_steps": 0, "jitter": 0}.items():
-            found = getattr(self, key)
-            require(found >= least, f"deepinversion.{key}", f"at least {least}", found)
-        for key in ("learning_rate", "jsd_temperature"):
-            require(getattr(self, key) > 0, f"deepinversion.{key}", "more than 0", getattr(self, key))
-        choices = {"schedule": SCHEDULES, "labels": LABELS, "images": IMAGES, "adversarial": ADVERSARIAL}
-        for key, known in choices.items():
-            found = getattr(self, key)
-            require(found in known, f"deepinversion.{key}", f"one of {', '.join(known)}", found)
+    num_steps: int = option(
+        2000, "Adam steps on the pixels of a batch, at full size; k, which Table 4 makes 2, 5 and 10", at_least=1
+    )
+    half_size_steps: int = option(
+        0, "steps before these, on images halved by 2x2 means; 0 for none (METHOD 6, setting 0)", at_least=0
+    )
+    lr: float = option(0.1, "of Adam, which starts afresh at every call and stage; in normalised pixels", above=0)
+    b1: float = option(0.5, "of Adam")
+    b2: float = option(0.99, "of Adam")
+    schedule: str = option(
+        "constant", "'constant', or 'cosine' after a linear warm-up, for each stage (METHOD 6)", choices=SCHEDULES
+    )
+    rate_warmup_steps: int = option(100, "of the cosine schedule", at_least=0)
+    jitter: int = option(4, "largest roll of the whole batch in pixels, half of it at half the size", at_least=0)
+    flip: bool = option(True, "whether the whole batch is mirrored at random")
+    labels: str = option(
+        "uniform",
+        "'uniform', drawn for each image, or 'balanced', every class equally often, give or take one (METHOD 6, CIFAR)",
+        choices=LABELS,
+    )
+    images: str = option(
+        "last",
+        "kept after the 'last' step, or after the step of the lowest loss, the 'best' of the last stage",
+        choices=IMAGES,
+    )
+    class_weight: float = option(1.0, "of the cross-entropy")
+    feature_weight: float = option(10.0, "of the sum of the BatchNorms' r_l")
+    first_bn_multiplier: float = option(
+        1.0, "weight of r_l of the first BatchNorm (`models.first_batch_norms`), 1 for the others"
+    )
+    student_feature_weight: float = option(
+        -0.001,
+        "of the student's own sum of r_l beside the teacher's, within the feature term (METHOD 1.6); a student without "
+        "BatchNorm has no such term",
+    )
+    tv_l1: float = option(0.0, "of the total variation by mean absolute differences")
+    tv_l2: float = option(0.0, "of the total variation by norms of differences")
+    l2: float = option(0.0, "of the mean norm of an image")
+    adversarial_weight: float = option(1.0, "of the student's term")
+    adversarial: str = option(
+        "jsd",
+        "minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1), JSD being "
+        "`losses.jensen_shannon`, unclamped (METHOD 8)",
+        choices=ADVERSARIAL,
+    )
+    jsd_temperature: float = option(3.0, "of its softmax", above=0)
 
 
 class DeepInversionState(NamedTuple):
@@ -140,7 +136,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
       UserError: the teacher takes no images of half the size, as `half_size_steps` need; or it gives maps, and there is
         a class term.
     """
-    teacher, student, classes = setting.teacher, setting.student, setting.teacher.spec.num_classes
+    teacher, student = setting.teacher, setting.student
     pixels = parametrization.laid_out(parametrization.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
@@ -185,21 +181,28 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         images = jnp.clip(pixels.render({}, kept), 0, 1)
         last: Observed = stage.last
         student_predicted = student.apply(student_vars, last.view).logits.argmax(-1)
-        info = {
-            **{f"loss/{name}": value for name, value in last.terms.items()},
-            "loss/first": jnp.concatenate([*before, stage.losses])[0],
-            "loss/last": stage.losses[-1],
-            "agreement": (last.predicted == student_predicted).mean(),
-            **moment_gaps(last.moments, teacher_vars, jnp.concatenate([*gaps, stage.watched])),
-            "predicted": jnp.bincount(last.predicted.reshape(-1), length=classes),
-            **on_target(last.predicted, labels, teacher.spec),
-        }
-        return state, Batch(images, labels), info
+        by_step = jnp.concatenate([*before, stage.losses]), jnp.concatenate([*gaps, stage.watched])
+        return state, Batch(images, labels), _info(last, *by_step, student_predicted, frozen, teacher.spec)
 
     advice = class_advice(
         ("deepinversion.class_weight", options.class_weight), ("deepinversion.feature_weight", options.feature_weight)
     )
     return Method(init, synthesize, images_per_call=setting.batch, class_advice=advice)
+
+
+def _info(
+    last: Observed, by_step: Array, gaps: Array, student_predicted: Array, frozen: Frozen, spec: NetworkSpec
+) -> dict[str, Array]:
+    """The scalars of a call, of its last view and of the losses and gaps of all its steps."""
+    return {
+        **{f"loss/{name}": value for name, value in last.terms.items()},
+        "loss/first": by_step[0],
+        "loss/last": by_step[-1],
+        "agreement": (last.predicted == student_predicted).mean(),
+        **moment_gaps(last.moments, frozen.teacher_vars, gaps),
+        "predicted": jnp.bincount(last.predicted.reshape(-1), length=spec.num_classes),
+        **on_target(last.predicted, frozen.labels, spec),
+    }
 
 
 def make_loss(
@@ -272,7 +275,7 @@ def _adversarial(teacher_logits: Array, student_logits: Array, options: DeepInve
 
 def _rate(options: DeepInversionOptions, steps: int) -> float | optax.Schedule:
     """The learning rate of a stage: constant, or up to the peak by equal parts and down by half a cosine (METHOD 6)."""
-    peak, rise = options.learning_rate, min(options.rate_warmup_steps, steps)
+    peak, rise = options.lr, min(options.rate_warmup_steps, steps)
     if options.schedule == "constant":
         return peak
 

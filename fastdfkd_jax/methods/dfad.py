@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from fastdfkd_jax import losses
 from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.methods.base import Method, Setting
 from fastdfkd_jax.methods.parts import online_generator
+from fastdfkd_jax.options import option
 
 Array = jax.Array
 
@@ -19,24 +19,22 @@ GENERATOR_LOSSES = ("l1", "log_l1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(online_generator.GeneratorOptions):
-    """Static choices.
+class DFADOptions(online_generator.OnlineGeneratorOptions, section="dfad"):
+    """The generator and its loss (METHOD section 6)."""
 
-    Attributes:
-      generator_loss: minus the distance ('l1'), or minus the logarithm of 1 and it ('log_l1'), as for segmentation.
-    """
-
-    generator_loss: str = "l1"
-
-    section: ClassVar[str] = "dfad"
-
-    def __post_init__(self):
-        super().__post_init__()
-        expected = f"one of {', '.join(GENERATOR_LOSSES)}"
-        self.require("generator_loss", self.generator_loss in GENERATOR_LOSSES, expected)
+    generator: str = "dfad"
+    latent_dim: int = 256
+    milestones: tuple[int, ...] = (100, 200)
+    student_steps: int = 5
+    student_mode: str = "train"
+    generator_loss: str = option(
+        "l1",
+        "minus the distance ('l1'), or minus the logarithm of 1 and it ('log_l1'), as for segmentation",
+        choices=GENERATOR_LOSSES,
+    )
 
 
-def build(options: Options, setting: Setting) -> Method:
+def build(options: DFADOptions, setting: Setting) -> Method:
     """Binds options and networks; the student minimises the distance."""
 
     def loss(seen: online_generator.Seen) -> tuple[Array, dict[str, Array]]:

@@ -16,40 +16,30 @@ from jax.nn import log_softmax, softmax
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation.distill import Objective, kd_loss
-from fastdfkd_jax.errors import require
 from fastdfkd_jax.losses import cross_entropies, of_images
 from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting
 from fastdfkd_jax.methods.real_data import on_data
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Options:
-    """Static choices.
+class DFNDOptions(Options, section="dfnd"):
+    """Of the matrix of how the teacher's labels may be wrong (METHOD section 6)."""
 
-    Attributes:
-      teacher_accuracy: share of right labels of the teacher, the matrix's diagonal.
-      noise_weight: of the labels' loss beside KD.
-      noise_lr: Adam's rate for the matrix.
-    """
-
-    teacher_accuracy: float = 0.9523
-    noise_weight: float = 1.0
-    noise_lr: float = 1e-3
-
-    def __post_init__(self):
-        accuracy = self.teacher_accuracy
-        require(0 < accuracy <= 1, "dfnd.teacher_accuracy", "a share in (0, 1]", accuracy)
-        require(self.noise_weight >= 0, "dfnd.noise_weight", "at least 0", self.noise_weight)
-        require(self.noise_lr > 0, "dfnd.noise_lr", "more than 0", self.noise_lr)
+    teacher_accuracy: float = option(
+        0.9523, "share of right labels of the teacher, the matrix's diagonal", within="(0, 1]"
+    )
+    noise_weight: float = option(1.0, "of the labels' loss beside KD", at_least=0)
+    noise_lr: float = option(1e-3, "Adam's, of the noise matrix", above=0)
 
 
-def build(options: Options, temperature: float, setting: Setting) -> Method:
+def build(options: DFNDOptions, setting: Setting) -> Method:
     """Binds options, the temperature of KD and the networks."""
     classes = setting.teacher.spec.num_classes
-    distilled = kd_loss(temperature)
+    distilled = kd_loss(setting.temperature)
 
     def loss(extra: Array, student, teacher, labels: Array) -> Array:
         noise = noise_loss(extra, student.logits, teacher.logits, options.teacher_accuracy)

@@ -6,7 +6,6 @@ The generator alone is trained during the warm-up calls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from fastdfkd_jax import losses
 from fastdfkd_jax.methods.base import Method, Setting
 from fastdfkd_jax.methods.parts import online_generator
+from fastdfkd_jax.options import option
 
 Array = jax.Array
 
@@ -22,38 +22,36 @@ STATISTICS = ("gaussian", "l2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(online_generator.GeneratorOptions):
-    """The generator's terms and their weights.
+class DFQOptions(online_generator.OnlineGeneratorOptions, section="dfq"):
+    """The generator, its terms and their weights (METHOD section 6)."""
 
-    Attributes:
-      adversarial_weight: of minus KL(p_teacher || p_student).
-      balance_weight: of the negative entropy of the mean prediction, in nats.
-      class_term: 'entropy', the mean entropy of the predictions in nats, or 'argmax', the cross-entropy with the
-        teacher's own prediction (CMI's script, METHOD section 8).
-      class_weight: of it.
-      statistics: how the BatchNorm inputs differ from the running statistics: 'gaussian', the divergence of normal
-        distributions, or 'l2', the plain feature loss of Eq. 13 (CMI's script).
-      statistics_weight: of it.
-      warmup_adversarial: whether the adversarial term is on in the warm-up, against an untrained student.
-    """
-
-    adversarial_weight: float = 1.0
-    balance_weight: float = 0.01
-    class_term: str = "entropy"
-    class_weight: float = 0.01
-    statistics: str = "gaussian"
-    statistics_weight: float = 0.01
-    warmup_adversarial: bool = False
-
-    section: ClassVar[str] = "dfq"
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, known in (("class_term", CLASS_TERMS), ("statistics", STATISTICS)):
-            self.require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+    generator: str = "dfq"
+    latent_dim: int = 512
+    b1: float = 0.5
+    cosine: bool = True
+    student_steps: int = 10
+    adversarial_weight: float = option(1.0, "of minus KL(p_teacher || p_student)")
+    balance_weight: float = option(0.01, "of the negative entropy of the mean prediction, nats")
+    class_term: str = option(
+        "entropy",
+        "the mean entropy of the predictions, nats, or 'argmax', the cross-entropy with the teacher's own prediction "
+        "(CMI's script, METHOD section 8)",
+        choices=CLASS_TERMS,
+    )
+    class_weight: float = option(0.01, "of the class term")
+    statistics: str = option(
+        "gaussian",
+        "how the BatchNorm inputs differ from the running statistics: the divergence of normal distributions, or 'l2', "
+        "the plain feature loss of Eq. 13 (CMI's script)",
+        choices=STATISTICS,
+    )
+    statistics_weight: float = option(0.01, "of the term of the statistics")
+    warmup_adversarial: bool = option(
+        False, "whether the adversarial term is on in the warm-up, against an untrained student"
+    )
 
 
-def build(options: Options, setting: Setting) -> Method:
+def build(options: DFQOptions, setting: Setting) -> Method:
     """Binds options and networks; the student learns by vanilla KD."""
 
     def class_term(logits: Array) -> Array:

@@ -7,7 +7,7 @@ where the last call ended, 'none' starts afresh.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -15,60 +15,75 @@ import jax.numpy as jnp
 import optax
 
 from fastdfkd_jax import losses, meta, moments
-from fastdfkd_jax.methods.base import Batch, Method, asked_classes, moment_gaps, on_target
+from fastdfkd_jax.methods.base import (
+    Batch,
+    LaneMap,
+    LaneOptions,
+    Method,
+    Setting,
+    asked_classes,
+    moment_gaps,
+    on_target,
+)
+from fastdfkd_jax.methods.parts import parametrization
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
+from fastdfkd_jax.methods.parts.optimizers import InnerOptions, MetaOptions, inner_optimizer, meta_optimizer
 from fastdfkd_jax.methods.parts.parametrization import Representation
-from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.models.generators.by_kind import GeneratorOptions
+from fastdfkd_jax.options import option
 
 Array = jax.Array
 Tree = Any
-LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]
 
 REUSE = ("meta", "sequential", "none")
 LATENTS = ("fresh", "periodic", "persistent")
 LATENTS_UPDATES = ("none", "adapted", "meta")
 IMAGES = ("best", "last", "adapted")
-REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)
-class FastDFKDOptions:
-    """Static choices of Algorithm 1; METHOD section 0 gives the two readings of each.
+class FastDFKDOptions(LaneOptions, section="fastdfkd"):
+    """Static choices of Algorithm 1; METHOD section 0 gives the two readings of each."""
 
-    Attributes:
-      num_adapt_steps: k.
-      synthesis_batch: images a lane.
-      num_tasks: lanes, each with its own labels and latents, whose meta-gradients are reduced to one.
-      task_reduction: 'mean' over lanes, or 'sum' as Eq. 11 writes.
-      reuse: 'meta', 'sequential' or 'none' (Table 5).
-      meta_rule: one of `meta.RULES`.
-      reptile_scale: multiplies the Reptile difference (METHOD T1).
-      latents: z drawn each call ('fresh'), every `latents_period` calls ('periodic') or once ('persistent').
-      latents_period: calls between draws.
-      latents_update: what becomes of z between draws: 'none', 'adapted' (overwritten, METHOD T2), 'meta' (Eq. 11).
-      reset_optimizer_with_latents: whether a periodic draw also recreates the outer optimizer (METHOD 1.4).
-      images: 'best' of the rendered iterates (METHOD T4), the 'last' of them, or 'adapted', rendered
-        once more after the k-th step (Algorithm 1 line 10).
-      adversarial_start: the call, counted from 1, from which the adversarial term is on.
-      reset_first_layer_at: the call, counted from 1, at which l0 is drawn anew (METHOD T7); 0 for never.
-      unroll: of the k-step scan; True unrolls it whole.
-    """
-
-    num_adapt_steps: int = 5
-    synthesis_batch: int = 256
-    num_tasks: int = 1
-    task_reduction: str = "mean"
-    reuse: str = "meta"
-    meta_rule: str = "fomaml_sum"
-    reptile_scale: float = 1.0
-    latents: str = "fresh"
-    latents_period: int = 50
-    latents_update: str = "none"
-    reset_optimizer_with_latents: bool = False
-    images: str = "best"
-    adversarial_start: int = 1
-    reset_first_layer_at: int = 0
-    unroll: int | bool = 1
+    num_steps: int = option(5, "k, inner steps of a call", at_least=1)
+    reuse: str = option("meta", "what a call starts from: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)
+    representation: str = option(
+        "generator",
+        "of the images: 'generator', 'pixels' (Table 5), or 'noisy_layer', after NAYER",
+        choices=parametrization.REPRESENTATIONS,
+    )
+    label_dim: int = option(64, "numbers in a label's embedding where the representation is 'noisy_layer'", at_least=1)
+    meta_rule: str = option("fomaml_sum", "how the start is learned (meta.RULES)", choices=meta.RULES)
+    reptile_scale: float = option(1.0, "factor of the Reptile difference (METHOD T1)")
+    latents: str = option(
+        "fresh",
+        "z drawn at each call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
+        choices=LATENTS,
+    )
+    latents_period: int = option(50, "calls between draws where periodic", at_least=1)
+    latents_update: str = option(
+        "none",
+        "what becomes of z between draws: 'none', 'adapted' (overwritten, METHOD T2) or 'meta' (Eq. 11)",
+        choices=LATENTS_UPDATES,
+    )
+    reset_optimizer_with_latents: bool = option(
+        False, "whether a periodic draw also recreates the outer optimizer (METHOD 1.4)"
+    )
+    images: str = option(
+        "best",
+        "'best' of the rendered iterates (METHOD T4), the 'last' of them, or 'adapted', rendered once more after the "
+        "k-th step (Algorithm 1 line 10)",
+        choices=IMAGES,
+    )
+    reset_first_layer_at: int = option(
+        140, "call, counted from 1, at which l0 is drawn anew (METHOD T7); 0 for never", at_least=0
+    )
+    unroll: int | bool = option(1, "inner steps unrolled in the compiled loop; True for all", at_least=1)
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    inversion: InversionOptions = field(default_factory=InversionOptions)
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    meta: MetaOptions = field(default_factory=MetaOptions)
 
 
 class FastDFKDState(NamedTuple):
@@ -101,57 +116,97 @@ class _Lane(NamedTuple):
     observed: Observed
 
 
-def build(
-    options: FastDFKDOptions,
-    inversion: InversionOptions,
-    teacher: Network,
-    student: Network,
-    representation: Representation,
-    inner: optax.GradientTransformation,
-    outer: optax.GradientTransformation,
-    lane_map: LaneMap,
-) -> Method:
+def build(options: FastDFKDOptions, setting: Setting) -> Method:
     """Binds networks, options and optimizers.
 
-    Args:
-      options, inversion: static choices.
-      teacher, student: the networks; only their functions are bound, never their variables.
+    Raises:
+      UserError: the generator makes no images of the teacher's size, or no latents that the representation can make;
+        optax has no such outer optimizer; the devices cannot share the lanes; or a class is to be asked of a teacher
+        that gives maps.
+    """
+    bound = _Bound(
+        options,
+        setting,
+        representation=parametrization.of_kind(options.representation, options.generator, options.label_dim, setting),
+        inner=inner_optimizer(options.inner),
+        outer=meta_optimizer(options.meta),
+        lane_map=setting.lane_map(options.num_tasks),
+        loss=make_inversion_loss(setting.teacher, setting.student, options.inversion),
+    )
+    images_per_call = options.num_tasks * setting.batch
+    return Method(bound.init, bound.synthesize, images_per_call, class_advice=options.inversion.class_advice)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """The method with its static parts.
+
+    Attributes:
+      options, setting: static choices, and what the run gives.
       representation: generator or pixels.
       inner: optimizer of the parameters {'latents', 'generator'} within a call, fresh at every call.
       outer: optimizer of the meta parameters, the same tree.
-      lane_map: `lane_map(f, stacked, shared)` maps `f(lane, shared)` over the leading axis (`parallel.lane_map`).
+      lane_map: maps `f(lane, shared)` over the lanes.
+      loss: the inversion loss.
     """
-    inversion_loss = make_inversion_loss(teacher, student, inversion)
 
-    def init(key: Array, teacher_vars: Tree) -> FastDFKDState:
+    options: FastDFKDOptions
+    setting: Setting
+    representation: Representation
+    inner: optax.GradientTransformation
+    outer: optax.GradientTransformation
+    lane_map: LaneMap
+    loss: Callable[..., tuple[Array, Observed]]
+
+    def init(self, key: Array, teacher_vars: Tree) -> FastDFKDState:
         latents_key, generator_key = jax.random.split(key)
-        latents = _draw(latents_key, representation, options)
-        generator = representation.init(generator_key)  # Algorithm 1 line 1
-        opt_state = outer.init(_outer_params(latents, generator, options))
+        latents = self._draw(latents_key)
+        generator = self.representation.init(generator_key)  # Algorithm 1 line 1
+        opt_state = self.outer.init(_outer_params(latents, generator, self.options))
         accumulators = moments.init(teacher_vars["batch_stats"])
         return FastDFKDState(latents, generator, opt_state, accumulators, jnp.zeros((), jnp.int32))
 
-    def run_lane(lane: tuple[Array, Array], shared: tuple[Tree, Frozen]) -> _Lane:
+    def synthesize(self, state: FastDFKDState, teacher_vars: Tree, student_vars: Tree, key: Array):
+        """One call; the names are those of `Method.synthesize`."""
+        options, teacher = self.options, self.setting.teacher
+        state = state._replace(call=state.call + 1)
+        start_key, lanes_key = jax.random.split(key)
+        state = self._start(start_key, state)
+        # One call before the first with KD, as the released code counts (METHOD 1.1).
+        adversarial_on = jnp.where(state.call >= max(1, self.setting.warmup_calls), 1.0, 0.0)  # of the precision in use
+        frozen = Frozen(teacher_vars, student_vars, state.accumulators, adversarial_on)
+
+        keys = jax.random.split(lanes_key, options.num_tasks)
+        lanes = self.lane_map(self._run_lane, (state.latents, keys), (state.generator, frozen))
+
+        seen = jax.tree.map(lambda x: x.mean(0), lanes.observed.moments)
+        accumulators = moments.update(state.accumulators, seen, options.inversion.accumulator_weight)
+        state = _meta_update(state._replace(accumulators=accumulators), lanes, self.outer, options)
+        batch = Batch(
+            lanes.images.reshape(-1, *lanes.images.shape[2:]),  # lanes become one batch, Algorithm 1 line 11
+            lanes.labels.reshape(-1),
+        )
+        return state, batch, _info(lanes, seen, teacher_vars, teacher.spec)
+
+    def _run_lane(self, lane: tuple[Array, Array], shared: tuple[Tree, Frozen]) -> _Lane:
         """Algorithm 1 lines 6 to 10 and the gradient of line 14, for one loss L_i (its labels and views)."""
+        options, representation = self.options, self.representation
         latents, key = lane
         generator, frozen = shared
         label_key, view_key = jax.random.split(key)
-        if representation.labels is None:
-            labels = asked_classes(label_key, options.synthesis_batch, teacher.spec)
-        else:
-            labels = representation.labels(label_key, options.synthesis_batch)
-        views = jax.random.split(view_key, options.num_adapt_steps + 1)
+        labels = self._labels(label_key)
+        views = jax.random.split(view_key, options.num_steps + 1)
 
         def loss_fn(params: Tree, view: Array):
             images = representation.render(params["generator"], params["latents"])
-            total, observed = inversion_loss(images, labels, view, frozen)
+            total, observed = self.loss(images, labels, view, frozen)
             return total, (images, observed)
 
         gradient, adapted = meta.adapt_with_gradient(
             options.meta_rule,
             loss_fn,
             {"latents": latents, "generator": generator},
-            inner,
+            self.inner,
             views[:-1],
             views[-1],
             project=lambda params: {**params, "latents": representation.project(params["latents"])},
@@ -166,65 +221,45 @@ def build(
             images = adapted.best[0] if options.images == "best" else adapted.last[0]
         return _Lane(adapted.params, gradient, images, labels, adapted.losses, adapted.watched, adapted.last[1])
 
-    def synthesize(state: FastDFKDState, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
-        state = state._replace(call=state.call + 1)
-        start_key, lanes_key = jax.random.split(key)
-        state = _start(start_key, state, representation, outer, options)
-        adversarial_on = jnp.where(state.call >= options.adversarial_start, 1.0, 0.0)  # of the precision in use
-        frozen = Frozen(teacher_vars, student_vars, state.accumulators, adversarial_on)
+    def _labels(self, key: Array) -> Array:
+        """The classes that a lane asks for, i32[B], or those that its latents have."""
+        if self.representation.labels is None:
+            return asked_classes(key, self.setting.batch, self.setting.teacher.spec)
+        return self.representation.labels(key, self.setting.batch)
 
-        keys = jax.random.split(lanes_key, options.num_tasks)
-        lanes = lane_map(run_lane, (state.latents, keys), (state.generator, frozen))
+    def _draw(self, key: Array) -> Tree:
+        """Latents of all lanes."""
+        keys = jax.random.split(key, self.options.num_tasks)
+        lanes = [self.representation.draw(lane_key, self.setting.batch) for lane_key in keys]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *lanes)
 
-        seen = jax.tree.map(lambda x: x.mean(0), lanes.observed.moments)
-        accumulators = moments.update(state.accumulators, seen, inversion.accumulator_weight)
-        state = _meta_update(state._replace(accumulators=accumulators), lanes, outer, options)
-        batch = Batch(
-            lanes.images.reshape(-1, *lanes.images.shape[2:]),  # lanes become one batch, Algorithm 1 line 11
-            lanes.labels.reshape(-1),
-        )
-        return state, batch, _info(lanes, seen, teacher_vars, teacher.spec)
+    def _start(self, key: Array, state: FastDFKDState) -> FastDFKDState:
+        """Algorithm 1 line 5 and the re-initialisations: everything is computed and selected by a traced flag."""
+        options, representation = self.options, self.representation
+        latents_key, generator_key = jax.random.split(key)
 
-    images_per_call = options.num_tasks * options.synthesis_batch
-    return Method(init, synthesize, images_per_call, class_advice=inversion.class_advice)
+        def select(flag: Array, new: Tree, old: Tree) -> Tree:
+            return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
 
-
-def _draw(key: Array, representation: Representation, options: FastDFKDOptions) -> Tree:
-    keys = jax.random.split(key, options.num_tasks)
-    lanes = [representation.draw(lane_key, options.synthesis_batch) for lane_key in keys]
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *lanes)
+        if options.latents != "persistent":
+            period = options.latents_period if options.latents == "periodic" else 1
+            redraw = (state.call - 1) % period == 0
+            state = state._replace(latents=select(redraw, self._draw(latents_key), state.latents))
+            if options.reset_optimizer_with_latents:
+                fresh = self.outer.init(_outer_params(state.latents, state.generator, options))
+                state = state._replace(opt_state=select(redraw, fresh, state.opt_state))
+        if options.reuse == "none":
+            state = state._replace(generator=representation.reset(generator_key, state.generator))
+        if options.reset_first_layer_at:
+            reset = representation.reset_first_layer(generator_key, state.generator)
+            flag = state.call == options.reset_first_layer_at
+            state = state._replace(generator=select(flag, reset, state.generator))
+        return state
 
 
 def _outer_params(latents: Array, generator: Tree, options: FastDFKDOptions) -> Tree:
     """The meta parameters: z-hat is among them only where it is meta-learned (Eq. 11)."""
     return {"generator": generator, **({"latents": latents} if options.latents_update == "meta" else {})}
-
-
-def _start(
-    key: Array, state: FastDFKDState, representation: Representation, outer, options: FastDFKDOptions
-) -> FastDFKDState:
-    """Algorithm 1 line 5 and the re-initialisations: everything is computed and selected by a traced flag."""
-    latents_key, generator_key = jax.random.split(key)
-
-    def select(flag: Array, new: Tree, old: Tree) -> Tree:
-        return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
-
-    if options.latents != "persistent":
-        period = options.latents_period if options.latents == "periodic" else 1
-        redraw = (state.call - 1) % period == 0
-        latents = select(redraw, _draw(latents_key, representation, options), state.latents)
-        state = state._replace(latents=latents)
-        if options.reset_optimizer_with_latents:
-            fresh = outer.init(_outer_params(state.latents, state.generator, options))
-            state = state._replace(opt_state=select(redraw, fresh, state.opt_state))
-    if options.reuse == "none":
-        state = state._replace(generator=representation.reset(generator_key, state.generator))
-    if options.reset_first_layer_at:
-        reset = representation.reset_first_layer(generator_key, state.generator)
-        flag = state.call == options.reset_first_layer_at
-        state = state._replace(generator=select(flag, reset, state.generator))
-    return state
 
 
 def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOptions) -> FastDFKDState:

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.methods.base import Batch, Method, Setting
+from fastdfkd_jax.methods.base import Batch, LaneOptions, Method, Setting
 
 
-def build(setting: Setting, lanes: int = 1) -> Method:
+def build(options: LaneOptions, setting: Setting) -> Method:
     """Noise with the data's per-channel mean and deviation, clipped to [0, 1], for each lane; no class is asked."""
-    spec, number = setting.teacher.spec, setting.batch * lanes
+    spec, number = setting.teacher.spec, setting.batch * options.num_tasks
 
     def synthesize(state, teacher_vars, student_vars, key):
         noise = jax.random.normal(key, (number, *spec.input_shape))

@@ -9,42 +9,30 @@ import jax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.distillation.distill import Objective, kd_loss
-from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import DATA, ORIGINAL_DATA, OTHER_DATA, Method, Setting
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a student learns from real images.
+class KDOnDataOptions(Options, section="kd_on_data"):
+    """How a student learns from real images beside KD."""
 
-    Attributes:
-      label_weight: of the cross-entropy with the images' own labels beside KD; 0 where they have none.
-    """
-
-    label_weight: float = 0.1
-
-    def __post_init__(self):
-        require(self.label_weight >= 0, "kd_on_data.label_weight", "at least 0", self.label_weight)
+    label_weight: float = option(
+        0.1, "of the cross-entropy with the images' own labels; those without have none", at_least=0
+    )
 
 
-def scratch(setting: Setting) -> Method:
+def scratch(options: Options, setting: Setting) -> Method:
     """The student learns the labels, by cross-entropy; the teacher has no part in it."""
     objective = Objective(lambda extra, student, teacher, labels: losses.known_cross_entropies(student.logits, labels))
     return on_data(objective, ORIGINAL_DATA)._replace(needs_labels=True)
 
 
-def kd(options: Options, temperature: float, original: bool, setting: Setting) -> Method:
-    """Vanilla KD (Eq. 12) on real images, and the cross-entropy with their labels where they are known.
-
-    Args:
-      options: static choices.
-      temperature: of KD.
-      original: whether the images are those that the teacher was trained on.
-      setting: of the run.
-    """
-    distilled = kd_loss(temperature)
+def kd(options: KDOnDataOptions, setting: Setting) -> Method:
+    """Vanilla KD (Eq. 12) on real images, and the cross-entropy with their labels where they are known."""
+    distilled = kd_loss(setting.temperature)
 
     def loss(extra: Any, student, teacher, labels: Array) -> Array:
         total = distilled(extra, student, teacher, labels)
@@ -52,7 +40,7 @@ def kd(options: Options, temperature: float, original: bool, setting: Setting) -
             total += options.label_weight * losses.known_cross_entropies(student.logits, labels)
         return total
 
-    return on_data(Objective(loss), ORIGINAL_DATA if original else OTHER_DATA)
+    return on_data(Objective(loss), ORIGINAL_DATA if setting.has_original_data else OTHER_DATA)
 
 
 def on_data(objective: Objective, knows: str) -> Method:

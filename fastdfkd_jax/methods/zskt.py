@@ -6,7 +6,7 @@ The student takes its ten steps on one batch, and matches the teacher's spatial 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import Method, Setting
 from fastdfkd_jax.methods.parts import online_generator
 from fastdfkd_jax.models import Network, Outputs, stages_of
+from fastdfkd_jax.options import option
 
 Array = jax.Array
 
@@ -25,28 +26,31 @@ KL_REDUCTIONS = ("mean", "batchmean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(online_generator.GeneratorOptions):
-    """Static choices.
+class ZSKTOptions(online_generator.OnlineGeneratorOptions, section="zskt"):
+    """The generator and the student's loss (METHOD section 6)."""
 
-    Attributes:
-      attention_weight: of the attention transfer in the student's loss; 0 where the networks' stages are not of one
-        kind or do not pair up.
-      kl_reduction: of the divergence, in PyTorch's words: the 'mean' over images and classes (published), or
-        'batchmean', that over images alone (CMI's script, METHOD 1.7).
-    """
+    generator: str = "zskt"
+    latent_dim: int = 100
+    cosine: bool = True
+    clip_norm: float = 5.0
+    student_steps: int = 10
+    student_images: str = "repeated"
+    student_mode: str = "train"
+    attention_weight: float = option(
+        250.0,
+        "of the attention transfer in the student's loss; 0 where the networks' stages are not of one kind or do not "
+        "pair up",
+        at_least=0,
+    )
+    kl_reduction: str = option(
+        "mean",
+        "of the divergence, in PyTorch's words: the 'mean' over images and classes (published), or 'batchmean', that "
+        "over images alone (CMI's script, METHOD 1.7)",
+        choices=KL_REDUCTIONS,
+    )
 
-    attention_weight: float = 250.0
-    kl_reduction: str = "mean"
 
-    section: ClassVar[str] = "zskt"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("attention_weight", self.attention_weight >= 0, "at least 0")
-        self.require("kl_reduction", self.kl_reduction in KL_REDUCTIONS, f"one of {', '.join(KL_REDUCTIONS)}")
-
-
-def build(options: Options, setting: Setting) -> Method:
+def build(options: ZSKTOptions, setting: Setting) -> Method:
     """Binds options and networks.
 
     Raises:

@@ -3,7 +3,16 @@
 `build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
 """
 
-from fastdfkd_jax.models.architectures import arch_names, build, is_known, stages_of, task_of, usual_image_size
+from fastdfkd_jax.models.architectures import (
+    StudentOptions,
+    TeacherOptions,
+    arch_names,
+    build,
+    is_known,
+    stages_of,
+    task_of,
+    usual_image_size,
+)
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
 from fastdfkd_jax.models.network import (
@@ -24,6 +33,8 @@ __all__ = [
     "NetworkSpec",
     "OtherEntries",
     "Outputs",
+    "StudentOptions",
+    "TeacherOptions",
     "arch_names",
     "build",
     "build_generator",

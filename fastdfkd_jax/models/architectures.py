@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from fastdfkd_jax.models.layers import check_conv_gradient
 from fastdfkd_jax.models.mobilenet import MobileNetV2
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
+from fastdfkd_jax.options import Options, option
 
 _ModuleOf = Callable[[re.Match[str]], Callable[..., Any] | None]
 
@@ -170,3 +172,31 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
         return module(num_classes=spec.num_classes, train=train, dtype=dtype, conv_gradient=conv_gradient)
 
     return from_linen(make, spec)
+
+
+@dataclass(frozen=True)
+class TeacherOptions(Options, section="teacher"):
+    """The network to invert."""
+
+    checkpoint: str = option(
+        "", "of PyTorch, safetensors or Keras (docs/doors.md), or 'digits' (shipped with the package)"
+    )
+    graph: str = option("", "or a folder of convert.record --graph, of any PyTorch network")
+    arch: str = option("", "name as in docs/models.md; '' where the checkpoint tells")
+    num_classes: int = option(0, "0 where the checkpoint tells", at_least=0)
+    image_size: int = option(0, "pixels; 0 where the checkpoint tells, else the architecture's", at_least=0)
+    mean: tuple[float, ...] = option((), "per channel, of images in [0, 1]; () where the checkpoint tells")
+    std: tuple[float, ...] = option((), "standard deviation, as mean")
+
+
+@dataclass(frozen=True)
+class StudentOptions(Options, section="student"):
+    """The network to train."""
+
+    arch: str = option("wrn16_1", "name as in docs/models.md")
+    graph: str = option("", "in place of arch: a folder of convert.record --graph")
+    checkpoint: str = option("", "weights to start from; '' for a fresh student")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("arch", bool(self.graph) or is_known(self.arch), f"one of {', '.join(arch_names())}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,31 @@ import numpy as np
 from fastdfkd_jax.augmentation.augment import View
 from fastdfkd_jax.distillation.soft_labels import SoftLabels
 from fastdfkd_jax.distributed import hosts
+from fastdfkd_jax.options import Options, option
+from fastdfkd_jax.pool.drawing import DRAWS
 from fastdfkd_jax.pool.shards import Shards
 
 Array = jax.Array
 Tree = Any
 _HASHED = 256  # images that a digest is fed with at a time
+
+
+PLACES = ("device", "disk")
+
+
+@dataclass(frozen=True)
+class PoolOptions(Options, section="pool"):
+    """D' itself."""
+
+    place: str = option(
+        "device", "where the student's images are read from: 'device' memory, or 'disk' as it learns", choices=PLACES
+    )
+    draw: str = option(
+        "replacement",
+        "each image of a batch by itself; 'passes': each once in a shuffled pass, as released",
+        choices=DRAWS,
+    )
+    initial: str = option("", "folder of images, or an earlier run's workdir, to begin with")
 
 
 class Examples(NamedTuple):

@@ -91,7 +91,7 @@ def uniformly(rows_of: Callable[[Array, Array, Array], Array]) -> Functions:
 
 
 def by_replay(
-    options: sampling.Options, batch_size: int, num_classes: int, classes_of: Callable[[Tree, Array], Array]
+    options: sampling.ReplayOptions, batch_size: int, num_classes: int, classes_of: Callable[[Tree, Array], Array]
 ) -> Functions:
     """Images are drawn by their class and by how hard they are.
 

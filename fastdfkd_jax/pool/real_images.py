@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,11 +13,27 @@ from fastdfkd_jax import data
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.data import unlabelled
 from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.options import Options, option
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.shards import Rows
 
 _BATCH = 256
 _CHUNK = 1024  # images between which the chosen are looked through
+
+
+@dataclass(frozen=True)
+class TransferOptions(Options, section="transfer"):
+    """Real images, for the methods that are given some and declare it; no other reads them."""
+
+    source: str = option("", "as data.source")
+    dir: str = option("", "as data.dir")
+    split: str = option("train", "as data.split")
+    short_side: int = option(0, "as data.short_side", at_least=0)
+    crops: int = option(
+        0, "0: a labelled data set as it is; n: n random crops of each picture, without labels", at_least=0
+    )
+    limit: int = option(0, "most images; 0 for all", at_least=0)
+    select: int = option(0, "how many a method that chooses (DFND) keeps; 0 for all", at_least=0)
 
 
 def read(

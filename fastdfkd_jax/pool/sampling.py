@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.errors import require
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 
@@ -23,22 +23,15 @@ _LEAST = 1e-3
 
 
 @dataclass(frozen=True)
-class Options:
-    """Exponents; all zero is uniform sampling.
+class ReplayOptions(Options, section="replay"):
+    """Exponents of how the student draws from D'; all zero is uniform sampling."""
 
-    Attributes:
-      class_exponent: a; 1 draws every class that the teacher sees in D' equally often.
-      difficulty_exponent: b.
-      importance_exponent: c; 1 makes the expected gradient that of uniform sampling.
-    """
-
-    class_exponent: float = 0.0
-    difficulty_exponent: float = 0.0
-    importance_exponent: float = 0.0
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            require(value >= 0, f"replay.{name}", "at least 0", value)
+    class_exponent: float = option(0.0, "a; 1 draws every class that the teacher sees in D' equally often", at_least=0)
+    difficulty_exponent: float = option(0.0, "b, of the student's divergence from the teacher", at_least=0)
+    importance_exponent: float = option(
+        0.0, "c, of the loss weight that undoes the bias; 1 makes the expected gradient that of uniform sampling",
+        at_least=0,
+    )  # fmt: skip
 
     @property
     def uniform(self) -> bool:
@@ -77,7 +70,7 @@ def added(replay: Replay, start: Array, classes: Array) -> Replay:
     )
 
 
-def probabilities(options: Options, replay: Replay, size: Array, num_classes: int) -> Array:
+def probabilities(options: ReplayOptions, replay: Replay, size: Array, num_classes: int) -> Array:
     """f32[capacity], 0 from `size` on, sum 1."""
     filled = jnp.arange(len(replay.classes)) < size
     known = jnp.where(replay.classes < 0, num_classes, replay.classes)  # what is not known is a class of its own
@@ -88,7 +81,7 @@ def probabilities(options: Options, replay: Replay, size: Array, num_classes: in
     return weight / weight.sum()
 
 
-def draw(key: Array, options: Options, chances: Array, size: Array, batch: int) -> tuple[Array, Array]:
+def draw(key: Array, options: ReplayOptions, chances: Array, size: Array, batch: int) -> tuple[Array, Array]:
     """Rows i32[batch], with replacement, and their loss weights f32[batch]."""
     ends = jnp.cumsum(chances)
     rows = jnp.searchsorted(ends, jax.random.uniform(key, (batch,)) * ends[-1], side="right")

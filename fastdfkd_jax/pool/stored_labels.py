@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from fastdfkd_jax.distillation.soft_labels import LabelledViews
 from fastdfkd_jax.distributed import hosts, parallel
+from fastdfkd_jax.options import Options, option
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.feed import Examples, Feed, Functions, ImageFeed
 from fastdfkd_jax.pool.label_files import Description, LabelFiles
@@ -22,6 +24,20 @@ from fastdfkd_jax.storage.files import lock_folder
 
 Array = jax.Array
 Tree = Any
+
+
+@dataclass(frozen=True)
+class SoftLabelOptions(Options, section="soft_labels"):
+    """The teacher answers once a view, and the student meets it again and again (FKD)."""
+
+    steps: int = option(
+        0, "student steps that are stored, once all images are there; 0: it answers every step", at_least=0
+    )
+    top_k: int = option(
+        0, "probabilities stored of each view, the rest spread evenly; 0: all logits, float16", at_least=0
+    )
+    dir: str = option("", "folder, which runs on the same images may share; '' for workdir/soft_labels")
+    seed: int = option(0, "of the stored views", at_least=0)
 
 
 class Taught(NamedTuple):

@@ -18,12 +18,14 @@ from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
-from fastdfkd_jax.methods.registry import METHODS, require_statistics
+from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import initial_images, real_images
 from fastdfkd_jax.pool.initial_images import Located
 from fastdfkd_jax.pool.shards import Rows
-from fastdfkd_jax.training.config_checks import require_fit, require_maps_fit
+from fastdfkd_jax.training.config_checks import require_fit, require_maps_fit, require_statistics
+from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import last_synthesis_call, student_optimizer
 
 Tree = Any
@@ -62,39 +64,32 @@ class Parts(NamedTuple):
 
 def assemble(config: ConfigDict) -> Parts:
     """Builds everything and checks that it fits together; UserError where it does not."""
+    run = read(RunOptions, config)
     options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
-    teacher, teacher_vars = load_teacher(config, options)
-    student, student_vars = _student(config, teacher, options)
-    if config.remat == "blocks" and (teacher.others or student.others):
+    teacher, teacher_vars = load_teacher(run.teacher, options)
+    student, student_vars = _student(run.student, teacher, options)
+    if run.remat == "blocks" and (teacher.others or student.others):
         raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
-    teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
-    test = None
-    if config.data.source:
-        sizes: dict[str, Any] = {"short_side": config.data.short_side or None}
-        if config.data.crop:
-            sizes |= {"image_size": teacher.spec.image_size, "crop": config.data.crop}
-        sizes["class_names"] = config.data.get("class_names") or None
-        test = data.load(config.data.source, config.data.split, data_dir=config.data.dir or None, **sizes)
-        test = data.in_channels(test, teacher.spec.channels)
-        data.require(test, teacher.spec)
-    optimizer = student_optimizer(config)
-    layout = _layout(config)
+    teacher, student = (models.rematerialised(network, run.remat) for network in (teacher, student))
+    test = _evaluation_data(run.data, teacher) if run.data.source else None
+    optimizer = student_optimizer(run)
+    layout = _layout(run)
     split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
     synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
     if teacher.spec.gives_maps:
-        require_maps_fit(config)
-    if config.mode != "distill":
+        require_maps_fit(run)
+    if run.mode != "distill":
         require_statistics(config, teacher, teacher_vars)
-    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
-    objective = objective_of(config, method)
-    require_fit(config, method)
-    given_whole = method.lifetime == base.DATA and not config.transfer.crops
-    if not given_whole or config.noise_control:  # of images that have the network's size
+    method = method_of(config, setting_of(run, teacher, student, options, synthesis_split))
+    objective = objective_of(run, method)
+    require_fit(run, method)
+    given_whole = method.lifetime == base.DATA and not run.transfer.crops
+    if not given_whole or run.noise_control:  # of images that have the network's size
         side = teacher.spec.image_size
-        require(config.kd.square <= side, "kd.square", f"at most the images' {side} pixels", config.kd.square)
-    top_k, classes = config.soft_labels.top_k, teacher.spec.num_classes
+        require(run.kd.square <= side, "kd.square", f"at most the images' {side} pixels", run.kd.square)
+    top_k, classes = run.soft_labels.top_k, teacher.spec.num_classes
     require(top_k <= classes, "soft_labels.top_k", f"at most the teacher's {classes} classes", top_k)
-    begun_with = _initial_images(config, method, teacher, teacher_vars)
+    begun_with = _initial_images(run, method, teacher, teacher_vars)
     teacher_vars = parallel.everywhere(teacher_vars)
     return Parts(
         teacher,
@@ -108,14 +103,31 @@ def assemble(config: ConfigDict) -> Parts:
         test,
         begun_with,
         layout,
-        config.kd.ema_decay,
+        run.kd.ema_decay,
     )
 
 
-def _layout(config: ConfigDict) -> dict[str, int]:
+def _evaluation_data(chosen: data.DataOptions, teacher: Network) -> data.Dataset:
+    """The data that the networks are measured on; UserError where the teacher cannot be."""
+    sizes: dict[str, Any] = {"short_side": chosen.short_side or None}
+    if chosen.crop:
+        sizes |= {"image_size": teacher.spec.image_size, "crop": chosen.crop}
+    sizes["class_names"] = chosen.class_names or None
+    test = data.load(chosen.source, chosen.split, data_dir=chosen.dir or None, **sizes)
+    test = data.in_channels(test, teacher.spec.channels)
+    return data.require(test, teacher.spec)
+
+
+def method_of(config: ConfigDict, setting: base.Setting) -> Method:
+    """The method that a config names, with the options that it has there."""
+    entry = METHODS[config.method.name]
+    return entry.build(read(entry.options, config), setting)
+
+
+def _layout(run: RunOptions) -> dict[str, int]:
     """How many devices share lanes and batches, and of how many processes; UserError where it cannot be."""
-    chosen, lanes = config.parallel, config.parallel.task_devices
-    batches = (config.kd.batch,) if lanes > 1 else (config.synthesis_batch, config.kd.batch)
+    chosen, lanes = run.parallel, run.parallel.task_devices
+    batches = (run.kd.batch,) if lanes > 1 else (run.synthesis_batch, run.kd.batch)
     count = parallel.batch_devices(chosen.batch_devices, batches, lanes)
     if jax.process_count() > 1:
         found = jax.device_count()
@@ -133,17 +145,17 @@ def _whole(batch: jax.Array) -> jax.Array:
     return batch
 
 
-def _initial_images(config: ConfigDict, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:
+def _initial_images(run: RunOptions, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:
     """What D' holds before the first call."""
     if method.lifetime != base.DATA:
-        if not config.pool.initial:
+        if not run.pool.initial:
             return None
-        find = initial_images.locate if config.pool.place == "disk" else initial_images.read
-        return find(expanded(config.pool.initial), teacher.spec.input_shape)
-    chosen = config.transfer
-    directory = chosen.dir or (config.data.dir if chosen.source == config.data.source else "")
-    short_side = chosen.short_side or (config.data.short_side if chosen.source == config.data.source else 0)
-    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": short_side, "square": config.kd.square}
+        find = initial_images.locate if run.pool.place == "disk" else initial_images.read
+        return find(expanded(run.pool.initial), teacher.spec.input_shape)
+    chosen = run.transfer
+    directory = chosen.dir or (run.data.dir if chosen.source == run.data.source else "")
+    short_side = chosen.short_side or (run.data.short_side if chosen.source == run.data.source else 0)
+    limits = {"crops": chosen.crops, "limit": chosen.limit, "short_side": short_side, "square": run.kd.square}
     parts = real_images.read(chosen.source, chosen.split, directory, teacher.spec, **limits)
     if method.select is None or not chosen.select:
         return real_images.collect(parts)
@@ -151,21 +163,29 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
 
 
 def setting_of(
-    config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
+    run: RunOptions, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
 ) -> base.Setting:
     """What the method is built for."""
-    counts = (config.synthesis_batch, last_synthesis_call(config), config.warmup_calls, config.kd.steps_per_call)
-    return base.Setting(teacher, student, *counts, split, forms)
+    counts = (run.synthesis_batch, last_synthesis_call(run), run.warmup_calls, run.kd.steps_per_call)
+    return base.Setting(
+        teacher,
+        student,
+        *counts,
+        split,
+        forms,
+        temperature=run.kd.temperature,
+        has_original_data=run.transfer.source == run.data.source and not run.transfer.crops,
+        lane_map=lambda num_tasks: parallel.lane_map(num_tasks, parallel.devices(run.parallel.task_devices)),
+    )
 
 
-def objective_of(config: ConfigDict, method: Method) -> distill.Objective:
+def objective_of(run: RunOptions, method: Method) -> distill.Objective:
     """The method's own objective, or vanilla KD."""
-    return method.objective or distill.Objective(distill.kd_loss(config.kd.temperature))
+    return method.objective or distill.Objective(distill.kd_loss(run.kd.temperature))
 
 
-def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
+def load_teacher(given: models.TeacherOptions, options: dict[str, Any]) -> tuple[Network, Tree]:
     """Reads the teacher, a checkpoint or a recorded graph."""
-    given = config.teacher
     if given.graph and given.checkpoint:
         raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
     path = given.graph or given.checkpoint
@@ -176,7 +196,7 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             "as config.teacher.graph"
         )
     file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
-    return convert.load_described(file, given, **options)
+    return convert.load_described(file, vars(given), **options)
 
 
 def conv_gradient(config: ConfigDict) -> str:
@@ -187,8 +207,8 @@ def conv_gradient(config: ConfigDict) -> str:
     return "canonical" if jax.default_backend() == "cpu" and not exact_maml else "native"
 
 
-def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
-    given, spec = config.student, teacher.spec
+def _student(given: models.StudentOptions, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
+    spec = teacher.spec
     if not given.checkpoint and not given.graph:
         student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
         _require_same_task(student, teacher)

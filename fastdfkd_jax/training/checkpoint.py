@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.options import renamed
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import disk_error, make_folder
 from fastdfkd_jax.training.quiet_orbax import quiet_tasks
@@ -230,7 +231,7 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
     Not where images are drawn by what is known of each: a checkpoint has room for those of the calls it was made for.
 
     Args:
-      recorded: the identity found there: flat names and values.
+      recorded: the identity found there: flat names and values; the names may be old ones (`options.RENAMED`).
       identity: that of this run, whose values must be equal.
       where: names the place in the message.
       free: names that an older version recorded and that need not be equal.
@@ -238,6 +239,7 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
     Raises:
       UserError: names every differing key.
     """
+    recorded = renamed(recorded)
     wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
     names = (recorded.keys() | wanted.keys()) - set(free)
     differing = sorted(

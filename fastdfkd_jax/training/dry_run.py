@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import soft_labels
@@ -19,9 +18,10 @@ from fastdfkd_jax.distributed.parallel import CompiledStep
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.pool.stored_labels import Taught
 from fastdfkd_jax.training.build import Parts
-from fastdfkd_jax.training.feeding import open_feed, view_options
+from fastdfkd_jax.training.feeding import open_feed
 from fastdfkd_jax.training.programs import Programs
-from fastdfkd_jax.training.schedule import count_synthesis_calls
+from fastdfkd_jax.training.run_options import RunOptions
+from fastdfkd_jax.training.schedule import count_kd_steps, count_synthesis_calls
 
 # A program is timed so often, or until so much time has gone.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -60,38 +60,31 @@ class Cost:
         )
 
 
-def describe(config: ConfigDict, parts: Parts) -> str:
+def describe(run: RunOptions, parts: Parts) -> str:
     """A few lines: networks, counts, memory, disk and time.
 
     All programs are compiled, for their memory, and run on this machine, for their time, in which reading a pool from
     disk is not. Nothing is written.
     """
     method = parts.method
-    synthesis_calls = count_synthesis_calls(config, parts.method)
+    synthesis_calls = count_synthesis_calls(run, parts.method)
     images = synthesis_calls * method.images_per_call
     lines = [
         _network("teacher", parts.teacher, parts.teacher_vars),
         _network("student", parts.student, jax.eval_shape(parts.student.init, jax.random.key(0))),
-        f"{config.method.name} ({method.knows}): {synthesis_calls} synthesis calls, {images} images",
-        f"{count_kd_steps(config)} KD steps of {config.kd.batch} images",
+        f"{run.method.name} ({method.knows}): {synthesis_calls} synthesis calls, {images} images",
+        f"{count_kd_steps(run)} KD steps of {run.kd.batch} images",
     ]
     if synthesis_calls and method.lifetime == base.POOL:
         pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
         lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
-    if config.soft_labels.steps and count_kd_steps(config):
-        spec, chosen = parts.teacher.spec, config.soft_labels
-        view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, view_options(config), config.kd.batch)
-        lines.append(
-            f"disk: {chosen.steps * config.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each"
-        )
-    costs = measure(config, parts)
+    if run.soft_labels.steps and count_kd_steps(run):
+        spec, chosen = parts.teacher.spec, run.soft_labels
+        view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, run.kd.views, run.kd.batch)
+        lines.append(f"disk: {chosen.steps * run.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each")
+    costs = measure(run, parts)
     hours = sum(cost.total_seconds for cost in costs) / 3600
     return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
-
-
-def count_kd_steps(config: ConfigDict) -> int:
-    """How many steps the student learns in a whole run."""
-    return 0 if config.mode == "synthesize" else (config.calls - config.warmup_calls) * config.kd.steps_per_call
 
 
 def _network(role: str, network: models.Network, variables) -> str:
@@ -103,14 +96,14 @@ def _network(role: str, network: models.Network, variables) -> str:
     )
 
 
-def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
+def measure(run: RunOptions, parts: Parts) -> list[Cost]:
     """Compiles the programs and times each on this machine; those that the run does not need are left out."""
-    programs = Programs(parts, config)
-    key = jax.random.key(config.seed)
+    programs = Programs(parts, run)
+    key = jax.random.key(run.seed)
     state = programs.begin(key)
-    feed = open_feed(parts, config, programs, None, key, lambda text: None)
+    feed = open_feed(parts, run, programs, None, key, lambda text: None)
     costs: list[Cost] = []
-    if synthesis_calls := count_synthesis_calls(config, parts.method):
+    if synthesis_calls := count_synthesis_calls(run, parts.method):
         student = state["student"].variables
 
         def synthesize() -> Any:
@@ -125,9 +118,9 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
         if feed.per_dispatch:
             feed.add(batch)
     source = feed.example()
-    if kd_steps := count_kd_steps(config):
-        if config.soft_labels.steps:
-            cost, source = _labelling(parts, config, programs, source, key)
+    if kd_steps := count_kd_steps(run):
+        if run.soft_labels.steps:
+            cost, source = _labelling(parts, run, programs, source, key)
             costs.append(cost)
 
         def distill() -> Any:
@@ -139,14 +132,14 @@ def measure(config: ConfigDict, parts: Parts) -> list[Cost]:
     return costs
 
 
-def _labelling(parts: Parts, config: ConfigDict, programs: Programs, source: Any, key: Any) -> tuple[Cost, Taught]:
+def _labelling(parts: Parts, run: RunOptions, programs: Programs, source: Any, key: Any) -> tuple[Cost, Taught]:
     """What it costs that the teacher answers once for all, and what the student then learns from."""
     zero = np.int32(0)
 
     def label() -> Any:
         return programs.label(parts.teacher_vars, source, key, zero, np.int32(1))
 
-    times = math.ceil(config.soft_labels.steps / programs.steps)
+    times = math.ceil(run.soft_labels.steps / programs.steps)
     cost, steps = _cost("label_seconds", f"answers to {programs.steps} steps", programs.label, times, label)
     return cost, Taught(source, jax.tree.map(np.asarray, steps))
 

@@ -1,4 +1,4 @@
-"""From a config to the feed of a run: which way it is, and its two halves."""
+"""From the options to the feed of a run: which way it is, and its two halves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.pool import on_device, on_disk, per_round, sampling, stored_labels
+from fastdfkd_jax.pool import on_device, on_disk, per_round, stored_labels
 from fastdfkd_jax.pool.drawing import row_drawer
 from fastdfkd_jax.pool.feed import Feed, Functions, ImageFeed
 from fastdfkd_jax.pool.initial_images import Located
@@ -24,6 +23,7 @@ from fastdfkd_jax.pool.label_files import Description
 from fastdfkd_jax.pool.shards import Rows, Shards
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.training.build import Parts
+from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import count_synthesis_calls
 
 if TYPE_CHECKING:
@@ -32,61 +32,54 @@ if TYPE_CHECKING:
 Array = jax.Array
 
 
-def steps_of_dispatch(parts: Parts, config: ConfigDict) -> int:
+def steps_of_dispatch(parts: Parts, run: RunOptions) -> int:
     """KD steps of one compiled program."""
     if parts.method.lifetime == base.ONCE:
         return parts.method.steps_per_round
-    return math.gcd(config.kd.steps_per_call, config.kd.steps_per_dispatch)
+    return math.gcd(run.kd.steps_per_call, run.kd.steps_per_dispatch)
 
 
-def view_options(config: ConfigDict) -> augment.ViewOptions:
-    """How the student is shown images."""
-    kd = config.kd
-    return augment.ViewOptions(kd.crop_padding, kd.flip, kd.least_crop, kd.cutmix, kd.cutmix_alpha)
-
-
-def drawer(config: ConfigDict) -> Callable[[Array, Array, Array], Array]:
+def drawer(run: RunOptions) -> Callable[[Array, Array, Array], Array]:
     """`draw(key, step, size) -> i32[B]`, the images of a step where all are as likely."""
-    return row_drawer(config.kd.batch, config.kd.steps_per_call, config.pool.draw == "passes")
+    return row_drawer(run.kd.batch, run.kd.steps_per_call, run.pool.draw == "passes")
 
 
-def functions(parts: Parts, config: ConfigDict) -> Functions:
+def functions(parts: Parts, run: RunOptions) -> Functions:
     """The half that is compiled into the programs of the run."""
-    of_images = _functions_of_images(parts, config)
-    if not config.soft_labels.steps:
+    of_images = _functions_of_images(parts, run)
+    if not run.soft_labels.steps:
         return of_images
-    return stored_labels.functions(of_images, steps_of_dispatch(parts, config))
+    return stored_labels.functions(of_images, steps_of_dispatch(parts, run))
 
 
-def _functions_of_images(parts: Parts, config: ConfigDict) -> Functions:
+def _functions_of_images(parts: Parts, run: RunOptions) -> Functions:
     if parts.method.lifetime == base.ONCE:
-        return per_round.functions(steps_of_dispatch(parts, config))
-    if _is_on_disk(parts, config):
-        return on_disk.functions(steps_of_dispatch(parts, config))
-    options = sampling.Options(**config.replay.to_dict())
-    if options.uniform:
-        return on_device.uniformly(drawer(config))
+        return per_round.functions(steps_of_dispatch(parts, run))
+    if _is_on_disk(parts, run):
+        return on_disk.functions(steps_of_dispatch(parts, run))
+    if run.replay.uniform:
+        return on_device.uniformly(drawer(run))
     teacher, spec = parts.teacher, parts.teacher.spec
 
     def classes_of(variables: Any, images: Array) -> Array:
         logits = teacher.apply(variables, augment.normalize(images, spec.mean, spec.std)).logits
         return logits.argmax(-1).astype(jnp.int32)
 
-    return on_device.by_replay(options, config.kd.batch, spec.num_classes, classes_of)
+    return on_device.by_replay(run.replay, run.kd.batch, spec.num_classes, classes_of)
 
 
-def _is_on_disk(parts: Parts, config: ConfigDict) -> bool:
+def _is_on_disk(parts: Parts, run: RunOptions) -> bool:
     """Whether D' is read from disk as the student learns."""
-    return config.pool.place == "disk" and parts.method.lifetime == base.POOL
+    return run.pool.place == "disk" and parts.method.lifetime == base.POOL
 
 
 def open_feed(
-    parts: Parts, config: ConfigDict, programs: Programs, workdir: Path | None, key: Array, say: Callable[[str], None]
+    parts: Parts, run: RunOptions, programs: Programs, workdir: Path | None, key: Array, say: Callable[[str], None]
 ) -> Feed:
     """The half that is on the host, still empty.
 
     Args:
-      parts, config: of the run.
+      parts, run: of the run.
       programs: of the same.
       workdir: of the run; None to measure without one.
       key: draws what the student meets.
@@ -94,10 +87,10 @@ def open_feed(
     """
     if parts.method.lifetime == base.ONCE:
         return per_round.RoundFeed(_to_pixels(parts))
-    images = _open_images(parts, config, programs, workdir, key)
-    if not config.soft_labels.steps or workdir is None:
+    images = _open_images(parts, run, programs, workdir, key)
+    if not run.soft_labels.steps or workdir is None:
         return images
-    return stored_labels.StoredLabels(images, _making(parts, config, programs, workdir, key, say))
+    return stored_labels.StoredLabels(images, _making(parts, run, programs, workdir, key, say))
 
 
 def _to_pixels(parts: Parts) -> Callable[[Array], Array]:
@@ -111,13 +104,13 @@ def _to_pixels(parts: Parts) -> Callable[[Array], Array]:
     return to_pixels
 
 
-def _open_images(parts: Parts, config: ConfigDict, programs: Programs, workdir: Path | None, key: Array) -> ImageFeed:
-    made = parts.method.images_per_call * count_synthesis_calls(config, parts.method)
+def _open_images(parts: Parts, run: RunOptions, programs: Programs, workdir: Path | None, key: Array) -> ImageFeed:
+    made = parts.method.images_per_call * count_synthesis_calls(run, parts.method)
     files = None if workdir is None else Shards(workdir / "pool")
     first, shape = parts.initial, parts.teacher.spec.input_shape
-    if not _is_on_disk(parts, config):
+    if not _is_on_disk(parts, run):
         assert not isinstance(first, Located)
-        return on_device.DeviceFeed(files, first, made, shape, not sampling.Options(**config.replay.to_dict()).uniform)
+        return on_device.DeviceFeed(files, first, made, shape, not run.replay.uniform)
     assert not isinstance(first, Rows)
 
     def draw(step: int, size: int) -> np.ndarray:
@@ -128,16 +121,16 @@ def _open_images(parts: Parts, config: ConfigDict, programs: Programs, workdir: 
     return on_disk.DiskFeed(files, first, imported, shape, made > 0, draw, place)
 
 
-def labels_folder(config: ConfigDict, workdir: Path) -> Path:
+def labels_folder(run: RunOptions, workdir: Path) -> Path:
     """Where the teacher's answers lie."""
-    chosen = config.soft_labels.dir
+    chosen = run.soft_labels.dir
     return expanded(chosen) if chosen else workdir / "soft_labels"
 
 
 def _making(
-    parts: Parts, config: ConfigDict, programs: Programs, workdir: Path, key: Array, say: Callable[[str], None]
+    parts: Parts, run: RunOptions, programs: Programs, workdir: Path, key: Array, say: Callable[[str], None]
 ) -> stored_labels.Making:
-    chosen, spec, steps = config.soft_labels, parts.teacher.spec, programs.steps
+    chosen, spec, steps = run.soft_labels, parts.teacher.spec, programs.steps
     label_key = jax.random.key(chosen.seed)
 
     def describe(pool: str, size: int) -> Description:
@@ -146,16 +139,16 @@ def _making(
             arch=spec.arch,
             mean=tuple(spec.mean),
             std=tuple(spec.std),
-            precision=config.precision,
+            precision=run.precision,
             classes=spec.num_classes,
             pool=pool,
             pool_size=size,
             seed=chosen.seed,
-            batch=config.kd.batch,
+            batch=run.kd.batch,
             steps=steps,
             top_k=chosen.top_k,
-            temperature=config.kd.temperature,
-            views=view_options(config),
+            temperature=run.kd.temperature,
+            views=run.kd.views,
         )
 
     def label(source: Any, step: int, size: int):
@@ -169,7 +162,7 @@ def _making(
         return np.asarray(jax.random.permutation(jax.random.fold_in(key, turn), shards))
 
     return stored_labels.Making(
-        directory=labels_folder(config, workdir),
+        directory=labels_folder(run, workdir),
         describe=describe,
         count=math.ceil(chosen.steps / steps),
         steps=steps,

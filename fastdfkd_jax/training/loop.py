@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.cli import signals
@@ -35,6 +34,7 @@ from fastdfkd_jax.training.metric_files import Metrics, Silent
 from fastdfkd_jax.training.profile import Trace
 from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.progress import Progress, summary
+from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import last_call, last_synthesis_call
 from fastdfkd_jax.training.workdir import mark_saved
 
@@ -46,7 +46,7 @@ class Training:
 
     def __init__(
         self,
-        config: ConfigDict,
+        options: RunOptions,
         parts: Parts,
         programs: Programs,
         workdir: Path,
@@ -55,25 +55,25 @@ class Training:
         """Restores the newest checkpoint that can be used.
 
         Args:
-          config: of the run.
-          parts: built of it.
+          options: of the run.
+          parts: built of them.
           programs: of the same.
           workdir: the run's folder.
           identity: kept with checkpoints, which another run is refused by (`checkpoint.require_same_run`).
         """
-        self.config, self.parts, self.programs, self.workdir = config, parts, programs, workdir
+        self.options, self.parts, self.programs, self.workdir = options, parts, programs, workdir
         self.progress = Progress()
-        self.last_call = last_call(config)
+        self.last_call = last_call(options)
         self.stop = signals.Stop()
         self.score = scores.of_task(parts.teacher.spec)
-        init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(config.seed), 3)
+        init_key, self.synthesis_key, self.distill_key = jax.random.split(jax.random.key(options.seed), 3)
         self.state = self.programs.begin(init_key)
         self.writes = hosts.is_writer()
         self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
-        self.evidence = Evidence(workdir, labels_folder(config, workdir), config.pool.initial)
-        self.feed = open_feed(parts, config, self.programs, workdir, self.distill_key, self._say)
+        self.evidence = Evidence(workdir, labels_folder(options, workdir), options.pool.initial)
+        self.feed = open_feed(parts, options, self.programs, workdir, self.distill_key, self._say)
         self._restore()
-        self.trace = Trace(workdir / "profile", self._call_to_trace() if config.profile and self.writes else None)
+        self.trace = Trace(workdir / "profile", self._call_to_trace() if options.profile and self.writes else None)
         done = self.progress
         self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
 
@@ -87,7 +87,7 @@ class Training:
             self.progress = Progress(**restored.progress)
             log.info("resumed at call %d, KD step %d", self.progress.call, self.progress.kd_steps)
         elif not self.feed.grows:
-            self.progress.call = self.config.warmup_calls
+            self.progress.call = self.options.warmup_calls
         hosts.require_same("checkpoint", dataclasses.asdict(self.progress))
         self.feed.restore(self.progress.shards, saved)
 
@@ -103,8 +103,8 @@ class Training:
 
         Where none does, as synthesis ends before the student begins, the second.
         """
-        warmup = self.config.warmup_calls
-        if self.config.mode == "synthesize" or warmup >= last_synthesis_call(self.config):
+        warmup = self.options.warmup_calls
+        if self.options.mode == "synthesize" or warmup >= last_synthesis_call(self.options):
             warmup = 0
         return min(self.last_call, max(self.progress.call, warmup) + 2)
 
@@ -130,7 +130,7 @@ class Training:
         """Saves, says so, and gives the summary of a run that has not ended, an empty one."""
         self._save()
         asked = f" by {self.stop.by}" if self.stop.by else ""
-        how = "run the same command without --config.restart" if self.config.restart else "run the same command"
+        how = "run the same command without --config.restart" if self.options.restart else "run the same command"
         self.metrics.say(f"stopped{asked}; checkpoint saved; {how} to continue")
         return {}
 
@@ -155,10 +155,10 @@ class Training:
 
     def _trains(self) -> bool:
         """Whether the student learns in this call."""
-        return self.config.mode != "synthesize" and self.progress.call > self.config.warmup_calls
+        return self.options.mode != "synthesize" and self.progress.call > self.options.warmup_calls
 
     def _steps_left(self) -> bool:
-        steps = self.progress.kd_steps < self.config.kd.steps_per_call
+        steps = self.progress.kd_steps < self.options.kd.steps_per_call
         return steps and (self._trains() or (self.feed.per_dispatch and self.progress.call > 0))
 
     def _begin_call(self) -> None:
@@ -170,7 +170,7 @@ class Training:
             self._show(info, batch)
 
     def _makes_images(self) -> bool:
-        return self.feed.grows and self.progress.call <= last_synthesis_call(self.config)
+        return self.feed.grows and self.progress.call <= last_synthesis_call(self.options)
 
     def _synthesize(self, index: int) -> tuple[dict[str, jax.Array], base.Batch]:
         """Algorithm 1 lines 5 to 14, once; `index` counts the synthesis calls."""
@@ -192,14 +192,14 @@ class Training:
     def _show(self, info: Mapping[str, Any], batch: base.Batch) -> None:
         """Records a synthesis call, with a picture of it where that is due."""
         self._record("synthesis", info)
-        if self.progress.call % self.config.images_every == 0 and self.writes:
+        if self.progress.call % self.options.images_every == 0 and self.writes:
             write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", self.feed.pictures(batch))
 
     def _learn(self) -> None:
         """A dispatch of the student's steps, and of synthesis before it where it needs images of its own."""
         done, made = self.progress, None
         if self.feed.per_dispatch:
-            made = self._synthesize((done.call - 1) * self.config.kd.steps_per_call + done.kd_steps)
+            made = self._synthesize((done.call - 1) * self.options.kd.steps_per_call + done.kd_steps)
         if self._trains():
             self._distill(self._next_source())
         else:
@@ -221,9 +221,9 @@ class Training:
     def _next_source(self) -> Any:
         """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
         begin = time.perf_counter()
-        step, steps, config = int(self.state["student"].step), self.programs.steps, self.config
-        same_call = self.progress.kd_steps + steps < config.kd.steps_per_call
-        grows = self.feed.grows and self.progress.call < last_synthesis_call(config)
+        step, steps, options = int(self.state["student"].step), self.programs.steps, self.options
+        same_call = self.progress.kd_steps + steps < options.kd.steps_per_call
+        grows = self.feed.grows and self.progress.call < last_synthesis_call(options)
         more = same_call or not (grows or self.progress.call == self.last_call)
         source = self.feed.take(step, step + steps if more else None)
         self.progress.distill_seconds += time.perf_counter() - begin  # what is not there yet is waited for
@@ -249,10 +249,10 @@ class Training:
     def _end_call(self) -> None:
         done = self.progress
         last = done.call == self.last_call
-        due = last or done.call % self.config.eval_every == 0
+        due = last or done.call % self.options.eval_every == 0
         if self.parts.test is not None and due and self._trains():
             self._evaluate(self.parts.test)
-        if last or done.call % self.config.checkpoint_every == 0:
+        if last or done.call % self.options.checkpoint_every == 0:
             self._save()
         score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
         self.metrics.advance(done.call, f"{done.images} images{score}")
@@ -301,7 +301,7 @@ class Training:
     def _save(self) -> None:
         done = self.progress
         done.metrics_offset = self.metrics.offset
-        number = done.call * (self.config.kd.steps_per_call + 1) + done.kd_steps
+        number = done.call * (self.options.kd.steps_per_call + 1) + done.kd_steps
         evidence = self.evidence.of(done.shards, self.feed.labelled, done.metrics_offset) if self.writes else {}
         self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done), evidence)
         if self.writes:
@@ -310,7 +310,7 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         if self.writes:
             save_student(self.workdir, self.parts.student, self.state["student"].result)
-        return summary(self.progress, self.parts, self.score, self.config.method.name, self.config.seed)
+        return summary(self.progress, self.parts, self.score, self.options.method.name, self.options.seed)
 
 
 def save_student(workdir: Path, student: Network, variables: Any) -> None:

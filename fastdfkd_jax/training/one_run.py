@@ -14,12 +14,14 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.methods.registry import other_sections
+from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import LOCK, lock_folder, write_json
 from fastdfkd_jax.training import workdir
 from fastdfkd_jax.training.build import Parts, assemble
 from fastdfkd_jax.training.loop import Training
 from fastdfkd_jax.training.programs import Programs
+from fastdfkd_jax.training.run_options import RunOptions
 
 log = logging.getLogger("fastdfkd_jax.main")  # whose words these are to a reader
 
@@ -56,7 +58,7 @@ class Built(NamedTuple):
 def build(config: ConfigDict) -> Built:
     """Builds all that is made of a config; UserError where it does not fit together."""
     parts = assemble(config)
-    return Built(parts, Programs(parts, config))
+    return Built(parts, Programs(parts, read(RunOptions, config)))
 
 
 def run(config: ConfigDict, folder: Path, built: Built | None = None) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def run(config: ConfigDict, folder: Path, built: Built | None = None) -> dict[st
         if hosts.is_writer():
             _prepare(folder, restart=config.restart)
         identity = record_identity(config, parts, folder)
-        summary = Training(config, parts, programs, folder, identity).run()
+        summary = Training(read(RunOptions, config), parts, programs, folder, identity).run()
         if summary:
             write_summary(folder, summary)
         return summary

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import distill, soft_labels
@@ -18,6 +17,7 @@ from fastdfkd_jax.pool.drawing import keys_of_step
 from fastdfkd_jax.pool.feed import Examples, Functions
 from fastdfkd_jax.training import feeding
 from fastdfkd_jax.training.build import Parts
+from fastdfkd_jax.training.run_options import RunOptions
 
 Array = jax.Array
 Tree = Any
@@ -39,21 +39,21 @@ class Programs:
       steps: KD steps of one dispatch of `distill`.
     """
 
-    def __init__(self, parts: Parts, config: ConfigDict):
-        self.steps = feeding.steps_of_dispatch(parts, config)
-        feed = feeding.functions(parts, config)
+    def __init__(self, parts: Parts, run: RunOptions):
+        self.steps = feeding.steps_of_dispatch(parts, run)
+        feed = feeding.functions(parts, run)
         self.synthesize = parallel.CompiledStep(_synthesize(parts, feed), donate=(0, 1))
-        self.distill = parallel.CompiledStep(_distill(parts, config, feed, self.steps), donate=(0,))
-        draw = feeding.drawer(config)
+        self.distill = parallel.CompiledStep(_distill(parts, run, feed, self.steps), donate=(0,))
+        draw = feeding.drawer(run)
 
         def draw_rows(key: Array, step: Array, size: Array) -> Array:
             return jax.vmap(lambda step: draw(key, step, size))(step + jnp.arange(self.steps))
 
         self.draw_rows = jax.jit(draw_rows)
-        self.label = parallel.CompiledStep(_label(parts, config, draw_rows, self.steps))
+        self.label = parallel.CompiledStep(_label(parts, run, draw_rows, self.steps))
         self.begin = _starter(parts)
         self.evaluate, self.evaluate_teacher = (
-            make_evaluator(network, config.data.batch) for network in (parts.student, parts.teacher)
+            make_evaluator(network, run.data.batch) for network in (parts.student, parts.teacher)
         )
 
 
@@ -70,8 +70,8 @@ def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
     return synthesize
 
 
-def _distill(parts: Parts, config: ConfigDict, feed: Functions, steps: int) -> Callable[..., Any]:
-    learn = (_learn_from_stored if config.soft_labels.steps else _learn)(parts, config)
+def _distill(parts: Parts, run: RunOptions, feed: Functions, steps: int) -> Callable[..., Any]:
+    learn = (_learn_from_stored if run.soft_labels.steps else _learn)(parts, run)
 
     def distill_steps(state, teacher_vars, source, key):
         def one(carry, _):
@@ -89,7 +89,7 @@ def _distill(parts: Parts, config: ConfigDict, feed: Functions, steps: int) -> C
     return distill_steps
 
 
-def _learn(parts: Parts, config: ConfigDict) -> Callable[..., Any]:
+def _learn(parts: Parts, run: RunOptions) -> Callable[..., Any]:
     """`learn(state, teacher_vars, examples, view_key)`, the KD step that asks the teacher."""
     kd_step = distill.make_step(
         _answering(parts.teacher),
@@ -99,12 +99,8 @@ def _learn(parts: Parts, config: ConfigDict) -> Callable[..., Any]:
         extra_optimizer=parts.objective.optimizer,
         ema_decay=parts.ema_decay,
         network_input=parts.method.network_input,
-        crop_padding=config.kd.crop_padding,
-        flip=config.kd.flip,
-        least_crop=config.kd.least_crop,
-        cutmix=config.kd.cutmix,
-        cutmix_alpha=config.kd.cutmix_alpha,
-        square=config.kd.square,
+        views=run.kd.views,
+        square=run.kd.square,
     )
 
     def learn(state: distill.StudentState, teacher_vars: Tree, examples: Examples, key: Array):
@@ -113,13 +109,13 @@ def _learn(parts: Parts, config: ConfigDict) -> Callable[..., Any]:
     return learn
 
 
-def _learn_from_stored(parts: Parts, config: ConfigDict) -> Callable[..., Any]:
+def _learn_from_stored(parts: Parts, run: RunOptions) -> Callable[..., Any]:
     """The same where the teacher has answered before."""
     kd_step = distill.make_step_from_stored(
         parts.student,
         parts.optimizer,
         parts.objective.loss,
-        config.kd.temperature,
+        run.kd.temperature,
         extra_optimizer=parts.objective.optimizer,
         ema_decay=parts.ema_decay,
     )
@@ -130,10 +126,9 @@ def _learn_from_stored(parts: Parts, config: ConfigDict) -> Callable[..., Any]:
     return learn
 
 
-def _label(parts: Parts, config: ConfigDict, draw_rows: Callable[..., Array], steps: int) -> Callable[..., Any]:
-    temperature, top_k = config.kd.temperature, config.soft_labels.top_k
-    views = feeding.view_options(config)
-    answer = soft_labels.make_labeller(_answering(parts.teacher), views, temperature, top_k)
+def _label(parts: Parts, run: RunOptions, draw_rows: Callable[..., Array], steps: int) -> Callable[..., Any]:
+    temperature, top_k = run.kd.temperature, run.soft_labels.top_k
+    answer = soft_labels.make_labeller(_answering(parts.teacher), run.kd.views, temperature, top_k)
 
     def label_steps(teacher_vars, source, key, step, size):
         rows = draw_rows(key, step, size)

@@ -14,6 +14,7 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.methods.base import class_advice, require_no_class_term
 from fastdfkd_jax.models import Network, Outputs, count_batch_norms
 from fastdfkd_jax.moments import Accumulators
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
@@ -23,33 +24,28 @@ FEATURE = ("momentum", "plain")
 
 
 @dataclass(frozen=True)
-class InversionOptions:
-    """Weights and kinds of the terms.
+class InversionOptions(Options, section="inversion"):
+    """Weights and kinds of the terms of Eq. 13 and 15 (METHOD section 2: oh, adv, bn), and the view they look at."""
 
-    Attributes:
-      class_weight, adversarial_weight, feature_weight: of the three terms (METHOD section 2: oh, adv, bn). Of a teacher
-        that gives maps there is no class term, as in the paper (Table 3): its weight must be 0.
-      adversarial: 'kl', masked and without temperature (METHOD T5), or 'jsd' with `jsd_temperature` (Eq. 13).
-      jsd_temperature: tau of Eq. 13.
-      feature: 'momentum' (Eq. 15) or 'plain' (Eq. 13).
-      statistic: 'variance' (METHOD T3) or 'deviation' (Eq. 13).
-      accumulator_weight: the accumulators' share in Eq. 14 and 15, 1 - m (METHOD T3).
-      crop_padding: largest random shift of the augmented view, in pixels.
-      least_crop: where it is not 0, the least share of the area that a randomly resized crop keeps, in place of shifts.
-      flip: whether the augmented view is mirrored at random.
-    """
-
-    class_weight: float = 0.4
-    adversarial_weight: float = 1.1
-    feature_weight: float = 10.0
-    adversarial: str = "kl"
-    jsd_temperature: float = 3.0
-    feature: str = "momentum"
-    statistic: str = "variance"
-    accumulator_weight: float = 0.9
-    crop_padding: int = 4
-    least_crop: float = 0.0
-    flip: bool = True
+    class_weight: float = option(
+        0.4, "of the class term; 0 for a teacher that gives maps, which has none (the paper's Table 3)", at_least=0
+    )
+    adversarial_weight: float = option(1.1, "of the adversarial term", at_least=0)
+    feature_weight: float = option(10.0, "of the feature term", at_least=0)
+    adversarial: str = option(
+        "kl", "'kl', masked and without temperature (METHOD T5), or 'jsd' (Eq. 13)", choices=ADVERSARIAL
+    )
+    jsd_temperature: float = option(3.0, "tau of Eq. 13", above=0)
+    feature: str = option("momentum", "'momentum' (Eq. 15) or 'plain' (Eq. 13)", choices=FEATURE)
+    statistic: str = option("variance", "'variance' (METHOD T3) or 'deviation' (Eq. 13)", choices=losses.STATISTICS)
+    accumulator_weight: float = option(
+        0.9, "the accumulators' share in Eq. 14 and 15, 1 - m (METHOD T3)", within="[0, 1)"
+    )
+    crop_padding: int = option(4, "largest random shift of the augmented view, in pixels", at_least=0)
+    least_crop: float = option(
+        0.0, "least share of the area in a randomly resized crop, in place of shifts; 0 for these", within="[0, 1]"
+    )
+    flip: bool = option(True, "whether the augmented view is mirrored at random")
 
     @property
     def class_advice(self) -> str:

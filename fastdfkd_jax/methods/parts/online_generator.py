@@ -13,8 +13,8 @@ generator, because `Method.synthesize` does not return the student.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import MISSING, dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,10 @@ import optax
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation.distill import Objective
-from fastdfkd_jax.errors import require
 from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, moment_gaps
 from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.models.generators.by_kind import ALL_GENERATORS, Generator, build_generator
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
@@ -37,62 +37,48 @@ STUDENT_MODES = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorOptions:
-    """Static choices that every generative method has; the values are those of its section in configs/default.py.
+class OnlineGeneratorOptions(Options):
+    """Static choices that every method with one generator for the whole run has."""
 
-    Attributes:
-      generator: architecture, one of `GENERATORS`.
-      latent_dim: length of a latent vector.
-      width: channels of the generator's last hidden layer.
-      lr: Adam's rate for the generator.
-      b1: Adam's first decay; the second is 0.999.
-      cosine: whether the rate falls to 0 as a cosine over all steps of the run, those of the warm-up included.
-      milestones: calls, counted from the first, after which the rate is multiplied by `lr_decay`.
-      lr_decay: the factor.
-      clip_norm: largest norm of the generator's gradient; 0 for any.
-      generator_steps: Adam steps of the generator in a round, each on new latents, before the student's.
-      student_steps: of a round.
-      student_images: what they are taken on: the very images of the generator's last 'step', rendered before it; its
-        latents rendered once more after it ('repeated'); or a 'fresh' batch each.
-      student_mode: of the student in the generator's step: 'train' normalises with the batch's statistics and drops
-        values where the network has dropout, 'eval' normalises with the running statistics.
-      ema_decay: of an average of the generator's weights, which then makes half of the images that the student meets
-        (Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none.
-    """
-
-    generator: str
-    latent_dim: int
-    width: int
-    lr: float
-    b1: float
-    cosine: bool
-    milestones: tuple[int, ...]
-    lr_decay: float
-    clip_norm: float
-    generator_steps: int
-    student_steps: int
-    student_images: str
-    student_mode: str
-    ema_decay: float
-
-    section: ClassVar[str] = ""
+    generator: str = option(MISSING, "architecture (models/generators/by_kind.py)", choices=GENERATORS)
+    latent_dim: int = option(MISSING, "numbers in z", at_least=1)
+    width: int = option(64, "channels of the generator's last hidden layer", at_least=1)
+    lr: float = option(1e-3, "Adam's, for the generator", above=0)
+    b1: float = option(0.9, "Adam's first decay; the second is 0.999", within="[0, 1)")
+    cosine: bool = option(
+        False, "whether the rate falls to 0 as a cosine over all steps of the run, those of the warm-up included"
+    )
+    milestones: tuple[int, ...] = option(
+        (), "calls, counted from the first, after which the rate is multiplied by lr_decay"
+    )
+    lr_decay: float = option(0.1, "the factor at each milestone", above=0)
+    clip_norm: float = option(0.0, "largest norm of the generator's gradient; 0 for any", at_least=0)
+    generator_steps: int = option(
+        1, "Adam steps of the generator in a round, each on new latents, before the student's", at_least=1
+    )
+    student_steps: int = option(1, "student steps of a round", at_least=1)
+    student_images: str = option(
+        "fresh",
+        "what these are taken on: the very images of the generator's last 'step', rendered before it; its latents "
+        "rendered once more after it ('repeated'); or a 'fresh' batch each",
+        choices=STUDENT_IMAGES,
+    )
+    student_mode: str = option(
+        "eval",
+        "of the student in the generator's step: 'train' normalises with the batch's statistics and drops values where "
+        "the network has dropout, 'eval' normalises with the running statistics",
+        choices=STUDENT_MODES,
+    )
+    ema_decay: float = option(
+        0.0,
+        "of an average of the generator's weights, which then makes half of the images that the student meets "
+        "(Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none",
+        within="[0, 1)",
+    )
 
     def __post_init__(self):
-        self.require("generator", self.generator in GENERATORS, f"one of {', '.join(GENERATORS)}")
-        for name in ("latent_dim", "width", "generator_steps", "student_steps"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
-        self.require("lr", self.lr > 0, "more than 0")
-        self.require("b1", 0 <= self.b1 < 1, "in [0, 1)")
+        super().__post_init__()
         self.require("milestones", min(self.milestones, default=1) >= 1, "numbers of calls, at least 1")
-        self.require("lr_decay", self.lr_decay > 0, "more than 0")
-        self.require("clip_norm", self.clip_norm >= 0, "at least 0")
-        self.require("student_images", self.student_images in STUDENT_IMAGES, f"one of {', '.join(STUDENT_IMAGES)}")
-        self.require("student_mode", self.student_mode in STUDENT_MODES, f"one of {', '.join(STUDENT_MODES)}")
-        self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
-
-    def require(self, name: str, condition: bool, expected: str) -> None:
-        """UserError where the option of this name cannot work."""
-        require(condition, f"{self.section}.{name}", expected, getattr(self, name))
 
 
 class State(NamedTuple):
@@ -131,7 +117,7 @@ class Seen(NamedTuple):
 Loss = Callable[[Seen], tuple[Array, dict[str, Array]]]
 
 
-def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Objective | None = None) -> Method:
+def build(options: OnlineGeneratorOptions, setting: Setting, loss: Loss, objective: Objective | None = None) -> Method:
     """A generative method.
 
     Args:
@@ -144,74 +130,109 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
     generator = build_generator(*sizes, kind=options.generator, **setting.forms)
     rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
-    optimizer = _optimizer(options, setting)
-    render = as_network_input(generator, setting)
-
-    def init(key: Array, teacher_vars: Tree) -> State:
-        params = generator.init(key)
-        averaged = params if options.ema_decay else ()
-        return State(params, optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
-
-    def mode(key: Array) -> dict[str, Any]:
-        return {"train": True, "key": key} if options.student_mode == "train" else {}
-
-    def draw(key: Array) -> Array:
-        return setting.split(jax.random.normal(key, (setting.batch, *generator.latent_shape)))
-
-    def synthesize(state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One round; the names are those of `Method.synthesize`. Info is of the generator's last step."""
-        *step_keys, sample_key, dropout_key = jax.random.split(key, options.generator_steps + 2)
-
-        def generator_loss(params: Tree, latents: Array):
-            images = setting.split(render(params, latents))
-            taught = setting.teacher.apply(teacher_vars, images, moments=True)
-            learned = setting.student.apply(student_vars, images, **mode(dropout_key))
-            warm = state.round < setting.warmup_calls * rounds_per_call
-            total, terms = loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
-            return total, (images, terms, health(taught, learned, teacher_vars, spec.num_classes))
-
-        def step(state: State, latents: Array):
-            gradient, seen = jax.grad(generator_loss, has_aux=True)(state.generator, latents)
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.generator)
-            params: Tree = optax.apply_updates(state.generator, updates)
-            averaged = state.averaged
-            if options.ema_decay:
-                averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
-            return State(params, opt_state, averaged, state.round), seen
-
-        if options.generator_steps > 1:
-            earlier = jnp.stack(step_keys[:-1])
-            state, _ = jax.lax.scan(lambda state, step_key: (step(state, draw(step_key))[0], None), state, earlier)
-        latents = draw(step_keys[-1])
-        state, (images, terms, info) = step(state, latents)
-        state = state._replace(round=state.round + 1)
-
-        if options.student_images == "fresh":
-            keys = jax.random.split(sample_key, options.student_steps)
-            images = jax.lax.map(lambda batch_key: student_batch(state, draw(batch_key)), keys)
-        else:
-            images = student_batch(state, latents, images if options.student_images == "step" else None)[None]
-        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
-        return state, Batch(images, labels), info | {f"loss/{name}": value for name, value in terms.items()}
-
-    def student_batch(state: State, latents: Array, images: Array | None = None) -> Array:
-        """Images for the student, those given or new ones; half are of the averaged generator where there is one."""
-        remembered = setting.batch // 2 if options.ema_decay else 0
-        images = render(state.generator, latents[remembered:]) if images is None else images[remembered:]
-        if remembered:
-            images = jnp.concatenate([render(state.averaged, latents[:remembered]), images])
-        return setting.split(images)
-
+    bound = _Bound(
+        options,
+        setting,
+        loss,
+        generator=generator,
+        render=as_network_input(generator, setting),
+        optimizer=_optimizer(options, setting),
+        warmup_rounds=setting.warmup_calls * rounds_per_call,
+    )
     batches = options.student_steps if options.student_images == "fresh" else 1
     return Method(
-        init,
-        synthesize,
+        bound.init,
+        bound.synthesize,
         images_per_call=batches * setting.batch,
         steps_per_round=options.student_steps,
         lifetime=ONCE,
         network_input=True,
         objective=objective,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """The method with its static parts.
+
+    Attributes:
+      options, setting, loss: as `build` is given them.
+      generator: the network.
+      render: its images as the networks take them.
+      optimizer: the generator's.
+      warmup_rounds: first rounds, in which the student does not learn.
+    """
+
+    options: OnlineGeneratorOptions
+    setting: Setting
+    loss: Loss
+    generator: Generator
+    render: Callable[[Tree, Array], Array]
+    optimizer: optax.GradientTransformation
+    warmup_rounds: int
+
+    def init(self, key: Array, teacher_vars: Tree) -> State:
+        params = self.generator.init(key)
+        averaged = params if self.options.ema_decay else ()
+        return State(params, self.optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
+
+    def synthesize(self, state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
+        """One round; the names are those of `Method.synthesize`. Info is of the generator's last step."""
+        options = self.options
+        *step_keys, sample_key, dropout_key = jax.random.split(key, options.generator_steps + 2)
+
+        def step(state: State, latents: Array):
+            return self._step(state, latents, teacher_vars, student_vars, dropout_key)
+
+        if options.generator_steps > 1:
+            earlier = jnp.stack(step_keys[:-1])
+            state, _ = jax.lax.scan(
+                lambda state, step_key: (step(state, self._draw(step_key))[0], None), state, earlier
+            )
+        latents = self._draw(step_keys[-1])
+        state, (images, terms, info) = step(state, latents)
+        state = state._replace(round=state.round + 1)
+
+        if options.student_images == "fresh":
+            keys = jax.random.split(sample_key, options.student_steps)
+            images = jax.lax.map(lambda batch_key: self._student_batch(state, self._draw(batch_key)), keys)
+        else:
+            given = images if options.student_images == "step" else None
+            images = self._student_batch(state, latents, given)[None]
+        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
+        return state, Batch(images, labels), info | {f"loss/{name}": value for name, value in terms.items()}
+
+    def _step(self, state: State, latents: Array, teacher_vars: Tree, student_vars: Tree, dropout_key: Array):
+        """One Adam step of the generator, with the images before it, the loss's terms and the health signals."""
+        setting, options = self.setting, self.options
+        mode: dict[str, Any] = {"train": True, "key": dropout_key} if options.student_mode == "train" else {}
+
+        def generator_loss(params: Tree, latents: Array):
+            images = setting.split(self.render(params, latents))
+            taught = setting.teacher.apply(teacher_vars, images, moments=True)
+            learned = setting.student.apply(student_vars, images, **mode)
+            warm = state.round < self.warmup_rounds
+            total, terms = self.loss(Seen(taught, learned, teacher_vars["batch_stats"], warm))
+            return total, (images, terms, health(taught, learned, teacher_vars, setting.teacher.spec.num_classes))
+
+        gradient, seen = jax.grad(generator_loss, has_aux=True)(state.generator, latents)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.generator)
+        params: Tree = optax.apply_updates(state.generator, updates)
+        averaged = state.averaged
+        if options.ema_decay:
+            averaged = optax.incremental_update(params, averaged, 1 - options.ema_decay)
+        return State(params, opt_state, averaged, state.round), seen
+
+    def _draw(self, key: Array) -> Array:
+        return self.setting.split(jax.random.normal(key, (self.setting.batch, *self.generator.latent_shape)))
+
+    def _student_batch(self, state: State, latents: Array, images: Array | None = None) -> Array:
+        """Images for the student, those given or new ones; half are of the averaged generator where there is one."""
+        remembered = self.setting.batch // 2 if self.options.ema_decay else 0
+        images = self.render(state.generator, latents[remembered:]) if images is None else images[remembered:]
+        if remembered:
+            images = jnp.concatenate([self.render(state.averaged, latents[:remembered]), images])
+        return self.setting.split(images)
 
 
 def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, Array], Array]:
@@ -232,7 +253,7 @@ def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: i
     }
 
 
-def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
+def generator_rate(options: OnlineGeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
     """The generator's learning rate by its own steps, 0 being the first.
 
     Args:
@@ -247,10 +268,10 @@ def generator_rate(options: GeneratorOptions, calls: int, steps_per_call: int) -
     return lambda count: factor(count) * level(count)
 
 
-def _rounds_per_call(options: GeneratorOptions, steps_per_call: int) -> int:
+def _rounds_per_call(options: OnlineGeneratorOptions, steps_per_call: int) -> int:
     return max(1, steps_per_call // options.student_steps)
 
 
-def _optimizer(options: GeneratorOptions, setting: Setting) -> optax.GradientTransformation:
+def _optimizer(options: OnlineGeneratorOptions, setting: Setting) -> optax.GradientTransformation:
     adam = optax.adam(generator_rate(options, setting.calls, setting.steps_per_call), options.b1, 0.999)
     return optax.chain(optax.clip_by_global_norm(options.clip_norm), adam) if options.clip_norm else adam

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, require
+from fastdfkd_jax.methods.base import Setting
 from fastdfkd_jax.models import NetworkSpec
-from fastdfkd_jax.models.generators.by_kind import Generator
+from fastdfkd_jax.models.generators.by_kind import Generator, GeneratorOptions, build_generator
 
 Array = jax.Array
 Tree = Any
@@ -39,6 +40,32 @@ class Representation(NamedTuple):
     reset: Callable[[Array, Tree], Tree]
     reset_first_layer: Callable[[Array, Tree], Tree]
     labels: Callable[[Array, int], Array] | None = None
+
+
+def of_kind(kind: str, options: GeneratorOptions, label_dim: int, setting: Setting) -> Representation:
+    """The representation of a run's images, laid over its devices.
+
+    Args:
+      kind: one of `REPRESENTATIONS`.
+      options: of the generator, where the kind has one.
+      label_dim: length of a label's embedding, where the kind has them.
+      setting: of the run.
+
+    Raises:
+      UserError: the generator makes no images of the teacher's size or takes no vectors; or the kind asks for classes
+        and the teacher gives maps.
+    """
+    spec = setting.teacher.spec
+    if kind == "pixels":
+        return laid_out(from_pixels(spec), setting.split)
+    sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
+    generator = build_generator(*sizes, kind=options.kind, **setting.forms)
+    if kind == "generator":
+        return laid_out(from_generator(generator), setting.split)
+    expected = "another for a teacher of segmentation, of whose images no class is asked"
+    require(not spec.gives_maps, "fastdfkd.representation", expected, kind)
+    noisy = from_noisy_layers(generator, spec.num_classes, label_dim, setting.batch)
+    return laid_out(noisy, setting.split)
 
 
 def from_generator(generator: Generator) -> Representation:

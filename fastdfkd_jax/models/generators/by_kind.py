@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from fastdfkd_jax.models.layers import (
     check_conv_gradient,
     flat_normal,
 )
+from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -89,6 +91,17 @@ class SpatialGenerator(nn.Module):
 # Those whose images are in [0, 1], then all.
 GENERATORS = ("linear", "spatial", "large")
 ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in GENERATORS), "dcgan")
+
+
+@dataclass(frozen=True)
+class GeneratorOptions(Options, section="generator"):
+    """The generator of the methods that optimise one within a call."""
+
+    kind: str = option(
+        "linear", "of a vector (METHOD 1.1); CMI's 'large' too; 'spatial' of a map (METHOD 1.4)", choices=GENERATORS
+    )
+    latent_dim: int = option(256, "numbers in z, or channels of the map", at_least=1)
+    width: int = option(64, "channels of the last hidden layer", at_least=1)
 
 
 def build_generator(

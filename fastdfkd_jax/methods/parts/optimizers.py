@@ -1,0 +1,69 @@
+"""The two optimizers of Algorithm 1: of the k inner steps, and of the meta parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optax
+
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.options import Options, option
+
+INNER = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class InnerOptions(Options, section="inner"):
+    """The optimizer of the k steps, fresh at every call."""
+
+    optimizer: str = option("adam", "'adam', or 'sgd', plain gradient descent (Eq. 6)", choices=INNER)
+    generator_lr: float = option(3e-3, "learning rate of the generator (METHOD section 2)", above=0)
+    latents_lr: float = option(1e-2, "learning rate of the latents", above=0)
+    b1: float = option(0.5, "of Adam")
+    b2: float = option(0.999, "of Adam")
+
+
+@dataclass(frozen=True)
+class MetaOptions(Options, section="meta"):
+    """The optimizer of the meta parameters."""
+
+    optimizer: str = option("adam", "any of optax by name")
+    lr: float = option(0.015, "learning rate, lr_g * k (METHOD T1)", above=0)
+    kwargs: Mapping[str, Any] = option({"b1": 0.5, "b2": 0.999}, "the optimizer's other arguments")
+
+
+def inner_optimizer(options: InnerOptions) -> optax.GradientTransformation:
+    """The optimizer of {'latents', 'generator'} within a call."""
+
+    def group(lr: float) -> optax.GradientTransformation:
+        if options.optimizer == "sgd":
+            return optax.sgd(lr)
+        # eps_root stays 0, as in PyTorch; exact MAML meets no zero second moment in practice.
+        return optax.adam(lr, options.b1, options.b2)
+
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "latents": group(options.latents_lr),
+        "generator": group(options.generator_lr),
+    }
+    return optax.partition(groups, {"latents": "latents", "generator": "generator"})
+
+
+def meta_optimizer(options: MetaOptions) -> optax.GradientTransformation:
+    """The optimizer of the meta parameters.
+
+    Raises:
+      UserError: optax has no optimizer of this name, or it does not take these arguments.
+    """
+    name = options.optimizer
+    make = getattr(optax, name, None)
+    if not callable(make):
+        raise UserError(f"config.meta.optimizer={name!r} is not an optimizer of optax: 'adam', 'sgd', ...")
+    try:
+        optimizer = make(options.lr, **options.kwargs)
+    except TypeError as error:
+        raise UserError(f"config.meta.kwargs do not fit optax.{name}: {error}") from error
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(f"config.meta.optimizer={name!r} is not an optimizer of optax: 'adam', 'sgd', ...")
+    return optimizer

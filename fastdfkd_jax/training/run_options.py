@@ -1,0 +1,75 @@
+"""The options of a run: those of its course, which are the config's own keys, and the sections that every run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastdfkd_jax.data import DataOptions
+from fastdfkd_jax.distillation.kd_options import KDOptions
+from fastdfkd_jax.distributed.parallel import ParallelOptions
+from fastdfkd_jax.methods.registry import MethodOptions
+from fastdfkd_jax.models import StudentOptions, TeacherOptions
+from fastdfkd_jax.models.layers import CONV_GRADIENTS
+from fastdfkd_jax.models.network import REMATERIALISATIONS
+from fastdfkd_jax.options import Options, option
+from fastdfkd_jax.pool.feed import PoolOptions
+from fastdfkd_jax.pool.real_images import TransferOptions
+from fastdfkd_jax.pool.sampling import ReplayOptions
+from fastdfkd_jax.pool.stored_labels import SoftLabelOptions
+
+MODES = ("all", "synthesize", "distill")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """A run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as the published tables were made (METHOD section 2)."""
+
+    seed: int = option(0, "random seed", at_least=0)
+    mode: str = option(
+        "all", "'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)", choices=MODES
+    )
+    dry_run: bool = option(False, "print the plan and stop")
+    restart: bool = option(False, "first move all that the workdir holds into a folder previous-N within it")
+    calls: int = option(
+        220,
+        "'epochs' of the released code: a batch is synthesised, then the student learns (METHOD 1.8)",
+        at_least=1,
+    )
+    synthesis_calls: int = option(
+        0, "the first so many calls, after which the student learns alone; 0 for all", at_least=0
+    )
+    synthesis_batch: int = option(256, "images of a synthesis call; of FastDFKD, of each lane", at_least=1)
+    warmup_calls: int = option(20, "first calls, in which the student does not train", at_least=0)
+    noise_control: bool = option(False, "afterwards, train the same student on Gaussian noise images")
+    eval_every: int = option(10, "calls between evaluations", at_least=1)
+    checkpoint_every: int = option(10, "calls between checkpoints", at_least=1)
+    images_every: int = option(20, "calls between PNG grids", at_least=1)
+    precision: str = option("float32", "of convolutions and activations", choices=PRECISIONS)
+    conv_gradient: str = option(
+        "auto",
+        "'canonical' (CPU), 'native' (accelerators, exact MAML), 'auto' chooses",
+        choices=("auto", *CONV_GRADIENTS),
+    )
+    remat: str = option(
+        "none",
+        "kept for the backward pass: all, 'activations' convolution outputs, 'blocks' block outputs",
+        choices=REMATERIALISATIONS,
+    )
+    profile: bool = option(False, "trace the second call of this start, into workdir/profile")
+    compilation_cache: str = option("", "folder of compiled programs; never carry it to another machine")
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    student: StudentOptions = field(default_factory=StudentOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    transfer: TransferOptions = field(default_factory=TransferOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
+    kd: KDOptions = field(default_factory=KDOptions)
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    soft_labels: SoftLabelOptions = field(default_factory=SoftLabelOptions)
+    replay: ReplayOptions = field(default_factory=ReplayOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require("warmup_calls", self.warmup_calls < self.calls, f"less than calls={self.calls}")
+        self.require("synthesis_calls", self.synthesis_calls <= self.calls, f"at most calls={self.calls}")

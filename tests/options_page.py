@@ -1,0 +1,54 @@
+"""The page of all options, generated from their classes: `python tests/options_page.py docs/options.md`."""
+
+import dataclasses
+import pathlib
+import sys
+
+import runs  # noqa: F401 - makes configs importable
+
+from configs import default
+from fastdfkd_jax.methods.registry import METHODS
+from fastdfkd_jax.options import Options, kinds, part, ranges, said, section
+from fastdfkd_jax.training.run_options import RunOptions
+
+_HEAD = """# Every option
+
+Generated from the classes that `configs/default.py` names (`python tests/options_page.py docs/options.md`).
+On the command line, `--config.KEY=VALUE` sets one.
+"""
+
+
+def sections() -> list[type[Options]]:
+    """The class of each section, in the order of the default config; of several the one with all its fields."""
+    found: dict[str, type[Options]] = {}
+    for kind in (RunOptions, *(entry.options for entry in METHODS.values())):
+        for each in kinds(kind):
+            if len(dataclasses.fields(each)) > len(dataclasses.fields(found.get(each.section, Options))):
+                found[each.section] = each
+    names = ["", *(name for name, value in default.get_config().items() if hasattr(value, "items"))]
+    return [found[name] for name in names]
+
+
+def page() -> str:
+    """The page."""
+    out = [_HEAD]
+    for kind in sections():
+        summary = (kind.__doc__ or "").splitlines()[0]
+        out.append(f"## {kind.section or 'The run itself'}\n{summary} `{kind.__name__}` in `{_file(kind)}`.\n")
+        out.append("| key | default | range | |\n|---|---|---|---|")
+        values = section(kind)
+        for each in dataclasses.fields(kind):
+            if part(each) is None:
+                key = f"{kind.section}.{each.name}".lstrip(".")
+                row = (f"`{key}`", f"`{values[each.name]!r}`", ranges(kind, each.name), said(kind, each.name)["about"])
+                out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        out.append("")
+    return "\n".join(out)
+
+
+def _file(kind: type[Options]) -> str:
+    return kind.__module__.replace(".", "/") + ".py"
+
+
+if __name__ == "__main__":
+    pathlib.Path(sys.argv[1]).write_text(page(), encoding="utf-8")
