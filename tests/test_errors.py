@@ -288,6 +288,7 @@ def test_networks_that_do_not_fit(refused, argument, expected):
     assert not refused(expected, argument)
 
 
+@pytest.mark.parity
 def test_a_malicious_teacher_is_not_run(refused, tmp_path):
     torch = pytest.importorskip("torch")
     bad, marker = tmp_path / "bad.pth", tmp_path / "marker"

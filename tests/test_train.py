@@ -587,7 +587,7 @@ def test_another_config_is_refused_and_nothing_changes(copied):
 
 def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_path):
     moved = tmp_path / "teacher.safetensors"
-    shutil.copy(data.digits.TEACHER_PATH, moved)
+    shutil.copy(tiny_config().teacher.checkpoint, moved)
     again = shared.run(tiny_config(teacher__checkpoint=str(moved)), copied)
     assert timeless(again) == timeless(finished.summary)
     parts = build.assemble(tiny_config())

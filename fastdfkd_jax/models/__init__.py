@@ -3,7 +3,15 @@
 `build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
 """
 
-from fastdfkd_jax.models.architectures import arch_names, build, is_known, stages_of, task_of, usual_image_size
+from fastdfkd_jax.models.architectures import (
+    arch_names,
+    build,
+    is_known,
+    register,
+    stages_of,
+    task_of,
+    usual_image_size,
+)
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
 from fastdfkd_jax.models.network import (
@@ -33,6 +41,7 @@ __all__ = [
     "has_batch_norms",
     "in_chunks",
     "is_known",
+    "register",
     "rematerialised",
     "stages_of",
     "task_of",

@@ -6,19 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from runs import tiny_config
 
+from benchmarks import torch_fastdfkd
+from benchmarks.agreement import double
+from benchmarks.case import places_of
 from fastdfkd_jax import convert, data
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.training import build
-
-torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
-
-from benchmarks import torch_fastdfkd  # noqa: E402 - imports torch
-from benchmarks.agreement import double  # noqa: E402 - imports torch
-from benchmarks.case import places_of  # noqa: E402
-from fastdfkd_jax.convert.torch_twins.classifiers import twin  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
