@@ -24,7 +24,7 @@ from PIL import Image
 from runs import ROOT, Runs, tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import data, main
+from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Rows, read_shard
