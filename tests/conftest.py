@@ -8,9 +8,10 @@ import pathlib
 import sys
 
 # Older kernels compile in half the time. Without fused multiply-adds, which they place differently from one program to
-# the next, results of two programs stay equal to the last bit. A later XLA may have dropped either flag: see its error.
-_QUICK_KERNELS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
-os.environ["XLA_FLAGS"] = f"{_QUICK_KERNELS} {os.environ.get('XLA_FLAGS', '')}".strip()
+# the next, results of two programs stay equal to the last bit. An XLA that has dropped either flag refuses to start.
+_AS_USERS = os.environ.get("XLA_FLAGS", "")
+_QUICK = f"--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX {_AS_USERS}"
+os.environ["XLA_FLAGS"] = _QUICK
 
 import jax  # noqa: E402 - XLA reads its flags once
 import pytest  # noqa: E402
@@ -53,11 +54,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Lets XLA compile with few optimisations, as JAX's own tests do: most programs here are small and run once.
 
-    What is marked slow or optimized compiles as users do.
+    What is marked optimized compiles as users do, but for the kernels, which a process chooses once: only the processes
+    that it starts have users' too.
     """
-    quick = not any(item.get_closest_marker(name) for name in ("slow", "optimized"))
+    quick = not item.get_closest_marker("optimized")
     jax.config.update("jax_disable_most_optimizations", quick)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # of the processes that a test starts
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    os.environ["XLA_FLAGS"] = _QUICK if quick else _AS_USERS
 
 
 @pytest.hookimpl(trylast=True)

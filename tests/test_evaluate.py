@@ -155,6 +155,7 @@ def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize(("file", "published"), [("resnet20-12fca82f", 91.73), ("resnet56-4bfd9763", 93.39)])
 @pytest.mark.parity
 def test_published_accuracies(shared_data, capsys, file, published):

@@ -19,8 +19,6 @@ from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.models import NetworkSpec, arch_names, build, count_batch_norms
 
-pytestmark = pytest.mark.optimized
-
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
 # The others take minutes together.
 QUICK = ("wrn16_1", "resnet8", "resnet8x4", "resnet18", "vgg8")
@@ -53,6 +51,7 @@ def user_checkpoint(tmp_path, user_file):
     return path
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "file", [name if "20" in name else pytest.param(name, marks=pytest.mark.slow) for name in TEACHERS]
 )
