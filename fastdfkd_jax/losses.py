@@ -2,6 +2,8 @@
 
 Logits are f32[B, ..., C]: of images f32[B, C], or of a map that has a class for every pixel f32[B, H, W, C]. What is
 said of "each sample" is then said of each pixel; a loss "of each image" is the mean over its pixels.
+
+The examples here and in `meta` and `moments` assume `import fastdfkd_jax as fd`, `jax`, `jax.numpy as jnp` and `optax`.
 """
 
 from __future__ import annotations
@@ -24,14 +26,24 @@ STATISTICS = ("variance", "deviation")
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """KL(p_teacher || p_student) of each sample in nats, f32[B, ...], of logits f32[B, ..., C] over a temperature."""
+    """KL(p_teacher || p_student) of each sample in nats, f32[B, ...], of logits f32[B, ..., C] over a temperature.
+
+    >>> teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
+    >>> fd.losses.kl_divergence(teacher, student).round(3)
+    Array([0.328], dtype=float32)
+    """
     log_teacher = log_softmax(teacher_logits / temperature)
     log_student = log_softmax(student_logits / temperature)
     return (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
 
 
 def distillation(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """The KD loss of each image, temperature^2 times KL(p_teacher || p_student), f32[B] (Eq. 12, METHOD 1.8)."""
+    """The KD loss of each image, temperature^2 times KL(p_teacher || p_student), f32[B] (Eq. 12, METHOD 1.8).
+
+    >>> teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
+    >>> fd.losses.distillation(teacher, student, temperature=4.0).round(3)
+    Array([0.485], dtype=float32)
+    """
     return temperature**2 * of_images(kl_divergence(teacher_logits, student_logits, temperature))
 
 
@@ -50,6 +62,10 @@ def known_cross_entropies(logits: Array, labels: Array) -> Array:
 
     Labels int[B, ...] outside [0, C), as -1 or the 255 of void pixels, are not known; an image without any other has 0.
     Where logits are maps, i32[B] stands for maps of one label each.
+
+    >>> void = 255
+    >>> fd.losses.known_cross_entropies(jnp.zeros((2, 3, 4)), jnp.array([[0, 1, void], [void] * 3])).round(3)
+    Array([1.386, 0.   ], dtype=float32)
     """
     labels = labels.astype(jnp.int32).reshape(labels.shape + (1,) * (logits.ndim - 1 - labels.ndim))
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
@@ -60,7 +76,11 @@ def known_cross_entropies(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Class confidence loss of Eq. 13: the batch mean of `cross_entropies`."""
+    """Class confidence loss of Eq. 13: the batch mean of `cross_entropies`.
+
+    >>> fd.losses.cross_entropy(jnp.zeros((8, 4)), jnp.zeros(8, int)).round(3)  # log 4
+    Array(1.386, dtype=float32)
+    """
     return cross_entropies(logits, labels).mean()
 
 
@@ -68,13 +88,21 @@ def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:
     """Negative KL(p_teacher || p_student), counted where both predict the same class (METHOD T5).
 
     The mean is over the whole batch. The mask has no gradient; the logits f32[B, ..., C] of both networks do.
+
+    >>> teacher, student = jnp.array([[2.0, 0.0], [2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> fd.losses.adversarial_kl(teacher, student).round(3)  # the second image, on which they disagree, counts as 0
+    Array(-0.034, dtype=float32)
     """
     agree = teacher_logits.argmax(-1) == student_logits.argmax(-1)
     return -(agree * kl_divergence(teacher_logits, student_logits)).mean()
 
 
 def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """Jensen-Shannon divergence of each sample in nats, f32[B, ...] in [0, log 2], of logits f32[B, ..., C]."""
+    """Jensen-Shannon divergence of each sample in nats, f32[B, ...] in [0, log 2], of logits f32[B, ..., C].
+
+    >>> fd.losses.jensen_shannon(jnp.array([[99.0, 0.0]]), jnp.array([[0.0, 99.0]])).round(3)  # log 2, the most
+    Array([0.693], dtype=float32)
+    """
     log_p = log_softmax(teacher_logits / temperature)
     log_q = log_softmax(student_logits / temperature)
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
@@ -109,6 +137,11 @@ def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Ar
       moments: tree of means and biased variances of the layers' inputs, f32[C].
       batch_stats: the teacher's running statistics, same tree.
       statistic: 'variance' compares variances (released code), 'deviation' standard deviations (Eq. 13).
+
+    >>> moments = {"bn1": {"mean": jnp.array([3.0, 4.0]), "var": jnp.ones(2)}}
+    >>> statistics = {"bn1": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
+    >>> fd.losses.feature(moments, statistics)
+    Array(5., dtype=float32)
     """
     return _sum(_distances(moments, batch_stats, statistic))
 
@@ -123,6 +156,11 @@ def gaussian_feature(moments: Tree, batch_stats: Tree) -> Array:
     """Sum over BatchNorm layers and channels of KL(N(batch) || N(running)) in nats (METHOD section 6, DFQ).
 
     Both variances are raised by 1e-5, as BatchNorm raises them, so that a constant channel costs a finite amount.
+
+    >>> moments = {"bn1": {"mean": jnp.array([1.0]), "var": jnp.ones(1)}}
+    >>> statistics = {"bn1": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
+    >>> fd.losses.gaussian_feature(moments, statistics).round(3)
+    Array(0.5, dtype=float32)
     """
 
     def divergence(mean: Array, var: Array, running_mean: Array, running_var: Array) -> Array:
@@ -152,6 +190,12 @@ def momentum_feature(
       accumulators: moments of what was synthesised before.
       weight: the accumulators' share; 1 - m in the paper's notation.
       statistic: as for `feature`.
+
+    >>> statistics = {"bn1": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
+    >>> before, now = ({"bn1": {"mean": jnp.array([m]), "var": jnp.ones(1)}} for m in (0.5, 1.0))
+    >>> accumulators = fd.moments.update(fd.moments.init(statistics), before, weight=0.9)
+    >>> fd.losses.momentum_feature(now, statistics, accumulators, weight=0.9).round(3)  # 0.9 of 0.5, 0.1 of 1
+    Array(0.55, dtype=float32)
     """
     spread = _spread(statistic)
     keep = jnp.where(accumulators.count == 0, 0.0, weight)
@@ -167,7 +211,11 @@ def momentum_feature(
 
 
 def total_variation(images: Array) -> Array:
-    """Sum of the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2)."""
+    """Sum of the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2).
+
+    >>> fd.losses.total_variation(jnp.ones((1, 4, 4, 3)))
+    Array(0., dtype=float32)
+    """
     right, down, diagonal, antidiagonal = map(_norm, _neighbour_differences(images))
     return right + down + diagonal + antidiagonal
 
@@ -183,12 +231,21 @@ def mean_l2(images: Array) -> Array:
 
 
 def entropy(logits: Array) -> Array:
-    """Entropy of each sample's prediction in nats, f32[B, ...], of logits f32[B, ..., C]."""
+    """Entropy of each sample's prediction in nats, f32[B, ...], of logits f32[B, ..., C].
+
+    >>> fd.losses.entropy(jnp.zeros((1, 4))).round(3)  # log 4
+    Array([1.386], dtype=float32)
+    """
     return _entropy(log_softmax(logits))
 
 
 def entropy_of_mean(logits: Array) -> Array:
-    """Entropy of a batch's mean prediction in nats, f32[], of logits f32[B, ..., C]."""
+    """Entropy of a batch's mean prediction in nats, f32[], of logits f32[B, ..., C].
+
+    >>> sure = jnp.array([[99.0, 0.0], [0.0, 99.0]])
+    >>> fd.losses.entropy_of_mean(sure).round(3)  # log 2, though each prediction is sure
+    Array(0.693, dtype=float32)
+    """
     samples = tuple(range(logits.ndim - 1))
     return _entropy(logsumexp(log_softmax(logits), samples) - math.log(math.prod(logits.shape[:-1])))
 

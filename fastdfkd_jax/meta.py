@@ -74,6 +74,11 @@ def adapt(
       watch: what to keep of the aux of every step.
       unroll: passed to `lax.scan`.
       remat: recompute each step in a backward pass through the loop rather than store it.
+
+    >>> loss_fn = lambda x, _: (0.5 * x**2, x)
+    >>> adapted = fd.meta.adapt(loss_fn, 8.0, optax.sgd(0.5), jnp.arange(3))
+    >>> adapted.params, adapted.losses
+    (Array(1., dtype=float32), Array([32.,  8.,  2.], dtype=float32, weak_type=True))
     """
     evaluate = jax.value_and_grad(loss_fn, has_aux=True)
     step_input = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
@@ -100,7 +105,11 @@ def adapt(
 
 
 def reptile(meta: Tree, adapted: Tree) -> Tree:
-    """Pseudo-gradient theta_hat - theta* (paper Eq. 10): descending along it moves meta towards adapted."""
+    """Pseudo-gradient theta_hat - theta* (paper Eq. 10): descending along it moves meta towards adapted.
+
+    >>> fd.meta.reptile({"w": jnp.array(8.0)}, {"w": jnp.array(1.0)})
+    {'w': Array(7., dtype=float32, weak_type=True)}
+    """
     return jax.tree.map(jnp.subtract, meta, adapted)
 
 
@@ -129,6 +138,12 @@ def adapt_with_gradient(
 
     Returns:
       The gradient, a tree like `meta`, and the adaptation itself.
+
+    >>> loss_fn = lambda x, _: (0.5 * x**2, x)
+    >>> steps, last = jnp.arange(3), jnp.array(3)
+    >>> exact, _ = fd.meta.adapt_with_gradient("maml", loss_fn, 8.0, optax.sgd(0.5), steps, last)
+    >>> exact  # (1 - 0.5)**6 * 8: each of three steps halves x
+    Array(0.125, dtype=float32, weak_type=True)
     """
     if rule == "maml":
 

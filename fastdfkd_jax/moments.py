@@ -24,7 +24,11 @@ class Accumulators(NamedTuple):
 
 
 def init(batch_stats: Tree) -> Accumulators:
-    """Empty accumulators for a teacher with these statistics."""
+    """Empty accumulators for a teacher with these statistics.
+
+    >>> fd.moments.init({"bn1": {"mean": jnp.ones(1), "var": jnp.ones(1)}}).count
+    Array(0, dtype=int32)
+    """
     return Accumulators(jax.tree.map(jnp.zeros_like, batch_stats), jnp.zeros((), jnp.int32))
 
 
@@ -35,6 +39,13 @@ def update(accumulators: Accumulators, moments: Tree, weight: float) -> Accumula
       accumulators: those so far.
       moments: tree of f32[C], the moments of one synthesis call.
       weight: the accumulators' share, 1 - m in the paper's notation.
+
+    >>> statistics = {"bn1": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
+    >>> seen = fd.moments.init(statistics)
+    >>> for mean in (1.0, 2.0):
+    ...     seen = fd.moments.update(seen, {"bn1": {"mean": jnp.array([mean]), "var": jnp.ones(1)}}, weight=0.9)
+    >>> seen.moments["bn1"]["mean"]
+    Array([1.1], dtype=float32)
     """
     keep = jnp.where(accumulators.count == 0, 0.0, weight)
     mixed = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, accumulators.moments, moments)

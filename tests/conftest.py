@@ -1,19 +1,47 @@
 """Fixtures and settings of the whole suite."""
 
 import gc
+import importlib.util
 import logging
 import os
 import pathlib
 import sys
 
-import jax
-import pytest
-from runs import Runs
+# Older kernels compile in half the time. Without fused multiply-adds, which they place differently from one program to
+# the next, results of two programs stay equal to the last bit. An XLA that has dropped either flag refuses to start.
+_AS_USERS = os.environ.get("XLA_FLAGS", "")
+_QUICK = f"--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX {_AS_USERS}"
+os.environ["XLA_FLAGS"] = _QUICK
 
-from fastdfkd_jax.cli import command
+import jax  # noqa: E402 - XLA reads its flags once
+import pytest  # noqa: E402
+from runs import Runs  # noqa: E402
+
+from fastdfkd_jax.cli import command  # noqa: E402
 
 _MANY_MAPS = 15_000  # of the 65,530 that Linux gives a process
+_PARITY = pathlib.Path(__file__).resolve().parent / "parity"
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+class NeedsPyTorch(pytest.Directory):
+    """The folder of parity tests where PyTorch is not installed: one skipped group."""
+
+    def collect(self):
+        pytest.skip("comparison with PyTorch: pip install -e '.[parity]' && pytest -m parity")
+
+
+def pytest_collect_directory(path: pathlib.Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Skips the folder of parity tests as a whole where PyTorch is missing."""
+    if path == _PARITY and importlib.util.find_spec("torch") is None:
+        return NeedsPyTorch.from_parent(parent, path=path)
+    return None
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Does not import PyTorch for tests that the default selection leaves out."""
+    left_out = "not parity" in config.option.markexpr and importlib.util.find_spec("torch") is not None
+    return True if collection_path == _PARITY and left_out else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -26,11 +54,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Lets XLA compile with few optimisations, as JAX's own tests do: most programs here are small and run once.
 
-    What is marked slow or optimized compiles as users do.
+    What is marked optimized compiles as users do, but for the kernels, which a process chooses once: only the processes
+    that it starts have users' too.
     """
-    quick = not any(item.get_closest_marker(name) for name in ("slow", "optimized"))
+    quick = not item.get_closest_marker("optimized")
     jax.config.update("jax_disable_most_optimizations", quick)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # of the processes that a test starts
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    os.environ["XLA_FLAGS"] = _QUICK if quick else _AS_USERS
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,7 +1,8 @@
 """Recorded graphs of torchvision's and timm's networks as small files, for tests that need neither.
 
 A fixture keeps the graph, its constants, running statistics and what PyTorch computed; all other weights are drawn,
-seeded by their names, and so are the images. Written by `python tests/graph_fixtures.py` where both are installed.
+seeded by their names, and so are the images. Written by `python tests/graph_fixtures.py`, with the names of some
+networks or of all, where PyTorch and the network's library are installed.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 FOLDER = Path(__file__).parent / "graphs"
 NETWORKS = (
     "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/googlenet",
-    "torchvision/lraspp_mobilenet_v3_large", "timm/resnetblur18", "timm/skresnet18",
+    "torchvision/lraspp_mobilenet_v3_large", "timm/resnetblur18", "timm/skresnet18", "segmenter",
 )  # fmt: skip
 SIDE, CLASSES = 32, 5
 _STORED = ("running_mean", "running_var")
@@ -60,16 +61,22 @@ def write(name):
     from benchmarks import graphs
     from fastdfkd_jax.convert import record, weight_files
 
-    module = graphs.constructed(name, CLASSES)
+    if name == "segmenter":
+        sys.path.insert(0, str(Path(__file__).with_name("parity")))
+        import segmenter
+
+        module, side = segmenter.Segmenter(), segmenter.SIDE
+    else:
+        module, side = graphs.constructed(name, CLASSES), SIDE
     shapes = {entry: tuple(tensor.shape) for entry, tensor in module.state_dict().items()}
     state = {entry: torch.tensor(array) for entry, array in drawn(shapes).items()}
     module.load_state_dict(state)
     for norm in graphs.norms(module):
         norm.reset_running_stats()
-    graphs.calibrate(module, SIDE)
-    result = record.record(module, record.fixed_images((2, 3, SIDE, SIDE)))
+    graphs.calibrate(module, side)
+    result = record.record(module, record.fixed_images((2, 3, side, side)))
     with tempfile.TemporaryDirectory() as folder:
-        graph = record.write_graph(folder, record.export(module, SIDE, 3), result, {"initial": False})
+        graph = record.write_graph(folder, record.export(module, side, 3), result, {"initial": False})
         weights, _ = weight_files.read_state_dict(Path(folder) / "weights.safetensors")
     kept_as_is = {entry for entry in weights if entry.endswith(_STORED) or entry not in shapes}
     stored = {f"weights/{entry}": weights[entry] for entry in kept_as_is}

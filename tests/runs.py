@@ -18,15 +18,17 @@ from fastdfkd_jax.training.run_options import RunOptions
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import toy_architecture  # noqa: E402
+
 from configs import default  # noqa: E402 - configs lie beside the package, not in it
 
 
 def tiny_config(**changes) -> ConfigDict:
-    """The quickstart's teacher, a WRN-10-1 student, three calls of eight images; keys with '__' for '.'."""
+    """The toy teacher and student, three calls of eight images; keys with '__' for '.'."""
     config = default.get_config()
     config.calls, config.warmup_calls = 3, 1
-    config.teacher.checkpoint = "digits"
-    config.student.arch = "wrn10_1"
+    config.teacher.checkpoint = str(toy_architecture.CHECKPOINT)
+    config.student.arch = "toy"
     config.data.source, config.data.split, config.data.batch = "digits", "test[:32]", 32
     config.fastdfkd.num_steps = 2
     config.synthesis_batch = config.kd.batch = 8

@@ -90,6 +90,7 @@ def test_half_size_is_the_mean_of_two_by_two():
     np.testing.assert_allclose(augment.half_size(IMAGES), expected, rtol=1e-6)
 
 
+@pytest.mark.parity
 def test_a_resized_crop_is_torch_s_bilinear_of_the_same_window():
     torch = pytest.importorskip("torch")
     draws = augment.random_boxes(jax.random.key(4), IMAGES.shape, (0.05, 1.0), (0.5, 2.0))
@@ -264,6 +265,7 @@ def test_labels_are_shown_as_their_pixels(options):
     assert (np.asarray(found) == -1).any() or options.get("crop_padding") == 0
 
 
+@pytest.mark.parity
 def test_labels_of_a_resized_crop_are_the_nearest_pixels_of_torch():
     torch = pytest.importorskip("torch")
     view = augment.draw_view(jax.random.key(22), IMAGES.shape, augment.ViewOptions(flip=False, least_crop=0.2))

@@ -39,7 +39,8 @@ def programs_and_arguments(config):
 @pytest.fixture(scope="module")
 def gpu_programs():
     """The programs as a GPU gets them, at bf16."""
-    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native"))
+    networks = {"teacher__checkpoint": "digits", "student__arch": "wrn10_1"}
+    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native", **networks))
 
 
 @pytest.fixture(scope="module")

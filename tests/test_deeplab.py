@@ -149,6 +149,7 @@ def test_bfloat16_gives_float32_logits():
 
 
 @pytest.mark.parametrize(("small", "large"), [((1, 1), (5, 3)), ((4, 6), (32, 48)), ((3, 5), (20, 33))])
+@pytest.mark.parity
 def test_resizing_is_pytorchs(small, large):
     torch = pytest.importorskip("torch")
     x = images(2, *small)
@@ -168,6 +169,7 @@ def test_resizing_is_pytorchs(small, large):
         pytest.param("deeplabv3_resnet50_os16", (48, 80), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parity
 def test_images_of_any_size_equal_torch(arch, size, conv_gradient):
     torch = pytest.importorskip("torch")
     from fastdfkd_jax.convert.torch_twins.classifiers import twin

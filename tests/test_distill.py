@@ -48,8 +48,9 @@ def test_the_rate_is_constant_within_a_call_and_ends_after_the_last():
     assert rates(schedule, [14])[0] > 10 * FINAL, "the last call still learns"
 
 
+@pytest.mark.parity
 def test_the_rate_is_pytorchs_cosine_stepped_once_a_call():
-    torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
+    torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CALLS, eta_min=FINAL)
     expected = []
@@ -118,8 +119,9 @@ def test_the_averaged_student_is_the_result_and_the_latest_learns_on():
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parity
 def test_the_optimizer_is_pytorchs(momentum):
-    torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
+    torch = pytest.importorskip("torch")
     start, schedule = np.array([1.0, -2.0, 0.5], np.float32), distill.cosine_by_call(PEAK, FINAL, 4, 2)
     theirs = torch.tensor(start, requires_grad=True)
     optimizer = torch.optim.SGD([theirs], lr=PEAK, momentum=momentum, weight_decay=0.1)

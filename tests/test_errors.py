@@ -250,7 +250,6 @@ TEACHERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: path.write_bytes(data.digits.TEACHER_PATH.read_bytes()[:9000]),
         "is not a safetensors file, or is truncated",
     ),
-    "no checkpoint": ("bad.txt", lambda path: path.write_text("hello"), "is not a PyTorch checkpoint"),
     "text": ("bad.safetensors", lambda path: path.write_text("hello " * 9), "is not a safetensors file"),
     "a folder": ("bad.safetensors", lambda path: path.mkdir(), r"is a folder without graph\.json"),
     "NaN": ("bad.safetensors", lambda path: changed_teacher(path, set_nan), r"not finite \(1\): conv1\.weight"),
@@ -274,7 +273,7 @@ def test_teachers_that_cannot_be_used(refused, tmp_path, case):
     ("argument", "expected"),
     [
         ("--config.teacher.checkpoint=", "teacher.checkpoint is not set: give the checkpoint of a trained network"),
-        ("--config.teacher.arch=resnet8", "digits_teacher.* missing .*not used"),
+        ("--config.teacher.arch=resnet8", "toy_teacher.* missing .*not used"),
         ("--config.teacher.arch=alexnet", "unknown architecture 'alexnet'"),
         ("--config.teacher.num_classes=100", "has 10 classes, expected 100"),
         ("--config.teacher.image_size=4", "at least 8, found 4"),
@@ -288,6 +287,13 @@ def test_networks_that_do_not_fit(refused, argument, expected):
     assert not refused(expected, argument)
 
 
+@pytest.mark.parity
+def test_a_file_that_is_no_checkpoint_is_refused(refused, tmp_path):
+    (tmp_path / "bad.txt").write_text("hello")
+    assert not refused("is not a PyTorch checkpoint", f"--config.teacher.checkpoint={tmp_path / 'bad.txt'}")
+
+
+@pytest.mark.parity
 def test_a_malicious_teacher_is_not_run(refused, tmp_path):
     torch = pytest.importorskip("torch")
     bad, marker = tmp_path / "bad.pth", tmp_path / "marker"
@@ -324,7 +330,7 @@ DATA: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "wrong image size": (
         "npz:set.npz",
         lambda root: write_npz(root / "set.npz", size=32, channels=3),
-        "wrn16_1 network expects images of 16x16x1, the data set has 32x32x3",
+        "toy network expects images of 16x16x1, the data set has 32x32x3",
     ),
     "too many classes": (
         "npz:set.npz",
@@ -429,7 +435,7 @@ def test_a_workdir_of_another_config(refused, workdir):
     changes = ["--config.seed=7", "--config.kd.lr=0.5", "--config.student.arch=wrn16_1"]
     expected = (
         r"is of another configuration \(kd.lr: 0.05 there, 0.5 now, seed: 0 there, 7 now, "
-        r"student.arch: 'wrn10_1' there, 'wrn16_1' now\): use a new workdir"
+        r"student.arch: 'toy' there, 'wrn16_1' now\): use a new workdir"
     )
     assert not refused(expected, *changes)
     (workdir / "config.json").write_text("{}")

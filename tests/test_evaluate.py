@@ -135,6 +135,7 @@ def test_a_part_of_the_classes_is_scored_by_the_names_of_all(tmp_path, capsys):
     assert measured["accuracy"] > 90  # by the folders' own numbers, 0 and 1, it would be 0
 
 
+@pytest.mark.parity
 def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):
     pytest.importorskip("torch")
     checkpoint = shared_data / "teachers" / "resnet20-12fca82f.th"
@@ -154,7 +155,9 @@ def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize(("file", "published"), [("resnet20-12fca82f", 91.73), ("resnet56-4bfd9763", 93.39)])
+@pytest.mark.parity
 def test_published_accuracies(shared_data, capsys, file, published):
     pytest.importorskip("torch")
     checkpoint = shared_data / "teachers" / f"{file}.th"

@@ -1,14 +1,29 @@
 """What `import fastdfkd_jax` gives, and what it does not load for that."""
 
+import doctest
+import inspect
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
 import fastdfkd_jax as fd
 
 # Of its name, and of what it imports that takes time.
 LAZY = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "torch")
+
+
+EXAMPLES = [
+    example
+    for module in (fd.losses, fd.meta, fd.moments)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(
+        module, globs={"fd": fd, "jax": jax, "jnp": jnp, "optax": optax}
+    )
+    if example.examples
+]
 
 
 def python(code):
@@ -45,3 +60,19 @@ def test_a_study_of_meta_gradients_needs_neither_data_nor_checkpoints():
 def test_a_command_starts_without_torch_and_tensorflow(command):
     loaded = python(f"import fastdfkd_jax.{command}, sys; print(*sys.modules)").split()
     assert not {"torch", "tensorflow"} & set(loaded)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name.removeprefix("fastdfkd_jax."))
+def test_the_examples_of_docstrings_give_what_they_show(example):
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_whatever_computes_on_trees_has_an_example():
+    shown = {example.name for example in EXAMPLES}
+    for module in (fd.meta, fd.moments):
+        found = inspect.getmembers(module, inspect.isfunction)
+        functions = {f"{module.__name__}.{name}" for name, function in found if function.__module__ == module.__name__}
+        assert functions <= shown, functions - shown
+    assert len(EXAMPLES) > 15

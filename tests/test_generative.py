@@ -204,7 +204,8 @@ def test_the_student_s_mode_in_the_generator_s_step_is_the_published_one():
     ],
 )
 def test_attention_between_stages_that_do_not_fit_is_refused(student, message):
-    config = tiny_config(method__name="zskt", student__arch=student, zskt__student_steps=2)
+    changes = {"teacher__checkpoint": "digits", "student__arch": student, "zskt__student_steps": 2}
+    config = tiny_config(method__name="zskt", **changes)
     with pytest.raises(UserError, match=rf"zskt.attention_weight must be 0 where .* {message}"):
         build.assemble(config)
     config.zskt.attention_weight = 0.0

@@ -64,6 +64,7 @@ def give(layer, leaves) -> None:
 
 
 @pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parity
 def test_a_generator_equals_torch(kind):
     torch = pytest.importorskip("torch")
     wide, base, layers = torch_twin(kind)
@@ -140,6 +141,7 @@ def test_generators_of_large_images(kind, size):
     assert jax.eval_shape(generator.apply, params, latents).shape == (2, size, size, 3)
 
 
+@pytest.mark.parity
 def test_the_generator_of_transposed_convolutions_equals_torch():
     torch = pytest.importorskip("torch")
     from torch import nn

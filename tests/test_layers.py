@@ -109,6 +109,7 @@ def test_strides_past_the_output_stride_become_dilations_of_what_follows():
 
 
 @pytest.mark.parametrize("in_scan", [False, True])
+@pytest.mark.parity
 def test_transposed_convolution_equals_native_and_torch(in_scan):
     x, kernel = draw(0, 2, 5, 3, 4), draw(1, 4, 4, 4, 6)
 
@@ -316,6 +317,7 @@ def test_moments_have_exact_first_and_second_derivatives():
     np.testing.assert_allclose(jax.hessian(var)(x[:, 0]), 2 * (np.eye(n) - 1 / n) / n, atol=1e-6)
 
 
+@pytest.mark.parity
 def test_batch_norm_in_training_equals_torch():
     torch = pytest.importorskip("torch")
     images = np.asarray(draw(0, 5, 4, 3, 6)) * 3 + 1
@@ -339,6 +341,7 @@ def test_batch_norm_in_training_equals_torch():
     np.testing.assert_allclose(new["moments"]["var"], images.var((0, 1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parity
 def test_batch_norm_in_evaluation_equals_torch_and_leaves_statistics():
     torch = pytest.importorskip("torch")
     images = np.asarray(draw(0, 2, 4, 3, 6))

@@ -343,6 +343,7 @@ def load_generator(reference, params) -> None:
     assert all("running" in name or "num_batches" in name for name in missing)
 
 
+@pytest.mark.parity
 def test_the_generator_for_imagenet_equals_torch():
     torch = pytest.importorskip("torch")
     from torch import nn
@@ -370,6 +371,7 @@ def test_the_generator_for_imagenet_equals_torch():
     assert np.abs(new["conv_blocks.1"]["scale"]).max() < 0.1
 
 
+@pytest.mark.parity
 def test_generator_equals_torch():
     torch = pytest.importorskip("torch")
     from torch import nn

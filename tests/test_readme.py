@@ -130,6 +130,7 @@ def test_every_command_is_known_here():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_quickstart(tmp_path):
     (quickstart,) = (arguments for arguments in commands() if "configs/quickstart.py" in arguments)
     done = python([*quickstart, "--workdir", str(tmp_path / "run")], ROOT)
@@ -141,6 +142,7 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_cifar_commands(shared_data, tmp_path):
     """The commands for CIFAR and for a teacher from elsewhere, with a real teacher and the smoke protocol."""
     teacher = shared_data / "teachers" / "resnet20-12fca82f.th"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import graph_fixtures
 import jax
 import numpy as np
 import pytest
@@ -18,38 +19,14 @@ from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.loop import Training
 
-torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-
-from fastdfkd_jax.convert import record  # noqa: E402
-
-SIDE, CLASSES = 16, 4
-
-
-class Segmenter(nn.Module):
-    """A map of half the size, brought back to the image's."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
-        self.head = nn.Conv2d(8, CLASSES, 1)
-
-    def forward(self, x):
-        y = self.head(torch.relu(self.norm(self.down(x))))
-        return nn.functional.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+SIDE, CLASSES = 16, 4  # of the recorded segmenter
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Folders: 'graph' of the network, and 'data' with splits 'train', larger than what it takes, and 'val'."""
     place = tmp_path_factory.mktemp("segmentation")
-    torch.manual_seed(0)
-    module = Segmenter()
-    with torch.no_grad():
-        module.train()(torch.randn(16, 3, SIDE, SIDE))
-    module.eval()
-    result = record.record(module, record.fixed_images((2, 3, SIDE, SIDE)))
-    record.write_graph(place / "graph", record.export(module, SIDE, 3), result, {"initial": False})
+    graph_fixtures.unpack(graph_fixtures.FOLDER / "segmenter.npz", place / "graph")
     rng = np.random.default_rng(0)
     for split, count, shape in (("train", 9, (18, 24)), ("val", 5, (SIDE, SIDE))):
         for i in range(count):

@@ -24,7 +24,7 @@ from PIL import Image
 from runs import ROOT, Runs, tiny_config
 from safetensors.numpy import load_file
 
-from fastdfkd_jax import data, main
+from fastdfkd_jax import main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.on_disk import DiskFeed
 from fastdfkd_jax.pool.shards import Rows, read_shard
@@ -587,7 +587,7 @@ def test_another_config_is_refused_and_nothing_changes(copied):
 
 def test_other_weights_are_refused_and_moved_ones_are_not(finished, copied, tmp_path):
     moved = tmp_path / "teacher.safetensors"
-    shutil.copy(data.digits.TEACHER_PATH, moved)
+    shutil.copy(tiny_config().teacher.checkpoint, moved)
     again = shared.run(tiny_config(teacher__checkpoint=str(moved)), copied)
     assert timeless(again) == timeless(finished.summary)
     parts = build.assemble(tiny_config())

@@ -20,6 +20,8 @@ from fastdfkd_jax.options import RENAMED
 
 _SHOWN_KEYS = 5
 
+executed: list[Path] = []  # config files, in order
+
 
 def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     """Reads `--config FILE[:variant] --workdir DIR --config.key=value ...`.
@@ -78,13 +80,8 @@ def _load(name: str) -> ConfigDict:
     path = expanded(file)
     if not path.is_file():
         raise UserError(f"config file {path} does not exist: give one of the files in configs/")
-    _make_importable(path)
     try:
-        spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise UserError(f"config file {path} is not Python: expected a file that ends in .py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = execute(path)
         if variant is not None and not inspect.signature(module.get_config).parameters:
             raise UserError(f"config file {path} has no variants, found {variant!r}: leave it out")
         config = module.get_config() if variant is None else module.get_config(variant)
@@ -99,6 +96,18 @@ def _load(name: str) -> ConfigDict:
             f"get_config() of {path} returned {type(config).__name__}: expected a ConfigDict, as in configs/"
         )
     return config
+
+
+def execute(path: Path) -> Any:
+    """The module of a config file. Processes that this one starts execute it too, for what it registers."""
+    _make_importable(path)
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path} is not Python: expected a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    executed.append(path.resolve())
+    return module
 
 
 def _make_importable(path: Path) -> None:

@@ -30,12 +30,15 @@ def main(argv: Sequence[str]) -> None:
     # Only now, as libraries count the cores when they are imported.
     from ml_collections import ConfigDict
 
+    from fastdfkd_jax.cli import config_flags
     from fastdfkd_jax.compare.estimates import PARTS
     from fastdfkd_jax.options import read
     from fastdfkd_jax.training import build, dry_run
     from fastdfkd_jax.training.one_run import run, set_up_jax
     from fastdfkd_jax.training.run_options import RunOptions
 
+    for path in request["config_files"]:
+        config_flags.execute(path)
     config = ConfigDict(request["config"]).lock()
     set_up_jax(config)
     if request["action"] == "measure":

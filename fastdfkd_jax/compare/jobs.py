@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from fastdfkd_jax.cli import signals
+from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 from fastdfkd_jax.storage.files import make_folder
 
@@ -122,7 +122,7 @@ class _Child:
             )
         request = {
             "action": task.action, "config": task.config, "workdir": str(task.workdir), "cores": cores,
-            "parent": os.getpid(),
+            "parent": os.getpid(), "config_files": config_flags.executed,
         }  # fmt: skip
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:

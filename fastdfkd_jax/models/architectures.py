@@ -107,8 +107,38 @@ _FAMILIES = (
 )
 
 
+_registered: dict[str, _Family] = {}
+
+
+def register(
+    name: str,
+    module: Callable[..., Any],
+    *,
+    stages: str = "",
+    image_size: int = 32,
+    task: str = "classification",
+) -> None:
+    """Adds an architecture of your own, for instance at the top of a config file; a second call replaces the first.
+
+    Args:
+      name: as `teacher.arch` and `student.arch` take it.
+      module: a linen module with the attributes `num_classes`, `train`, `dtype` and `conv_gradient`, which maps
+        f32[B, H, W, C] to (logits, features, blocks); `WideResNet` is an example. Only `layers.BatchNorm` gives
+        methods the moments that they match.
+      stages: kind of the blocks, as `stages_of` says.
+      image_size: side of the images that it is meant for, in pixels.
+      task: what it is for, as `NetworkSpec.task`.
+
+    Raises:
+      UserError: the package has an architecture of that name.
+    """
+    if any(re.fullmatch(family.pattern, name) for family in _FAMILIES):
+        raise UserError(f"the name {name!r} belongs to an architecture of the package: register yours under another")
+    _registered[name] = _Family(re.escape(name), (name,), lambda match: module, stages, image_size, task)
+
+
 def _find(arch: str) -> tuple[_Family, Callable[..., Any]] | None:
-    for family in _FAMILIES:
+    for family in (*_FAMILIES, *_registered.values()):
         if match := re.fullmatch(family.pattern, arch):
             module = family.module(match)
             return None if module is None else (family, module)
@@ -116,7 +146,7 @@ def _find(arch: str) -> tuple[_Family, Callable[..., Any]] | None:
 
 
 def arch_names() -> tuple[str, ...]:
-    """Names of every family's usual members, for messages and tests (others, such as wrn28_10, exist)."""
+    """Names of the package's usual architectures, for messages and tests (others, such as wrn28_10, exist)."""
     return tuple(name for family in _FAMILIES for name in family.usual)
 
 

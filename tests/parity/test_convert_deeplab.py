@@ -6,7 +6,9 @@ import re
 import jax
 import numpy as np
 import pytest
+import torch
 from absl import logging
+from convert_samples import seeded_twin
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -17,10 +19,6 @@ from fastdfkd_jax.convert.guess import guess_arch, guess_channels, guess_classes
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, arch_names, build
-
-torch = pytest.importorskip("torch")
-
-from convert_samples import seeded_twin  # noqa: E402
 
 NORMALIZATION = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
 ARCHS = tuple(name for name in arch_names() if name.startswith("deeplabv3_"))

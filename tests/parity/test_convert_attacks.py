@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from malicious import Runs
 
 from fastdfkd_jax.convert import references, weight_files
 from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.errors import UserError
-
-torch = pytest.importorskip("torch")
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch's format before zip archives
 

@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from convert_samples import USER_NETWORK, seeded_twin
 from PIL import Image
 from runs import Runs, tiny_config
+from torch import nn
 
 from fastdfkd_jax import convert, data, evaluate, models
 from fastdfkd_jax.convert import checkpoints, naming, record, verify, weight_files
@@ -28,10 +31,6 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec
 from fastdfkd_jax.training import build, one_run
 from fastdfkd_jax.training.programs import initial_state
-
-torch = pytest.importorskip("torch")
-from convert_samples import USER_NETWORK, seeded_twin  # noqa: E402
-from torch import nn  # noqa: E402
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 SHAPES = [
@@ -576,7 +575,7 @@ def test_networks_of_torchvision_and_timm_equal_pytorch(tmp_path, path):
     graph_fixtures.unpack(path, tmp_path / "graph")
     report = verify.verify(tmp_path / "graph")
     assert report.passed, [check for check in report.checks if not check.passed]
-    assert len(report.checks) > 40
+    assert len(report.checks) > (40 if "-" in path.stem else 4)
 
 
 def test_a_student_trains_as_in_torch_and_goes_back_to_it(tmp_path):

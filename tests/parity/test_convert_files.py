@@ -5,15 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from convert_samples import random_variables
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import weight_files
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, build
-
-torch = pytest.importorskip("torch")
-
-from convert_samples import random_variables  # noqa: E402
 
 SPEC = NetworkSpec("wrn10_1", 4, image_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 GIVEN = {"mean": SPEC.mean, "std": SPEC.std, "image_size": 64}

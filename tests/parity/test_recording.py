@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import graph, record, verify
@@ -21,9 +22,7 @@ from fastdfkd_jax.convert.graph.graph_network import BATCH_NORM, DROPOUT
 from fastdfkd_jax.convert.graph.table import MAX_STEPS, OPERATIONS
 from fastdfkd_jax.errors import UserError
 
-torch = pytest.importorskip("torch")
-
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 SHAPE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 NETS = """
 import torch

@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from runs import tiny_config
 
+from benchmarks import torch_fastdfkd
+from benchmarks.agreement import double
+from benchmarks.case import places_of
 from fastdfkd_jax import convert, data
 from fastdfkd_jax.augmentation.augment import ViewOptions
+from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.training import build
-
-torch = pytest.importorskip("torch", reason="parity needs PyTorch: pip install -e '.[test]'")
-
-from benchmarks import torch_fastdfkd  # noqa: E402 - imports torch
-from benchmarks.agreement import double  # noqa: E402 - imports torch
-from benchmarks.case import places_of  # noqa: E402
-from fastdfkd_jax.convert.torch_twins.classifiers import twin  # noqa: E402
 
 pytestmark = pytest.mark.optimized
 
@@ -32,7 +30,7 @@ STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 @pytest.fixture
 def config():
     """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
-    config = tiny_config(fastdfkd__num_adapt_steps=STEPS, synthesis_batch=BATCH, data__source="")
+    config = tiny_config(fastdfkd__num_steps=STEPS, synthesis_batch=BATCH, data__source="")
     config.warmup_calls, config.precision = 2, "float64"
     config.inversion.flip = True
     return config

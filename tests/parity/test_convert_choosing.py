@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from convert_samples import random_variables
+from safetensors.torch import save_file
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import weight_files
 from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import NetworkSpec, build
-
-torch = pytest.importorskip("torch")
-
-from convert_samples import random_variables  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
 

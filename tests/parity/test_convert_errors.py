@@ -10,16 +10,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from convert_samples import USER_NETWORK, random_variables
 from malicious import Runs
 
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert import record
 from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.models import NetworkSpec, build
-
-torch = pytest.importorskip("torch")
-
-from convert_samples import USER_NETWORK, random_variables  # noqa: E402
 
 PATHS = re.compile(r"/\S+")  # those of temporary folders are long
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]

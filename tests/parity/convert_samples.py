@@ -1,4 +1,4 @@
-"""Seeded PyTorch networks for the tests of the conversion; import after `pytest.importorskip("torch")`."""
+"""Seeded PyTorch networks for the tests of the conversion."""
 
 from typing import Any
 

@@ -8,6 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+import torch
+from convert_samples import USER_NETWORK, random_variables, seeded_twin
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import convert
@@ -16,12 +18,6 @@ from fastdfkd_jax.convert.__main__ import main
 from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.models import NetworkSpec, arch_names, build, count_batch_norms
-
-torch = pytest.importorskip("torch")
-
-from convert_samples import USER_NETWORK, random_variables, seeded_twin  # noqa: E402
-
-pytestmark = pytest.mark.optimized
 
 NORMALIZATION = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
 # The others take minutes together.
@@ -55,6 +51,7 @@ def user_checkpoint(tmp_path, user_file):
     return path
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "file", [name if "20" in name else pytest.param(name, marks=pytest.mark.slow) for name in TEACHERS]
 )
