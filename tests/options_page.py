@@ -7,9 +7,8 @@ import sys
 import runs  # noqa: F401 - makes configs importable
 
 from configs import default
-from fastdfkd_jax.methods.registry import METHODS
-from fastdfkd_jax.options import Options, kinds, part, ranges, said, section
-from fastdfkd_jax.training.run_options import RunOptions
+from fastdfkd_jax.options import Options, part, ranges, said, section
+from fastdfkd_jax.training.run_options import every_kind
 
 _HEAD = """# Every option
 
@@ -21,10 +20,9 @@ On the command line, `--config.KEY=VALUE` sets one.
 def sections() -> list[type[Options]]:
     """The class of each section, in the order of the default config; of several the one with all its fields."""
     found: dict[str, type[Options]] = {}
-    for kind in (RunOptions, *(entry.options for entry in METHODS.values())):
-        for each in kinds(kind):
-            if len(dataclasses.fields(each)) > len(dataclasses.fields(found.get(each.section, Options))):
-                found[each.section] = each
+    for kind in every_kind():
+        if len(dataclasses.fields(kind)) > len(dataclasses.fields(found.get(kind.section, Options))):
+            found[kind.section] = kind
     names = ["", *(name for name, value in default.get_config().items() if hasattr(value, "items"))]
     return [found[name] for name in names]
 

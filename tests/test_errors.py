@@ -194,7 +194,7 @@ CONFIG_FILES = {
     "imports what is not there": ("import absent_module\n", "absent_module"),
     "another program's config": (
         "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'calls': 3})\n",
-        r"config\.mode is missing: expected a config made from configs/default\.py",
+        r"config\.seed is missing: expected a config made from configs/default\.py",
     ),
     "binary": ("\0\0", "bad.py|null bytes"),
 }

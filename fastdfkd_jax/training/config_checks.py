@@ -16,8 +16,8 @@ from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import LaneOptions, Method
 from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models import Network, count_batch_norms
-from fastdfkd_jax.options import RENAMED, kinds, read
-from fastdfkd_jax.training.run_options import RunOptions
+from fastdfkd_jax.options import RENAMED, read
+from fastdfkd_jax.training.run_options import RunOptions, every_kind
 from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
@@ -42,17 +42,14 @@ def validate(config: ConfigDict) -> None:
 def _require_known(config: ConfigDict) -> None:
     """UserError where a config file has set an option that there is not, which would change nothing."""
     known: dict[str, set[str]] = {}
-    for kind in [
-        below for each in (RunOptions, *(entry.options for entry in METHODS.values())) for below in kinds(each)
-    ]:
+    for kind in every_kind():
         known.setdefault(kind.section, set()).update(field.name for field in dataclasses.fields(kind))
     known[""] |= known.keys()
     for name, names in known.items():
-        found = (config[name] if name else config).keys() if not name or name in config else ()
-        for key in found:
+        for key in config.get(name, {}) if name else config:
             if key not in names:
                 where = f"{name}.{key}" if name else key
-                now = f": it is called config.{RENAMED[where]} now" if where in RENAMED else ": see configs/default.py"
+                now = f": it is called config.{RENAMED[where]} now" if where in RENAMED else ": see docs/options.md"
                 raise UserError(f"config.{where} is no option{now}")
 
 

@@ -79,7 +79,7 @@ def open_feed(
     """The half that is on the host, still empty.
 
     Args:
-      parts, run: of the run.
+      parts, run: what the run is made of, and its options.
       programs: of the same.
       workdir: of the run; None to measure without one.
       key: draws what the student meets.

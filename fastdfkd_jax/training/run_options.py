@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from fastdfkd_jax.data import DataOptions
 from fastdfkd_jax.distillation.kd_options import KDOptions
 from fastdfkd_jax.distributed.parallel import ParallelOptions
-from fastdfkd_jax.methods.registry import MethodOptions
+from fastdfkd_jax.methods.registry import METHODS, MethodOptions
 from fastdfkd_jax.models import StudentOptions, TeacherOptions
 from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
-from fastdfkd_jax.options import Options, option
+from fastdfkd_jax.options import Options, kinds, option
 from fastdfkd_jax.pool.feed import PoolOptions
 from fastdfkd_jax.pool.real_images import TransferOptions
 from fastdfkd_jax.pool.sampling import ReplayOptions
@@ -73,3 +73,9 @@ class RunOptions(Options):
         super().__post_init__()
         self.require("warmup_calls", self.warmup_calls < self.calls, f"less than calls={self.calls}")
         self.require("synthesis_calls", self.synthesis_calls <= self.calls, f"at most calls={self.calls}")
+
+
+def every_kind() -> list[type[Options]]:
+    """Every class that a run or a method reads; several may be of one section, and one be there repeatedly."""
+    tops = (RunOptions, *(entry.options for entry in METHODS.values()))
+    return [kind for top in tops for kind in kinds(top)]
