@@ -54,7 +54,7 @@ def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") 
     teacher_arch, student_arch = pair.split("-")
     size = usual_image_size(teacher_arch)
     classes, kind = (10, "linear") if size == 32 else (1000, "spatial")
-    options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "native"}
+    options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "xla"}
     teacher, student = (build(NetworkSpec(arch, classes, size), **options) for arch in (teacher_arch, student_arch))
     teacher, student = (rematerialised(network, remat) for network in (teacher, student))
     generator = build_generator(size, kind=kind, **options)

@@ -39,14 +39,14 @@ def programs_and_arguments(config):
 @pytest.fixture(scope="module")
 def gpu_programs():
     """The programs as a GPU gets them, at bf16."""
-    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native"))
+    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="xla"))
 
 
 @pytest.fixture(scope="module")
 def imagenet_programs():
     """Those of the published ImageNet run, 50 steps of 100 images of 224 pixels; of shapes, nothing is computed."""
     config = imagenet.get_config("resnet50_imagenet")
-    config.precision, config.conv_gradient = "bfloat16", "native"
+    config.precision, config.conv_gradient = "bfloat16", "xla"
 
     def load_teacher(config, options):
         spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=config.teacher.mean, std=config.teacher.std)

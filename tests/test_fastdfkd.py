@@ -29,7 +29,7 @@ TERMS = inversion_loss.InversionOptions(crop_padding=1)
 
 
 @functools.cache
-def networks(conv_gradient="canonical"):
+def networks(conv_gradient="cpu"):
     """A teacher and a student with fixed random weights, and the teacher's statistics made positive."""
     teacher = build(SPEC, conv_gradient=conv_gradient)
     variables = jax.jit(teacher.init)(jax.random.key(0))
@@ -40,7 +40,7 @@ def networks(conv_gradient="canonical"):
 @functools.cache
 def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
     """Compiles one method and runs some calls; returns states (the initial one first), batches and infos."""
-    gradient = "native" if options.meta_rule == "maml" else "canonical"
+    gradient = "xla" if options.meta_rule == "maml" else "cpu"
     teacher, teacher_vars, student_vars = networks(gradient)
     generator = build_generator(8, 1, 6, 4, conv_gradient=gradient)
     drawn = parametrization.from_pixels(SPEC) if pixels else parametrization.from_generator(generator)
@@ -271,8 +271,8 @@ def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
 
 
 def test_vmapped_lanes_equal_lanes_one_after_another():
-    teacher, teacher_vars, student_vars = networks("native")
-    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, conv_gradient="native"))
+    teacher, teacher_vars, student_vars = networks("xla")
+    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, conv_gradient="xla"))
     several = options(num_tasks=2)
 
     def call(map_lanes):

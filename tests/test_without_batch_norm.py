@@ -78,7 +78,7 @@ def config_of(name, sections=None):
 
 
 def setting_of(teacher, student):
-    forms = {"dtype": jnp.float32, "conv_gradient": "native"}
+    forms = {"dtype": jnp.float32, "conv_gradient": "xla"}
     return base.Setting(teacher, student, BATCH, 2, 0, 2, lambda x: x, forms)
 
 

@@ -70,7 +70,7 @@ def toy_parts(config: Any) -> Parts:
     """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
     network = toy_network()
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
-    options = {"dtype": jnp.float32, "conv_gradient": "native"}
+    options = {"dtype": jnp.float32, "conv_gradient": "xla"}
     method = METHODS[config.method.name].build(config, setting_of(config, network, network, options, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(

@@ -130,7 +130,7 @@ def load_network(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     dtype: Any = jnp.float32,
-    conv_gradient: str = "canonical",
+    conv_gradient: str = "cpu",
 ) -> tuple[Network, dict[str, Any]]:
     """Loads a network from our own `.safetensors`, a PyTorch file or the folder of a recorded graph.
 

@@ -65,7 +65,7 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
         raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
     file = data.digits.TEACHER_PATH if place == "digits" else expanded(place)
     try:
-        network, variables = convert.load_described(file, given, dtype=jnp.dtype(precision), conv_gradient="native")
+        network, variables = convert.load_described(file, given, dtype=jnp.dtype(precision), conv_gradient="xla")
     except UserError as error:
         reason = textwrap.shorten(str(error), 120, placeholder="...")
         raise UserError(

@@ -145,13 +145,13 @@ def stages_of(arch: str) -> str:
     return "" if found is None else found[0].stages
 
 
-def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "canonical") -> Network:
+def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "cpu") -> Network:
     """Builds the network that a spec names.
 
     Args:
       spec: architecture, classes, input size and normalisation; its task becomes the architecture's own.
       dtype: of the convolutions and activations; parameters, moments and logits stay float32.
-      conv_gradient: 'canonical' or 'native' (`layers.Conv`).
+      conv_gradient: 'cpu' or 'xla' (`layers.Conv`).
 
     Raises:
       UserError: the architecture or the form of the convolution's gradient is not known.

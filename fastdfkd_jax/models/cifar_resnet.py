@@ -30,7 +30,7 @@ class CifarResNet(nn.Module):
     shortcut: str
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

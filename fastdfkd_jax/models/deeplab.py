@@ -46,7 +46,7 @@ class DeepLabV3(nn.Module):
     num_classes: int
     dropout: float = 0.1
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -37,7 +37,7 @@ class EfficientNetLite0(nn.Module):
 
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

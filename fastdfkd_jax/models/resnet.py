@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     num_classes: int
     v1: bool = False
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -37,7 +37,7 @@ class VGG(nn.Module):
     depth: int
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

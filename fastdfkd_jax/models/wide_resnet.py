@@ -25,7 +25,7 @@ class WideResNet(nn.Module):
     widen: int
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact

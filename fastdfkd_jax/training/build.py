@@ -184,7 +184,7 @@ def conv_gradient(config: ConfigDict) -> str:
     if config.conv_gradient != "auto":
         return config.conv_gradient
     exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
-    return "canonical" if jax.default_backend() == "cpu" and not exact_maml else "native"
+    return "cpu" if jax.default_backend() == "cpu" and not exact_maml else "xla"
 
 
 def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:

@@ -109,7 +109,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: Any = jnp.float32,
-    conv_gradient: str = "canonical",
+    conv_gradient: str = "cpu",
 ) -> Network:
     """The recorded graph as a network.
 

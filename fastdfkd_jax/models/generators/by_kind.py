@@ -62,7 +62,7 @@ class SpatialGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     doublings = 4
@@ -98,7 +98,7 @@ def build_generator(
     width: int = 64,
     *,
     kind: str = "linear",
-    conv_gradient: str = "canonical",
+    conv_gradient: str = "cpu",
     dtype: Any = jnp.float32,
 ) -> Generator:
     """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
@@ -111,7 +111,7 @@ def build_generator(
       width: channels of the last hidden layer.
       kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet, 'dcgan' with 128 that
         of DFAD for segmentation.
-      conv_gradient: 'canonical' or 'native' (`layers.Conv`).
+      conv_gradient: 'cpu' or 'xla' (`layers.Conv`).
       dtype: of the convolutions and activations; parameters and images stay float32.
 
     Raises:

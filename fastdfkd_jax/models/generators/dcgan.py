@@ -7,9 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from fastdfkd_jax.cpu_conv.square import transposed_conv
+from fastdfkd_jax.cpu_conv import transposed_conv2d
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, at_least_float32, torch_uniform
 
 Array = jax.Array
@@ -19,20 +18,14 @@ class TransposedConv(nn.Module):
     """Transposed 4x4 convolution of stride 2 and padding 1, without bias; `gradient` as for `layers.Conv`."""
 
     features: int
-    gradient: str = "canonical"
+    gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps f32[B, H, W, I] to f32[B, 2H, 2W, features]."""
         kernel = self.param("kernel", torch_uniform, (4, 4, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.gradient == "canonical":
-            y: Array = transposed_conv(x, kernel)
-            return y
-        numbers, edges = ("NHWC", "HWIO", "NHWC"), ((2, 2), (2, 2))
-        flipped = jnp.flip(kernel, (0, 1))
-        return lax.conv_general_dilated(x, flipped, (1, 1), edges, lhs_dilation=(2, 2), dimension_numbers=numbers)
+        return transposed_conv2d(x.astype(self.dtype), kernel.astype(self.dtype), form=self.gradient)
 
 
 class DcganGenerator(nn.Module):
@@ -50,7 +43,7 @@ class DcganGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     first_layer = ("l1.0", "conv_blocks.0")

@@ -80,7 +80,7 @@ class VectorGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
+    conv_gradient: str = "cpu"
     dtype: Any = jnp.float32
 
     @property
