@@ -14,7 +14,7 @@ from benchmarks import flops
 from configs import cifar10
 from fastdfkd_jax import convert
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.programs import initial_state
 
@@ -97,7 +97,7 @@ class Preparation:
         """Floating-point operations of one batch's forward passes."""
         sizes = self.config.generator.latent_dim, self.config.generator.width
         spec = self.parts.teacher.spec
-        generator = build_generator(spec.image_size, spec.channels, *sizes, conv_gradient="xla")
+        generator = build_generator(spec.image_size, spec.channels, *sizes, forms=Forms(conv="xla"))
         return flops.count(
             self._in_xla_form(self.parts.teacher), self._in_xla_form(self.parts.student), generator, self.case.batch
         )
@@ -108,7 +108,7 @@ class Preparation:
 
     @staticmethod
     def _in_xla_form(network: Network) -> Network:
-        return build(network.spec, conv_gradient="xla")
+        return build(network.spec, forms=Forms(conv="xla"))
 
 
 def first_key() -> jax.Array:

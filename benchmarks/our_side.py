@@ -14,7 +14,7 @@ from benchmarks.timing import median_seconds
 from fastdfkd_jax.cpu_conv import conv2d
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.training import metric_files
-from fastdfkd_jax.training.build import assemble, conv_gradient
+from fastdfkd_jax.training.build import assemble, forms_of
 from fastdfkd_jax.training.one_run import set_up_jax
 from fastdfkd_jax.training.programs import Programs, initial_state
 
@@ -71,7 +71,7 @@ class OurSide:
 
     def convolution(self, conv: Convolution) -> tuple[float, float, float]:
         """Seconds of the convolution, of its input's gradient and of its kernel's."""
-        form = conv_gradient(self.config)
+        form = forms_of(self.config).conv
 
         def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
             x = self.parts.split(x)  # over the devices, as in a run

@@ -48,9 +48,9 @@ def imagenet_programs():
     config = imagenet.get_config("resnet50_imagenet")
     config.precision, config.conv_gradient = "bfloat16", "xla"
 
-    def load_teacher(config, options):
+    def load_teacher(config, forms):
         spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=config.teacher.mean, std=config.teacher.std)
-        teacher = models.build(spec, **options)
+        teacher = models.build(spec, forms=forms)
         return teacher, jax.eval_shape(teacher.init, jax.random.key(0))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,12 +9,13 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.cpu_conv import kernel_gradient, square, winograd
+from fastdfkd_jax.cpu_conv import CONV_FORMS, conv2d, kernel_gradient, square, winograd
 from fastdfkd_jax.cpu_conv.dilated import dilated_conv
 from fastdfkd_jax.cpu_conv.general import general_conv, merged_groups
 from fastdfkd_jax.cpu_conv.square import convolve, double, doubled_conv, square_conv
 from fastdfkd_jax.models import layers
 from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.dcgan import TransposedConv
 from fastdfkd_jax.models.strides import place_strides
 
@@ -96,7 +97,7 @@ def test_dilated_convolution_equals_xla(height, width, dilation, in_scan):
 def test_dilated_layers_equal_their_xla_form(module):
     x = draw(0, 2, 9, 7, 3)
     variables = module.init(jax.random.key(1), x)
-    ours, xla = (apply(module.clone(gradient=form), variables, x) for form in ("cpu", "xla"))
+    ours, xla = (apply(module.clone(forms=Forms(conv=form)), variables, x) for form in ("cpu", "xla"))
     assert ours.shape[1:3] == ((9, 7) if isinstance(module, layers.Conv) else (5, 3))
     assert_close(ours, xla, SUMMATION)
 
@@ -113,7 +114,7 @@ def test_transposed_convolution_equals_xla_and_torch(in_scan):
     x, kernel = draw(0, 2, 5, 3, 4), draw(1, 4, 4, 4, 6)
 
     def conv(form):
-        return lambda x, k: apply(TransposedConv(6, form), {"params": {"kernel": k}}, x)
+        return lambda x, k: apply(TransposedConv(6, Forms(conv=form)), {"params": {"kernel": k}}, x)
 
     ours, xla = (value_and_gradients(conv(form), in_scan)(x, kernel) for form in ("cpu", "xla"))
     assert_close(ours, xla, SUMMATION)
@@ -253,8 +254,8 @@ def test_doubling_repeats_every_pixel():
 def test_forward_mode_works_in_the_form_xla_and_is_refused_in_the_form_cpu(make):
     x, tangent = draw(0, 1, 4, 4, 2), draw(1, 1, 4, 4, 2)
 
-    def directional(gradient):
-        conv = make(3, gradient=gradient)
+    def directional(form):
+        conv = make(3, forms=Forms(conv=form))
         variables = conv.init(jax.random.key(0), x)
         return lambda x: apply(conv, variables, x), tangent
 
@@ -422,6 +423,19 @@ def test_general_convolution_equals_xla(name, in_scan):
 
     found, expected = (value_and_gradients(conv, in_scan)(x, kernel) for conv in (general, xla))
     assert_close(found, expected, SUMMATION)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "dilation"), [(3, 1, 2, 2), (3, 2, 2, 2), (3, 1, 0, 3), (2, 1, 1, 2), (1, 1, 0, 2)]
+)
+def test_convolutions_by_plain_numbers_equal_xla(size, stride, padding, dilation):
+    """Dilated ones that keep the size have a form of their own; those that do not are general ones."""
+    x, kernel = draw(0, 2, 9, 7, 3), draw(1, size, size, 3, 4)
+    ours, xla = (
+        value_and_gradients(lambda x, k, f=form: conv2d(x, k, stride, padding, dilation, form=f), False)(x, kernel)
+        for form in CONV_FORMS
+    )
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize(("groups", "inputs", "blocks"), [(32, 4, 4), (25, 16, 5), (3, 2, 1), (2, 64, 2), (7, 5, 1)])

@@ -16,7 +16,7 @@ from fastdfkd_jax.cpu_conv.square import convolve, double, doubled_conv, transpo
 
 Array = jax.Array
 
-FORMS = ("cpu", "xla")
+CONV_FORMS = ("cpu", "xla")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -39,7 +39,7 @@ def conv2d(
       padding: zeros on every side, or those before and behind the rows, and the columns.
       dilation: pixels from tap to tap, of both axes or of the rows and of the columns.
       groups: into how many groups the channels of both sides fall.
-      form: one of `FORMS`.
+      form: one of `CONV_FORMS`.
 
     Returns:
       f32[B, H', W', O].
@@ -71,7 +71,7 @@ def upsampled_conv2d(x: Array, kernel: Array, *, form: str = "cpu") -> Array:
     Args:
       x: f32[B, H, W, I].
       kernel: f32[3, 3, I, O].
-      form: one of `FORMS`; 'cpu' never doubles the input.
+      form: one of `CONV_FORMS`; 'cpu' never doubles the input.
 
     Returns:
       f32[B, 2H, 2W, O].
@@ -88,7 +88,7 @@ def transposed_conv2d(x: Array, kernel: Array, *, form: str = "cpu") -> Array:
     Args:
       x: f32[B, H, W, I].
       kernel: f32[4, 4, I, O], in PyTorch's sense: an input pixel puts its multiple of the kernel into the output.
-      form: one of `FORMS`.
+      form: one of `CONV_FORMS`.
 
     Returns:
       f32[B, 2H, 2W, O].

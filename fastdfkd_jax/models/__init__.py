@@ -5,6 +5,7 @@
 
 from fastdfkd_jax.models.architectures import arch_names, build, is_known, stages_of, task_of, usual_image_size
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
 from fastdfkd_jax.models.network import (
     Network,
@@ -19,6 +20,7 @@ from fastdfkd_jax.models.network import (
 )
 
 __all__ = [
+    "Forms",
     "Generator",
     "Network",
     "NetworkSpec",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.cpu_conv import conv2d
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import flat_normal, he_normal_fan_out
 
 
 class DepthwiseConv(nn.Module):
-    """Square convolution of each channel by itself; `gradient` as for `layers.Conv`.
+    """Square convolution of each channel by itself.
 
     Attributes:
       size: side of the kernel, odd.
@@ -31,17 +31,16 @@ class DepthwiseConv(nn.Module):
     padding: int | None = None
     dilation: int = 1
     kernel_init: Callable[..., jax.Array] = he_normal_fan_out
-    gradient: str = "cpu"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves f32[B, H, W, C] to f32[B, H', W', C]."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(self.dtype)
+        channels, dtype = x.shape[-1], self.forms.dtype
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(dtype)
         zeros = self.size // 2 if self.padding is None else self.padding
         edges = same_edges(x.shape, self.size, self.stride) if self.same else ((zeros, zeros), (zeros, zeros))
-        return conv2d(x.astype(self.dtype), kernel, self.stride, edges, self.dilation, channels, form=self.gradient)
+        return conv2d(x.astype(dtype), kernel, self.stride, edges, self.dilation, channels, form=self.forms.conv)
 
 
 def same_edges(shape: tuple[int, ...], size: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -43,15 +43,15 @@ def _conv2d(
     padding: Sequence[int] | str,
     dilation: Sequence[int],
     groups: int,
-    gradient: str,
+    form: str,
     **_: Any,  # of transposed ones, which are refused
 ) -> Laid:
     if len(input.order) == 3:
-        return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, gradient=gradient)
+        return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, form=form)
     x, kernel = arranged(input, CHANNELS_LAST), arranged(weight, _LIES)
     stride, dilation = _pair(stride), _pair(dilation)
     edges = _edges(padding, [d * (size - 1) for d, size in zip(dilation, kernel.shape[:2], strict=True)])
-    y = conv2d(x, kernel, stride, edges, dilation, groups, form=gradient)
+    y = conv2d(x, kernel, stride, edges, dilation, groups, form=form)
     y = checkpoint_name(y, CONVOLUTION)
     return Laid(y if bias is None else y + bias.array, CHANNELS_LAST)
 
