@@ -46,7 +46,7 @@ def conv2d(
     """
     side = kernel.shape[0]
     odd_square = side == kernel.shape[1] and side % 2 == 1
-    # Not where the padding is given by side, as of recorded graphs: their results would change by rounding.
+    # Recorded graphs give their padding by side, and so keep the general form: this one rounds differently.
     keeps_size = odd_square and stride == 1 and isinstance(padding, int) and padding == side // 2 * dilation
     if form == "cpu" and groups == 1 and isinstance(dilation, int) and dilation > 1 and keeps_size:
         return dilated_conv(x, kernel, dilation)

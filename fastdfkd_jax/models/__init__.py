@@ -1,6 +1,7 @@
 """Networks by name and generators, each as a NamedTuple of pure functions.
 
-`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
+`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`. Both take
+`forms`, the precision and the form of convolutions: `Forms(jnp.bfloat16, "xla")` for an accelerator.
 """
 
 from fastdfkd_jax.models.architectures import arch_names, build, is_known, stages_of, task_of, usual_image_size

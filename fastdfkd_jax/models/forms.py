@@ -1,4 +1,4 @@
-"""The precision and the convolutions of networks and generators, which say how they compute and not what."""
+"""How networks and generators compute: in which precision, and with which form of convolutions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fastdfkd_jax.cpu_conv import CONV_FORMS
 from fastdfkd_jax.errors import UserError
 
-# Names of `Forms.conv` in records of runs before, and those of today.
+# Of `Forms.conv` in earlier versions, whose runs are recorded with these names; and the present ones.
 OLD_NAMES = {"canonical": "cpu", "native": "xla"}
 
 
@@ -20,8 +20,8 @@ class Forms:
 
     Attributes:
       dtype: of convolutions and activations; parameters, moments, logits and a generator's images stay float32.
-      conv: 'cpu', whose gradients are fast on CPUs, for reverse mode only; or 'xla', XLA's own, for accelerators, `jvp`
-        and exact MAML.
+      conv: form of the convolutions. 'cpu' has gradients that are fast on CPUs and refuses forward mode; 'xla' leaves
+        gradients to XLA, for accelerators, `jvp` and exact MAML.
 
     Raises:
       UserError: `conv` is not one of `cpu_conv.CONV_FORMS`.

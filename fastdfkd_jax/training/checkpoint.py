@@ -251,9 +251,9 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
 
 
 def in_present_names(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded identity whose values have the names of today: an earlier version called some otherwise."""
+    """A recorded identity with the present names of values that earlier versions called otherwise."""
     key = "conv_gradient"
-    return {**recorded, key: OLD_NAMES.get(recorded[key], recorded[key])} if key in recorded else recorded
+    return {**recorded, key: OLD_NAMES.get(str(recorded[key]), recorded[key])} if key in recorded else recorded
 
 
 def _grew(key: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
