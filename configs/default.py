@@ -229,7 +229,7 @@ def get_config() -> ConfigDict:
     config.images_every = 20  # calls between PNG grids
 
     config.precision = "float32"  # or 'bfloat16', of convolutions and activations
-    config.conv_gradient = "auto"  # 'canonical' (CPU), 'native' (accelerators, exact MAML), 'auto' chooses
+    config.conv_gradient = "auto"  # 'cpu' (fast there), 'xla' (accelerators, exact MAML), 'auto' chooses
     config.remat = "none"  # kept for the backward pass: all, 'activations' convolution outputs, 'blocks' block outputs
     config.profile = False  # trace the second call of this start, into workdir/profile
     config.compilation_cache = ""  # folder of compiled programs; never carry it to another machine

@@ -17,7 +17,7 @@ from fastdfkd_jax.distributed.parallel import lane_map
 from fastdfkd_jax.methods import fastdfkd
 from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
 from fastdfkd_jax.methods.parts import inversion_loss, parametrization
-from fastdfkd_jax.models import NetworkSpec, build
+from fastdfkd_jax.models import Forms, NetworkSpec, build
 from fastdfkd_jax.models.generators.by_kind import build_generator
 from fastdfkd_jax.training.build import assemble
 
@@ -29,9 +29,9 @@ TERMS = inversion_loss.InversionOptions(crop_padding=1)
 
 
 @functools.cache
-def networks(conv_gradient="canonical"):
+def networks(conv="cpu"):
     """A teacher and a student with fixed random weights, and the teacher's statistics made positive."""
-    teacher = build(SPEC, conv_gradient=conv_gradient)
+    teacher = build(SPEC, forms=Forms(conv=conv))
     variables = jax.jit(teacher.init)(jax.random.key(0))
     student = jax.jit(teacher.init)(jax.random.key(1))
     return teacher, variables, student
@@ -40,9 +40,9 @@ def networks(conv_gradient="canonical"):
 @functools.cache
 def run(options=TINY, terms=TERMS, outer=None, pixels=False, calls=2):
     """Compiles one method and runs some calls; returns states (the initial one first), batches and infos."""
-    gradient = "native" if options.meta_rule == "maml" else "canonical"
+    gradient = "xla" if options.meta_rule == "maml" else "cpu"
     teacher, teacher_vars, student_vars = networks(gradient)
-    generator = build_generator(8, 1, 6, 4, conv_gradient=gradient)
+    generator = build_generator(8, 1, 6, 4, forms=Forms(conv=gradient))
     drawn = parametrization.from_pixels(SPEC) if pixels else parametrization.from_generator(generator)
     inner = optax.partition(
         {"latents": optax.adam(0.01, 0.5), "generator": optax.adam(0.003, 0.5)},
@@ -271,8 +271,8 @@ def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
 
 
 def test_vmapped_lanes_equal_lanes_one_after_another():
-    teacher, teacher_vars, student_vars = networks("native")
-    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, conv_gradient="native"))
+    teacher, teacher_vars, student_vars = networks("xla")
+    drawn = parametrization.from_generator(build_generator(8, 1, 6, 4, forms=Forms(conv="xla")))
     several = options(num_tasks=2)
 
     def call(map_lanes):

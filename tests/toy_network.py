@@ -12,7 +12,7 @@ from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.methods.base import Batch
 from fastdfkd_jax.methods.registry import METHODS
-from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.network import from_linen
 from fastdfkd_jax.training.build import Parts, objective_of, setting_of
 
@@ -70,8 +70,8 @@ def toy_parts(config: Any) -> Parts:
     """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
     network = toy_network()
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
-    options = {"dtype": jnp.float32, "conv_gradient": "native"}
-    method = METHODS[config.method.name].build(config, setting_of(config, network, network, options, split))
+    forms = Forms(conv="xla")
+    method = METHODS[config.method.name].build(config, setting_of(config, network, network, forms, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(
         teacher=network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from fastdfkd_jax import losses
 from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 
 Array = jax.Array
 Tree = Any
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
       warmup_calls: first calls in which the student does not learn; it may go on learning when synthesis has ended.
       steps_per_call: student steps of each other call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
-      forms: 'dtype' and 'conv_gradient' of what the method builds.
+      forms: precision and convolutions of what the method builds.
     """
 
     teacher: Network
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     warmup_calls: int
     steps_per_call: int
     split: Callable[[Array], Array]
-    forms: Mapping[str, Any]
+    forms: Forms
 
 
 class Method(NamedTuple):

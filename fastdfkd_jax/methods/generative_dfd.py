@@ -104,7 +104,7 @@ def build(options: Options, setting: Setting) -> Method:
     expected = f"at least generative_dfd.calls_per_generator - 1 = {period - 1}: there are no images before"
     require(setting.warmup_calls >= period - 1, "warmup_calls", expected, setting.warmup_calls)
     sizes = (spec.image_size, spec.channels, options.latent_dim + size, options.width)
-    generator = build_generator(*sizes, kind=options.generator, **setting.forms)
+    generator = build_generator(*sizes, kind=options.generator, forms=setting.forms)
     optimizer = optax.adam(options.lr, options.b1, 0.999)
 
     def init(key: Array, teacher_vars: Tree) -> State:

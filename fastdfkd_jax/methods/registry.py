@@ -58,7 +58,7 @@ def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
     if kind == "pixels":
         rendered = parametrization.from_pixels(spec)
     else:
-        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **setting.forms)
+        generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), forms=setting.forms)
         if kind == "noisy_layer":
             expected = "another for a teacher of segmentation, of whose images no class is asked"
             require(not spec.gives_maps, "fastdfkd.representation", expected, kind)
@@ -86,7 +86,7 @@ def _fastdfkd(config: ConfigDict, setting: base.Setting) -> Method:
 
 def _cmi(config: ConfigDict, setting: base.Setting) -> Method:
     spec = setting.teacher.spec
-    generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), **setting.forms)
+    generator = build_generator(spec.image_size, spec.channels, **config.generator.to_dict(), forms=setting.forms)
     rendered = parametrization.laid_out(parametrization.from_generator(generator), setting.split)
     inversion = InversionOptions(**config.inversion.to_dict())
     return cmi.build(cmi.CMIOptions(**config.cmi.to_dict()), inversion, rendered, setting)

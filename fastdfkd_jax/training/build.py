@@ -19,7 +19,7 @@ from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.registry import METHODS, require_statistics
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Forms, Network
 from fastdfkd_jax.pool import initial_images, real_images
 from fastdfkd_jax.pool.initial_images import Located
 from fastdfkd_jax.pool.shards import Rows
@@ -62,9 +62,9 @@ class Parts(NamedTuple):
 
 def assemble(config: ConfigDict) -> Parts:
     """Builds everything and checks that it fits together; UserError where it does not."""
-    options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
-    teacher, teacher_vars = load_teacher(config, options)
-    student, student_vars = _student(config, teacher, options)
+    forms = forms_of(config)
+    teacher, teacher_vars = load_teacher(config, forms)
+    student, student_vars = _student(config, teacher, forms)
     if config.remat == "blocks" and (teacher.others or student.others):
         raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
     teacher, student = (models.rematerialised(network, config.remat) for network in (teacher, student))
@@ -85,7 +85,7 @@ def assemble(config: ConfigDict) -> Parts:
         require_maps_fit(config)
     if config.mode != "distill":
         require_statistics(config, teacher, teacher_vars)
-    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, options, synthesis_split))
+    method = METHODS[config.method.name].build(config, setting_of(config, teacher, student, forms, synthesis_split))
     objective = objective_of(config, method)
     require_fit(config, method)
     given_whole = method.lifetime == base.DATA and not config.transfer.crops
@@ -151,7 +151,7 @@ def _initial_images(config: ConfigDict, method: Method, teacher: Network, teache
 
 
 def setting_of(
-    config: ConfigDict, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
+    config: ConfigDict, teacher: Network, student: Network, forms: Forms, split: Callable[[Any], Any]
 ) -> base.Setting:
     """What the method is built for."""
     counts = (config.synthesis_batch, last_synthesis_call(config), config.warmup_calls, config.kd.steps_per_call)
@@ -163,7 +163,7 @@ def objective_of(config: ConfigDict, method: Method) -> distill.Objective:
     return method.objective or distill.Objective(distill.kd_loss(config.kd.temperature))
 
 
-def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, Tree]:
+def load_teacher(config: ConfigDict, forms: Forms) -> tuple[Network, Tree]:
     """Reads the teacher, a checkpoint or a recorded graph."""
     given = config.teacher
     if given.graph and given.checkpoint:
@@ -176,21 +176,22 @@ def load_teacher(config: ConfigDict, options: dict[str, Any]) -> tuple[Network, 
             "as config.teacher.graph"
         )
     file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
-    return convert.load_described(file, given, **options)
+    return convert.load_described(file, given, forms)
 
 
-def conv_gradient(config: ConfigDict) -> str:
-    """Which form of the convolution gradients a run uses."""
-    if config.conv_gradient != "auto":
-        return config.conv_gradient
-    exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
-    return "canonical" if jax.default_backend() == "cpu" and not exact_maml else "native"
+def forms_of(config: ConfigDict) -> Forms:
+    """The precision of a run's networks, and the form of their convolutions."""
+    conv = config.conv_gradient
+    if conv == "auto":
+        exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
+        conv = "cpu" if jax.default_backend() == "cpu" and not exact_maml else "xla"
+    return Forms(jnp.dtype(config.precision), conv)
 
 
-def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
+def _student(config: ConfigDict, teacher: Network, forms: Forms) -> tuple[Network, Tree | None]:
     given, spec = config.student, teacher.spec
     if not given.checkpoint and not given.graph:
-        student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
+        student = models.build(dataclasses.replace(spec, arch=given.arch), forms=forms)
         _require_same_task(student, teacher)
         return student, None
     path = expanded(given.checkpoint or given.graph)
@@ -201,7 +202,7 @@ def _student(config: ConfigDict, teacher: Network, options: dict[str, Any]) -> t
         image_size=spec.image_size,
         mean=spec.mean,
         std=spec.std,
-        **options,
+        forms=forms,
     )
     _require_same_task(student, teacher)
     # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.

@@ -12,8 +12,8 @@ from fastdfkd_jax.methods import base, fastdfkd
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.parts import inversion_loss, parametrization
 from fastdfkd_jax.methods.registry import METHODS
+from fastdfkd_jax.models.forms import CONV_FORMS, OLD_NAMES
 from fastdfkd_jax.models.generators.by_kind import GENERATORS
-from fastdfkd_jax.models.layers import CONV_GRADIENTS
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 from fastdfkd_jax.pool import drawing, sampling
 from fastdfkd_jax.training.schedule import last_synthesis_call
@@ -40,7 +40,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "inner.optimizer": ("adam", "sgd"),
     "kd.optimizer": ("sgd", "adam"),
     "precision": ("float32", "bfloat16"),
-    "conv_gradient": ("auto", *CONV_GRADIENTS),
+    "conv_gradient": ("auto", *CONV_FORMS),
     "remat": REMATERIALISATIONS,
 }
 _AT_LEAST: dict[int, tuple[str, ...]] = {
@@ -76,6 +76,8 @@ _POSITIVE = (
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError for the first value that cannot work: the key, what is expected, what was found."""
+    old = _get(config, "conv_gradient")
+    _require(old not in OLD_NAMES, config, "conv_gradient", f"{OLD_NAMES.get(old)!r}, as this value is called now")
     for key, choices in _CHOICES.items():
         _require(_get(config, key) in choices, config, key, f"one of {', '.join(choices)}")
     for bound, keys in _AT_LEAST.items():

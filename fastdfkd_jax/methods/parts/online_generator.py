@@ -142,7 +142,7 @@ def build(options: GeneratorOptions, setting: Setting, loss: Loss, objective: Ob
     """
     spec = setting.teacher.spec
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
-    generator = build_generator(*sizes, kind=options.generator, **setting.forms)
+    generator = build_generator(*sizes, kind=options.generator, forms=setting.forms)
     rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
     optimizer = _optimizer(options, setting)
     render = as_network_input(generator, setting)
