@@ -881,11 +881,12 @@ def after_two_calls(parts, teacher_vars, state):
 
 def test_calls_and_kd_steps_equal_those_of_the_linen_models(tmp_path):
     """In double precision, where only the order of sums differs: the twins' graphs have our names and so our trees."""
-    parts = build.assemble(tiny_config())
+    networks = {"teacher__checkpoint": "digits", "student__arch": "wrn10_1"}
+    parts = build.assemble(tiny_config(**networks))
     spec = parts.teacher.spec
     for part in ("teacher", "student"):
         recorded(seeded_twin(getattr(parts, part).spec), tmp_path / part, spec.image_size, spec.channels)
-    linen = tiny_config(precision="float64")
+    linen = tiny_config(precision="float64", **networks)
     graphs = graph_config(
         tmp_path / "teacher", student__graph=str(tmp_path / "student"), precision="float64",
         teacher__mean=spec.mean, teacher__std=spec.std,
