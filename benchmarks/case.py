@@ -14,7 +14,7 @@ from benchmarks import flops
 from configs import cifar10
 from fastdfkd_jax import convert
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.programs import initial_state
 
@@ -97,18 +97,18 @@ class Preparation:
         """Floating-point operations of one batch's forward passes."""
         sizes = self.config.generator.latent_dim, self.config.generator.width
         spec = self.parts.teacher.spec
-        generator = build_generator(spec.image_size, spec.channels, *sizes, conv_gradient="native")
+        generator = build_generator(spec.image_size, spec.channels, *sizes, forms=Forms(conv="xla"))
         return flops.count(
-            self._native(self.parts.teacher), self._native(self.parts.student), generator, self.case.batch
+            self._in_xla_form(self.parts.teacher), self._in_xla_form(self.parts.student), generator, self.case.batch
         )
 
     def convolutions(self) -> dict[flops.Convolution, int]:
         """The teacher's convolutions and how often each comes in a forward pass."""
-        return flops.convolutions(self._native(self.parts.teacher), self.parts.teacher_vars, self.case.batch)
+        return flops.convolutions(self._in_xla_form(self.parts.teacher), self.parts.teacher_vars, self.case.batch)
 
     @staticmethod
-    def _native(network: Network) -> Network:
-        return build(network.spec, conv_gradient="native")
+    def _in_xla_form(network: Network) -> Network:
+        return build(network.spec, forms=Forms(conv="xla"))
 
 
 def first_key() -> jax.Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import seconds
-from fastdfkd_jax.cpu_conv.general import general_conv
+from fastdfkd_jax.cpu_conv import conv2d
 
 RECORD = Path("results/levers/general_convolutions.json")
 _BATCH, _ROUNDS, _IN_LOOP = 8, 3, 2
@@ -59,18 +59,12 @@ CASES = (
 )
 
 
-def _ours(case: Case, native: bool) -> Callable[[], Any]:
+def _ours(case: Case, form: str) -> Callable[[], Any]:
     edge = case.dilation * (case.size // 2)
-    stride, dilation = (case.stride, case.stride), (case.dilation, case.dilation)
+    edges = ((edge, edge), (edge, edge))
 
     def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        edges = ((edge, edge), (edge, edge))
-        if not native:
-            return general_conv(x, kernel, stride, edges, dilation, case.groups)
-        return lax.conv_general_dilated(
-            x, kernel, stride, edges, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=case.groups,
-        )  # fmt: skip
+        return conv2d(x, kernel, case.stride, edges, case.dilation, case.groups, form=form)
 
     def loop(x: jax.Array, kernel: jax.Array) -> Any:
         def step(at, _):
@@ -101,7 +95,7 @@ def _torch(case: Case) -> Callable[[], Any]:
 
 def measure(case: Case) -> dict[str, Any]:
     """Milliseconds of each implementation."""
-    loops = {"ours": _ours(case, native=False), "XLA": _ours(case, native=True)}
+    loops = {"ours": _ours(case, "cpu"), "XLA": _ours(case, "xla")}
     runs = {**loops, "PyTorch": _torch(case)}
     for run in runs.values():
         run()

@@ -57,7 +57,7 @@ def equations(jaxpr: Any) -> Iterator[core.JaxprEqn]:
 
 
 def convolutions(network: Network, variables: Any, batch: int) -> Counter[Convolution]:
-    """The convolutions of one forward pass, and how often each comes; build the network with native gradients."""
+    """The convolutions of one forward pass, and how often each comes; build the network in the form 'xla'."""
     images = jax.ShapeDtypeStruct((batch, *network.spec.input_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: network.apply(v, x).logits)(variables, images)
     return Counter(_convolution(e) for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated")
@@ -109,7 +109,7 @@ class Costs(NamedTuple):
 
 
 def count(teacher: Network, student: Network, generator: Generator, batch: int) -> Costs:
-    """Costs of one batch; build all three with native gradients, which are traced as they are defined."""
+    """Costs of one batch; build all three in the form 'xla', whose convolutions are traced as they are defined."""
 
     def forward(network: Network) -> int:
         variables = jax.eval_shape(network.init, jax.random.key(0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fastdfkd_jax.options import read, renamed
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.shards import Rows, read_shard
 from fastdfkd_jax.storage import files, image_grid
-from fastdfkd_jax.training.build import conv_gradient, load_teacher
+from fastdfkd_jax.training.build import forms_of, load_teacher
 from fastdfkd_jax.training.workdir import flatten
 
 COLUMNS = 4
@@ -45,9 +46,7 @@ def gaps_by_step(workdir: Path) -> list[list[float]]:
 
 def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
     """What the teacher says of images: of the classes that were asked for, and of any."""
-    teacher, variables = load_teacher(
-        read(TeacherOptions, config), {"dtype": np.float32, "conv_gradient": conv_gradient(config)}
-    )
+    teacher, variables = load_teacher(read(TeacherOptions, config), replace(forms_of(config), dtype=np.float32))
     images = augment.normalize(on_device.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(teacher.apply)(variables, images).logits))
     asked = probabilities[np.arange(len(rows.labels)), rows.labels]

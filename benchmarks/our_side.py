@@ -11,11 +11,11 @@ import numpy as np
 from benchmarks.case import CALL_KEY, Case
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
-from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve
+from fastdfkd_jax.cpu_conv import conv2d
 from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.training import metric_files
-from fastdfkd_jax.training.build import assemble, conv_gradient
+from fastdfkd_jax.training.build import assemble, forms_of
 from fastdfkd_jax.training.one_run import set_up_jax
 from fastdfkd_jax.training.programs import Programs, initial_state
 from fastdfkd_jax.training.run_options import RunOptions
@@ -73,13 +73,11 @@ class OurSide:
 
     def convolution(self, conv: Convolution) -> tuple[float, float, float]:
         """Seconds of the convolution, of its input's gradient and of its kernel's."""
-        canonical = conv_gradient(self.config) == "canonical"
+        form = forms_of(self.config).conv
 
         def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
             x = self.parts.split(x)  # over the devices, as in a run
-            if canonical:
-                return canonical_conv(x, kernel, conv.stride, conv.padding)
-            return convolve(x, kernel, conv.stride, (conv.padding, conv.padding))
+            return conv2d(x, kernel, conv.stride, conv.padding, form=form)
 
         def random(*shape: int) -> jax.Array:
             return jax.random.uniform(jax.random.key(0), shape, self.case.precision)

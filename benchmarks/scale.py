@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from benchmarks import flops
 from fastdfkd_jax import moments
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, make_inversion_loss
-from fastdfkd_jax.models import Network, NetworkSpec, build, build_generator, rematerialised, usual_image_size
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator, rematerialised, usual_image_size
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 
 # NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
@@ -54,10 +54,10 @@ def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") 
     teacher_arch, student_arch = pair.split("-")
     size = usual_image_size(teacher_arch)
     classes, kind = (10, "linear") if size == 32 else (1000, "spatial")
-    options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "conv_gradient": "native"}
-    teacher, student = (build(NetworkSpec(arch, classes, size), **options) for arch in (teacher_arch, student_arch))
+    forms = Forms(jnp.dtype(dtype), "xla")
+    teacher, student = (build(NetworkSpec(arch, classes, size), forms=forms) for arch in (teacher_arch, student_arch))
     teacher, student = (rematerialised(network, remat) for network in (teacher, student))
-    generator = build_generator(size, kind=kind, **options)
+    generator = build_generator(size, kind=kind, forms=forms)
     inversion_loss = make_inversion_loss(teacher, student, InversionOptions())
     key = jax.eval_shape(lambda: jax.random.key(0))
     teacher_vars, student_vars = jax.eval_shape(teacher.init, key), jax.eval_shape(student.init, key)

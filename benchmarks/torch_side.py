@@ -17,7 +17,7 @@ from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
 from fastdfkd_jax import convert
 from fastdfkd_jax.convert.torch_twins.classifiers import twin
-from fastdfkd_jax.models import NetworkSpec, TeacherOptions
+from fastdfkd_jax.models import Forms, NetworkSpec, TeacherOptions
 from fastdfkd_jax.options import read
 from fastdfkd_jax.training.build import load_teacher
 
@@ -43,7 +43,7 @@ class TorchSide:
         self.operand_dtype = torch.bfloat16 if case.precision == "bfloat16" else dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = case.config(folder)
-        network, variables = load_teacher(read(TeacherOptions, config), {})
+        network, variables = load_teacher(read(TeacherOptions, config), Forms())
         spec = network.spec
         teacher = torch_fastdfkd.load_weights(twin(spec), convert.to_state_dict(variables))
         student = twin(NetworkSpec(config.student.arch, spec.num_classes))

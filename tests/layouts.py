@@ -15,7 +15,7 @@ from toy_network import toy_parts
 
 from fastdfkd_jax.cpu_conv import square, winograd
 from fastdfkd_jax.cpu_conv.general import general_conv
-from fastdfkd_jax.cpu_conv.square import canonical_conv, doubled_conv
+from fastdfkd_jax.cpu_conv.square import doubled_conv, square_conv
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.training.programs import Programs, initial_state
@@ -67,7 +67,7 @@ def convolutions(devices: int) -> dict[str, Any]:
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 16))
     x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     found: dict[str, Any] = {}
-    plain, strided = (functools.partial(canonical_conv, stride=stride, padding=1) for stride in (1, 2))
+    plain, strided = (functools.partial(square_conv, stride=stride, padding=1) for stride in (1, 2))
     edges = ((1, 1), (1, 1))
     depthwise, grouped = (
         functools.partial(general_conv, stride=(1, 1), edges=edges, groups=groups) for groups in (16, 4)

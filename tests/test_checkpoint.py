@@ -207,3 +207,11 @@ def test_a_run_may_grow_but_not_shrink_nor_where_its_checkpoint_has_no_room():
     replayed = {"replay.class_exponent": 1.0}
     with pytest.raises(UserError, match="calls: 3 there, 5 now"):
         require_same_run({"calls": 3, **replayed}, {"calls": 5, **replayed}, "here")
+
+
+@pytest.mark.parametrize(("old", "new"), [("canonical", "cpu"), ("native", "xla"), ("auto", "auto")])
+def test_a_record_of_before_its_values_were_renamed_is_of_the_same_run(old, new):
+    require_same_run({"conv_gradient": old, "calls": 3}, {"conv_gradient": new, "calls": 3}, "here")
+    other = {"cpu": "xla", "xla": "cpu", "auto": "cpu"}[new]
+    with pytest.raises(UserError, match=f"conv_gradient: '{new}' there, '{other}' now"):
+        require_same_run({"conv_gradient": old, "calls": 3}, {"conv_gradient": other, "calls": 3}, "here")

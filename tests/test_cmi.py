@@ -19,6 +19,7 @@ from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, cmi
 from fastdfkd_jax.methods.parts import contrastive, inversion_loss, parametrization
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.config_checks import validate
 
@@ -49,7 +50,7 @@ def toy_images():
 def method(terms=TERMS, **changes):
     options = cmi.CMIOptions(**{**TINY, **changes}, inversion=terms)
     network = toy_network()
-    setting = base.Setting(network, network, BATCH, 4, 0, 2, lambda x: x, {})
+    setting = base.Setting(network, network, BATCH, 4, 0, 2, lambda x: x, Forms())
     built = cmi.build_of_images(options, setting, toy_images())
     return built._replace(init=jax.jit(built.init))
 

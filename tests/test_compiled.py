@@ -40,18 +40,18 @@ def programs_and_arguments(config):
 def gpu_programs():
     """The programs as a GPU gets them, at bf16."""
     networks = {"teacher__checkpoint": "digits", "student__arch": "wrn10_1"}
-    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="native", **networks))
+    return programs_and_arguments(tiny_config(precision="bfloat16", conv_gradient="xla", **networks))
 
 
 @pytest.fixture(scope="module")
 def imagenet_programs():
     """Those of the published ImageNet run, 50 steps of 100 images of 224 pixels; of shapes, nothing is computed."""
     config = imagenet.get_config("resnet50_imagenet")
-    config.precision, config.conv_gradient = "bfloat16", "native"
+    config.precision, config.conv_gradient = "bfloat16", "xla"
 
-    def load_teacher(given, options):
+    def load_teacher(given, forms):
         spec = models.NetworkSpec("resnet50_imagenet", 1000, 224, mean=given.mean, std=given.std)
-        teacher = models.build(spec, **options)
+        teacher = models.build(spec, forms=forms)
         return teacher, jax.eval_shape(teacher.init, jax.random.key(0))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -39,6 +39,14 @@ def test_every_protocol_builds_and_changes_something(protocol):
     assert config != plain
 
 
+@pytest.mark.parametrize(("old", "new"), [("canonical", "cpu"), ("native", "xla")])
+def test_a_value_of_before_is_refused_with_its_new_name(old, new):
+    config = default.get_config()
+    config.conv_gradient = old
+    with pytest.raises(UserError, match=f"config.conv_gradient must be '{new}', as .* found '{old}'"):
+        validate(config)
+
+
 @pytest.mark.parametrize("k", cifar.STEPS)
 def test_networks_of_ones_own_get_the_recipe_of_the_tables_and_no_constants(k):
     config, published = own.get_config(f"fast{k}-short"), cifar10.get_config(f"wrn40_2-wrn16_1-fast{k}-short")

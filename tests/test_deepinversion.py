@@ -36,7 +36,7 @@ def variables():
 
 def setting(**changes) -> base.Setting:
     network = toy_network()
-    given = base.Setting(network, network, BATCH, 4, 0, 2, lambda x: x, {"dtype": jnp.float32})
+    given = base.Setting(network, network, BATCH, 4, 0, 2, lambda x: x, models.Forms())
     return given._replace(**changes)
 
 
@@ -229,9 +229,9 @@ def test_balanced_labels_hold_every_class_equally_often():
     [("resnet8", "bn1"), ("wrn10_1", "block1.layer.0.bn1"), ("vgg8", "block0.1"), ("resnet50_imagenet", "bn1")],
 )
 @pytest.mark.parametrize("remat", ["none", "blocks"])
-@pytest.mark.parametrize("gradient", ["canonical", "native"])
+@pytest.mark.parametrize("gradient", ["cpu", "xla"])
 def test_the_first_batch_norm_is_that_of_the_forward_pass(arch, first, remat, gradient):
-    network = models.build(models.NetworkSpec(arch, 10, 32), conv_gradient=gradient)
+    network = models.build(models.NetworkSpec(arch, 10, 32), forms=models.Forms(conv=gradient))
     flags = models.first_batch_norms(models.rematerialised(network, remat))
     names = sorted(jax.eval_shape(network.init, jax.random.key(0))["batch_stats"])
     assert [name for name, flag in zip(names, flags, strict=True) if flag] == [first]

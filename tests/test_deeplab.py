@@ -21,8 +21,8 @@ SMALL = "deeplabv3_mobilenetv2_os16"
 
 
 @functools.cache
-def network(arch: str = SMALL, **forms: Any) -> models.Network:
-    return models.build(models.NetworkSpec(arch, 5), **forms)
+def network(arch: str = SMALL, forms: models.Forms = models.Forms()) -> models.Network:
+    return models.build(models.NetworkSpec(arch, 5), forms=forms)
 
 
 @functools.cache
@@ -142,7 +142,7 @@ def test_dropout_is_for_training_with_a_key():
 
 
 def test_bfloat16_gives_float32_logits():
-    net = network(dtype=jnp.bfloat16)
+    net = network(forms=models.Forms(jnp.bfloat16))
     out = jax.eval_shape(functools.partial(net.apply, moments=True), variables_of(), images(2, 32, 32))
     assert {leaf.dtype for leaf in jax.tree.leaves((out.logits, out.features, out.moments))} == {np.dtype("float32")}
     assert out.blocks[-1].dtype == jnp.bfloat16
@@ -159,7 +159,7 @@ def test_resizing_is_pytorchs(small, large):
     np.testing.assert_allclose(resized(jnp.asarray(x), *large), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("conv_gradient", ["canonical", "native"])
+@pytest.mark.parametrize("conv", ["cpu", "xla"])
 @pytest.mark.parametrize(
     ("arch", "size"),
     [
@@ -170,11 +170,11 @@ def test_resizing_is_pytorchs(small, large):
     ],
 )
 @pytest.mark.parity
-def test_images_of_any_size_equal_torch(arch, size, conv_gradient):
+def test_images_of_any_size_equal_torch(arch, size, conv):
     torch = pytest.importorskip("torch")
     from fastdfkd_jax.convert.torch_twins.classifiers import twin
 
-    net, variables = network(arch, conv_gradient=conv_gradient), variables_of(arch)
+    net, variables = network(arch, models.Forms(conv=conv)), variables_of(arch)
     module = twin(net.spec).eval()
     state = naming.to_state_dict(variables)
     module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=True)
@@ -195,7 +195,7 @@ def test_gradients_are_the_same_in_both_forms():
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables_of())
 
         def gradients(form: str):
-            net = network(conv_gradient=form, dtype=jnp.float64)
+            net = network(forms=models.Forms(jnp.float64, form))
 
             def loss(x, params):
                 out = net.apply({**variables, "params": params}, x, moments=True)
@@ -206,5 +206,5 @@ def test_gradients_are_the_same_in_both_forms():
 
             return jax.jit(lambda x: jax.lax.scan(step, x, length=1)[1])(jnp.asarray(images(2, 32, 32), jnp.float64))
 
-        for ours, native in zip(*(jax.tree.leaves(gradients(f)) for f in ("canonical", "native")), strict=True):
-            np.testing.assert_allclose(ours, native, rtol=0, atol=1e-9 * float(jnp.abs(native).max()))
+        for ours, xla in zip(*(jax.tree.leaves(gradients(f)) for f in ("cpu", "xla")), strict=True):
+            np.testing.assert_allclose(ours, xla, rtol=0, atol=1e-9 * float(jnp.abs(xla).max()))

@@ -14,7 +14,7 @@ from fastdfkd_jax.training.diagnosis import teacher_fault
 @pytest.fixture(scope="module")
 def teacher():
     spec = NetworkSpec("wrn10_1", 10, 8, 1, (0.5,), (0.5,))
-    network = models.build(spec, dtype=jnp.float32, conv_gradient="native")
+    network = models.build(spec, forms=models.Forms(conv="xla"))
     return network, network.init(jax.random.key(0))
 
 

@@ -18,7 +18,7 @@ from fastdfkd_jax.methods import base, fastdfkd
 from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
 from fastdfkd_jax.methods.parts import inversion_loss, parametrization
 from fastdfkd_jax.methods.parts.optimizers import InnerOptions, MetaOptions
-from fastdfkd_jax.models import NetworkSpec, build
+from fastdfkd_jax.models import Forms, NetworkSpec, build
 from fastdfkd_jax.models.generators.by_kind import GeneratorOptions, build_generator
 from fastdfkd_jax.training.build import assemble
 
@@ -36,16 +36,16 @@ TINY = FastDFKDOptions(
 
 
 @functools.cache
-def networks(conv_gradient="canonical"):
+def networks(conv="cpu"):
     """A teacher and a student with fixed random weights, and the teacher's statistics made positive."""
-    teacher = build(SPEC, conv_gradient=conv_gradient)
+    teacher = build(SPEC, forms=Forms(conv=conv))
     variables = jax.jit(teacher.init)(jax.random.key(0))
     student = jax.jit(teacher.init)(jax.random.key(1))
     return teacher, variables, student
 
 
 def setting_of(teacher, gradient):
-    forms = {"conv_gradient": gradient}
+    forms = Forms(conv=gradient)
     lanes = functools.partial(lane_map, task_devices=jax.devices()[:1])
     return base.Setting(teacher, teacher, 4, 3, 0, 1, lambda x: x, forms, lane_map=lanes)
 
@@ -53,7 +53,7 @@ def setting_of(teacher, gradient):
 @functools.cache
 def run(options=TINY, calls=2, batch=4, warmup_calls=0):
     """Compiles one method and runs some calls; returns states (the initial one first), batches and infos."""
-    gradient = "native" if options.meta_rule == "maml" else "canonical"
+    gradient = "xla" if options.meta_rule == "maml" else "cpu"
     teacher, teacher_vars, student_vars = networks(gradient)
     setting = setting_of(teacher, gradient)._replace(batch=batch, warmup_calls=warmup_calls)
     method = fastdfkd.build(options, setting)
@@ -286,11 +286,11 @@ def test_four_lanes_are_the_mean_or_sum_of_their_gradients():
 
 
 def test_vmapped_lanes_equal_lanes_one_after_another():
-    teacher, teacher_vars, student_vars = networks("native")
+    teacher, teacher_vars, student_vars = networks("xla")
     several = options(num_tasks=2, inner=InnerOptions(latents_lr=0.003), meta=MetaOptions(lr=0.01, kwargs={}))
 
     def call(map_lanes):
-        method = fastdfkd.build(several, setting_of(teacher, "native")._replace(lane_map=lambda num_tasks: map_lanes))
+        method = fastdfkd.build(several, setting_of(teacher, "xla")._replace(lane_map=lambda num_tasks: map_lanes))
         state = method.init(jax.random.key(2), teacher_vars)
         return jax.jit(method.synthesize)(state, teacher_vars, student_vars, jax.random.key(3))
 

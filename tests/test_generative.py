@@ -14,6 +14,7 @@ from toy_network import toy_network
 from fastdfkd_jax import losses, models
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfad, zskt
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators import by_kind
 from fastdfkd_jax.training import build, one_run
 
@@ -32,7 +33,7 @@ def method_of(name, calls=2, warmup_calls=0, steps_per_call=2, **changes):
     section.update(changes)
     network = toy_network()
     counts = (BATCH, calls, warmup_calls, steps_per_call)
-    forms = {"dtype": jnp.float32, "conv_gradient": "native"}
+    forms = Forms(conv="xla")
     config = tiny_config(method__name=name)
     config[name] = section
     return build.method_of(config, base.Setting(network, network, *counts, lambda x: x, forms))
@@ -177,9 +178,7 @@ def student_asked_by(name, **changes):
     config = tiny_config(method__name=name)
     config[name].update({"width": 4, "latent_dim": 5, "student_steps": 2, **changes})
     student = network._replace(apply=apply)
-    setting = base.Setting(
-        network, student, BATCH, 2, 0, 2, lambda x: x, {"dtype": jnp.float32, "conv_gradient": "native"}
-    )
+    setting = base.Setting(network, student, BATCH, 2, 0, 2, lambda x: x, Forms(conv="xla"))
     method = build.method_of(config, setting)
     state = jax.eval_shape(method.init, jax.random.key(0), variables(0))
     jax.eval_shape(method.synthesize, state, variables(0), variables(1), jax.random.key(1))
@@ -306,9 +305,7 @@ def test_several_generator_steps_are_adam_on_new_latents_each():
     """Three steps of DFAD's loss by hand, against one round of three; then the student's fresh batches."""
     method = method_of("dfad", generator_steps=3, ema_decay=0.5)
     (start, end), (batch,), (info,) = rounds(method, 1)
-    generator = by_kind.build_generator(
-        8, 1, 5, 4, kind="dfad", dtype=jnp.float32, conv_gradient="native"
-    )  # of `method_of`
+    generator = by_kind.build_generator(8, 1, 5, 4, kind="dfad", forms=Forms(conv="xla"))  # of `method_of`
     apply, adam = toy_network().apply, optax.adam(1e-3, 0.9, 0.999)
 
     def loss(params, key):
@@ -343,7 +340,7 @@ def test_the_student_has_the_last_step_s_images_of_several():
     last_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 4)[2]
     _, (batch,), _ = rounds(many, 1)
     assert batch.images.shape == (1, BATCH, 8, 8, 1)
-    generator = by_kind.build_generator(8, 1, 5, 4, kind="zskt", dtype=jnp.float32, conv_gradient="native")
+    generator = by_kind.build_generator(8, 1, 5, 4, kind="zskt", forms=Forms(conv="xla"))
     latents = jax.random.normal(last_key, (BATCH, *generator.latent_shape))
     params = jax.jit(few.init)(jax.random.key(2), variables(0)).generator
     np.testing.assert_allclose(batch.images[0], generator.apply(params, latents), atol=1e-4)

@@ -13,6 +13,7 @@ from toy_network import SPEC, toy_network
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, generative_dfd
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import build_generator
 from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.training import one_run
@@ -28,7 +29,7 @@ def method_of(calls=7, warmup_calls=1, **changes):
     """A method of the toy network's ten classes in groups of four, four and two."""
     options = generative_dfd.GenerativeDFDOptions(**(SMALL | changes))
     network = toy_network()
-    forms = {"dtype": jnp.float32, "conv_gradient": "native"}
+    forms = Forms(conv="xla")
     setting = base.Setting(network, network, BATCH, calls, warmup_calls, 2, lambda x: x, forms)
     return generative_dfd.build(options, setting)
 
@@ -79,7 +80,7 @@ def test_a_generator_goes_on_in_its_calls_and_then_another_begins():
 def test_the_weights_beside_the_images_are_those_that_made_them():
     states, batches, _, _ = run()
     jax.tree.map(np.testing.assert_array_equal, batches[1].weights["generator"], states[2].generator)
-    generator = build_generator(8, 1, 9, 4, kind="generative_dfd", conv_gradient="native")
+    generator = build_generator(8, 1, 9, 4, kind="generative_dfd", forms=Forms(conv="xla"))
     # The second call's key, its third part for images, the first batch of three, and of that the latents' part.
     key = jax.random.split(jax.random.fold_in(jax.random.key(3), 1), 3)[2]
     key = jax.random.split(jax.random.split(key, 3)[0])[0]

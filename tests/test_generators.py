@@ -7,6 +7,7 @@ import pytest
 
 from fastdfkd_jax import models
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import ALL_GENERATORS, GENERATORS, build_generator
 from fastdfkd_jax.models.generators.vector import ARCHITECTURES
 
@@ -69,7 +70,7 @@ def test_a_generator_equals_torch(kind):
     torch = pytest.importorskip("torch")
     wide, base, layers = torch_twin(kind)
     with jax.enable_x64(True):
-        generator = build_generator(16, 3, 6, 4, kind=kind, dtype=jnp.float64)
+        generator = build_generator(16, 3, 6, 4, kind=kind, forms=Forms(jnp.float64))
         drawn = jax.jit(generator.init)(jax.random.key(0))
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) + 0.1, drawn)
         latents = np.random.default_rng(0).normal(size=(5, 6))
@@ -151,7 +152,7 @@ def test_the_generator_of_transposed_convolutions_equals_torch():
 
     layers = [nn.BatchNorm2d(32), *stage(32, 16), *stage(16, 8), nn.Conv2d(8, 3, 3, padding=1), nn.Tanh()]
     with jax.enable_x64(True):
-        generator = build_generator(32, 3, 6, 4, kind="dcgan", dtype=jnp.float64)
+        generator = build_generator(32, 3, 6, 4, kind="dcgan", forms=Forms(jnp.float64))
         drawn = jax.jit(generator.init)(jax.random.key(0))
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) + 0.1, drawn)
         latents = np.random.default_rng(0).normal(size=(5, 6))

@@ -9,12 +9,13 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from fastdfkd_jax.cpu_conv import kernel_gradient, square, winograd
+from fastdfkd_jax.cpu_conv import CONV_FORMS, conv2d, kernel_gradient, square, winograd
 from fastdfkd_jax.cpu_conv.dilated import dilated_conv
 from fastdfkd_jax.cpu_conv.general import general_conv, merged_groups
-from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve, double, doubled_conv
+from fastdfkd_jax.cpu_conv.square import convolve, double, doubled_conv, square_conv
 from fastdfkd_jax.models import layers
 from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.dcgan import TransposedConv
 from fastdfkd_jax.models.strides import place_strides
 
@@ -63,42 +64,42 @@ def value_and_gradients(conv, in_scan: bool):
 
 @pytest.mark.parametrize(("size", "in_scan"), [*((size, False) for size in (1, 2, 3, 4, 7)), (1, True), (3, True)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_canonical_convolution_equals_native(size, in_scan, stride):
+def test_square_convolution_equals_xla(size, in_scan, stride):
     x, kernel, padding = draw(0, 2, 9, 8, 3), draw(1, size, size, 3, 4) / size, size // 2
-    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), in_scan)(x, kernel)
-    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), in_scan)(x, kernel)
-    assert_close(canonical, native, SUMMATION)
+    ours = value_and_gradients(lambda x, k: square_conv(x, k, stride, padding), in_scan)(x, kernel)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), in_scan)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (8, 5)])
 @pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (1, 2, 0), (3, 1, 2)])
-def test_canonical_convolution_on_odd_sizes_and_paddings(height, width, size, stride, padding):
+def test_square_convolution_on_odd_sizes_and_paddings(height, width, size, stride, padding):
     if min(height, width) + 2 * padding < size:
         height, width = size, size
     x, kernel = draw(0, 2, height, width, 2), draw(1, size, size, 2, 3)
-    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), False)(x, kernel)
-    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), False)(x, kernel)
-    assert_close(canonical, native, SUMMATION)
+    ours = value_and_gradients(lambda x, k: square_conv(x, k, stride, padding), False)(x, kernel)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), False)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize("in_scan", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 9), (16, 13)])
 @pytest.mark.parametrize("dilation", [2, 3, 4, 12])
-def test_dilated_convolution_equals_native(height, width, dilation, in_scan):
+def test_dilated_convolution_equals_xla(height, width, dilation, in_scan):
     """As small images where taps reach less than half the image, as products of overlaps otherwise."""
     x, kernel = draw(0, 2, height, width, 5), draw(1, 3, 3, 5, 4)
     ours = value_and_gradients(lambda x, k: dilated_conv(x, k, dilation), in_scan)(x, kernel)
-    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (dilation, dilation), dilation), in_scan)(x, kernel)
-    assert_close(ours, native, SUMMATION)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, 1, (dilation, dilation), dilation), in_scan)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize("module", [layers.Conv(4, 3, dilation=2), DepthwiseConv(3, dilation=2, padding=0)])
-def test_dilated_layers_equal_their_native_form(module):
+def test_dilated_layers_equal_their_xla_form(module):
     x = draw(0, 2, 9, 7, 3)
     variables = module.init(jax.random.key(1), x)
-    ours, native = (apply(module.clone(gradient=form), variables, x) for form in ("canonical", "native"))
+    ours, xla = (apply(module.clone(forms=Forms(conv=form)), variables, x) for form in ("cpu", "xla"))
     assert ours.shape[1:3] == ((9, 7) if isinstance(module, layers.Conv) else (5, 3))
-    assert_close(ours, native, SUMMATION)
+    assert_close(ours, xla, SUMMATION)
 
 
 def test_strides_past_the_output_stride_become_dilations_of_what_follows():
@@ -110,18 +111,18 @@ def test_strides_past_the_output_stride_become_dilations_of_what_follows():
 
 @pytest.mark.parametrize("in_scan", [False, True])
 @pytest.mark.parity
-def test_transposed_convolution_equals_native_and_torch(in_scan):
+def test_transposed_convolution_equals_xla_and_torch(in_scan):
     x, kernel = draw(0, 2, 5, 3, 4), draw(1, 4, 4, 4, 6)
 
     def conv(form):
-        return lambda x, k: apply(TransposedConv(6, form), {"params": {"kernel": k}}, x)
+        return lambda x, k: apply(TransposedConv(6, Forms(conv=form)), {"params": {"kernel": k}}, x)
 
-    ours, native = (value_and_gradients(conv(form), in_scan)(x, kernel) for form in ("canonical", "native"))
-    assert_close(ours, native, SUMMATION)
+    ours, xla = (value_and_gradients(conv(form), in_scan)(x, kernel) for form in ("cpu", "xla"))
+    assert_close(ours, xla, SUMMATION)
     torch = pytest.importorskip("torch")
     arrays = (torch.tensor(np.asarray(a).transpose(axes)) for a, axes in ((x, (0, 3, 1, 2)), (kernel, (2, 3, 0, 1))))
     expected = torch.nn.functional.conv_transpose2d(*arrays, stride=2, padding=1).numpy().transpose(0, 2, 3, 1)
-    assert_close(conv("canonical")(x, kernel), expected, SUMMATION)
+    assert_close(conv("cpu")(x, kernel), expected, SUMMATION)
 
 
 @pytest.mark.parametrize(
@@ -142,18 +143,18 @@ def test_transposed_convolution_equals_native_and_torch(in_scan):
 def test_thin_and_thick_convolutions_are_the_same(inputs, outputs, width):
     """Few channels are computed for eight, four or two columns at a time."""
     x, kernel = draw(0, 2, 6, width, inputs), draw(1, 3, 3, inputs, outputs) / 3
-    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, 1, 1), False)(x, kernel)
-    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (1, 1)), False)(x, kernel)
-    assert_close(canonical, native, SUMMATION)
+    ours = value_and_gradients(lambda x, k: square_conv(x, k, 1, 1), False)(x, kernel)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, 1, (1, 1)), False)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_few_outputs_of_many_inputs(padding):
     """The kernel gradient shifts the output gradient only."""
     x, kernel = draw(0, 4, 6, 5, 12), draw(1, 3, 3, 12, 2) / 3
-    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, 1, padding), False)(x, kernel)
-    native = value_and_gradients(lambda x, k: convolve(x, k, 1, (padding, padding)), False)(x, kernel)
-    assert_close(canonical, native, SUMMATION)
+    ours = value_and_gradients(lambda x, k: square_conv(x, k, 1, padding), False)(x, kernel)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, 1, (padding, padding)), False)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -166,10 +167,10 @@ def test_convolutions_in_chunks_and_groups(monkeypatch, devices, images_a_chunk,
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(kernel_gradient, "_CHUNK_BYTES", images_a_chunk * copies_of_an_image)
     monkeypatch.setattr(square, "_CHUNK_BYTES", images_a_chunk * 4 * x[0, :, :, 0].size * 4)
-    canonical = value_and_gradients(lambda x, k: canonical_conv(x, k, stride, padding), True)(x, kernel)
+    ours = value_and_gradients(lambda x, k: square_conv(x, k, stride, padding), True)(x, kernel)
     monkeypatch.undo()
-    native = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
-    assert_close(canonical, native, SUMMATION)
+    xla = value_and_gradients(lambda x, k: convolve(x, k, stride, (padding, padding)), True)(x, kernel)
+    assert_close(ours, xla, SUMMATION)
 
 
 def in_double_precision(conv, *arguments):
@@ -186,18 +187,18 @@ def single(conv, *arguments):
     ("devices", "images_a_chunk", "height", "width", "inputs", "outputs"),
     [(1, 1, 8, 4, 16, 32), (1, 12, 4, 12, 32, 16), (4, 2, 8, 4, 16, 32), (4, 1, 4, 12, 32, 16)],
 )
-def test_minimal_filtering_equals_native(monkeypatch, devices, images_a_chunk, height, width, inputs, outputs):
+def test_minimal_filtering_equals_xla(monkeypatch, devices, images_a_chunk, height, width, inputs, outputs):
     x, kernel = draw(0, 12, height, width, inputs), draw(1, 3, 3, inputs, outputs) / 12
     monkeypatch.setattr(winograd, "_FEWEST_PRODUCTS", 0)
     assert winograd.fits(x.shape, kernel.shape, x.dtype)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     tiles_of_an_image = 36 * (height // 4) * (width // 4) * max(inputs, outputs)
     monkeypatch.setattr(winograd, "_TILE_BYTES", 8 * images_a_chunk * tiles_of_an_image)
-    filtered = [run(lambda x, k: canonical_conv(x, k, 1, 1), x, kernel) for run in (single, in_double_precision)]
+    filtered = [run(lambda x, k: square_conv(x, k, 1, 1), x, kernel) for run in (single, in_double_precision)]
     monkeypatch.undo()
-    native = [run(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel) for run in (single, in_double_precision)]
-    assert_close(filtered[0], native[0], SUMMATION)
-    assert_close(filtered[1], native[1], 1e-13)
+    xla = [run(lambda x, k: convolve(x, k, 1, (1, 1)), x, kernel) for run in (single, in_double_precision)]
+    assert_close(filtered[0], xla[0], SUMMATION)
+    assert_close(filtered[1], xla[1], 1e-13)
 
 
 def test_minimal_filtering_of_the_doubled_input_equals_doubling_first(monkeypatch):
@@ -251,18 +252,18 @@ def test_doubling_repeats_every_pixel():
 
 
 @pytest.mark.parametrize("make", [layers.Conv, layers.DoubledConv])
-def test_forward_mode_works_natively_and_is_refused_canonically(make):
+def test_forward_mode_works_in_the_form_xla_and_is_refused_in_the_form_cpu(make):
     x, tangent = draw(0, 1, 4, 4, 2), draw(1, 1, 4, 4, 2)
 
-    def directional(gradient):
-        conv = make(3, gradient=gradient)
+    def directional(form):
+        conv = make(3, forms=Forms(conv=form))
         variables = conv.init(jax.random.key(0), x)
         return lambda x: apply(conv, variables, x), tangent
 
-    function, direction = directional("native")
+    function, direction = directional("xla")
     # A convolution is linear: its derivative along a direction is its value there.
     assert_close(jax.jvp(function, (x,), (direction,))[1], function(direction), SUMMATION)
-    function, direction = directional("canonical")
+    function, direction = directional("cpu")
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(function, (x,), (direction,))
 
@@ -410,11 +411,11 @@ GENERAL = {
 
 @pytest.mark.parametrize("in_scan", [False, True])
 @pytest.mark.parametrize("name", GENERAL)
-def test_general_convolution_equals_native(name, in_scan):
+def test_general_convolution_equals_xla(name, in_scan):
     inputs, outputs, size, stride, edges, dilation, groups = GENERAL[name]
     x, kernel = draw(0, 2, 11, 9, inputs), draw(1, *size, inputs // groups, outputs)
 
-    def native(x, kernel):
+    def xla(x, kernel):
         return lax.conv_general_dilated(
             x, kernel, stride, edges, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
@@ -423,8 +424,21 @@ def test_general_convolution_equals_native(name, in_scan):
     def general(x, kernel):
         return general_conv(x, kernel, stride, edges, dilation, groups)
 
-    found, expected = (value_and_gradients(conv, in_scan)(x, kernel) for conv in (general, native))
+    found, expected = (value_and_gradients(conv, in_scan)(x, kernel) for conv in (general, xla))
     assert_close(found, expected, SUMMATION)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "dilation"), [(3, 1, 2, 2), (3, 2, 2, 2), (3, 1, 0, 3), (2, 1, 1, 2), (1, 1, 0, 2)]
+)
+def test_convolutions_by_plain_numbers_equal_xla(size, stride, padding, dilation):
+    """Dilated ones that keep the size have a form of their own; those that do not are general ones."""
+    x, kernel = draw(0, 2, 9, 7, 3), draw(1, size, size, 3, 4)
+    ours, xla = (
+        value_and_gradients(lambda x, k, f=form: conv2d(x, k, stride, padding, dilation, form=f), False)(x, kernel)
+        for form in CONV_FORMS
+    )
+    assert_close(ours, xla, SUMMATION)
 
 
 @pytest.mark.parametrize(("groups", "inputs", "blocks"), [(32, 4, 4), (25, 16, 5), (3, 2, 1), (2, 64, 2), (7, 5, 1)])

@@ -19,6 +19,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.methods import base, real_data
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.options import Options
 from fastdfkd_jax.training.supervised import Recipe, TrainState, train_step
 
@@ -71,7 +72,7 @@ def test_a_student_meets_picture_and_map_alike(shown):
     network = network_of_colours()
     views = {"crop_padding": 0, "flip": False, **shown}
     square = views.pop("square", 0)
-    setting = base.Setting(network, network, 6, 1, 0, 1, lambda x: x, {})
+    setting = base.Setting(network, network, 6, 1, 0, 1, lambda x: x, Forms())
     objective = real_data.scratch(Options(), setting).objective
     assert objective is not None
     step = distill.make_step(

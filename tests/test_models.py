@@ -68,7 +68,7 @@ def variables_of(arch: str):
 @functools.cache
 def compiled(arch: str, train: bool = False, moments: bool = False, dtype: str = "float32"):
     """`apply` of a network, compiled once for all tests."""
-    net = models.build(models.NetworkSpec(arch, 10), dtype=jnp.dtype(dtype))
+    net = models.build(models.NetworkSpec(arch, 10), forms=models.Forms(jnp.dtype(dtype)))
     return jax.jit(functools.partial(net.apply, train=train, moments=moments))
 
 
@@ -162,11 +162,11 @@ def test_unknown_architecture_is_named(arch):
         network(arch)
 
 
-def test_unknown_form_of_the_gradient_is_refused():
-    with pytest.raises(UserError, match="canonical, native, found 'fast'"):
-        models.build(models.NetworkSpec("resnet8", 10), conv_gradient="fast")
-    with pytest.raises(UserError, match="canonical, native, found 'fast'"):
-        models.build_generator(conv_gradient="fast")
+def test_an_unknown_form_of_convolutions_is_refused():
+    with pytest.raises(UserError, match="one of cpu, xla, found 'fast'"):
+        models.Forms(conv="fast")
+    with pytest.raises(UserError, match="found 'native', the old name of 'xla'"):
+        models.Forms(conv="native")
 
 
 def test_option_a_shortcut_strides_and_adds_zero_channels_on_both_sides():
@@ -248,7 +248,7 @@ def test_whole_gradients_are_equal_in_both_forms(arch):
     variables, x = variables_of(arch), images()
 
     def gradients(form):
-        net = models.build(models.NetworkSpec(arch, 10), conv_gradient=form)
+        net = models.build(models.NetworkSpec(arch, 10), forms=models.Forms(conv=form))
 
         def loss(params, x):
             out = net.apply({**variables, "params": params}, x, moments=True)
@@ -257,13 +257,13 @@ def test_whole_gradients_are_equal_in_both_forms(arch):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], x)
 
-    for ours, native in zip(*(jax.tree.leaves(gradients(f)) for f in ("canonical", "native")), strict=True):
+    for ours, xla in zip(*(jax.tree.leaves(gradients(f)) for f in ("cpu", "xla")), strict=True):
         # Roundings of a dozen layers add up: each is about 1e-6 of the largest entry.
-        np.testing.assert_allclose(ours, native, rtol=0, atol=1e-4 * float(jnp.abs(native).max()) + 1e-9)
+        np.testing.assert_allclose(ours, xla, rtol=0, atol=1e-4 * float(jnp.abs(xla).max()) + 1e-9)
 
 
 def test_forward_mode_through_a_native_network():
-    net = models.build(models.NetworkSpec("resnet8", 10), conv_gradient="native")
+    net = models.build(models.NetworkSpec("resnet8", 10), forms=models.Forms(conv="xla"))
     variables, x = variables_of("resnet8"), images()
     direction = jax.random.normal(jax.random.key(5), x.shape)
 
@@ -401,8 +401,8 @@ def test_generator_equals_torch():
     latents = np.asarray(jax.random.normal(jax.random.key(1), (5, 6)))
     hidden = reference["l1"](torch.tensor(latents)).reshape(5, wide, base, base)
     expected = reference["conv_blocks"](hidden).detach().numpy().transpose(0, 2, 3, 1)
-    for form in ("canonical", "native"):
-        out = jax.jit(small_generator(conv_gradient=form).apply)(params, jnp.asarray(latents))
+    for form in ("cpu", "xla"):
+        out = jax.jit(small_generator(forms=models.Forms(conv=form)).apply)(params, jnp.asarray(latents))
         # The doubled convolutions add two kernel entries first: roundings of a few units in the last place.
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
@@ -414,14 +414,14 @@ def test_generator_gradients_are_equal_in_both_forms():
 
     def gradients(form):
         def loss(params, latents):
-            return jnp.sum(jnp.square(small_generator(conv_gradient=form).apply(params, latents) - target))
+            return jnp.sum(jnp.square(small_generator(forms=models.Forms(conv=form)).apply(params, latents) - target))
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, latents)
 
-    ours, native = gradients("canonical"), gradients("native")
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(native))
+    ours, xla = gradients("cpu"), gradients("xla")
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(xla))
     # The linear layer's bias before a BatchNorm hardly matters: compare with the largest gradient of all.
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * largest), ours, native)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * largest), ours, xla)
 
 
 def test_reset_draws_everything_anew():

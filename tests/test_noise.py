@@ -9,6 +9,7 @@ from configs import noise as noise_config
 from configs import quickstart
 from fastdfkd_jax.methods import base, noise
 from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.training.config_checks import validate
 
 
@@ -16,7 +17,7 @@ from fastdfkd_jax.training.config_checks import validate
 def test_noise_has_the_data_s_moments_and_stays_in_range(lanes):
     spec = NetworkSpec("wrn10_1", 10, 16, 3, (0.4, 0.5, 0.6), (0.1, 0.1, 0.1))
     network = Network(spec, lambda key: {}, lambda *_: None)
-    setting = base.Setting(network, network, 64, 1, 0, 1, lambda x: x, {})
+    setting = base.Setting(network, network, 64, 1, 0, 1, lambda x: x, Forms())
     method = noise.build(base.LaneOptions(num_tasks=lanes), setting)
     _, batch, info = method.synthesize(method.init(jax.random.key(0), {}), {}, {}, jax.random.key(1))
     assert batch.images.shape == (method.images_per_call, *spec.input_shape) == (64 * lanes, 16, 16, 3)

@@ -9,6 +9,8 @@ import sys
 import pytest
 from structure import DOORS, MODULES, PACKAGE, ROOMS, imports, rooms, svg, tree_of
 
+from fastdfkd_jax import cpu_conv
+
 ALGORITHMS = {"augmentation", "cpu_conv", "distillation", "losses", "meta", "methods", "models", "moments"}
 # What computing needs; anything else in an algorithm room would be input, output or a device. NumPy is for constants.
 PURE = {"__future__", "collections", "dataclasses", "fractions", "functools", "math", "re", "typing"}
@@ -20,6 +22,17 @@ ALIKE = {"__init__", "__main__", "base"}  # names that several files bear
 
 def is_algorithm(parts):
     return parts[0] in ALGORITHMS or parts in {("pool", "sampling"), ("evaluation", "scores")}
+
+
+def test_only_networks_use_the_convolutions_and_only_by_their_face():
+    """What is behind the face, such as minimal filtering or chunks, may change without a look elsewhere."""
+    used = {}
+    for parts in MODULES:
+        names = {name for name in imports(parts) if name.startswith("fastdfkd_jax.cpu_conv")}
+        if names and parts[0] != "cpu_conv":
+            used[parts] = names
+    assert {parts[:2] if parts[0] == "convert" else parts[:1] for parts in used} == {("models",), ("convert", "graph")}
+    assert set().union(*used.values()) <= {f"fastdfkd_jax.cpu_conv.{name}" for name in cpu_conv.__all__}
 
 
 @pytest.mark.parametrize("parts", MODULES, ids="/".join)

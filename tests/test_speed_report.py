@@ -44,7 +44,7 @@ def test_the_table_of_levers_is_made_from_the_records():
 
 def test_convolutions_are_counted_by_hand():
     """ResNet-8: a first layer, three blocks of two, the last two of them with a shortcut that costs nothing (A)."""
-    network = models.build(models.NetworkSpec("resnet8", 10), conv_gradient="native")
+    network = models.build(models.NetworkSpec("resnet8", 10), forms=models.Forms(conv="xla"))
     variables = jax.eval_shape(network.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     counted = flops.convolutions(network, variables, 2)

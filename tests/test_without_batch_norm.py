@@ -17,6 +17,7 @@ from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, deepinversion, generative_dfd, registry
 from fastdfkd_jax.methods.parts import online_generator, parametrization
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import Generator
 from fastdfkd_jax.training import build
 from fastdfkd_jax.training.config_checks import require_statistics
@@ -80,7 +81,7 @@ def config_of(name, sections=None):
 
 
 def setting_of(teacher, student):
-    forms = {"dtype": jnp.float32, "conv_gradient": "native"}
+    forms = Forms(conv="xla")
     return base.Setting(teacher, student, BATCH, 2, 0, 2, lambda x: x, forms)
 
 

@@ -1,10 +1,8 @@
 """The architecture 'toy', whose runs cost a quarter of the smallest published network's, and a teacher of digits."""
 
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from fastdfkd_jax import models
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense
@@ -18,13 +16,12 @@ class Toy(nn.Module):
 
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: models.Forms = models.Forms()
 
     @nn.compact
     def __call__(self, x):
-        x = Conv(8, 3, 2, gradient=self.conv_gradient, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.train, dtype=self.dtype, name="bn1")(x))
+        x = Conv(8, 3, 2, forms=self.forms, name="conv1")(x)
+        x = nn.relu(BatchNorm(self.train, dtype=self.forms.dtype, name="bn1")(x))
         features = x.reshape(len(x), -1)
         return Dense(self.num_classes, name="fc")(features), features, (x,)
 

@@ -11,7 +11,7 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.methods.base import Batch
-from fastdfkd_jax.models import Network, NetworkSpec, Outputs
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.network import from_linen
 from fastdfkd_jax.options import read
 from fastdfkd_jax.training.build import Parts, method_of, objective_of, setting_of
@@ -71,8 +71,8 @@ def toy_parts(config: Any) -> Parts:
     """What `assemble` would give, were the toy network the teacher and the student; SGD replaces the KD recipe."""
     network, run = toy_network(), read(RunOptions, config)
     split = parallel.batch_splitter(parallel.devices(config.parallel.batch_devices or 1))
-    options = {"dtype": jnp.float32, "conv_gradient": "native"}
-    method = method_of(config, setting_of(run, network, network, options, split))
+    forms = Forms(conv="xla")
+    method = method_of(config, setting_of(run, network, network, forms, split))
     optimizer = distill.sgd(lambda _: config.kd.lr, config.kd.momentum, config.kd.weight_decay)
     return Parts(
         teacher=network,

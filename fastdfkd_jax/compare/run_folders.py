@@ -8,10 +8,10 @@ from typing import Any
 
 from fastdfkd_jax.compare.comparison import Comparison, Run
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.options import renamed
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.files import make_folder, write_atomically
 from fastdfkd_jax.training import one_run, run_records
+from fastdfkd_jax.training.checkpoint import in_present_names
 from fastdfkd_jax.training.workdir import flatten
 
 FINISHED, BEGUN, TO_DO = "finished", "begun", "to do"
@@ -69,8 +69,8 @@ def require_same_teacher(workdir: Path, run: Run) -> None:
 def _require_same(place: Path, run: Run, seed: int) -> None:
     """Compares what both know: a later version may have more keys, and a record knows no places."""
     content = _read(place / "config.json")
-    flat = renamed(content["identity"] if "identity" in content else flatten(content))
-    recorded = run_records.without_places(flat)
+    recorded = run_records.without_places(content["identity"] if "identity" in content else flatten(content))
+    recorded = in_present_names(recorded)
     wanted = json.loads(json.dumps(run_records.without_places(one_run.identity_of(run.seeded(seed)))))
     differing = [key for key in wanted if key in recorded and recorded[key] != wanted[key] and key not in _PLACES]
     if differing:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -20,13 +19,13 @@ from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.convert.sources import Say, Source, check_spec, find_spec, not_normalised, read_source
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, build
+from fastdfkd_jax.models import Forms, Network, build
 
 
 class Build(Protocol):
     """Gives the network of a checkpoint; the arguments are those of `models.build`."""
 
-    def __call__(self, *, dtype: Any = ..., conv_gradient: str = ...) -> Network: ...
+    def __call__(self, *, forms: Forms = ...) -> Network: ...
 
 
 class Opened(NamedTuple):
@@ -34,7 +33,7 @@ class Opened(NamedTuple):
 
     Attributes:
       source: as read.
-      build: gives the network in any precision.
+      build: gives the network in any precision and form of convolutions.
       state: the source's arrays under our names, checked.
       naming: how the source's own names differ.
     """
@@ -129,8 +128,7 @@ def load_network(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    dtype: Any = jnp.float32,
-    conv_gradient: str = "canonical",
+    forms: Forms = Forms(),
 ) -> tuple[Network, dict[str, Any]]:
     """Loads a network from our own `.safetensors`, a PyTorch file or the folder of a recorded graph.
 
@@ -140,7 +138,7 @@ def load_network(
       num_classes: refused where the checkpoint has another number.
       image_size: side of the input in pixels; by default the stored one, else the architecture's usual one.
       mean, std: normalisation; by default the stored one. A PyTorch file holds none: they must be given.
-      dtype, conv_gradient: as `models.build`.
+      forms: precision and convolutions.
 
     Returns:
       The network and its variables.
@@ -149,7 +147,7 @@ def load_network(
       UserError: the file is not a sound checkpoint of this architecture, or the normalisation is not known.
     """
     opened = open_checkpoint(path, arch=arch, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
-    network = opened.build(dtype=dtype, conv_gradient=conv_gradient)
+    network = opened.build(forms=forms)
     return network, naming.to_variables(opened.state, network)
 
 
@@ -195,13 +193,13 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], m
         raise UserError(f"{path} must end in one of {', '.join(weight_files.SUFFIXES)}, which names the format")
 
 
-def load_described(path: str | Path, described: Mapping[str, Any], **options: Any) -> tuple[Network, Any]:
+def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms = Forms()) -> tuple[Network, Any]:
     """`load_network` of what a config's section `teacher` says of it: a recorded graph names its own architecture.
 
     Args:
       path: the checkpoint or the graph's folder.
       described: graph, arch, num_classes, image_size, mean and std; what is empty is what the file has.
-      **options: of `load_network`.
+      forms: precision and convolutions.
     """
     return load_network(
         path,
@@ -210,7 +208,7 @@ def load_described(path: str | Path, described: Mapping[str, Any], **options: An
         image_size=described.get("image_size") or None,
         mean=tuple(described.get("mean") or ()) or None,
         std=tuple(described.get("std") or ()) or None,
-        **options,
+        forms=forms,
     )
 
 

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from fastdfkd_jax.convert import checkpoints, naming, record, references
 from fastdfkd_jax.convert.checkpoints import Build, Opened
 from fastdfkd_jax.convert.weight_files import read_state_dict, write_safetensors
-from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 
 # float32 sums in another order differ by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.
 # Moments of channels that hardly vary lose another digit to cancellation.
@@ -140,7 +140,7 @@ def image_gradients(
       'gradient/cross_entropy' and 'gradient/batch_norm' (`record.losses`), f64[B, C, H, W].
     """
     with jax.enable_x64(True):
-        network = make(dtype=jnp.float64)
+        network = make(forms=Forms(jnp.float64))
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
 
         def losses(x, variables):

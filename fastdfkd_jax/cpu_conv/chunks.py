@@ -48,6 +48,11 @@ def concatenated(f: Callable[[Array], Tree], x: Array, images: int) -> Tree:
     return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)
 
 
+def map_in_chunks(f: Callable[[Array], Tree], x: Array, most: int) -> Tree:
+    """`f` of x [B, ...], at most so many images of a device at a time; f maps each image by itself."""
+    return concatenated(f, x, images_a_chunk(x.shape[0], most))
+
+
 def summed(f: Callable[[Array, Array, int], Array], x: Array, y: Array, images: int) -> Array:
     """The sum of `f(chunk of x, chunk of y, groups)` over chunks; f keeps groups apart on its first axis."""
     x, y = _split(x), _split(y)

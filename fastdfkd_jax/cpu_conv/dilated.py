@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.cpu_conv.square import canonical_conv
+from fastdfkd_jax.cpu_conv.square import square_conv
 
 Array = jax.Array
 
@@ -33,7 +33,7 @@ def _interleaved(x: Array, kernel: Array, dilation: int) -> Array:
     behind = ((0, rows * dilation - height), (0, columns * dilation - width))
     small = jnp.pad(x, ((0, 0), *behind, (0, 0))).reshape(batch, rows, dilation, columns, dilation, channels)
     small = small.transpose(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, channels)
-    y: Array = canonical_conv(small, kernel, 1, kernel.shape[0] // 2)
+    y: Array = square_conv(small, kernel, 1, kernel.shape[0] // 2)
     y = y.reshape(batch, dilation, dilation, rows, columns, -1).transpose(0, 3, 1, 4, 2, 5)
     return y.reshape(batch, rows * dilation, columns * dilation, -1)[:, :height, :width]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fastdfkd_jax.cpu_conv import chunks
-from fastdfkd_jax.cpu_conv.square import canonical_conv
+from fastdfkd_jax.cpu_conv.square import square_conv
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -41,7 +41,7 @@ def general_conv(
     if groups == 1:
         square = stride[0] == stride[1] and kernel.shape[0] == kernel.shape[1]
         if square and dilation == (1, 1) and len({*edges[0], *edges[1]}) == 1:
-            y: Array = canonical_conv(x, kernel, stride[0], edges[0][0])
+            y: Array = square_conv(x, kernel, stride[0], edges[0][0])
         else:
             y = uneven_conv(x, kernel, stride, edges, dilation)
         return y

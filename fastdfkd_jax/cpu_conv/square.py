@@ -31,13 +31,13 @@ def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dil
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def canonical_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def square_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """Square-stride 2-D convolution with gradients written in forms that XLA compiles well on CPU.
 
     XLA's own gradient convolutions run 20 times slower inside a `while` body on CPU, because they are
     canonicalised in the entry computation only. Here the input gradient is an ordinary
     convolution with the flipped kernel, and the kernel gradient a loop of matrix products. Forward mode
-    (`jvp`) is refused by `custom_vjp`: use the native form for that and for second derivatives.
+    (`jvp`) is refused by `custom_vjp`: second derivatives and forward mode need XLA's own form.
 
     Args:
       x: f32[B, H, W, I].
@@ -52,7 +52,7 @@ def canonical_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def _conv_forward(x, kernel, stride, padding):
-    return canonical_conv(x, kernel, stride, padding), (x, kernel)
+    return square_conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _conv_backward(stride, padding, residuals, dy):
@@ -63,7 +63,7 @@ def _conv_backward(stride, padding, residuals, dy):
     )
 
 
-canonical_conv.defvjp(_conv_forward, _conv_backward)
+square_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -160,7 +160,7 @@ def _strided_input_gradient(dy: Array, transposed: Array, x_shape, stride: int, 
 
 @jax.custom_vjp
 def transposed_conv(x: Array, kernel: Array) -> Array:
-    """The transposed 4x4 convolution of stride 2 and padding 1, and gradients as of `canonical_conv`.
+    """The transposed 4x4 convolution of stride 2 and padding 1, and gradients as of `square_conv`.
 
     Args:
       x: f32[B, H, W, I].

@@ -18,7 +18,7 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export.images import Batch
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Forms, Network
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.digest import digest
 
@@ -65,7 +65,7 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
         raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
     file = data.digits.TEACHER_PATH if place == "digits" else expanded(place)
     try:
-        network, variables = convert.load_described(file, given, dtype=jnp.dtype(precision), conv_gradient="native")
+        network, variables = convert.load_described(file, given, Forms(jnp.dtype(precision), "xla"))
     except UserError as error:
         reason = textwrap.shorten(str(error), 120, placeholder="...")
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from fastdfkd_jax import losses
 from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.models import Network, NetworkSpec, count_batch_norms
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
@@ -75,7 +75,7 @@ class Setting(NamedTuple):
       warmup_calls: first calls in which the student does not learn; it may go on learning when synthesis has ended.
       steps_per_call: student steps of each other call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
-      forms: 'dtype' and 'conv_gradient' of what the method builds.
+      forms: precision and convolutions of what the method builds.
       temperature: of KD.
       has_original_data: whether the real images that a run is given are those that the teacher was trained on.
       lane_map: `lane_map(num_tasks)` gives a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
@@ -89,7 +89,7 @@ class Setting(NamedTuple):
     warmup_calls: int
     steps_per_call: int
     split: Callable[[Array], Array]
-    forms: Mapping[str, Any]
+    forms: Forms
     temperature: float = 1.0
     has_original_data: bool = False
     lane_map: Callable[[int], LaneMap] = lanes_in_turn

@@ -96,7 +96,7 @@ def build(options: GenerativeDFDOptions, setting: Setting) -> Method:
     bound = _Bound(
         options,
         setting,
-        generator=build_generator(*sizes, kind=options.generator, **setting.forms),
+        generator=build_generator(*sizes, kind=options.generator, forms=setting.forms),
         optimizer=optax.adam(options.lr, options.b1, 0.999),
         size=size,
         groups=groups,

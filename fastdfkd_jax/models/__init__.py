@@ -1,6 +1,7 @@
 """Networks by name and generators, each as a NamedTuple of pure functions.
 
-`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`.
+`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`. Both take
+`forms`, the precision and the form of convolutions: `Forms(jnp.bfloat16, "xla")` for an accelerator.
 """
 
 from fastdfkd_jax.models.architectures import (
@@ -15,6 +16,7 @@ from fastdfkd_jax.models.architectures import (
     usual_image_size,
 )
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
 from fastdfkd_jax.models.network import (
     Network,
@@ -29,6 +31,7 @@ from fastdfkd_jax.models.network import (
 )
 
 __all__ = [
+    "Forms",
     "Generator",
     "Network",
     "NetworkSpec",

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
 from fastdfkd_jax.models.deeplab import DeepLabV3
 from fastdfkd_jax.models.efficientnet import EfficientNetLite0
-from fastdfkd_jax.models.layers import check_conv_gradient
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.mobilenet import MobileNetV2
 from fastdfkd_jax.models.network import Network, NetworkSpec, from_linen
 from fastdfkd_jax.models.wide_resnet import WideResNet
@@ -122,7 +120,7 @@ def register(
 
     Args:
       name: as `teacher.arch` and `student.arch` take it.
-      module: a linen module with the attributes `num_classes`, `train`, `dtype` and `conv_gradient`, which maps
+      module: a linen module with the attributes `num_classes`, `train` and `forms` (`models.Forms`), which maps
         f32[B, H, W, C] to (logits, features, blocks); `WideResNet` is an example. Only `layers.BatchNorm` gives
         methods the moments that they match.
       stages: kind of the blocks, as `stages_of` says.
@@ -177,16 +175,15 @@ def stages_of(arch: str) -> str:
     return "" if found is None else found[0].stages
 
 
-def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "canonical") -> Network:
+def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
     """Builds the network that a spec names.
 
     Args:
       spec: architecture, classes, input size and normalisation; its task becomes the architecture's own.
-      dtype: of the convolutions and activations; parameters, moments and logits stay float32.
-      conv_gradient: 'canonical' or 'native' (`layers.Conv`).
+      forms: precision and convolutions.
 
     Raises:
-      UserError: the architecture or the form of the convolution's gradient is not known.
+      UserError: the architecture is not known.
     """
     found = _find(spec.arch)
     if found is None:
@@ -194,12 +191,11 @@ def build(spec: NetworkSpec, *, dtype: Any = jnp.float32, conv_gradient: str = "
             f"unknown architecture {spec.arch[:40]!r}: expected one of {', '.join(arch_names()[:8])}, ... "
             "(docs/models.md lists them), another depth or width of these families, or the folder of a recorded graph"
         )
-    check_conv_gradient(conv_gradient)
     family, module = found
     spec = dataclasses.replace(spec, task=family.task)
 
     def make(train: bool):
-        return module(num_classes=spec.num_classes, train=train, dtype=dtype, conv_gradient=conv_gradient)
+        return module(num_classes=spec.num_classes, train=train, forms=forms)
 
     return from_linen(make, spec)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool, he_normal_fan_in
 
 SHORTCUTS = ("a", "b")
@@ -30,14 +30,13 @@ class CifarResNet(nn.Module):
     shortcut: str
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, widths[-1]], the three stages' activations)."""
-        conv = partial(Conv, kernel_init=he_normal_fan_in, gradient=self.conv_gradient, dtype=self.dtype)
-        norm = partial(BatchNorm, self.train, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_normal_fan_in, forms=self.forms)
+        norm = partial(BatchNorm, self.train, dtype=self.forms.dtype)
 
         x = nn.relu(norm(name="bn1")(conv(self.widths[0], name="conv1")(x)))
         blocks = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fastdfkd_jax.models import mobilenet, resnet
 from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -46,8 +47,7 @@ class DeepLabV3(nn.Module):
     num_classes: int
     dropout: float = 0.1
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
@@ -55,21 +55,20 @@ class DeepLabV3(nn.Module):
 
         The features are the mean over pixels of what the last convolution, a 1x1, takes.
         """
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
-        conv, norm = partial(Conv, **forms), partial(BatchNorm, self.train, dtype=self.dtype)
+        conv, norm = partial(Conv, forms=self.forms), partial(BatchNorm, self.train, dtype=self.forms.dtype)
         size = x.shape[1:3]
         x, blocks = self._backbone(partial(conv, kernel_init=he_normal_fan_out), norm, x)
         x = self._pyramid(conv, norm, x)
         x = nn.relu(norm(name=f"{_HEAD}.2")(conv(_WIDTH, name=f"{_HEAD}.1")(x)))
         wide = at_least_float32(x)
-        last = partial(conv, dtype=wide.dtype)
+        last = partial(conv, forms=replace(self.forms, dtype=wide.dtype))
         logits = last(self.num_classes, 1, use_bias=True, name=f"{_HEAD}.4")(wide)
         return resized(logits, *size), image_means(x), blocks
 
     def _backbone(self, conv: Callable, norm: Callable, x: jax.Array):
         if depth := _DEPTHS.get(self.backbone):
             return resnet.trunk(conv, norm, x, depth, True, prefix="backbone.", output_stride=self.output_stride)
-        depthwise = partial(DepthwiseConv, gradient=self.conv_gradient, dtype=self.dtype)
+        depthwise = partial(DepthwiseConv, forms=self.forms)
         return mobilenet.trunk(conv, norm, depthwise, x, self.output_stride, True, _block_name)
 
     def _pyramid(self, conv: Callable, norm: Callable, x: jax.Array) -> jax.Array:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from fastdfkd_jax.cpu_conv.general import Edges, general_conv
+from fastdfkd_jax.cpu_conv import conv2d
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import flat_normal, he_normal_fan_out
 
 
 class DepthwiseConv(nn.Module):
-    """Square convolution of each channel by itself; `gradient` as for `layers.Conv`.
+    """Square convolution of each channel by itself.
 
     Attributes:
       size: side of the kernel, odd.
@@ -32,26 +31,19 @@ class DepthwiseConv(nn.Module):
     padding: int | None = None
     dilation: int = 1
     kernel_init: Callable[..., jax.Array] = he_normal_fan_out
-    gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves f32[B, H, W, C] to f32[B, H', W', C]."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(self.dtype)
-        x, stride, far = x.astype(self.dtype), (self.stride, self.stride), (self.dilation, self.dilation)
+        channels, dtype = x.shape[-1], self.forms.dtype
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, 1, channels)).astype(dtype)
         zeros = self.size // 2 if self.padding is None else self.padding
         edges = same_edges(x.shape, self.size, self.stride) if self.same else ((zeros, zeros), (zeros, zeros))
-        if self.gradient == "canonical":
-            return general_conv(x, kernel, stride, edges, far, channels)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, stride, edges, rhs_dilation=far, dimension_numbers=numbers, feature_group_count=channels
-        )
+        return conv2d(x.astype(dtype), kernel, self.stride, edges, self.dilation, channels, form=self.forms.conv)
 
 
-def same_edges(shape: tuple[int, ...], size: int, stride: int) -> Edges:
+def same_edges(shape: tuple[int, ...], size: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros before and behind the rows and columns of [B, H, W, C], by TensorFlow's padding 'same'."""
     needed = [max((-(-length // stride) - 1) * stride + size - length, 0) for length in shape[1:3]]
     rows, columns = ((zeros // 2, zeros - zeros // 2) for zeros in needed)

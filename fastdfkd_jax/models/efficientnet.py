@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.models.depthwise import DepthwiseConv, he_normal_of_one_filter, same_edges
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -37,16 +37,14 @@ class EfficientNetLite0(nn.Module):
 
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 1280], the seven stages' activations)."""
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
-        conv = partial(Conv, kernel_init=he_normal_fan_out, **forms)
-        depthwise = partial(DepthwiseConv, same=True, kernel_init=he_normal_of_one_filter, **forms)
-        norm = partial(BatchNorm, self.train, decay=0.99, epsilon=1e-3, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_normal_fan_out, forms=self.forms)
+        depthwise = partial(DepthwiseConv, same=True, kernel_init=he_normal_of_one_filter, forms=self.forms)
+        norm = partial(BatchNorm, self.train, decay=0.99, epsilon=1e-3, dtype=self.forms.dtype)
 
         x = jnp.pad(x, ((0, 0), *same_edges(x.shape, 3, 2), (0, 0)))
         x = nn.relu6(norm(name="_bn0")(conv(32, 3, 2, padding=0, name="_conv_stem")(x)))

@@ -16,22 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from fastdfkd_jax.cpu_conv.dilated import dilated_conv
-from fastdfkd_jax.cpu_conv.square import canonical_conv, convolve, double, doubled_conv
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.cpu_conv import conv2d, upsampled_conv2d
+from fastdfkd_jax.models.forms import Forms
 
 Array = jax.Array
 
-CONV_GRADIENTS = ("canonical", "native")
-
 # Names of what rematerialisation may keep (`network.rematerialised`).
 CONVOLUTION, BLOCK = "convolution", "block"
-
-
-def check_conv_gradient(name: str) -> None:
-    """Raises a UserError unless `name` is one of `CONV_GRADIENTS`."""
-    if name not in CONV_GRADIENTS:
-        raise UserError(f"conv_gradient: expected one of {', '.join(CONV_GRADIENTS)}, found {name!r}")
 
 
 def flat_normal(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -81,9 +72,9 @@ class Conv(nn.Module):
       size: side of the kernel.
       stride: stride of both axes.
       padding: zeros on each side; by default size // 2, times the dilation.
-      dilation: pixels from tap to tap; more than 1 goes with stride 1 and the default padding.
+      dilation: pixels from tap to tap.
       use_bias: whether a bias is added, initialised as `bias_init` or as PyTorch does.
-      gradient: 'canonical' (fast on CPU, reverse mode only) or 'native' (accelerators, jvp, exact MAML).
+      forms: precision and convolutions.
     """
 
     features: int
@@ -94,8 +85,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: Callable[..., Array] = torch_uniform
     bias_init: Callable[..., Array] | None = None
-    gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -103,36 +93,26 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         padding = self.size // 2 * self.dilation if self.padding is None else self.padding
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.gradient != "canonical":
-            y: Array = convolve(x, kernel, self.stride, (padding, padding), self.dilation)
-        elif self.dilation > 1:
-            y = dilated_conv(x, kernel, self.dilation)
-        else:
-            y = canonical_conv(x, kernel, self.stride, padding)
+        x, kernel = x.astype(self.forms.dtype), kernel.astype(self.forms.dtype)
+        y = conv2d(x, kernel, self.stride, padding, self.dilation, form=self.forms.conv)
         y = checkpoint_name(y, CONVOLUTION)
         if self.use_bias:
             init = self.bias_init or torch_bias(math.prod(shape[:-1]))
-            y = y + self.param("bias", init, (self.features,)).astype(self.dtype)
+            y = y + self.param("bias", init, (self.features,)).astype(self.forms.dtype)
         return y
 
 
 class DoubledConv(nn.Module):
-    """3x3 convolution without bias of the input doubled by nearest neighbour; `gradient` as for `Conv`."""
+    """3x3 convolution without bias of the input doubled by nearest neighbour."""
 
     features: int
-    gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps f32[B, H, W, I] to f32[B, 2H, 2W, features]."""
         kernel = self.param("kernel", torch_uniform, (3, 3, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.gradient == "canonical":
-            y: Array = doubled_conv(x, kernel)
-            return y
-        return convolve(double(x), kernel, 1, (1, 1))
+        return upsampled_conv2d(x.astype(self.forms.dtype), kernel.astype(self.forms.dtype), form=self.forms.conv)
 
 
 class Dense(nn.Module):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.models.depthwise import DepthwiseConv
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -38,16 +38,14 @@ class MobileNetV2(nn.Module):
 
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 1280], the seven stages' activations)."""
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
-        conv = partial(Conv, kernel_init=he_normal_fan_out, **forms)
-        norm = partial(BatchNorm, self.train, dtype=self.dtype)
-        x, blocks = trunk(conv, norm, partial(DepthwiseConv, **forms), x)
+        conv = partial(Conv, kernel_init=he_normal_fan_out, forms=self.forms)
+        norm = partial(BatchNorm, self.train, dtype=self.forms.dtype)
+        x, blocks = trunk(conv, norm, partial(DepthwiseConv, forms=self.forms), x)
         x = nn.relu6(norm(name="features.18.1")(conv(1280, 1, name="features.18.0")(x)))
         features = global_average_pool(x)
         kept = nn.Dropout(_DROPOUT, deterministic=not (self.train and self.has_rng("dropout")))(features)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fastdfkd_jax.cpu_conv import chunks
+from fastdfkd_jax.cpu_conv import map_in_chunks
 from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
 
 Array = jax.Array
@@ -168,8 +168,7 @@ def in_chunks(network: Network, most: int) -> Network:
             out = network.apply(variables, images)
             return out.logits, out.features, out.blocks
 
-        size = chunks.images_a_chunk(images.shape[0], most)
-        whole = chunks.concatenated(predict, images, size)
+        whole = map_in_chunks(predict, images, most)
         return Outputs(*whole, moments={}, batch_stats=variables["batch_stats"])
 
     return network._replace(apply=apply)

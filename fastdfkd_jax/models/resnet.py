@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -44,15 +43,14 @@ class ResNet(nn.Module):
     num_classes: int
     v1: bool = False
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 512 or 2048], the four stages' activations)."""
         kernel_init = he_normal_fan_out if self.imagenet else torch_uniform
-        conv = partial(Conv, kernel_init=kernel_init, gradient=self.conv_gradient, dtype=self.dtype)
-        norm = partial(BatchNorm, self.train, epsilon=1e-3 if self.v1 else 1e-5, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=kernel_init, forms=self.forms)
+        norm = partial(BatchNorm, self.train, epsilon=1e-3 if self.v1 else 1e-5, dtype=self.forms.dtype)
         x, blocks = trunk(conv, norm, x, self.depth, self.imagenet, self.v1)
         features = global_average_pool(x)
         head = "fc" if self.imagenet else "linear"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -37,8 +36,7 @@ class VGG(nn.Module):
     depth: int
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
@@ -48,8 +46,7 @@ class VGG(nn.Module):
             use_bias=True,
             kernel_init=he_normal_fan_out,
             bias_init=nn.initializers.zeros,
-            gradient=self.conv_gradient,
-            dtype=self.dtype,
+            forms=self.forms,
         )
         # The network was drawn up for 32x32; twice that is halved once more to end equally small.
         pools = (False, True, True, True, x.shape[1] == 64)
@@ -61,7 +58,7 @@ class VGG(nn.Module):
             for i in range(count):
                 # In the port a convolution, its BatchNorm and its ReLU take three places of a sequence.
                 x = conv(width, name=f"block{block}.{3 * i}")(x)
-                x = BatchNorm(self.train, dtype=self.dtype, name=f"block{block}.{3 * i + 1}")(x)
+                x = BatchNorm(self.train, dtype=self.forms.dtype, name=f"block{block}.{3 * i + 1}")(x)
                 x = nn.relu(x)
             x = end_of_block(x)
             blocks.append(x)

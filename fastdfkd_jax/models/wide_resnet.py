@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, global_average_pool, he_normal_fan_out
 
 
@@ -25,14 +24,13 @@ class WideResNet(nn.Module):
     widen: int
     num_classes: int
     train: bool = False
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits, features f32[B, 64w], the three stages' activations)."""
-        conv = partial(Conv, kernel_init=he_normal_fan_out, gradient=self.conv_gradient, dtype=self.dtype)
-        norm = partial(BatchNorm, self.train, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_normal_fan_out, forms=self.forms)
+        norm = partial(BatchNorm, self.train, dtype=self.forms.dtype)
 
         x = conv(16, name="conv1")(x)
         blocks = []

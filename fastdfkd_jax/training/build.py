@@ -19,7 +19,7 @@ from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import Method
 from fastdfkd_jax.methods.registry import METHODS
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Forms, Network
 from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import initial_images, real_images
 from fastdfkd_jax.pool.initial_images import Located
@@ -65,9 +65,9 @@ class Parts(NamedTuple):
 def assemble(config: ConfigDict) -> Parts:
     """Builds everything and checks that it fits together; UserError where it does not."""
     run = read(RunOptions, config)
-    options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "conv_gradient": conv_gradient(config)}
-    teacher, teacher_vars = load_teacher(run.teacher, options)
-    student, student_vars = _student(run.student, teacher, options)
+    forms = forms_of(config)
+    teacher, teacher_vars = load_teacher(run.teacher, forms)
+    student, student_vars = _student(run.student, teacher, forms)
     if run.remat == "blocks" and (teacher.others or student.others):
         raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
     teacher, student = (models.rematerialised(network, run.remat) for network in (teacher, student))
@@ -80,7 +80,7 @@ def assemble(config: ConfigDict) -> Parts:
         require_maps_fit(run)
     if run.mode != "distill":
         require_statistics(config, teacher, teacher_vars)
-    method = method_of(config, setting_of(run, teacher, student, options, synthesis_split))
+    method = method_of(config, setting_of(run, teacher, student, forms, synthesis_split))
     objective = objective_of(run, method)
     require_fit(run, method)
     given_whole = method.lifetime == base.DATA and not run.transfer.crops
@@ -163,7 +163,7 @@ def _initial_images(run: RunOptions, method: Method, teacher: Network, teacher_v
 
 
 def setting_of(
-    run: RunOptions, teacher: Network, student: Network, forms: dict[str, Any], split: Callable[[Any], Any]
+    run: RunOptions, teacher: Network, student: Network, forms: Forms, split: Callable[[Any], Any]
 ) -> base.Setting:
     """What the method is built for."""
     counts = (run.synthesis_batch, last_synthesis_call(run), run.warmup_calls, run.kd.steps_per_call)
@@ -184,7 +184,7 @@ def objective_of(run: RunOptions, method: Method) -> distill.Objective:
     return method.objective or distill.Objective(distill.kd_loss(run.kd.temperature))
 
 
-def load_teacher(given: models.TeacherOptions, options: dict[str, Any]) -> tuple[Network, Tree]:
+def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:
     """Reads the teacher, a checkpoint or a recorded graph."""
     if given.graph and given.checkpoint:
         raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
@@ -196,21 +196,22 @@ def load_teacher(given: models.TeacherOptions, options: dict[str, Any]) -> tuple
             "as config.teacher.graph"
         )
     file = data.digits.TEACHER_PATH if path == "digits" else expanded(path)
-    return convert.load_described(file, vars(given), **options)
+    return convert.load_described(file, vars(given), forms)
 
 
-def conv_gradient(config: ConfigDict) -> str:
-    """Which form of the convolution gradients a run uses."""
-    if config.conv_gradient != "auto":
-        return config.conv_gradient
-    exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
-    return "canonical" if jax.default_backend() == "cpu" and not exact_maml else "native"
+def forms_of(config: ConfigDict) -> Forms:
+    """The precision of a run's networks, and the form of their convolutions."""
+    conv = config.conv_gradient
+    if conv == "auto":
+        exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
+        conv = "cpu" if jax.default_backend() == "cpu" and not exact_maml else "xla"
+    return Forms(jnp.dtype(config.precision), conv)
 
 
-def _student(given: models.StudentOptions, teacher: Network, options: dict[str, Any]) -> tuple[Network, Tree | None]:
+def _student(given: models.StudentOptions, teacher: Network, forms: Forms) -> tuple[Network, Tree | None]:
     spec = teacher.spec
     if not given.checkpoint and not given.graph:
-        student = models.build(dataclasses.replace(spec, arch=given.arch), **options)
+        student = models.build(dataclasses.replace(spec, arch=given.arch), forms=forms)
         _require_same_task(student, teacher)
         return student, None
     path = expanded(given.checkpoint or given.graph)
@@ -221,7 +222,7 @@ def _student(given: models.StudentOptions, teacher: Network, options: dict[str, 
         image_size=spec.image_size,
         mean=spec.mean,
         std=spec.std,
-        **options,
+        forms=forms,
     )
     _require_same_task(student, teacher)
     # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.

@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.models.forms import OLD_NAMES
 from fastdfkd_jax.options import renamed
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import disk_error, make_folder
@@ -239,7 +240,7 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
     Raises:
       UserError: names every differing key.
     """
-    recorded = renamed(recorded)
+    recorded = in_present_names(recorded)
     wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
     names = (recorded.keys() | wanted.keys()) - set(free)
     differing = sorted(
@@ -248,6 +249,12 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
     if differing:
         changes = ", ".join(f"{key}: {recorded.get(key)!r} there, {wanted.get(key)!r} now" for key in differing)
         raise UserError(f"{where} is of another configuration ({changes}): use a new workdir")
+
+
+def in_present_names(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded identity with the present names of keys and values that earlier versions called otherwise."""
+    recorded, key = renamed(recorded), "conv_gradient"
+    return {**recorded, key: OLD_NAMES.get(str(recorded[key]), recorded[key])} if key in recorded else recorded
 
 
 def _grew(key: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:

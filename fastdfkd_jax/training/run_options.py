@@ -9,7 +9,7 @@ from fastdfkd_jax.distillation.kd_options import KDOptions
 from fastdfkd_jax.distributed.parallel import ParallelOptions
 from fastdfkd_jax.methods.registry import METHODS, MethodOptions
 from fastdfkd_jax.models import StudentOptions, TeacherOptions
-from fastdfkd_jax.models.layers import CONV_GRADIENTS
+from fastdfkd_jax.models.forms import CONV_FORMS, OLD_NAMES
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 from fastdfkd_jax.options import Options, kinds, option
 from fastdfkd_jax.pool.feed import PoolOptions
@@ -48,8 +48,8 @@ class RunOptions(Options):
     precision: str = option("float32", "of convolutions and activations", choices=PRECISIONS)
     conv_gradient: str = option(
         "auto",
-        "'canonical' (CPU), 'native' (accelerators, exact MAML), 'auto' chooses",
-        choices=("auto", *CONV_GRADIENTS),
+        "'cpu' (fast there), 'xla' (accelerators, exact MAML), 'auto' chooses",
+        choices=("auto", *CONV_FORMS),
     )
     remat: str = option(
         "none",
@@ -70,6 +70,8 @@ class RunOptions(Options):
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
     def __post_init__(self):
+        old = self.conv_gradient
+        self.require("conv_gradient", old not in OLD_NAMES, f"{OLD_NAMES.get(old)!r}, as this value is called now")
         super().__post_init__()
         self.require("warmup_calls", self.warmup_calls < self.calls, f"less than calls={self.calls}")
         self.require("synthesis_calls", self.synthesis_calls <= self.calls, f"at most calls={self.calls}")

@@ -201,7 +201,7 @@ def test_a_recorded_gradient_is_that_of_the_stated_losses(user_file):
     def losses(x):
         inputs = {}
         hooks = [
-            layer.register_forward_pre_hook(lambda m, x, name=name: inputs.update({name: (m, x[0])}))
+            layer.register_forward_pre_hook(lambda m, x, name=name: inputs.__setitem__(name, (m, x[0])))
             for name, layer in module.named_modules()
             if isinstance(layer, torch.nn.BatchNorm2d)
         ]

@@ -28,7 +28,7 @@ from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, logical, permu
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import NetworkSpec
+from fastdfkd_jax.models import Forms, NetworkSpec
 from fastdfkd_jax.training import build, one_run
 from fastdfkd_jax.training.programs import initial_state
 
@@ -296,7 +296,7 @@ def load(folder, dtype=jnp.float32, channels=3):
     """The network of a folder and its variables, in any precision."""
     statistics = {name: value[:1] * channels for name, value in STATISTICS.items()}
     opened = checkpoints.open_checkpoint(folder, **statistics)
-    network = opened.build(dtype=dtype)
+    network = opened.build(forms=Forms(dtype))
     variables = naming.to_variables(opened.state, network)
     return network, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), variables)
 
@@ -381,18 +381,18 @@ def test_gradients_at_kinks_are_pytorchs(name):
     np.testing.assert_allclose(jax.grad(ours)(jnp.asarray(points.numpy())), expected, atol=1e-6)
 
 
-def test_the_native_gradients_are_the_canonical_ones(tmp_path):
+def test_gradients_are_the_same_in_both_forms(tmp_path):
     torch.manual_seed(0)
     layers = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, (1, 3), dilation=2), nn.Conv2d(8, 16, 1, groups=4)
     recorded(Function(nn.Sequential(*layers)), tmp_path)
     opened = checkpoints.open_checkpoint(tmp_path, **STATISTICS)
     variables = naming.to_variables(opened.state, opened.build())
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    native, canonical = (
+    xla, cpu = (
         jax.jit(jax.value_and_grad(lambda v, n=n: jnp.sin(n.apply(v, images).logits).sum()))(variables)
-        for n in (opened.build(conv_gradient=kind) for kind in ("native", "canonical"))
+        for n in (opened.build(forms=Forms(conv=kind)) for kind in ("xla", "cpu"))
     )
-    for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(canonical), strict=True):
+    for a, b in zip(jax.tree.leaves(xla), jax.tree.leaves(cpu), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -548,7 +548,7 @@ def test_a_graph_in_bfloat16_convolves_so_and_gives_float32(tmp_path):
     opened = checkpoints.open_checkpoint(tmp_path, **STATISTICS)
     variables = naming.to_variables(opened.state, opened.build())
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    wide, narrow = (opened.build(dtype=dtype, conv_gradient="native") for dtype in (jnp.float32, jnp.bfloat16))
+    wide, narrow = (opened.build(forms=Forms(dtype, "xla")) for dtype in (jnp.float32, jnp.bfloat16))
     out = narrow.apply(variables, images, moments=True)
     assert {out.logits.dtype, out.features.dtype, out.moments["norm"]["var"].dtype} == {jnp.dtype("float32")}
     np.testing.assert_allclose(out.logits, wide.apply(variables, images).logits, rtol=0.05, atol=0.05)
@@ -881,11 +881,12 @@ def after_two_calls(parts, teacher_vars, state):
 
 def test_calls_and_kd_steps_equal_those_of_the_linen_models(tmp_path):
     """In double precision, where only the order of sums differs: the twins' graphs have our names and so our trees."""
-    parts = build.assemble(tiny_config())
+    networks = {"teacher__checkpoint": "digits", "student__arch": "wrn10_1"}
+    parts = build.assemble(tiny_config(**networks))
     spec = parts.teacher.spec
     for part in ("teacher", "student"):
         recorded(seeded_twin(getattr(parts, part).spec), tmp_path / part, spec.image_size, spec.channels)
-    linen = tiny_config(precision="float64")
+    linen = tiny_config(precision="float64", **networks)
     graphs = graph_config(
         tmp_path / "teacher", student__graph=str(tmp_path / "student"), precision="float64",
         teacher__mean=spec.mean, teacher__std=spec.std,

@@ -18,8 +18,8 @@ from fastdfkd_jax.convert.graph.norms import INSTANCE_NORM, normalised_by
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import from_torch_axes
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import Network, NetworkSpec, Outputs
-from fastdfkd_jax.models.layers import at_least_float32, check_conv_gradient, image_means, input_moments
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, Outputs
+from fastdfkd_jax.models.layers import at_least_float32, image_means, input_moments
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -52,18 +52,15 @@ class Graph(NamedTuple):
     constants: Mapping[str, np.ndarray]
 
 
-def network(
-    graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables], dtype: Any, conv_gradient: str
-) -> Network:
+def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables], forms: Forms) -> Network:
     """The graph as a network under the contract of all networks.
 
     Args:
       graph: nodes of known operations.
       spec: its input and classes.
       init: gives fresh variables of a key.
-      dtype, conv_gradient: as `models.build`.
+      forms: precision and convolutions.
     """
-    check_conv_gradient(conv_gradient)
     head = _last_linear(graph)
     wide = _descendants(graph, head["name"]) if head else {graph.output}
     of_images = _descendants(graph, graph.images)
@@ -77,7 +74,7 @@ def network(
         key=None,
         image_means: bool = False,
     ) -> Outputs:
-        run = _Pass(graph, variables, images, dtype, train, _Asked(moments, image_means), key)
+        run = _Pass(graph, variables, images, forms.dtype, train, _Asked(moments, image_means), key)
         blocks: dict[tuple[int, ...], Laid] = {}
         for number, node in enumerate(graph.nodes):
             name, op = node["name"], node["op"]
@@ -89,11 +86,11 @@ def network(
             else:
                 if op == INSTANCE_NORM and train and not node["args"]["use_input_stats"]:
                     raise _untrainable(name)
-                own = {"gradient": conv_gradient} if op in spatial.CONVOLUTIONS else {}
+                own = {"form": forms.conv} if op in spatial.CONVOLUTIONS else {}
                 arguments = {argument: run.resolved(given) for argument, given in node["args"].items()}
                 value = OPERATIONS[op](**arguments, **own)
             if name not in wide:  # of which a student learns: logits keep what their sums were made in
-                value = jax.tree.map(partial(_rounded, dtype=dtype), value, is_leaf=_is_laid)
+                value = jax.tree.map(partial(_rounded, dtype=forms.dtype), value, is_leaf=_is_laid)
             run.values[name] = value
             if _is_laid(value) and len(value.order) == 4 and name in of_images and op not in _MOVES:
                 blocks[value.shape[2:]] = value

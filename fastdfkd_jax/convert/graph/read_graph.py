@@ -24,7 +24,7 @@ from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
 from fastdfkd_jax.convert.weight_files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.errors import UserError, shortened
-from fastdfkd_jax.models import Network, NetworkSpec, OtherEntries
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, OtherEntries
 from fastdfkd_jax.storage.limits import read_json, require_bytes
 
 ARCH = "graph"  # begins the `arch` of every recorded network's spec
@@ -108,15 +108,14 @@ def build(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    dtype: Any = jnp.float32,
-    conv_gradient: str = "canonical",
+    forms: Forms = Forms(),
 ) -> Network:
     """The recorded graph as a network.
 
     Args:
       recorded: what `read` gave.
       mean, std: per channel, how its images in [0, 1] are normalised.
-      dtype, conv_gradient: as `models.build`.
+      forms: precision and convolutions.
 
     Returns:
       The network. Where the recorded weights are a constructor's initial ones, its `init` shuffles each tensor of
@@ -141,9 +140,7 @@ def build(
     }
     values = tree({path: _ours(path, recorded.weights[name]) for name, path in trained.items()})
     init = shuffled if description["initial"] else redrawn
-    return network(graph, spec, partial(init, recorded=values), dtype, conv_gradient)._replace(
-        others=OtherEntries(fixed, ties)
-    )
+    return network(graph, spec, partial(init, recorded=values), forms)._replace(others=OtherEntries(fixed, ties))
 
 
 def _read_description(path: Path) -> dict[str, Any]:

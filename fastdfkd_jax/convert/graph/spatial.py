@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fastdfkd_jax.convert.graph.axis_order import CHANNELS_LAST, Laid, arranged, reshaped
 from fastdfkd_jax.convert.graph.table import operation, require_steps
-from fastdfkd_jax.cpu_conv.general import general_conv
+from fastdfkd_jax.cpu_conv import conv2d
 from fastdfkd_jax.models.layers import CONVOLUTION
 
 Array = jax.Array
@@ -43,26 +43,15 @@ def _conv2d(
     padding: Sequence[int] | str,
     dilation: Sequence[int],
     groups: int,
-    gradient: str,
+    form: str,
     **_: Any,  # of transposed ones, which are refused
 ) -> Laid:
     if len(input.order) == 3:
-        return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, gradient=gradient)
+        return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, form=form)
     x, kernel = arranged(input, CHANNELS_LAST), arranged(weight, _LIES)
     stride, dilation = _pair(stride), _pair(dilation)
     edges = _edges(padding, [d * (size - 1) for d, size in zip(dilation, kernel.shape[:2], strict=True)])
-    if gradient == "canonical":
-        y = general_conv(x, kernel, stride, edges, dilation, groups)
-    else:
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            stride,
-            edges,
-            rhs_dilation=dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+    y = conv2d(x, kernel, stride, edges, dilation, groups, form=form)
     y = checkpoint_name(y, CONVOLUTION)
     return Laid(y if bias is None else y + bias.array, CHANNELS_LAST)
 

@@ -128,7 +128,7 @@ def build(options: OnlineGeneratorOptions, setting: Setting, loss: Loss, objecti
     """
     spec = setting.teacher.spec
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
-    generator = build_generator(*sizes, kind=options.generator, **setting.forms)
+    generator = build_generator(*sizes, kind=options.generator, forms=setting.forms)
     rounds_per_call = _rounds_per_call(options, setting.steps_per_call)
     bound = _Bound(
         options,

@@ -59,7 +59,7 @@ def of_kind(kind: str, options: GeneratorOptions, label_dim: int, setting: Setti
     if kind == "pixels":
         return laid_out(from_pixels(spec), setting.split)
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
-    generator = build_generator(*sizes, kind=options.kind, **setting.forms)
+    generator = build_generator(*sizes, kind=options.kind, forms=setting.forms)
     if kind == "generator":
         return laid_out(from_generator(generator), setting.split)
     expected = "another for a teacher of segmentation, of whose images no class is asked"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.dcgan import DcganGenerator
 from fastdfkd_jax.models.generators.vector import ARCHITECTURES, VectorGenerator
 from fastdfkd_jax.models.layers import (
@@ -19,7 +20,6 @@ from fastdfkd_jax.models.layers import (
     Conv,
     DoubledConv,
     at_least_float32,
-    check_conv_gradient,
     flat_normal,
 )
 from fastdfkd_jax.options import Options, option
@@ -64,8 +64,7 @@ class SpatialGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     doublings = 4
     first_layer = ("conv_blocks.0", "conv_blocks.1")
@@ -73,18 +72,17 @@ class SpatialGenerator(nn.Module):
     @nn.compact
     def __call__(self, latents: Array) -> Array:
         """Maps f32[B, h, h, D] to images f32[B, 16h, 16h, channels] in [0, 1]."""
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
 
         def activated(x: Array, name: str) -> Array:
-            norm = BatchNorm(train=True, tracked=False, dtype=self.dtype, name=name)
+            norm = BatchNorm(train=True, tracked=False, dtype=self.forms.dtype, name=name)
             return nn.leaky_relu(norm(x), 0.2)
 
-        x = Conv(2 * self.width, **forms, name="conv_blocks.0")(latents)
+        x = Conv(2 * self.width, forms=self.forms, name="conv_blocks.0")(latents)
         x = activated(x, "conv_blocks.1")
         for i, features in enumerate((2 * self.width, self.width, self.width, self.width), start=1):
-            x = DoubledConv(features, **forms, name=f"conv_blocks.{4 * i}")(x)
+            x = DoubledConv(features, forms=self.forms, name=f"conv_blocks.{4 * i}")(x)
             x = activated(x, f"conv_blocks.{4 * i + 1}")
-        x = Conv(self.channels, use_bias=True, **forms, name="conv_blocks.19")(x)
+        x = Conv(self.channels, use_bias=True, forms=self.forms, name="conv_blocks.19")(x)
         return nn.sigmoid(at_least_float32(x))
 
 
@@ -111,8 +109,7 @@ def build_generator(
     width: int = 64,
     *,
     kind: str = "linear",
-    conv_gradient: str = "canonical",
-    dtype: Any = jnp.float32,
+    forms: Forms = Forms(),
 ) -> Generator:
     """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
 
@@ -124,16 +121,14 @@ def build_generator(
       width: channels of the last hidden layer.
       kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet, 'dcgan' with 128 that
         of DFAD for segmentation.
-      conv_gradient: 'canonical' or 'native' (`layers.Conv`).
-      dtype: of the convolutions and activations; parameters and images stay float32.
+      forms: precision and convolutions.
 
     Raises:
-      UserError: the image size is not a positive multiple, or `kind` or `conv_gradient` is not known.
+      UserError: the image size is not a positive multiple, or `kind` is not known.
     """
-    check_conv_gradient(conv_gradient)
     if kind not in ALL_GENERATORS:
         raise UserError(f"generator: expected one of {', '.join(ALL_GENERATORS)}, found {kind!r}")
-    sizes = (image_size, channels, width, conv_gradient, dtype)
+    sizes = (image_size, channels, width, forms)
     classes = {"spatial": SpatialGenerator, "dcgan": DcganGenerator}
     module = classes[kind](*sizes) if kind in classes else VectorGenerator(ARCHITECTURES[kind], *sizes)
     factor = 2**module.doublings

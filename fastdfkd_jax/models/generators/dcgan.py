@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from fastdfkd_jax.cpu_conv.square import transposed_conv
+from fastdfkd_jax.cpu_conv import transposed_conv2d
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, at_least_float32, torch_uniform
 
 Array = jax.Array
 
 
 class TransposedConv(nn.Module):
-    """Transposed 4x4 convolution of stride 2 and padding 1, without bias; `gradient` as for `layers.Conv`."""
+    """Transposed 4x4 convolution of stride 2 and padding 1, without bias."""
 
     features: int
-    gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps f32[B, H, W, I] to f32[B, 2H, 2W, features]."""
         kernel = self.param("kernel", torch_uniform, (4, 4, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if self.gradient == "canonical":
-            y: Array = transposed_conv(x, kernel)
-            return y
-        numbers, edges = ("NHWC", "HWIO", "NHWC"), ((2, 2), (2, 2))
-        flipped = jnp.flip(kernel, (0, 1))
-        return lax.conv_general_dilated(x, flipped, (1, 1), edges, lhs_dilation=(2, 2), dimension_numbers=numbers)
+        return transposed_conv2d(x.astype(self.forms.dtype), kernel.astype(self.forms.dtype), form=self.forms.conv)
 
 
 class DcganGenerator(nn.Module):
@@ -50,8 +41,7 @@ class DcganGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     first_layer = ("l1.0", "conv_blocks.0")
 
@@ -63,20 +53,19 @@ class DcganGenerator(nn.Module):
     @nn.compact
     def __call__(self, latents: Array) -> Array:
         """Maps f32[B, D] to images f32[B, image_size, image_size, channels] in (-1, 1), as a network takes them."""
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
 
         def norm(x: Array, place: int) -> Array:
-            return BatchNorm(True, tracked=False, dtype=self.dtype, name=f"conv_blocks.{place}")(x)
+            return BatchNorm(True, tracked=False, dtype=self.forms.dtype, name=f"conv_blocks.{place}")(x)
 
         base, wide = self.image_size >> self.doublings, 8 * self.width
         x = Dense(wide * base * base, name="l1.0")(latents)
         # Channel-first as in PyTorch, as in the other generators.
-        x = norm(x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.dtype), 0)
+        x = norm(x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.forms.dtype), 0)
         place = 1
         for stage in range(self.doublings):
             features = self.width * max(4 >> stage, 1)
-            x = TransposedConv(features, **forms, name=f"conv_blocks.{place}")(x)
+            x = TransposedConv(features, forms=self.forms, name=f"conv_blocks.{place}")(x)
             x = nn.leaky_relu(norm(x, place + 1), 0.2)
             place += 3
-        x = Conv(self.channels, use_bias=True, **forms, name=f"conv_blocks.{place}")(x)
+        x = Conv(self.channels, use_bias=True, forms=self.forms, name=f"conv_blocks.{place}")(x)
         return jnp.tanh(at_least_float32(x))

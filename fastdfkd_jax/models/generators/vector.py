@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -80,8 +80,7 @@ class VectorGenerator(nn.Module):
     image_size: int
     channels: int
     width: int
-    conv_gradient: str = "canonical"
-    dtype: Any = jnp.float32
+    forms: Forms = Forms()
 
     @property
     def doublings(self) -> int:
@@ -97,10 +96,9 @@ class VectorGenerator(nn.Module):
     def __call__(self, latents: Array) -> Array:
         """Maps f32[B, D] to images f32[B, image_size, image_size, channels], in [0, 1] or as a network takes them."""
         arch, places = self.architecture, _places()
-        forms = {"gradient": self.conv_gradient, "dtype": self.dtype}
 
         def norm(x: Array, epsilon: float) -> Array:
-            return BatchNorm(True, tracked=False, epsilon=epsilon, dtype=self.dtype, name=next(places))(x)
+            return BatchNorm(True, tracked=False, epsilon=epsilon, dtype=self.forms.dtype, name=next(places))(x)
 
         def activated(x: Array) -> Array:
             next(places)
@@ -113,9 +111,9 @@ class VectorGenerator(nn.Module):
             x = activated(x)
         for multiple in arch.widths[1:]:
             next(places)  # the doubling
-            x = DoubledConv(multiple * self.width, **forms, name=next(places))(x)
+            x = DoubledConv(multiple * self.width, forms=self.forms, name=next(places))(x)
             x = activated(norm(x, arch.epsilon))
-        x = at_least_float32(Conv(self.channels, use_bias=True, **forms, name=next(places))(x))
+        x = at_least_float32(Conv(self.channels, use_bias=True, forms=self.forms, name=next(places))(x))
         return self._head(x, places)
 
     def _linear(self, latents: Array) -> Array:
@@ -125,7 +123,7 @@ class VectorGenerator(nn.Module):
         else:
             x = nn.Dense(wide * base * base, use_bias=False, kernel_init=torch_uniform, name="l1.0")(latents)
         # Channel-first as in PyTorch, so that converting the kernel needs no rule of its own.
-        return x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.dtype)
+        return x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.forms.dtype)
 
     def _head(self, x: Array, places: Iterator[str]) -> Array:
         head = self.architecture.head
