@@ -46,11 +46,11 @@ def _require_known(config: ConfigDict) -> None:
         known.setdefault(kind.section, set()).update(field.name for field in dataclasses.fields(kind))
     known[""] |= known.keys()
     for name, names in known.items():
-        for key in (config.get(name, {}) if name else config).keys():
-            if key not in names:
-                where = f"{name}.{key}" if name else key
-                now = f": it is called config.{RENAMED[where]} now" if where in RENAMED else ": see docs/options.md"
-                raise UserError(f"config.{where} is no option{now}")
+        found = config.get(name, {}) if name else config
+        for key in sorted(set(found.keys()) - names):
+            where = f"{name}.{key}" if name else key
+            now = f": it is called config.{RENAMED[where]} now" if where in RENAMED else ": see docs/options.md"
+            raise UserError(f"config.{where} is no option{now}")
 
 
 def _validate_devices(run: RunOptions) -> None:
