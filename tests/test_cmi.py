@@ -71,7 +71,7 @@ def run(calls, same_keys=False, **changes):
         state, batch, info = step(state, *variables(), jax.random.fold_in(jax.random.key(3), 0 if same_keys else call))
         states.append(state)
         batches.append(batch)
-        infos.append(info)
+        infos.append(info.records())
     assert step._cache_size() == 1
     return states, batches, infos
 

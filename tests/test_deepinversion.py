@@ -49,7 +49,7 @@ def run(options, calls=1, **changes):
     for call in range(calls):
         state, batch, info = step(state, *variables(), jax.random.fold_in(jax.random.key(3), call))
         batches.append(batch)
-        infos.append(info)
+        infos.append(info.records())
     assert step._cache_size() == 1
     return batches, infos, state
 

@@ -123,7 +123,7 @@ ARGUMENTS = {
     "unknown meta rule": ("--config.fastdfkd.meta_rule=imaml", "one of reptile, .*maml, found 'imaml'"),
     "unknown method": ("--config.method.name=gan", "one of fastdfkd, noise, .*generative_dfd, found 'gan'"),
     "unknown mode": ("--config.mode=both", "one of all, synthesize, distill, found 'both'"),
-    "unknown precision": ("--config.precision=float16", "one of float32, bfloat16, found 'float16'"),
+    "unknown precision": ("--config.precision=float16", "one of float32, bfloat16, float64, found 'float16'"),
     "unknown inner optimizer": ("--config.inner.optimizer=adan", "one of adam, sgd, found 'adan'"),
     "unknown student": ("--config.student.arch=wrn11_1", "student.arch must be one of .*found 'wrn11_1'"),
     "learning rate of 0": ("--config.kd.lr=0.", "kd.lr must be more than 0, found 0"),
@@ -273,7 +273,7 @@ def test_teachers_that_cannot_be_used(refused, tmp_path, case):
     ("argument", "expected"),
     [
         ("--config.teacher.checkpoint=", "teacher.checkpoint is not set: give the checkpoint of a trained network"),
-        ("--config.teacher.arch=resnet8", "toy_teacher.* missing .*not used"),
+        ("--config.teacher.arch=resnet8", "toy_teacher.* missing .*mis-shaped"),
         ("--config.teacher.arch=alexnet", "unknown architecture 'alexnet'"),
         ("--config.teacher.num_classes=100", "has 10 classes, expected 100"),
         ("--config.teacher.image_size=4", "at least 8, found 4"),

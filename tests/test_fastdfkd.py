@@ -63,7 +63,7 @@ def run(options=TINY, calls=2, batch=4, warmup_calls=0):
         state, batch, info = step(states[-1], teacher_vars, student_vars, jax.random.fold_in(jax.random.key(3), call))
         states.append(state)
         batches.append(batch)
-        infos.append(info)
+        infos.append(info.records())
     assert step._cache_size() == 1, "one compilation must serve every call"
     return states, batches, infos
 

@@ -53,7 +53,7 @@ def rounds(method, count=2, student=1):
         state, batch, info = step(states[-1], variables(0), variables(student), key)
         states.append(state)
         batches.append(batch)
-        infos.append(jax.tree.map(np.asarray, info))
+        infos.append(jax.tree.map(np.asarray, info.records()))
     return states, batches, infos
 
 

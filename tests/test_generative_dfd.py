@@ -46,7 +46,7 @@ def run(calls=7):
         state, batch, info = step(states[-1], teacher_vars, student_vars, key)
         states.append(state)
         batches.append(batch)
-        infos.append(info)
+        infos.append(info.records())
     assert step._cache_size() == 1, "one compilation must serve every call"
     return states, batches, infos, teacher_vars
 
@@ -110,9 +110,9 @@ def test_its_losses_go_down():
     state = jax.jit(method.init)(jax.random.key(2), teacher_vars)
     _, _, info = step(state, teacher_vars, teacher_vars, jax.random.key(3))
     # Chance is a tenth of ten classes.
-    assert info["on_target"] > 0.5
-    assert info["predicted"].sum() == BATCH
-    assert info["agreement"] == 1
+    assert info.on_target > 0.5
+    assert info.predicted.sum() == BATCH
+    assert info.agreement == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,33 @@ class Batch(NamedTuple):
     weights: Tree = ()
 
 
+class Info(NamedTuple):
+    """Health signals of a synthesis call; None where a method has none.
+
+    Attributes:
+      losses: f32[] by name: the terms of the loss at the call's last step, and of methods that take many steps the
+        whole loss at their 'first' and 'last'.
+      agreement: f32[], the share of images, or pixels, of which teacher and student predict the same class.
+      moment_gap: f32[], the distance of the images' BatchNorm moments from the teacher's statistics (Eq. 13).
+      moment_gap_by_step: f32[at most 50], the same at steps of the call, the first and the last among them.
+      predicted: i32[C], how often the teacher predicts each class.
+      on_target: f32[], the share of images that the teacher predicts to be of the class that was asked for.
+    """
+
+    losses: Mapping[str, Array] = {}
+    agreement: Array | None = None
+    moment_gap: Array | None = None
+    moment_gap_by_step: Array | None = None
+    predicted: Array | None = None
+    on_target: Array | None = None
+
+    def records(self) -> dict[str, Array]:
+        """What there is, by the names that records have."""
+        named = {"by_step/moment_gap" if n == "moment_gap_by_step" else n: v for n, v in self._asdict().items()}
+        terms = {f"loss/{name}": value for name, value in named.pop("losses").items()}
+        return terms | {name: value for name, value in named.items() if value is not None}
+
+
 def lanes_in_turn(num_tasks: int) -> LaneMap:
     """Lanes one after another, on one device."""
     return lambda f, stacked, shared: jax.lax.map(lambda lane: f(lane, shared), stacked)
@@ -100,12 +127,7 @@ class Method(NamedTuple):
 
     Attributes:
       init: `init(key, teacher_vars) -> state`.
-      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, info)`. Info holds scalars
-        under 'loss/<term>' and, where the method looks at its images through the teacher, the health signals
-        'agreement', 'moment_gap' and 'predicted' (i32[C], how often the teacher predicts each class, of maps in
-        pixels), of methods that take many steps in a call 'by_step/moment_gap', f32[at most 50], and of methods that
-        ask for classes 'on_target', the share of the same images that the teacher predicts to be of the class that was
-        asked for. A teacher without BatchNorm has no 'moment_gap' (`moment_gaps`).
+      synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, Info)`.
       images_per_call: how many images a synthesis call makes.
       steps_per_round: student steps that a batch which lives once serves.
       lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
@@ -119,7 +141,7 @@ class Method(NamedTuple):
     """
 
     init: Callable[[Array, Tree], Tree]
-    synthesize: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Batch, dict[str, Array]]]
+    synthesize: Callable[[Tree, Tree, Tree, Array], tuple[Tree, Batch, Info]]
     images_per_call: int
     steps_per_round: int = 1
     lifetime: str = POOL
@@ -138,9 +160,9 @@ def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
     return jax.random.randint(key, (count,), 0, spec.num_classes)
 
 
-def on_target(predicted: Array, labels: Array, spec: NetworkSpec) -> dict[str, Array]:
-    """The signal 'on_target' of predictions i32[...] and the classes asked for; none where a network gives maps."""
-    return {} if spec.gives_maps else {"on_target": (predicted == labels).mean()}
+def on_target(predicted: Array, labels: Array, spec: NetworkSpec) -> Array | None:
+    """`Info.on_target` of predictions i32[...] and the classes asked for; None where a network gives maps."""
+    return None if spec.gives_maps else (predicted == labels).mean()
 
 
 def class_advice(class_weight: tuple[str, float], statistics_weight: tuple[str, float]) -> str:
@@ -158,14 +180,14 @@ def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:
 
 
 def moment_gaps(moments: Tree, teacher_vars: Tree, by_step: Array | None = None) -> dict[str, Array]:
-    """The signal 'moment_gap', and 'by_step/moment_gap' of the gaps of a call's steps, f32[steps], where given.
+    """`Info.moment_gap`, and `Info.moment_gap_by_step` of the gaps of a call's steps, f32[steps], where given.
 
     Empty for a teacher without BatchNorm: a gap of 0 would say that its statistics are met.
     """
     if not count_batch_norms(teacher_vars):
         return {}
     gap = {"moment_gap": losses.feature(moments, teacher_vars["batch_stats"])}
-    return gap if by_step is None else gap | {"by_step/moment_gap": evenly(by_step)}
+    return gap if by_step is None else gap | {"moment_gap_by_step": evenly(by_step)}
 
 
 def evenly(values: Array, most: int = 50) -> Array:

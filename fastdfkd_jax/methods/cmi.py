@@ -18,7 +18,7 @@ from fastdfkd_jax import losses, moments
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.meta import Adapted, adapt
-from fastdfkd_jax.methods.base import Batch, Method, Setting, moment_gaps, on_target
+from fastdfkd_jax.methods.base import Batch, Info, Method, Setting, moment_gaps, on_target
 from fastdfkd_jax.methods.parts import contrastive, parametrization
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, Observed, make_inversion_loss
 from fastdfkd_jax.methods.parts.parametrization import Representation
@@ -255,14 +255,12 @@ def _pair(first: optax.GradientTransformation, second: optax.GradientTransformat
     return optax.GradientTransformation(init, update)
 
 
-def _info(done: Adapted, labels: Array, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
+def _info(done: Adapted, labels: Array, teacher_vars: Tree, spec: NetworkSpec) -> Info:
     last: Observed = done.last[2]
-    return {
-        **{f"loss/{name}": value for name, value in last.terms.items()},
-        "loss/first": done.losses[0],
-        "loss/last": done.losses[-1],
-        "agreement": last.agreement,
+    return Info(
+        losses={**last.terms, "first": done.losses[0], "last": done.losses[-1]},
+        agreement=last.agreement,
+        predicted=jnp.bincount(last.predicted, length=spec.num_classes),
+        on_target=on_target(last.predicted, labels, spec),
         **moment_gaps(last.moments, teacher_vars, done.watched),
-        "predicted": jnp.bincount(last.predicted, length=spec.num_classes),
-        **on_target(last.predicted, labels, spec),
-    }
+    )

@@ -19,6 +19,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.meta import Adapted, adapt
 from fastdfkd_jax.methods.base import (
     Batch,
+    Info,
     Method,
     Setting,
     asked_classes,
@@ -192,17 +193,15 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
 
 def _info(
     last: Observed, by_step: Array, gaps: Array, student_predicted: Array, frozen: Frozen, spec: NetworkSpec
-) -> dict[str, Array]:
-    """The scalars of a call, of its last view and of the losses and gaps of all its steps."""
-    return {
-        **{f"loss/{name}": value for name, value in last.terms.items()},
-        "loss/first": by_step[0],
-        "loss/last": by_step[-1],
-        "agreement": (last.predicted == student_predicted).mean(),
+) -> Info:
+    """Of a call's last view, and of the losses and gaps of all its steps."""
+    return Info(
+        losses={**last.terms, "first": by_step[0], "last": by_step[-1]},
+        agreement=(last.predicted == student_predicted).mean(),
+        predicted=jnp.bincount(last.predicted.reshape(-1), length=spec.num_classes),
+        on_target=on_target(last.predicted, frozen.labels, spec),
         **moment_gaps(last.moments, frozen.teacher_vars, gaps),
-        "predicted": jnp.bincount(last.predicted.reshape(-1), length=spec.num_classes),
-        **on_target(last.predicted, frozen.labels, spec),
-    }
+    )
 
 
 def make_loss(

@@ -17,6 +17,7 @@ import optax
 from fastdfkd_jax import losses, meta, moments
 from fastdfkd_jax.methods.base import (
     Batch,
+    Info,
     LaneMap,
     LaneOptions,
     Method,
@@ -284,14 +285,13 @@ def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOpt
     )
 
 
-def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, spec: NetworkSpec) -> dict[str, Array]:
-    terms = {f"loss/{name}": value.mean() for name, value in lanes.observed.terms.items()}
-    return {
-        **terms,
-        "loss/first": lanes.losses[:, 0].mean(),
-        "loss/last": lanes.losses[:, -1].mean(),
-        "agreement": lanes.observed.agreement.mean(),
+def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, spec: NetworkSpec) -> Info:
+    """The mean over the lanes."""
+    terms = {name: value.mean() for name, value in lanes.observed.terms.items()}
+    return Info(
+        losses={**terms, "first": lanes.losses[:, 0].mean(), "last": lanes.losses[:, -1].mean()},
+        agreement=lanes.observed.agreement.mean(),
+        predicted=jnp.bincount(lanes.observed.predicted.reshape(-1), length=spec.num_classes),
+        on_target=on_target(lanes.observed.predicted, lanes.labels, spec),
         **moment_gaps(seen, teacher_vars, lanes.gaps.mean(0)),
-        "predicted": jnp.bincount(lanes.observed.predicted.reshape(-1), length=spec.num_classes),
-        **on_target(lanes.observed.predicted, lanes.labels, spec),
-    }
+    )

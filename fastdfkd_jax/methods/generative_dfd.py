@@ -17,7 +17,7 @@ import optax
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.errors import require
-from fastdfkd_jax.methods.base import Batch, Method, Setting, class_advice, on_target
+from fastdfkd_jax.methods.base import Batch, Info, Method, Setting, class_advice, on_target
 from fastdfkd_jax.methods.parts.online_generator import health
 from fastdfkd_jax.models import Outputs, count_batch_norms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
@@ -153,8 +153,8 @@ class _Bound:
             return self._render(params, latents), labels
 
         images, labels = jax.lax.map(make, jax.random.split(image_key, options.batches_kept))
-        info = {f"loss/{name}": values[-1] for name, values in terms.items()}
-        info |= self._signals(images[0], labels[0], teacher_vars, student_vars)
+        info = self._signals(images[0], labels[0], teacher_vars, student_vars)
+        info = info._replace(losses={name: values[-1] for name, values in terms.items()})
         kept = (state.call + 1) % options.calls_per_generator == 0
         rows = images.reshape(-1, *spec.input_shape), labels.reshape(-1)
         return State(params, opt_state, state.call + 1), Batch(*rows, kept, {"generator": params}), info
@@ -207,11 +207,11 @@ class _Bound:
         )
         return total, terms
 
-    def _signals(self, images: Array, labels: Array, teacher_vars: Tree, student_vars: Tree) -> dict[str, Array]:
+    def _signals(self, images: Array, labels: Array, teacher_vars: Tree, student_vars: Tree) -> Info:
         spec, student = self.setting.teacher.spec, self.setting.student
         taught = self._look(teacher_vars, images)
         learned = student.apply(student_vars, augment.normalize(images, spec.mean, spec.std))
         found = health(taught, learned, teacher_vars, spec.num_classes)
         if self.groups > 1:
-            del found["predicted"]  # one group's images are no measure of the balance of classes
-        return found | on_target(taught.logits.argmax(-1), labels, spec)
+            found = found._replace(predicted=None)  # one group's images are no measure of the balance of classes
+        return found._replace(on_target=on_target(taught.logits.argmax(-1), labels, spec))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.methods.base import Batch, LaneOptions, Method, Setting
+from fastdfkd_jax.methods.base import Batch, Info, LaneOptions, Method, Setting
 
 
 def build(options: LaneOptions, setting: Setting) -> Method:
@@ -16,6 +16,6 @@ def build(options: LaneOptions, setting: Setting) -> Method:
     def synthesize(state, teacher_vars, student_vars, key):
         noise = jax.random.normal(key, (number, *spec.input_shape))
         images = jnp.clip(augment.denormalize(noise, spec.mean, spec.std), 0, 1)
-        return state, Batch(images, jnp.full(number, -1, jnp.int32)), {}
+        return state, Batch(images, jnp.full(number, -1, jnp.int32)), Info()
 
     return Method(lambda key, teacher_vars: (), synthesize, images_per_call=number)

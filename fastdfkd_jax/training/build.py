@@ -200,12 +200,18 @@ def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, T
 
 
 def forms_of(config: ConfigDict) -> Forms:
-    """The precision of a run's networks, and the form of their convolutions."""
-    conv = config.conv_gradient
+    """The precision of a run's networks, and the form of their convolutions.
+
+    Raises:
+      UserError: double precision is asked of JAX that computes in single.
+    """
+    conv, precision = config.conv_gradient, config.precision
+    single = precision == "float64" and not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    require(not single, "precision", "float32 or bfloat16, or JAX started with JAX_ENABLE_X64=1", precision)
     if conv == "auto":
         exact_maml = config.fastdfkd.reuse == "meta" and config.fastdfkd.meta_rule == "maml"
         conv = "cpu" if jax.default_backend() == "cpu" and not exact_maml else "xla"
-    return Forms(jnp.dtype(config.precision), conv)
+    return Forms(jnp.dtype(precision), conv)
 
 
 def _student(given: models.StudentOptions, teacher: Network, forms: Forms) -> tuple[Network, Tree | None]:

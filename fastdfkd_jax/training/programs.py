@@ -64,8 +64,8 @@ def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
         """One call and all that follows from it on the device."""
         key = jax.random.fold_in(key, index)
         state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
-        info = {**info, "diversity": batch.images.std(tuple(range(batch.images.ndim - 3))).mean()}
-        return state, *feed.keep(feed_state, batch, teacher_vars), info
+        said = {**info.records(), "diversity": batch.images.std(tuple(range(batch.images.ndim - 3))).mean()}
+        return state, *feed.keep(feed_state, batch, teacher_vars), said
 
     return synthesize
 

@@ -18,7 +18,7 @@ from fastdfkd_jax.pool.sampling import ReplayOptions
 from fastdfkd_jax.pool.stored_labels import SoftLabelOptions
 
 MODES = ("all", "synthesize", "distill")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class RunOptions(Options):
     eval_every: int = option(10, "calls between evaluations", at_least=1)
     checkpoint_every: int = option(10, "calls between checkpoints", at_least=1)
     images_every: int = option(20, "calls between PNG grids", at_least=1)
-    precision: str = option("float32", "of convolutions and activations", choices=PRECISIONS)
+    precision: str = option(
+        "float32", "of convolutions and activations; float64 needs JAX_ENABLE_X64=1", choices=PRECISIONS
+    )
     conv_gradient: str = option(
         "auto",
         "'cpu' (fast there), 'xla' (accelerators, exact MAML), 'auto' chooses",

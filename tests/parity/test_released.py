@@ -140,7 +140,7 @@ def test_calls_and_steps_are_those_of_the_released_code(record, config, monkeypa
             assert_close(jnp.transpose(batch.images, (0, 3, 1, 2)), record[name + "images"], f"{name} images")
             for index, term in enumerate(("class", "feature", "adversarial")):
                 if term != "adversarial" or call >= config.warmup_calls:
-                    assert_close(info[f"loss/{term}"], record[name + "losses"][-1, index], f"{name} {term}")
+                    assert_close(info.losses[term], record[name + "losses"][-1, index], f"{name} {term}")
             assert_same_state({"params": state.generator, "batch_stats": {}}, part(record, name + "meta/"), name)
             for index, layer in enumerate(order):
                 for moment in ("mean", "var"):

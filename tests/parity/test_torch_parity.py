@@ -30,7 +30,10 @@ STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 @pytest.fixture
 def config():
     """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
-    config = tiny_config(fastdfkd__num_steps=STEPS, synthesis_batch=BATCH, data__source="")
+    config = tiny_config(
+        teacher__checkpoint="digits", student__arch="wrn10_1", fastdfkd__num_steps=STEPS, synthesis_batch=BATCH,
+        data__source="",
+    )  # fmt: skip
     config.warmup_calls, config.precision = 2, "float64"
     config.inversion.flip = True
     return config
@@ -85,8 +88,8 @@ def test_two_calls_of_synthesis_are_pytorchs(config, parts):
         labels = torch.from_numpy(np.array(batch.labels, np.int64))
         images, observed = synthesizer.synthesize(latents, labels, STEPS, call == 1, view)
         np.testing.assert_allclose(batch.images, images.permute(0, 2, 3, 1).numpy(), **CLOSE)
-        np.testing.assert_allclose(info["loss/class"], observed["loss/class"], **CLOSE)
-        np.testing.assert_allclose(info["loss/feature"], observed["loss/feature"], **CLOSE)
+        np.testing.assert_allclose(info.losses["class"], observed["loss/class"], **CLOSE)
+        np.testing.assert_allclose(info.losses["feature"], observed["loss/feature"], **CLOSE)
         assert_same_weights({"params": state.generator, "batch_stats": {}}, meta)
         for name, (mean, var) in zip(
             [name for name, layer in synthesizer.teacher.named_modules() if isinstance(layer, torch.nn.BatchNorm2d)],

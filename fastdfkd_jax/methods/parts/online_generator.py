@@ -22,7 +22,7 @@ import optax
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation.distill import Objective
-from fastdfkd_jax.methods.base import ONCE, Batch, Method, Setting, moment_gaps
+from fastdfkd_jax.methods.base import ONCE, Batch, Info, Method, Setting, moment_gaps
 from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.models.generators.by_kind import ALL_GENERATORS, Generator, build_generator
 from fastdfkd_jax.options import Options, option
@@ -200,7 +200,7 @@ class _Bound:
             given = images if options.student_images == "step" else None
             images = self._student_batch(state, latents, given)[None]
         labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
-        return state, Batch(images, labels), info | {f"loss/{name}": value for name, value in terms.items()}
+        return state, Batch(images, labels), info._replace(losses=terms)
 
     def _step(self, state: State, latents: Array, teacher_vars: Tree, student_vars: Tree, dropout_key: Array):
         """One Adam step of the generator, with the images before it, the loss's terms and the health signals."""
@@ -243,14 +243,15 @@ def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, 
     return lambda params, latents: augment.normalize(generator.apply(params, latents), spec.mean, spec.std)
 
 
-def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> dict[str, Array]:
-    """The health signals of a batch (`Method.synthesize`), the teacher's outputs being with moments."""
+def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> Info:
+    """The signals of a batch but for its losses, the teacher's outputs being with moments."""
     predicted = taught.logits.argmax(-1)
-    return {
-        "agreement": (predicted == learned.logits.argmax(-1)).mean(),
+    return Info(
+        losses={},
+        agreement=(predicted == learned.logits.argmax(-1)).mean(),
+        predicted=jnp.bincount(predicted.reshape(-1), length=num_classes),
         **moment_gaps(taught.moments, teacher_vars),
-        "predicted": jnp.bincount(predicted.reshape(-1), length=num_classes),
-    }
+    )
 
 
 def generator_rate(options: OnlineGeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
