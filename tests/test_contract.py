@@ -34,7 +34,8 @@ def grey(setting, **fields):
     def synthesize(state, teacher_vars, student_vars, key):
         shape = (setting.batch, *setting.teacher.spec.input_shape)
         images = jnp.full(shape, (state + 1) / 255)
-        return state + 1, base.Batch(images, jnp.full(setting.batch, state)), {"loss/level": state.astype(jnp.float32)}
+        info = base.Info({"level": state.astype(jnp.float32)})
+        return state + 1, base.Batch(images, jnp.full(setting.batch, state)), info
 
     return base.Method(lambda key, teacher_vars: jnp.int32(0), synthesize, setting.batch)._replace(**fields)
 
@@ -44,7 +45,7 @@ def once(setting):
 
     def synthesize(state, teacher_vars, student_vars, key):
         images = jax.random.uniform(key, (ROUND, setting.batch, *setting.teacher.spec.input_shape))
-        return state + 1, base.Batch(images, jnp.zeros((ROUND, setting.batch), jnp.int32)), {}
+        return state + 1, base.Batch(images, jnp.zeros((ROUND, setting.batch), jnp.int32)), base.Info()
 
     return base.Method(
         lambda key, teacher_vars: jnp.int32(0),

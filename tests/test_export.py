@@ -250,7 +250,7 @@ def judged(tmp_path):
 
 
 def record_run(workdir, variables, **teacher):
-    config = {**tiny_config().to_dict()["teacher"], **teacher}
+    config = {**tiny_config(teacher__checkpoint="digits").to_dict()["teacher"], **teacher}
     identity = {"teacher weights": digest(variables)}
     content = {"config": {"teacher": config, "precision": "float32"}, "identity": identity}
     (workdir / "config.json").write_text(json.dumps(content))

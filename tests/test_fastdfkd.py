@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy_architecture  # noqa: F401 - registers "toy"
 from runs import tiny_config
 from toy_network import share_on_target
 
@@ -22,7 +23,7 @@ from fastdfkd_jax.models import Forms, NetworkSpec, build
 from fastdfkd_jax.models.generators.by_kind import GeneratorOptions, build_generator
 from fastdfkd_jax.training.build import assemble
 
-SPEC = NetworkSpec("wrn10_1", 10, 8, 1, (0.3,), (0.3,))
+SPEC = NetworkSpec("toy", 10, 8, 1, (0.3,), (0.3,))
 # The same program compiled with other options rounds differently; k steps of Adam on float32 amplify it.
 CLOSE: dict[str, Any] = {"rtol": 2e-3, "atol": 2e-4}
 TERMS = inversion_loss.InversionOptions(crop_padding=1)

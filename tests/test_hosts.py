@@ -155,7 +155,9 @@ def undisturbed(place) -> Path:
 
 
 @pytest.mark.parametrize(
-    "layout", [(), pytest.param(LANES, marks=pytest.mark.slow), DISK], ids=["batch", "tasks", "disk"]
+    "layout",
+    [(), pytest.param(LANES, marks=pytest.mark.slow), pytest.param(DISK, marks=pytest.mark.slow)],
+    ids=["batch", "tasks", "disk"],
 )
 def test_two_processes_end_as_one_with_two_devices(place, tmp_path, layout):
     finish(place, tmp_path / "two", *layout)

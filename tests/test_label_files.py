@@ -121,6 +121,7 @@ def test_every_part_of_a_description_is_compared(tmp_path):
     del flat["views"]
     assert len(flat) == 18
     other = {str: lambda value: f"{value}x", tuple: lambda value: (*value, 1.0)}
+    other[float] = lambda value: 0.25 if value != 0.25 else 0.5  # within every range
     for name, value in flat.items():
         with pytest.raises(UserError, match=rf"{name}: "):
             check(tmp_path, varied(**{name: other.get(type(value), lambda value: value + 1)(value)}))

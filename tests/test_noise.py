@@ -26,7 +26,7 @@ def test_noise_has_the_data_s_moments_and_stays_in_range(lanes):
     np.testing.assert_allclose(batch.images.mean((0, 1, 2)), [0.4, 0.5, 0.6], atol=0.004)
     np.testing.assert_allclose(batch.images.std((0, 1, 2)), [0.1, 0.1, 0.1], atol=0.004)
     assert np.all((batch.images >= 0) & (batch.images <= 1))
-    assert info == {}
+    assert info == base.Info()
 
 
 @pytest.mark.parametrize("variant", [None, "smoke", "cifar100-resnet34-resnet18-short"])

@@ -57,6 +57,14 @@ def test_full_importance_weights_make_the_mean_that_of_uniform_sampling():
     assert float(weights.max()) == 1
 
 
+def test_a_number_that_rounds_up_to_the_whole_draws_the_last_filled_row(monkeypatch):
+    """Beyond it lie rows that are not filled."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
+    chances = jnp.array([0.25, 0.75, 0.0, 0.0])
+    rows, _ = sampling.draw(jax.random.key(0), sampling.ReplayOptions(), chances, jnp.int32(2), 3)
+    np.testing.assert_array_equal(rows, [1, 1, 1])
+
+
 def test_new_images_get_the_median_difficulty_and_what_is_met_is_noted():
     known = sampling.added(sampling.init(6), jnp.int32(0), jnp.array([2, 2, 1]))
     np.testing.assert_array_equal(known.difficulty[:3], [1, 1, 1])

@@ -58,6 +58,8 @@ def test_a_spoiled_shard_is_named(tmp_path, spoil, message):
     spoil(tmp_path / "000001.npz")
     with pytest.raises(UserError, match=rf"000001.npz {message}"):
         list(made.read(2))
+    with pytest.raises(UserError, match=rf"000001.npz {message}"):
+        made.locate(2)
 
 
 def test_an_initial_pool_is_an_earlier_run_its_folder_or_pictures(tmp_path):
