@@ -87,6 +87,18 @@ def test_no_two_files_have_one_name():
     assert not [name for name, count in counts.items() if count > 1 and name not in ALIKE]
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60  # lines
+ONE_FILE = ("convert", "record")  # that users copy to where this package is not installed
+
+
+@pytest.mark.parametrize("parts", MODULES, ids="/".join)
+def test_files_and_functions_are_short(parts):
+    text = PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_FILE or parts == ONE_FILE
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert not [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno >= LONGEST_FUNCTION]
+
+
 def test_the_picture_is_of_these_rooms():
     drawn = (PACKAGE.parent / "docs" / "rooms.svg").read_text(encoding="utf-8")
     assert drawn == svg(), "run: python tests/structure.py docs/rooms.svg"

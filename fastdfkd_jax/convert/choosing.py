@@ -1,7 +1,4 @@
-"""Chooses the network's weights among a file's entries: raw or averaged ones, under one of its keys.
-
-Entries that are known to be no part of a network are dropped.
-"""
+"""Chooses the network's weights among a file's entries, and drops those that are known to be no part of a network."""
 
 from __future__ import annotations
 

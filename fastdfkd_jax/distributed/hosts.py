@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import fcntl
 import json
 import os
 import re
 import signal
-import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fastdfkd_jax.cli.command import say, told
+from fastdfkd_jax.cli.command import no_output, say, told
+from fastdfkd_jax.distributed.first_process import require_only_one_first_process
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 
 T = TypeVar("T")
@@ -143,7 +140,7 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
         "config.parallel.hosts that each of them reaches"
     )
     if hosts != "cluster" and process == 0:
-        _require_only_one_first_process(hosts)
+        require_only_one_first_process(hosts)
     try:
         jax.distributed.initialize(
             **known,
@@ -163,53 +160,8 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
     state = distributed.global_state
     _link = _Link(state.process_id, state.num_processes, state.client, lost_after)
     _tell_of_aborts(f"process 0 of {state.num_processes} was lost: {_RESUME}")
-    with _no_output():  # gloo, which joins the devices of CPUs, prints a line as they first meet
+    with no_output():  # gloo, which joins the devices of CPUs, prints a line as they first meet
         any_process(False)
-
-
-_first_process: list[IO[str]] = []  # the lock, which lives as long as this process
-
-
-def _require_only_one_first_process(address: str) -> None:
-    """Raises UserError where another process of this machine is number 0 at the same port, or the port is taken.
-
-    JAX's service shares its port with another one's, so that both would wait for the other processes in vain.
-    """
-    port = int(address.rpartition(":")[2])
-    expected = (
-        f"the port of config.parallel.hosts={address} is in use on this machine: is another process number 0 too?"
-    )
-    remedy = "give each process its own config.parallel.process, or choose another port"
-    path = Path(tempfile.gettempdir()) / f"fastdfkd_jax-{os.getuid()}-port-{port}.lock"
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with contextlib.suppress(PermissionError):  # of a folder that cannot be written; the port itself is tried below
-        lock = open(os.open(path, flags, 0o600), "w")  # noqa: SIM115 - held until this process ends
-        _first_process.append(lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{expected} {remedy}") from None
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that has just ended may still linger there
-        try:
-            tried.bind(("", port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UserError(f"{expected} {remedy}") from None
-
-
-@contextlib.contextmanager
-def _no_output() -> Iterator[None]:
-    """Sends what libraries write to standard output nowhere."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def count() -> int:

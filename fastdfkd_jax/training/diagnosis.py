@@ -1,4 +1,4 @@
-"""Faults of a teacher that make a run's numbers infinite."""
+"""Why a run's numbers are not finite, of which many a teacher is the cause."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 
 # Images lie in [0, 1], and activations of a working network are far from either end.
@@ -36,3 +37,17 @@ def teacher_fault(teacher: Network, variables: Any) -> str:
         if wrong.any():
             return f"{int(wrong.sum())} of {values.size} BatchNorm statistics of the teacher are absurd in {name}"
     return ""
+
+
+def not_finite(term: str, where: str, teacher: Network, variables: Any) -> UserError:
+    """The error for a term of a loss that is not finite: of the teacher where it is at fault, else of rates.
+
+    Args:
+      term: as it is recorded.
+      where: it was met, and what there is to begin again from.
+      teacher, variables: as for `teacher_fault`.
+    """
+    if fault := teacher_fault(teacher, variables):
+        return UserError(f"{term} is not finite, as {fault}: use another teacher, or import this one again")
+    remedy = "lower config.kd.lr, config.meta.lr or config.inner.*, and use a new workdir"
+    return UserError(f"{term} is not finite {where}: {remedy}")

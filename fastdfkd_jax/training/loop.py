@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import math
 import sys
@@ -15,19 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from fastdfkd_jax import convert
 from fastdfkd_jax.cli import signals
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage.image_grid import write_grid
 from fastdfkd_jax.training import health
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.checkpoint import Checkpoints
-from fastdfkd_jax.training.diagnosis import teacher_fault
+from fastdfkd_jax.training.diagnosis import not_finite
 from fastdfkd_jax.training.evidence import Evidence
 from fastdfkd_jax.training.feeding import labels_folder, open_feed
 from fastdfkd_jax.training.metric_files import Metrics, Silent
@@ -36,6 +33,7 @@ from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.progress import Progress, summary
 from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import last_call, last_synthesis_call
+from fastdfkd_jax.training.student_files import save_student
 from fastdfkd_jax.training.workdir import mark_saved
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,9 @@ class Training:
         self.writes = hosts.is_writer()
         self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
         self.evidence = Evidence(workdir, labels_folder(options, workdir), options.pool.initial)
-        self.feed = open_feed(parts, options, self.programs, workdir, self.distill_key, self._say)
+        self.feed = open_feed(
+            parts, options, self.programs, workdir, self.distill_key, lambda text: self.metrics.say(text)
+        )
         self._restore()
         self.trace = Trace(workdir / "profile", self._call_to_trace() if options.profile and self.writes else None)
         done = self.progress
@@ -94,9 +94,6 @@ class Training:
     def _saved_state(self) -> dict[str, Any]:
         """All that a checkpoint holds; images and labels lie in their shards."""
         return {**self.state, **self.feed.saved()}
-
-    def _say(self, text: str) -> None:
-        self.metrics.say(text)
 
     def _call_to_trace(self) -> int:
         """The second call of this start that does all that calls do: the first one compiles.
@@ -147,11 +144,8 @@ class Training:
             self._end_call()
 
     def _end_trace(self) -> None:
-        if (folder := self.trace.end()) is not None:
-            self.metrics.say(
-                f"traced call {self.progress.call} into {folder}: for TensorBoard's profile plugin, or "
-                "perfetto_trace.json.gz within it for ui.perfetto.dev"
-            )
+        if line := self.trace.end(self.progress.call):
+            self.metrics.say(line)
 
     def _trains(self) -> bool:
         """Whether the student learns in this call."""
@@ -186,7 +180,8 @@ class Training:
             self.progress.shards = self.feed.shards
             self.progress.images += self.parts.method.images_per_call
             self._judge_classes(info)
-        self._count_synthesis()
+        self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
+        self.progress.compile_seconds += self.programs.synthesize.compile_seconds
         return info, batch
 
     def _show(self, info: Mapping[str, Any], batch: base.Batch) -> None:
@@ -206,10 +201,6 @@ class Training:
             done.kd_steps += self.programs.steps
         if made is not None and not self._steps_left():
             self._show(*made)
-
-    def _count_synthesis(self) -> None:
-        self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
-        self.progress.compile_seconds += self.programs.synthesize.compile_seconds
 
     def _prepare(self) -> None:
         """Part of what the student waits for."""
@@ -239,7 +230,7 @@ class Training:
         self.progress.compile_seconds += self.programs.distill.compile_seconds
         self.progress.kd_steps += self.programs.steps
         if not math.isfinite(float(info["loss"])):
-            self._refuse_non_finite("kd/loss")
+            raise self._not_finite("kd/loss")
         sums, steps = self.progress.kd_sums, self.programs.steps
         self.progress.kd_sums = {name: sums.get(name, 0.0) + steps * float(mean) for name, mean in info.items()}
         if not self._steps_left():
@@ -247,8 +238,7 @@ class Training:
             self.progress.kd_sums = {}
 
     def _end_call(self) -> None:
-        done = self.progress
-        last = done.call == self.last_call
+        done, last = self.progress, self.progress.call == self.last_call
         due = last or done.call % self.options.eval_every == 0
         if self.parts.test is not None and due and self._trains():
             self._evaluate(self.parts.test)
@@ -261,7 +251,7 @@ class Training:
         values = {f"{part}/{name}": np.asarray(value).tolist() for name, value in info.items()}
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
-                self._refuse_non_finite(name)
+                raise self._not_finite(name)
         self.metrics.write(self.progress.call, values)
         if line := health.collapse(self.progress.call, values):
             self.metrics.say(line)
@@ -276,26 +266,23 @@ class Training:
             self.metrics.say(line)
             done.on_target = None
 
-    def _refuse_non_finite(self, term: str) -> None:
-        if fault := teacher_fault(self.parts.teacher, self.parts.teacher_vars):
-            raise UserError(f"{term} is not finite, as {fault}: use another teacher, or import this one again")
-        raise UserError(
-            f"{term} is not finite at call {self.progress.call}, KD step {self.progress.kd_steps}; last checkpoint: "
-            f"{self.checkpoints.latest}: lower config.kd.lr, config.meta.lr or config.inner.*, and use a new workdir"
-        )
+    def _not_finite(self, term: str) -> UserError:
+        done, latest = self.progress, self.checkpoints.latest
+        where = f"at call {done.call}, KD step {done.kd_steps}; last checkpoint: {latest}"
+        return not_finite(term, where, self.parts.teacher, self.parts.teacher_vars)
 
     def _evaluate_teacher(self) -> None:
         if self.parts.test is not None and self.progress.teacher_score is None:
-            result = self.programs.evaluate_teacher(self.parts.teacher_vars, self.parts.test)
-            self.progress.teacher_score = result[self.score.name]
+            scored = self.programs.evaluate_teacher(self.parts.teacher_vars, self.parts.test)[self.score.name]
+            self.progress.teacher_score = scored
             self.metrics.say(f"teacher {self.score.title} {self.progress.teacher_score:.2f} %")
 
     def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
         result = self.programs.evaluate(self.state["student"].result, test)
         done.evaluate_seconds += time.perf_counter() - start
-        found: float = result[self.score.name]
-        done.score_last, done.score_best = found, max(found, done.score_best or 0.0)
+        done.score_last = found = result[self.score.name]
+        done.score_best = max(found, done.score_best or 0.0)
         self.metrics.write(done.call, {f"eval/{name}": value for name, value in result.items()})
 
     def _save(self) -> None:
@@ -311,10 +298,3 @@ class Training:
         if self.writes:
             save_student(self.workdir, self.parts.student, self.state["student"].result)
         return summary(self.progress, self.parts, self.score, self.options.method.name, self.options.seed)
-
-
-def save_student(workdir: Path, student: Network, variables: Any) -> None:
-    """Writes student.safetensors and, where torch is installed, student.pth."""
-    convert.save_network(workdir / "student.safetensors", student, variables)
-    if importlib.util.find_spec("torch") is not None:
-        convert.save_network(workdir / "student.pth", student, variables)

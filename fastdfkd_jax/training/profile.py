@@ -24,10 +24,13 @@ class Trace:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._recording = True
 
-    def end(self) -> Path | None:
-        """Writes what was recorded; the folder, or None where nothing was."""
+    def end(self, call: int) -> str:
+        """Writes what was recorded; a line that says where it is, or '' where nothing was."""
         if not self._recording:
-            return None
+            return ""
         self._recording = False
         jax.profiler.stop_trace()
-        return self._folder
+        return (
+            f"traced call {call} into {self._folder}: for TensorBoard's profile plugin, or "
+            "perfetto_trace.json.gz within it for ui.perfetto.dev"
+        )

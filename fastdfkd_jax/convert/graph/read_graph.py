@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.convert.graph.arrangements import PERMUTE
 from fastdfkd_jax.convert.graph.declared import TASKS, check_declared
 from fastdfkd_jax.convert.graph.graph_network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
 from fastdfkd_jax.convert.graph.init_weights import redrawn, shuffled, tree
-from fastdfkd_jax.convert.graph.operations import PERMUTE
 from fastdfkd_jax.convert.graph.products import ADDED_PRODUCT, LINEAR
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
