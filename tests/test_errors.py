@@ -628,6 +628,7 @@ def test_a_full_disk_and_then_space(tmp_path):
 @pytest.mark.parametrize("size", ["250k", "1200k", "2300k"])
 def test_a_whole_run_on_a_full_disk(tmp_path, size):
     whole = ("--config.method.name=fastdfkd", "--config.mode=all", "--config.calls=3", "--config.data.source=digits")
+    whole += ("--config.teacher.checkpoint=digits", "--config.student.arch=wrn10_1")
     with small_disk(tmp_path / "disk", size) as resize:
         workdir = tmp_path / "disk" / "run"
         expect_full(run_outside(tmp_path, workdir, *whole), workdir)
