@@ -44,6 +44,11 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return True if collection_path == _PARITY and left_out else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, the README's commands: at the end, one would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Has Python look for garbage less often, and never among what was imported: that took a third of the time."""
     gc.freeze()
