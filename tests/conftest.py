@@ -9,7 +9,8 @@ import sys
 
 # Older kernels compile in half the time. Without fused multiply-adds, which they place differently from one program to
 # the next, results of two programs stay equal to the last bit. An XLA that has dropped either flag refuses to start.
-_AS_USERS = os.environ.get("XLA_FLAGS", "")
+# Workers of pytest-xdist start with the environment of the process that reads this first.
+_AS_USERS = os.environ.setdefault("XLA_FLAGS_BEFORE_TESTS", os.environ.get("XLA_FLAGS", ""))
 _QUICK = f"--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX {_AS_USERS}"
 os.environ["XLA_FLAGS"] = _QUICK
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from fastdfkd_jax.convert import from_state_dict, naming, to_state_dict
+from fastdfkd_jax.convert import from_state_dict, naming, to_state_dict, weight_files
 from fastdfkd_jax.convert.guess import guess_arch, guess_channels, guess_classes
 from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming, common_prefix, expected_entries, find_naming
@@ -166,3 +166,12 @@ def test_a_zero_variance_warns_and_passes(network, state, monkeypatch):
     from_state_dict(state | {"bn1.running_var": dead}, network)
     assert len(said) == 1
     assert "bn1.running_var (3 channels)" in said[0]
+
+
+def test_a_safetensors_file_is_read_in_its_order(tmp_path):
+    """Of two layers with unusual names the last counts as the classifier."""
+    arrays = {f"fc{i}.weight": np.ones((i, 2), np.float32) for i in range(1, 9)}
+    weight_files.write_safetensors(tmp_path / "net.safetensors", arrays, {})
+    state, _ = weight_files.read_state_dict(tmp_path / "net.safetensors")
+    assert list(state) == list(arrays)
+    assert guess_classes(state) == 8

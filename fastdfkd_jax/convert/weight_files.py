@@ -129,14 +129,15 @@ def _is_safetensors(path: Path, start: bytes) -> bool:
 def _read_safetensors(path: Path) -> Content:
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = file.metadata() or {}
-        entries = deserialize(path.read_bytes())
+            stored, order = file.metadata() or {}, file.offset_keys()
+        entries = dict(deserialize(path.read_bytes()))
     except (SafetensorError, OSError) as error:
         reason = shortened(str(error), 80)
         raise UserError(f"{path} is not a safetensors file, or is truncated: {reason}") from error
-    wide = sum(2 * len(entry["data"]) for _, entry in entries if entry["dtype"] in ("F16", "BF16"))
+    wide = sum(2 * len(entry["data"]) for entry in entries.values() if entry["dtype"] in ("F16", "BF16"))
     limits.require_bytes(path.stat().st_size + wide, path)
-    state = {name: _safetensors_array(path, name, entry) for name, entry in entries}
+    # In the file's order, which tells the last layer; `deserialize` gives another at every call.
+    state = {name: _safetensors_array(path, name, entries[name]) for name in order}
     return Content(state, stored_metadata.parse(path, stored.get(METADATA_KEY, "{}")))
 
 
