@@ -20,7 +20,7 @@ from fastdfkd_jax.options import RENAMED
 
 _SHOWN_KEYS = 5
 
-executed: list[Path] = []  # config files, in order
+executed: Path | None = None  # the config file of this process
 
 
 def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
@@ -100,13 +100,14 @@ def _load(name: str) -> ConfigDict:
 
 def execute(path: Path) -> Any:
     """The module of a config file. Processes that this one starts execute it too, for what it registers."""
+    global executed
     _make_importable(path)
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {path} is not Python: expected a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    executed.append(path.resolve())
+    executed = path.resolve()
     return module
 
 

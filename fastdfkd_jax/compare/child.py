@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     from fastdfkd_jax.training.one_run import run, set_up_jax
     from fastdfkd_jax.training.run_options import RunOptions
 
-    for path in request["config_files"]:
-        config_flags.execute(path)
+    if request["config_file"] is not None:
+        config_flags.execute(request["config_file"])
     config = ConfigDict(request["config"]).lock()
     set_up_jax(config)
     if request["action"] == "measure":

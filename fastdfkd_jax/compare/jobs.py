@@ -122,7 +122,7 @@ class _Child:
             )
         request = {
             "action": task.action, "config": task.config, "workdir": str(task.workdir), "cores": cores,
-            "parent": os.getpid(), "config_files": config_flags.executed,
+            "parent": os.getpid(), "config_file": config_flags.executed,
         }  # fmt: skip
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:

@@ -42,6 +42,6 @@ class KDOptions(ViewOptions, section="kd"):
 
     @property
     def views(self) -> ViewOptions:
-        """How the student is shown images."""
+        """The fields that say how the student is shown images."""
         names = [each.name for each in dataclasses.fields(ViewOptions)]
         return ViewOptions(**{name: getattr(self, name) for name in names})

@@ -35,7 +35,7 @@ REDUCTIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class LaneOptions(Options, section="fastdfkd"):
-    """How many images a call of FastDFKD makes, and of the noise control beside it."""
+    """The number of lanes, which FastDFKD and its noise control share: each makes a batch in every call."""
 
     num_tasks: int = option(
         1, "lanes, each with its own labels and latents, whose meta-gradients are reduced to one", at_least=1
@@ -81,7 +81,7 @@ class Info(NamedTuple):
     on_target: Array | None = None
 
     def records(self) -> dict[str, Array]:
-        """What there is, by the names that records have."""
+        """The signals that are not None, under their names in `metrics.jsonl`."""
         named = {"by_step/moment_gap" if n == "moment_gap_by_step" else n: v for n, v in self._asdict().items()}
         terms = {f"loss/{name}": value for name, value in named.pop("losses").items()}
         return terms | {name: value for name, value in named.items() if value is not None}

@@ -17,7 +17,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class KDOnDataOptions(Options, section="kd_on_data"):
-    """How a student learns from real images beside KD."""
+    """The loss that a student of real images minimises beside KD."""
 
     label_weight: float = option(
         0.1, "of the cross-entropy with the images' own labels; those without have none", at_least=0
