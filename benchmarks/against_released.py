@@ -43,23 +43,20 @@ def released(records: Path) -> list[float]:
 
 def table(ours: Sequence[float], released: Sequence[float]) -> str:
     """Markdown: number, mean and standard deviation of both, and their difference in its standard errors."""
-    rows = [("released code, PyTorch", released), ("this package", ours)]
-    lines = [
-        "| Fast-5, short protocol | runs | mean % | standard deviation | lowest | highest |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {name} | {len(values)} | {mean(values):.2f} | {stdev(values):.2f} | {min(values):.2f} "
-            f"| {max(values):.2f} |"
-            for name, values in rows
-        ),
+    groups = [("released code, PyTorch", released), ("this package", ours)]
+    head = ("Fast-5, short protocol", "runs", "mean %", "standard deviation", "lowest", "highest")
+    figures = [(mean(values), stdev(values), min(values), max(values)) for _, values in groups]
+    rows = [
+        (name, len(values), *(f"{number:.2f}" for number in numbers))
+        for (name, values), numbers in zip(groups, figures, strict=True)
     ]
     difference = mean(released) - mean(ours)
-    error = math.sqrt(sum(stdev(values) ** 2 / len(values) for _, values in rows))
+    error = math.sqrt(sum(stdev(values) ** 2 / len(values) for _, values in groups))
     sentence = (
         f"The means differ by {abs(difference):.2f} points, {abs(difference) / error:.1f} standard errors of the "
         "difference."
     )
-    return "\n".join([*lines, "", sentence]) + "\n"
+    return f"{markdown.table(head, rows, left=1)}\n{sentence}\n"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from jax import lax
 
 from benchmarks.timing import seconds
 from fastdfkd_jax.cpu_conv import conv2d
+from fastdfkd_jax.storage import markdown
 
 RECORD = Path("results/levers/general_convolutions.json")
 _BATCH, _ROUNDS, _IN_LOOP = 8, 3, 2
@@ -118,13 +119,13 @@ def table(content: dict[str, Any]) -> str:
         "XLA ms",
         "PyTorch ms",
     )
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    rows = []
     for each in content["cases"]:
         shape = [each[key] for key in ("size", "stride", "dilation", "groups")]
         times = [f"{each['milliseconds'][name]:,.0f}" for name in ("ours", "XLA", "PyTorch")]
         channels = f"{each['inputs']} to {each['outputs']}"
-        lines.append(f"| {' | '.join(map(str, [each['network'], each['side'], channels, *shape, *times]))} |")
-    return "\n".join(lines) + "\n"
+        rows.append([each["network"], each["side"], channels, *shape, *times])
+    return markdown.table(columns, rows)
 
 
 def main() -> None:

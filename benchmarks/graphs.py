@@ -200,7 +200,7 @@ def _file(name: str, folder: Path = RESULTS) -> Path:
 
 def table(records: list[dict[str, Any]]) -> str:
     """One row a record, in Markdown."""
-    columns = (
+    head = (
         "network",
         "side",
         "nodes",
@@ -211,19 +211,19 @@ def table(records: list[dict[str, Any]]) -> str:
         "moments' gradient",
         "time / linen",
     )
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    rows = []
     for found in records:
         times = found.get("seconds")
         cells = [
             found["network"],
-            str(found["image_size"]),
-            str(found["nodes"]),
-            str(len(found["operations"])),
+            found["image_size"],
+            found["nodes"],
+            len(found["operations"]),
             *(f"{error:.0e}" for error in found["errors"].values()),
             f"{times['ratio']:.2f}" if times else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 def page(text: str) -> str:

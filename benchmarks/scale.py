@@ -20,6 +20,7 @@ from fastdfkd_jax import moments
 from fastdfkd_jax.methods.parts.inversion_loss import Frozen, InversionOptions, make_inversion_loss
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator, rematerialised, usual_image_size
 from fastdfkd_jax.models.network import REMATERIALISATIONS
+from fastdfkd_jax.storage import markdown
 
 # NVIDIA H100 SXM data sheet: dense bf16 operations and bytes of HBM3, a second.
 _PEAK_FLOPS, _PEAK_BYTES = 989e12, 3.35e12
@@ -125,42 +126,26 @@ def main() -> None:
     published = [_case(text) for text in _PUBLISHED]
     parser.add_argument("--pairs", nargs="*", type=_case, default=published, metavar="TEACHER-STUDENT:BATCH")
     args = parser.parse_args()
-    print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.")
-    print()
-    columns = ("pair", "batch", "devices", "GFLOP a device", "kept GB", *(f"… remat {kind}" for kind in KINDS))
-    columns += ("state GB", "≥ ms by work", "≥ ms by memory", "limit")
-    print(f"| {' | '.join(columns)} |")
-    print(f"| {' | '.join('---' for _ in columns)} |")
-    for pair, batch in args.pairs:
-        for devices in (1, 8):
-            need = needs(pair, batch, devices, "bfloat16")
-            work = 1e3 * need.flops / _PEAK_FLOPS
-            memory = 1e3 * 2 * need.kept_bytes / _PEAK_BYTES
-            cells = (
-                pair,
-                batch,
-                devices,
-                f"{need.flops / 1e9:,.0f}",
-                f"{need.kept_bytes / 1e9:.2f}",
-                *(f"{needs(pair, batch, devices, 'bfloat16', kind).kept_bytes / 1e9:.2f}" for kind in KINDS),
-                f"{need.state_bytes / 1e9:.2f}",
-                f"{work:.2f}",
-                f"{memory:.2f}",
-                "memory" if memory > work else "work",
-            )
-            print(f"| {' | '.join(map(str, cells))} |")
-    print()
-    print("Computed, not run: one KD step.")
-    print()
-    columns = ("pair", "batch", "devices", "kept GB", *(f"… remat {kind}" for kind in KINDS), "state GB")
-    print(f"| {' | '.join(columns)} |")
-    print(f"| {' | '.join('---' for _ in columns)} |")
+    head = ("pair", "batch", "devices", "GFLOP a device", "kept GB", *(f"… remat {kind}" for kind in KINDS))
+    head += ("state GB", "≥ ms by work", "≥ ms by memory", "limit")
+    calls, steps = [], []
     for pair, batch in args.pairs:
         for devices in (1, 8):
             needed = [needs(pair, batch, devices, "bfloat16", kind) for kind in ("none", *KINDS)]
-            kept = (f"{need.kd_kept_bytes / 1e9:.2f}" for need in needed)
-            cells = (pair, batch, devices, *kept, f"{needed[0].kd_state_bytes / 1e9:.2f}")
-            print(f"| {' | '.join(map(str, cells))} |")
+            need = needed[0]
+            work = 1e3 * need.flops / _PEAK_FLOPS
+            memory = 1e3 * 2 * need.kept_bytes / _PEAK_BYTES
+            kept = (f"{each.kept_bytes / 1e9:.2f}" for each in needed)
+            bounds = (f"{work:.2f}", f"{memory:.2f}", "memory" if memory > work else "work")
+            flops, state = f"{need.flops / 1e9:,.0f}", f"{need.state_bytes / 1e9:.2f}"
+            calls.append((pair, batch, devices, flops, *kept, state, *bounds))
+            kept = (f"{each.kd_kept_bytes / 1e9:.2f}" for each in needed)
+            steps.append((pair, batch, devices, *kept, f"{need.kd_state_bytes / 1e9:.2f}"))
+    print("Computed, not run: one inner step, bf16 convolutions and activations, NVIDIA H100.\n")
+    print(markdown.table(head, calls))
+    head = ("pair", "batch", "devices", "kept GB", *(f"… remat {kind}" for kind in KINDS), "state GB")
+    print("Computed, not run: one KD step.\n")
+    print(markdown.table(head, steps), end="")
 
 
 if __name__ == "__main__":

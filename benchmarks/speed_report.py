@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastdfkd_jax.storage import markdown
+
 KINDS = (("call_seconds", "call_flops", "synthesis call"), ("kd_seconds", "kd_flops", "KD step"))
 
 
@@ -26,9 +28,9 @@ def write_markdown(result: dict[str, Any]) -> str:
         f"A call is {result['call_flops'] / 1e9:,.0f} GFLOP, a KD step {result['kd_flops'] / 1e9:,.0f}; the best "
         f"matrix product of the run made {peak / 1e9:,.0f} GFLOP/s.",
         "",
-        "| side | call s | GFLOP/s | of peak | KD step s | GFLOP/s | of peak | memory GB, before and most |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    head = ("side", "call s", "GFLOP/s", "of peak", "KD step s", "GFLOP/s", "of peak", "memory GB, before and most")
+    rows = []
     for name, side in sides.items():
         cells = [name]
         for key, flops, _ in KINDS:
@@ -37,18 +39,18 @@ def write_markdown(result: dict[str, Any]) -> str:
         before, most = (f"{number / 1e9:.2f}" for number in side["resident_bytes"])
         on_device = side["device_peak_bytes"]
         cells.append(f"{before}, {most}" if on_device is None else f"{on_device / 1e9:.2f} on the device")
-        lines.append(_row(cells))
+        rows.append(cells)
+    lines.append(markdown.table(head, rows))
     others = [name for name in sides if name != "ours"]
     if others:
-        lines += ["", _row(["ours / other", *others]), _row(["---"] * (1 + len(others)))]
-        for key, _, label in KINDS:
-            ours = median(sides["ours"][key])
-            lines.append(_row([label, *(f"{ours / median(sides[name][key]):.2f}" for name in others)]))
+        ours = {key: median(sides["ours"][key]) for key, *_ in KINDS}
+        rows = [[label, *(f"{ours[key] / median(sides[name][key]):.2f}" for name in others)] for key, _, label in KINDS]
+        lines.append(markdown.table(["ours / other", *others], rows))
         worst = {name: max(values.values()) for name, values in result["agreement"].items()}
         words = ", ".join(f"{value:.0e} ({name})" for name, value in worst.items())
-        lines += ["", f"Losses and adapted parameters differ by {words} in double precision."]
+        lines += [f"Losses and adapted parameters differ by {words} in double precision.", ""]
     start = ", ".join(f"{seconds:.1f} s ({name})" for name, seconds in result["start_seconds"].items())
-    lines += ["", f"From the start of our process until the first call runs: {start}.", ""]
+    lines += [f"From the start of our process until the first call runs: {start}.", ""]
     return "\n".join(lines + _convolution_table(result))
 
 
@@ -56,23 +58,19 @@ def _convolution_table(result: dict[str, Any]) -> list[str]:
     sides = {name: side["convolutions"] for name, side in result["sides"].items() if side["convolutions"]}
     if not sides:
         return []
-    lines = [
-        "The teacher's convolutions: GFLOP/s of forward pass / input gradient / kernel gradient.",
-        "",
-        _row(["input", "outputs, kernel, stride", "times", *sides]),
-        _row(["---"] * (3 + len(sides))),
-    ]
+    rows = []
     for i, conv in enumerate(result["convolutions"]):
         shape = f"{conv['height']}×{conv['width']}×{conv['inputs']}"
         kind = f"{conv['outputs']}, {conv['size']}×{conv['size']}, {conv['stride']}"
         speeds = [" / ".join(f"{conv['flops'] / s / 1e9:.0f}" for s in timed[i]) for timed in sides.values()]
-        lines.append(_row([shape, kind, str(conv["count"]), *speeds]))
-    return [*lines, ""]
+        rows.append([shape, kind, conv["count"], *speeds])
+    title = "The teacher's convolutions: GFLOP/s of forward pass / input gradient / kernel gradient."
+    return [title, "", markdown.table(["input", "outputs, kernel, stride", "times", *sides], rows)]
 
 
 def compare(results: dict[str, dict[str, Any]]) -> str:
     """One line for each result: our medians, and each over that of the line before."""
-    lines = [_row(["", "call s", "of the line before", "KD step s", "of the line before"]), _row(["---"] * 5)]
+    rows = []
     before: dict[str, Any] | None = None
     for name, result in results.items():
         ours, cells = result["sides"]["ours"], [name]
@@ -80,8 +78,8 @@ def compare(results: dict[str, dict[str, Any]]) -> str:
             ratio = "" if before is None else f"{median(ours[key]) / median(before[key]):.2f}"
             cells += [_spread(ours[key]), ratio]
         before = ours
-        lines.append(_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(["", "call s", "of the line before", "KD step s", "of the line before"], rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -103,17 +101,13 @@ def _spread(values: list[float]) -> str:
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
     """Prints the Markdown of a recorded case, or of several a table that compares our side."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="what --out of benchmarks.speed was")
     folders = parser.parse_args().folders
     results = {folder.name: json.loads((folder / "speed.json").read_text()) for folder in folders}
-    print(compare(results) if len(results) > 1 else write_markdown(*results.values()))
+    print(compare(results) if len(results) > 1 else write_markdown(*results.values()), end="")
 
 
 if __name__ == "__main__":

@@ -86,11 +86,11 @@ def keep(found: verify.Report, reference: str) -> dict[str, Any]:
 def table(records: list[dict[str, Any]]) -> str:
     """One row a record, in Markdown."""
     columns = ("network", "against", *_COLUMNS)
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    rows = []
     for found in records:
         errors = (f"{found['errors'][column]:.0e}" if found["errors"][column] else "0" for column in _COLUMNS)
-        lines.append(f"| {' | '.join([found['network'], found['reference'], *errors])} |")
-    return "\n".join(lines) + "\n"
+        rows.append([found["network"], found["reference"], *errors])
+    return markdown.table(columns, rows)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import runs  # noqa: F401 - makes configs importable
 
 from configs import default
 from fastdfkd_jax.options import Options, part, ranges, said, section
+from fastdfkd_jax.storage import markdown
 from fastdfkd_jax.training.run_options import every_kind
 
 _HEAD = """# Every option
@@ -33,14 +34,13 @@ def page() -> str:
     for kind in sections():
         summary = (kind.__doc__ or "").splitlines()[0]
         out.append(f"## {kind.section or 'The run itself'}\n{summary} `{kind.__name__}` in `{_file(kind)}`.\n")
-        out.append("| key | default | range | |\n|---|---|---|---|")
-        values = section(kind)
+        values, rows = section(kind), []
         for each in dataclasses.fields(kind):
             if part(each) is None:
                 key = f"{kind.section}.{each.name}".lstrip(".")
-                row = (f"`{key}`", f"`{values[each.name]!r}`", ranges(kind, each.name), said(kind, each.name)["about"])
-                out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-        out.append("")
+                about = said(kind, each.name)["about"]
+                rows.append((f"`{key}`", f"`{values[each.name]!r}`", ranges(kind, each.name), about))
+        out.append(markdown.table(("key", "default", "range", ""), rows))
     return "\n".join(out)
 
 

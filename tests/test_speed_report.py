@@ -37,7 +37,7 @@ def test_the_table_of_recorded_graphs_is_made_from_the_records(monkeypatch):
 def test_the_table_of_levers_is_made_from_the_records():
     document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     table = speed_report.compare({path.parent.name: json.loads(path.read_text()) for path in LEVERS})
-    assert markdown.insert(document, table + "\n") == document, (
+    assert markdown.insert(document, table) == document, (
         "run: python -m benchmarks.speed_report results/levers/* and put its table between the marks"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fastdfkd_jax.compare.comparison import Table
 from fastdfkd_jax.compare.results import Line
+from fastdfkd_jax.storage.markdown import table as markdown_table
 
 Sections = Mapping[str, Sequence[Line]]
 MISSING, NONE = "not measured", "–"
@@ -25,14 +26,8 @@ def markdown(table: Table, sections: Sections) -> str:
     parts = []
     for section, lines in sections.items():
         head, *body = _head_and_rows(table, lines)
-        alignment = ["---", "---", *("---:" for _ in head[2:])]
-        rows = [head, alignment, *body]
-        parts.append(f"**{section}**\n\n" + "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows))
+        parts.append(f"**{section}**\n\n{markdown_table(head, body, left=2)}")
     return "\n".join([*parts, " ".join(notes(table, sections)) + "\n"])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def latex(table: Table, sections: Sections) -> str:

@@ -1,14 +1,27 @@
-"""Blocks of a Markdown file that a command replaces, each between marks of its own."""
+"""Tables in Markdown, and the blocks of a file that a command replaces, each between marks of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.files import write_atomically
 
 _END = "<!-- /results -->"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int | None = None) -> str:
+    """A table, a line each for the head, the alignment and every row.
+
+    Args:
+      head: the columns' names.
+      rows: cells, as `str` writes them.
+      left: how many columns stand at the left, those after them at the right as numbers do; None for all.
+    """
+    alignment = ["---" if left is None or column < left else "---:" for column in range(len(head))]
+    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, alignment, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def insert(text: str, block: str, name: str = "") -> str:

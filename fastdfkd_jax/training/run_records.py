@@ -10,7 +10,7 @@ import numpy as np
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.scores import score_key
-from fastdfkd_jax.storage import limits
+from fastdfkd_jax.storage import limits, markdown
 from fastdfkd_jax.storage.files import make_folder, write_atomically, write_json
 
 _COLUMNS = (
@@ -43,9 +43,7 @@ def table(directory: Path) -> str:
             raise UserError(f"{path} is not the summary of a run: {error}") from None
     if not groups:
         raise UserError(f"{directory} holds no records: expected NAME/SEED/summary.json")
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
-    rows += [_row(name, summaries) for name, summaries in groups.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown.table(_COLUMNS, (_row(name, summaries) for name, summaries in groups.items()))
 
 
 def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
