@@ -45,10 +45,11 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(status)
 
 
-def say(line: str) -> None:
-    """Prints an error, of at most 300 characters unless `--verbose` is among the arguments."""
+def say(line: str, verbose: bool | None = None) -> None:
+    """Prints an error: all of it, or 300 characters at most. By default as `--verbose` is among the arguments."""
     line = one_line(f"error: {line}")
-    print(line if VERBOSE in sys.argv else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
+    whole = VERBOSE in sys.argv if verbose is None else verbose
+    print(line if whole else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
 
 
 def told(error: BaseException) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.command import run_command, say
 from fastdfkd_jax.cli.parser import OneLineParser, numbers
 from fastdfkd_jax.convert import choosing
 from fastdfkd_jax.convert.import_export import NAMINGS, export_checkpoint, import_checkpoint
@@ -139,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options)
     except LongError as error:
         hint = "" if str(error) == error.full else " (--verbose: all)"
-        print(f"error: {error.full if verbose else f'{error}{hint}'}", file=sys.stderr)
+        say(error.full if verbose else f"{error}{hint}", verbose)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(str(error), verbose)
     return EXIT_STATUS
 
 
