@@ -1,16 +1,19 @@
 """Names and layouts, and what is told from them; no torch needed."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from absl import logging
 
+from fastdfkd_jax import convert, models
 from fastdfkd_jax.convert import from_state_dict, naming, to_state_dict, weight_files
 from fastdfkd_jax.convert.guess import guess_arch, guess_channels, guess_classes
 from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming, common_prefix, expected_entries, find_naming
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models import NetworkSpec, arch_names, build
+from fastdfkd_jax.models import NetworkSpec, arch_names, architectures, build
+from fastdfkd_jax.models.layers import BatchNorm, Conv
 
 
 def zeros_like(arch: str, num_classes: int = 10, channels: int = 3) -> dict[str, np.ndarray]:
@@ -175,3 +178,29 @@ def test_a_safetensors_file_is_read_in_its_order(tmp_path):
     state, _ = weight_files.read_state_dict(tmp_path / "net.safetensors")
     assert list(state) == list(arrays)
     assert guess_classes(state) == 8
+
+
+class Own(nn.Module):
+    """A network whose first layer has no usual name and whose classifier is no dense layer."""
+
+    num_classes: int
+    train: bool = False
+    forms: models.Forms = models.Forms()
+
+    @nn.compact
+    def __call__(self, x):
+        x = BatchNorm(self.train, dtype=self.forms.dtype, name="norm")(Conv(4, forms=self.forms, name="stem")(x))
+        return Conv(self.num_classes, 1, forms=self.forms, name="head")(x).mean((1, 2)), x.mean((1, 2)), (x,)
+
+
+def test_of_an_architecture_of_one_s_own_nothing_is_told_from_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(architectures, "_registered", {})
+    models.register("own", Own, image_size=16)
+    network = build(NetworkSpec("own", 5, 16, channels=1, mean=(0.5,), std=(0.5,)))
+    variables = network.init(jax.random.key(0))
+    convert.save_network(tmp_path / "own.safetensors", network, variables)
+    again, loaded = convert.load_network(tmp_path / "own.safetensors")
+    assert again.spec == network.spec
+    jax.tree.map(np.testing.assert_array_equal, loaded, dict(variables))
+    with pytest.raises(UserError, match="has 5 classes, expected 4: check --num-classes"):
+        convert.load_network(tmp_path / "own.safetensors", num_classes=4)

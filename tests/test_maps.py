@@ -132,7 +132,7 @@ def test_a_teacher_learns_maps_without_names_whose_void_is_no_class(tmp_path):
                 tmp_path / "images" / split / f"{number}.png"
             )
     config = pretrain_camvid.get_config()
-    config.arch, config.data.source, config.data.dir = "deeplabv3_resnet18_os16", "pairs:.", str(tmp_path)
+    config.arch, config.data.source, config.data.dir = "toy_map", "pairs:.", str(tmp_path)
     config.data.short_side = 0
     config.recipe.epochs, config.recipe.batch_size, config.recipe.square = 1, 2, 0
     config.recipe.lr_milestones = ()

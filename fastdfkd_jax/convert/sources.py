@@ -17,7 +17,7 @@ from fastdfkd_jax.convert import choosing, graph, guess, naming, weight_files
 from fastdfkd_jax.convert.choosing import ALL, Choice
 from fastdfkd_jax.convert.messages import LongError, listed
 from fastdfkd_jax.errors import UserError, shortened
-from fastdfkd_jax.models import NetworkSpec, task_of, usual_image_size
+from fastdfkd_jax.models import NetworkSpec, is_registered, task_of, usual_image_size
 from fastdfkd_jax.storage import limits
 
 _USUAL = (
@@ -97,7 +97,12 @@ def find_spec(
     stored = {f.name: source.metadata[f.name] for f in dataclasses.fields(NetworkSpec) if f.name in source.metadata}
     if arch is None and str(stored.get("arch", "")).startswith(f"{graph.ARCH}:"):
         raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
-    found = guess.guess_classes(source.state)
+    counts = {"num_classes": guess.guess_classes, "channels": guess.guess_channels}
+    if is_registered(arch or stored.get("arch", "")):  # what its layers are called only its author knows
+        stored = ({"num_classes": num_classes} if num_classes else {}) | stored
+        counts = {name: count for name, count in counts.items() if name not in stored}
+    counted = {name: count(source.state) for name, count in counts.items()}
+    found = (stored | counted)["num_classes"]
     if num_classes not in (None, found):
         raise UserError(f"{source.path} has {found} classes, expected {num_classes}: check --num-classes")
     given = {"arch": arch, "image_size": image_size, "mean": mean, "std": std}
@@ -105,7 +110,7 @@ def find_spec(
     fields.setdefault("arch", None)
     fields["arch"] = fields["arch"] or _told_arch(source)
     fields.setdefault("image_size", usual_image_size(fields["arch"]))
-    fields |= {"num_classes": found, "channels": guess.guess_channels(source.state), "task": task_of(fields["arch"])}
+    fields |= counted | {"task": task_of(fields["arch"])}
     if not ("mean" in fields and "std" in fields):
         if needs_normalization:
             raise not_normalised(source.path)

@@ -153,6 +153,11 @@ def is_known(arch: str) -> bool:
     return _find(arch) is not None
 
 
+def is_registered(arch: str) -> bool:
+    """Whether a user has added an architecture of this name."""
+    return arch in _registered
+
+
 def usual_image_size(arch: str) -> int:
     """Side, in pixels, of the images that an architecture was published for; 32 where the name is not known."""
     found = _find(arch)
