@@ -7,12 +7,15 @@ import os
 import pathlib
 import sys
 
-# Older kernels compile in half the time. Without fused multiply-adds, which they place differently from one program to
-# the next, results of two programs stay equal to the last bit. An XLA that has dropped either flag refuses to start.
+# Older kernels compile in half the time, and a program in one part faster than in many. Without fused multiply-adds,
+# which these kernels place differently from one program to the next, results of two programs stay equal to the last
+# bit. An XLA that has dropped one of the flags refuses to start.
 # Workers of pytest-xdist start with the environment of the process that reads this first.
 _AS_USERS = os.environ.setdefault("XLA_FLAGS_BEFORE_TESTS", os.environ.get("XLA_FLAGS", ""))
-_QUICK = f"--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX {_AS_USERS}"
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX --xla_cpu_parallel_codegen_split_count=1"
+_QUICK = f"{_QUICK} {_AS_USERS}"
 os.environ["XLA_FLAGS"] = _QUICK
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of two workers would wait for each other
 
 import jax  # noqa: E402 - XLA reads its flags once
 import pytest  # noqa: E402
@@ -46,8 +49,8 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, the README's commands: at the end, one would run alone."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """The README's commands first, then the largest files: at the end, a long one would run alone."""
+    items.sort(key=lambda item: (item.path.name != "test_readme.py", -item.path.stat().st_size))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -45,6 +45,9 @@ PUBLISHED = {
 }
 # One small member of each family, for what is computed and not only shaped.
 SMALL = ("wrn10_1", "resnet8", "resnet8b")
+# Deeper ones of the same blocks: one size of images suffices.
+DEEPER = ("wrn40_1", "wrn40_2", "resnet34", "resnet34_imagenet", "resnet32", "resnet44", "resnet56", "resnet110")
+DEEPER += ("resnet32x4", "resnet50", "vgg11", "vgg13")
 
 
 def network(arch: str, **kwargs) -> models.Network:
@@ -87,8 +90,10 @@ def test_parameter_and_batch_norm_counts(arch):
     assert models.count_batch_norms(shapes_of(arch)) == batch_norms
 
 
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("arch", PUBLISHED)
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [*((arch, 32) for arch in PUBLISHED), *((arch, 64) for arch in PUBLISHED if arch not in DEEPER)],
+)
 def test_shapes(arch, size):
     _, _, blocks, features = PUBLISHED[arch]
     net = network(arch, image_size=size)
