@@ -94,7 +94,8 @@ def find_spec(
     Raises:
       UserError: something needed is not known, or the number of classes is another one.
     """
-    stored: dict[str, Any] = {f.name: source.metadata[f.name] for f in dataclasses.fields(NetworkSpec) if f.name in source.metadata}
+    said, names = source.metadata, [field.name for field in dataclasses.fields(NetworkSpec)]
+    stored: dict[str, Any] = {name: said[name] for name in names if name in said}
     if arch is None and str(stored.get("arch", "")).startswith(f"{graph.ARCH}:"):
         raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     counts = {"num_classes": guess.guess_classes, "channels": guess.guess_channels}
