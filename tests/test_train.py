@@ -225,9 +225,13 @@ def test_a_student_of_shuffled_passes_is_averaged_and_the_same_wherever_its_pool
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_path):
-    """In two dispatches of two steps a run has the same steps as in one of four."""
-    shared.run(tiny_config(kd__steps_per_dispatch=4), tmp_path)
+def test_what_is_recorded_of_the_student_is_a_mean_over_the_call(finished, tmp_path, monkeypatch):
+    """In two dispatches of two steps a run has the same steps as in one of four, whose loop is unrolled."""
+    scan, unrolled = jax.lax.scan, []
+    spy = lambda *args, **known: (unrolled.append(known.get("unroll")), scan(*args, **known))[1]  # noqa: E731
+    monkeypatch.setattr(jax.lax, "scan", spy)
+    shared.run(tiny_config(kd__steps_per_dispatch=4, kd__unroll=True), tmp_path)
+    assert True in unrolled
     one, other = ([r for r in records(folder) if "kd/loss" in r] for folder in (tmp_path, finished.workdir))
     assert len(one) == len(other) == 2
     for name in ("kd/loss", "kd/agreement"):

@@ -39,6 +39,7 @@ class KDOptions(ViewOptions, section="kd"):
         0.0, "of an average of the student's weights, which is evaluated and exported; 0 for none", within="[0, 1)"
     )
     steps_per_dispatch: int = option(20, "steps compiled into one program", at_least=1)
+    unroll: int | bool = option(1, "steps unrolled in the compiled loop; True for all", at_least=1)
 
     @property
     def views(self) -> ViewOptions:

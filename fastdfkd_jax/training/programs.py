@@ -83,7 +83,7 @@ def _distill(parts: Parts, run: RunOptions, feed: Functions, steps: int) -> Call
             known, info = feed.observe(known, examples, info)
             return (state, known), info
 
-        (state, known), info = jax.lax.scan(one, (state, feed.known(source)), None, length=steps)
+        (state, known), info = jax.lax.scan(one, (state, feed.known(source)), None, steps, unroll=run.kd.unroll)
         return state, known, jax.tree.map(jnp.mean, info)
 
     return distill_steps
