@@ -315,9 +315,9 @@ def test_several_generator_steps_are_adam_on_new_latents_each():
 
     *step_keys, sample_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(3), 0), 5)
     params = averaged = start.generator
-    state, values = adam.init(params), []
+    state, values, value_and_grad = adam.init(params), [], jax.jit(jax.value_and_grad(loss))
     for key in step_keys:
-        value, gradient = jax.value_and_grad(loss)(params, key)
+        value, gradient = value_and_grad(params, key)
         updates, state = adam.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         averaged = jax.tree.map(lambda old, new: (old + new) / 2, averaged, params)
