@@ -12,6 +12,7 @@ makes an instance of a config. A field may hold other options, which are a secti
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -78,6 +79,8 @@ class Options:
             value = getattr(self, each.name)
             for expected, holds in _rules(said(type(self), each.name)):
                 self.require(each.name, holds(value), expected)
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            self.require(each.name, all(map(_is_finite, numbers)), "finite")
 
     def require(self, name: str, condition: bool, expected: str) -> None:
         """UserError where the option of this name cannot work."""
@@ -114,6 +117,10 @@ def _rules(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield f"more than {known['above']}", lambda value: value > known["above"]
     if known.get("within"):
         yield f"in {known['within']}", lambda value: _contains(known["within"], value)
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _contains(interval: str, value: float) -> bool:
