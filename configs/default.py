@@ -1,6 +1,6 @@
 """The whole configuration; other configs are overrides of this one only.
 
-A section is the class that is named here: its fields have the defaults with unit, range and source.
+A section is a class, named here or by the methods: its fields have the defaults with unit, range and source.
 """
 
 from ml_collections import ConfigDict
@@ -8,21 +8,8 @@ from ml_collections import ConfigDict
 from fastdfkd_jax.data import DataOptions
 from fastdfkd_jax.distillation.kd_options import KDOptions
 from fastdfkd_jax.distributed.parallel import ParallelOptions
-from fastdfkd_jax.methods.cmi import CMIOptions
-from fastdfkd_jax.methods.dafl import DAFLOptions
-from fastdfkd_jax.methods.deepinversion import DeepInversionOptions
-from fastdfkd_jax.methods.dfad import DFADOptions
-from fastdfkd_jax.methods.dfnd import DFNDOptions
-from fastdfkd_jax.methods.dfq import DFQOptions
-from fastdfkd_jax.methods.fastdfkd import FastDFKDOptions
-from fastdfkd_jax.methods.generative_dfd import GenerativeDFDOptions
-from fastdfkd_jax.methods.parts.inversion_loss import InversionOptions
-from fastdfkd_jax.methods.parts.optimizers import InnerOptions, MetaOptions
-from fastdfkd_jax.methods.real_data import KDOnDataOptions
-from fastdfkd_jax.methods.registry import MethodOptions
-from fastdfkd_jax.methods.zskt import ZSKTOptions
+from fastdfkd_jax.methods import registry
 from fastdfkd_jax.models import StudentOptions, TeacherOptions
-from fastdfkd_jax.models.generators.by_kind import GeneratorOptions
 from fastdfkd_jax.options import section
 from fastdfkd_jax.pool.feed import PoolOptions
 from fastdfkd_jax.pool.real_images import TransferOptions
@@ -38,22 +25,9 @@ def get_config() -> ConfigDict:
     config.student = section(StudentOptions)
     config.data = section(DataOptions)
     config.transfer = section(TransferOptions)
-    config.method = section(MethodOptions)
-
-    config.fastdfkd = section(FastDFKDOptions)  # Algorithm 1
-    config.generator = section(GeneratorOptions)  # of FastDFKD and CMI, as the next
-    config.inversion = section(InversionOptions)
-    config.inner = section(InnerOptions)
-    config.meta = section(MetaOptions)
-    config.cmi = section(CMIOptions)
-    config.deepinversion = section(DeepInversionOptions)
-    config.dafl = section(DAFLOptions)
-    config.zskt = section(ZSKTOptions)
-    config.dfq = section(DFQOptions)
-    config.dfad = section(DFADOptions)
-    config.generative_dfd = section(GenerativeDFDOptions)
-    config.dfnd = section(DFNDOptions)
-    config.kd_on_data = section(KDOnDataOptions)
+    config.method = section(registry.MethodOptions)
+    for name, options in registry.sections().items():  # fastdfkd, generator, inversion and so on
+        config[name] = section(options)
 
     config.kd = section(KDOptions)  # the student's recipe
     config.pool = section(PoolOptions)

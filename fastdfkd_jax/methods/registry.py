@@ -1,12 +1,12 @@
 """The methods by name, each with what builds it and its options, which are its sections of the config.
 
-Adding a method is a line in `METHODS`.
+Adding a method is an import and a line in `METHODS`, anywhere: the config has a section for each of its options.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from fastdfkd_jax import options
@@ -78,6 +78,15 @@ class MethodOptions(Options, section="method"):
     """Which method makes the images."""
 
     name: str = option("fastdfkd", "docs/methods.md describes all", choices=tuple(METHODS))
+
+
+def sections() -> dict[str, type[Options]]:
+    """The class of each section that methods read: of several, the one with all its fields."""
+    found: dict[str, type[Options]] = {}
+    for kind in (kind for entry in METHODS.values() for kind in options.kinds(entry.options)):
+        if len(fields(kind)) > len(fields(found.get(kind.section, Options))):
+            found[kind.section] = kind
+    return found
 
 
 def other_sections(name: str) -> set[str]:
