@@ -11,10 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import flops
-from configs import cifar10
+from configs import cifar, cifar10, imagenet
 from fastdfkd_jax import convert
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator
+from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator, usual_image_size
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.programs import initial_state
 
@@ -32,6 +32,7 @@ class Case(NamedTuple):
       precision: 'float32' or 'bfloat16'.
       teacher: a checkpoint, or '' for random weights, which cost the same.
       overrides: further values for our config, by dotted name.
+      recipe: 'cifar10', or 'imagenet' for 224 pixels, which only our side has.
     """
 
     pair: str
@@ -41,10 +42,21 @@ class Case(NamedTuple):
     precision: str = "float32"
     teacher: str = ""
     overrides: tuple[tuple[str, object], ...] = ()
+    recipe: str = "cifar10"
 
     def config(self, folder: Path) -> ConfigDict:
-        """The Fast-5 config of the pair, with this batch and k; `folder` is where `Preparation` has written."""
-        config = cifar10.get_config(f"{self.pair}-fast5")
+        """The published config of the pair, with this batch and k; `folder` is where `Preparation` has written.
+
+        A pair that is not published has the options of one that is.
+        """
+        teacher, student = self.pair.split("-")
+        if self.recipe == "cifar10":
+            known = self.pair if self.pair in cifar.PAIRS else "wrn40_2-wrn16_1"
+            config = cifar10.get_config(f"{known}-fast5")
+        else:
+            config = imagenet.get_config(student if student in imagenet.STUDENTS else "resnet18_imagenet")
+            config.pool.place, config.synthesis_calls = "device", 0
+        config.teacher.arch, config.student.arch = teacher, student
         config.teacher.checkpoint = self.teacher or str(folder / "teacher.safetensors")
         config.student.checkpoint = str(folder / "student.safetensors")
         config.data.source, config.precision = "", self.precision
@@ -82,11 +94,13 @@ class Preparation:
     def __init__(self, case: Case, folder: Path):
         self.case = case
         teacher, student = case.pair.split("-")
-        if not case.teacher:
-            _save_fresh(teacher, 0, folder / "teacher.safetensors")
-        _save_fresh(student, 1, folder / "student.safetensors")
         self.config = case.config(folder)
+        if not case.teacher:
+            _save_fresh(teacher, 0, folder / "teacher.safetensors", self.config)
+        _save_fresh(student, 1, folder / "student.safetensors", self.config)
         self.parts = assemble(self.config)
+        if case.recipe != "cifar10":
+            return  # nobody else computes it
         generator = initial_state(jax.random.key(0), self.parts)["method"].generator
         weights = convert.to_state_dict({"params": generator, "batch_stats": {}}, num_batches_tracked=None)
         np.savez(folder / "generator.npz", **weights)  # pyright: ignore[reportArgumentType] - names are keywords
@@ -95,9 +109,9 @@ class Preparation:
 
     def costs(self) -> flops.Costs:
         """Floating-point operations of one batch's forward passes."""
-        sizes = self.config.generator.latent_dim, self.config.generator.width
-        spec = self.parts.teacher.spec
-        generator = build_generator(spec.image_size, spec.channels, *sizes, forms=Forms(conv="xla"))
+        given, spec = self.config.generator, self.parts.teacher.spec
+        sizes = given.latent_dim, given.width
+        generator = build_generator(spec.image_size, spec.channels, *sizes, kind=given.kind, forms=Forms(conv="xla"))
         return flops.count(
             self._in_xla_form(self.parts.teacher), self._in_xla_form(self.parts.student), generator, self.case.batch
         )
@@ -116,8 +130,9 @@ def first_key() -> jax.Array:
     return jax.random.fold_in(jax.random.key(CALL_KEY), 0)
 
 
-def _save_fresh(arch: str, seed: int, path: Path) -> None:
-    network = build(NetworkSpec(arch, num_classes=10))
+def _save_fresh(arch: str, seed: int, path: Path, config: ConfigDict) -> None:
+    size = config.teacher.image_size or usual_image_size(arch)
+    network = build(NetworkSpec(arch, config.teacher.num_classes, size))
     convert.save_network(path, network, jax.jit(network.init)(jax.random.key(seed)))
 
 

@@ -40,7 +40,7 @@ class OurSide:
         self.pool = on_device.append(
             on_device.empty(case.batch, shape), on_device.to_uint8(images), jnp.zeros(case.batch, jnp.int32)
         )
-        self.made = on_device.empty(case.batch, shape)
+        self.made = on_device.empty(case.batch * self.config.fastdfkd.num_tasks, shape)
         self.key, self.calls = jax.random.key(CALL_KEY), 0
 
     def compile(self) -> float:

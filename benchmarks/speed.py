@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.speed_report import draw, write_markdown
 from benchmarks.timing import Worker
+from benchmarks.torch_forms import FORMS
 
-TORCH_SIDES = ("plain", "tuned", "compiled")
 _MATRIX = 2048  # side of the product that stands for the machine's peak
 
 
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--kd-steps", type=int, default=2, help="KD steps of one turn; ours runs them in one dispatch")
     parser.add_argument("--starts", type=int, default=1, help="how often every side begins in a fresh process")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every side after each start")
-    parser.add_argument("--sides", nargs="*", default=["plain", "tuned"], choices=TORCH_SIDES, help="of PyTorch")
+    parser.add_argument("--sides", nargs="*", default=["plain", "tuned"], choices=FORMS, help="of PyTorch")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--teacher", type=Path, help="a checkpoint; random weights cost the same")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="more of our config, by dotted name")

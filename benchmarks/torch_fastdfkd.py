@@ -2,15 +2,15 @@
 
 Random numbers are arguments, so that both sides can be given the same ones. Images are NCHW, as PyTorch has them.
 
-It has two forms. *Plain* is what a straightforward program does: eager, contiguous, and with the gradients of the
-networks' weights computed and dropped. *Tuned* freezes the networks during synthesis, keeps everything in
-channels_last, takes both moments in one pass and runs the teacher of a KD step in inference mode.
+This is the plain form, what a straightforward program does: eager, contiguous, with the gradients of the networks'
+weights computed and dropped, and with losses read as they come. `torch_tuned` has the others.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ def generator(latent_dim: int = 256, width: int = 64, image_size: int = 32, chan
     return whole
 
 
-def record_moments(network: nn.Module, tuned: bool = False) -> list[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
+def record_moments(network: nn.Module) -> list[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
     """Makes the network's BatchNorms append (layer, mean, biased variance) of their inputs to the returned list.
 
     Only where gradients are recorded, so not in a teacher that gives targets.
@@ -58,11 +58,7 @@ def record_moments(network: nn.Module, tuned: bool = False) -> list[tuple[nn.Bat
         (x,) = inputs
         if not torch.is_grad_enabled():
             return
-        if tuned:
-            var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
-        else:
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
-        seen.append((layer, mean, var))
+        seen.append((layer, x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
 
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -79,14 +75,14 @@ def load_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Mod
 def viewer(places: Tensor) -> Callable[[Tensor], Tensor]:
     """Gives the views one after another, as `Synthesizer.synthesize` asks for them; places: i64[k, B, H W]."""
     remaining = iter(places)
+    return lambda images: shown(images, next(remaining))
 
-    def view(images: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
-        flat = torch.cat([images.new_zeros(batch, channels, 1), images.flatten(2)], 2)
-        rows = next(remaining)[:, None].expand(-1, channels, -1)
-        return flat.gather(2, rows).reshape(batch, channels, height, width)
 
-    return view
+def shown(images: Tensor, places: Tensor) -> Tensor:
+    """A view of images; places: i64[B, H W], where each pixel comes from, 0 for black, else 1 + its place."""
+    batch, channels, height, width = images.shape
+    flat = torch.cat([images.new_zeros(batch, channels, 1), images.flatten(2)], 2)
+    return flat.gather(2, places[:, None].expand(-1, channels, -1)).reshape(batch, channels, height, width)
 
 
 def random_view(images: Tensor, padding: int = 4) -> Tensor:
@@ -122,7 +118,7 @@ class Synthesizer:
       teacher, student: in evaluation mode during a call.
       meta, outer: the meta-generator and its optimizer.
       mean, std: normalisation, shaped to broadcast over NCHW.
-      tuned: the form.
+      autocast: of every forward pass. One of several steps would go on with the weights of the first: it casts once.
       accumulated: moments so far, layer by layer; empty before the first call.
       losses: of each step of the last call.
       adapted: generator and latents after the last call's steps.
@@ -135,16 +131,13 @@ class Synthesizer:
     mean: Tensor
     std: Tensor
     options: Options = field(default_factory=Options)
-    tuned: bool = False
+    autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
     accumulated: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     adapted: tuple[nn.Module, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.seen = record_moments(self.teacher, self.tuned)
-        if self.tuned:
-            for network in (self.teacher, self.student, self.meta):
-                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
+        self.seen = record_moments(self.teacher)
 
     def loss(self, view: Tensor, labels: Tensor, adversarial: bool) -> Tensor:
         """Eq. 13 with the momentum feature term of Eq. 15, as the released code weighs them."""
@@ -180,9 +173,6 @@ class Synthesizer:
         """
         self.teacher.eval()
         self.student.eval()
-        if self.tuned:
-            self.teacher.requires_grad_(False)
-            self.student.requires_grad_(False)
         fast, latents = copy.deepcopy(self.meta), latents.clone().requires_grad_()
         inner = torch.optim.Adam(
             [
@@ -195,8 +185,9 @@ class Synthesizer:
         self.losses = []
         self.outer.zero_grad()
         for _ in range(steps):
-            images = fast(latents)
-            loss = self.loss(augment(images), labels, adversarial)
+            with self.autocast:
+                images = fast(latents)
+                loss = self.loss(augment(images), labels, adversarial)
             self.losses.append(loss.item())
             if self.losses[-1] < lowest:
                 best, lowest = images.detach(), self.losses[-1]
@@ -209,7 +200,6 @@ class Synthesizer:
         self.outer.step()
         self.adapted = fast, latents.detach()
         self._accumulate()
-        self.student.requires_grad_()
         return best, self.observed
 
     def _accumulate(self) -> None:
@@ -229,15 +219,12 @@ def kd_step(
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
     temperature: float,
-    tuned: bool = False,
 ) -> float:
     """One step of Algorithm 1 lines 18 to 20 on normalised images; gives the loss before it."""
     teacher.eval()
     student.train()
-    with torch.inference_mode() if tuned else torch.no_grad():
+    with torch.no_grad():
         target = (teacher(inputs) / temperature).softmax(1)
-    if tuned:
-        target = target.clone()  # autograd may save it, which it refuses of tensors made in inference mode
     log_student = (student(inputs) / temperature).log_softmax(1)
     loss = functional.kl_div(log_student, target, reduction="batchmean") * temperature**2
     optimizer.zero_grad()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import torch_fastdfkd
+from benchmarks import torch_fastdfkd, torch_tuned
 from benchmarks.case import Case, Numbers
 from benchmarks.flops import Convolution
 from benchmarks.timing import median_seconds
@@ -27,21 +29,35 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def _options(config: ConfigDict) -> torch_fastdfkd.Options:
+    weights, inner = config.inversion, config.inner
+    return torch_fastdfkd.Options(
+        weights.class_weight,
+        weights.adversarial_weight,
+        weights.feature_weight,
+        weights.accumulator_weight,
+        inner.generator_lr,
+        inner.latents_lr,
+    )
+
+
 class TorchSide:
     """Networks, generator and optimizers of a case.
 
     Args:
       case: what is timed.
       folder: where `case.Preparation` has written.
-      form: 'plain', 'tuned', or 'compiled', which is 'tuned' with `torch.compile` of teacher and student.
+      form: 'plain' (`torch_fastdfkd`), or of `torch_forms.TUNED`.
       dtype: of the weights; the case's precision is applied by autocast.
     """
 
     def __init__(self, case: Case, folder: Path, form: str, dtype: torch.dtype = torch.float32):
+        if case.recipe != "cifar10":
+            raise SystemExit(f"error: PyTorch has no form of the recipe {case.recipe}: time our side alone")
         self.case, self.form, self.dtype = case, form, dtype
-        self.tuned = form != "plain"
         self.operand_dtype = torch.bfloat16 if case.precision == "bfloat16" else dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.benchmark = form != "plain"
         config = case.config(folder)
         network, variables = load_teacher(read(TeacherOptions, config), Forms())
         spec = network.spec
@@ -52,68 +68,92 @@ class TorchSide:
             torch_fastdfkd.generator(config.generator.latent_dim, config.generator.width),
             dict(np.load(folder / "generator.npz")),
         )
-        self.teacher, self.student, self.meta = (m.to(self.device, dtype) for m in (teacher, student, meta))
+        networks = [module.to(self.device, dtype) for module in (teacher, student, meta)]
         self.mean, self.std = (
             torch.tensor(values, dtype=dtype, device=self.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std)
         )
-        weights, inner = config.inversion, config.inner
-        self.synthesizer = torch_fastdfkd.Synthesizer(
-            self.teacher,
-            self.student,
-            self.meta,
-            torch.optim.Adam(self.meta.parameters(), config.meta.lr, betas=(0.5, 0.999)),
-            self.mean,
-            self.std,
-            torch_fastdfkd.Options(
-                weights.class_weight,
-                weights.adversarial_weight,
-                weights.feature_weight,
-                weights.accumulator_weight,
-                inner.generator_lr,
-                inner.latents_lr,
-            ),
-            self.tuned,
-        )
-        if form == "compiled":
-            self.teacher.compile()
-            self.student.compile()
-        kd = config.kd
-        self.optimizer = torch.optim.SGD(
-            self.student.parameters(), kd.lr, momentum=kd.momentum, weight_decay=kd.weight_decay
-        )
-        self.temperature = kd.temperature
-        self.numbers = Numbers(**np.load(folder / "numbers.npz"))
         self.pool = torch.rand(case.batch, 3, *spec.input_shape[:2], device=self.device, dtype=dtype)
+        self.synthesizer: Any
+        numbers = np.load(folder / "numbers.npz")
+        self.numbers = self._on_device(Numbers(**numbers))
+        if form == "plain":
+            self._prepare_plain(config, *networks)
+        else:
+            self._prepare_tuned(config, *networks)
 
-    def _precision(self):
+    def _prepare_plain(self, config: ConfigDict, teacher: nn.Module, student: nn.Module, meta: nn.Module) -> None:
+        outer = torch.optim.Adam(meta.parameters(), config.meta.lr, betas=(0.5, 0.999))
+        self.synthesizer = torch_fastdfkd.Synthesizer(
+            teacher, student, meta, outer, self.mean, self.std, _options(config), self._precision()
+        )
+        kd = config.kd
+        optimizer = torch.optim.SGD(student.parameters(), kd.lr, momentum=kd.momentum, weight_decay=kd.weight_decay)
+
+        def call(latents: Tensor, labels: Tensor, places: Tensor) -> list[float]:
+            self.synthesizer.synthesize(latents, labels, self.case.steps, True, torch_fastdfkd.viewer(places))
+            return self.synthesizer.losses
+
+        def distill() -> float:
+            loss = 0.0
+            for _ in range(self.case.kd_steps):
+                with self._precision():
+                    loss = torch_fastdfkd.kd_step(teacher, student, optimizer, self._inputs(), kd.temperature)
+            return loss
+
+        self._call, self._distill = call, distill
+
+    def _prepare_tuned(self, config: ConfigDict, teacher: nn.Module, student: nn.Module, meta: nn.Module) -> None:
+        outer = partial(torch.optim.Adam, lr=config.meta.lr, betas=(0.5, 0.999))
+        kd, form = config.kd, self.form
+        self.synthesizer = torch_tuned.Synthesizer(
+            teacher, student, meta, outer, self.mean, self.std, _options(config), form, self._precision()
+        )
+        sgd = partial(torch.optim.SGD, lr=kd.lr, momentum=kd.momentum, weight_decay=kd.weight_decay)
+        distiller = torch_tuned.Distiller(teacher, student, sgd, kd.temperature, self._inputs, form, self._precision())
+        self.places = self.numbers[2].clone()  # where a graph reads them
+
+        def call(latents: Tensor, labels: Tensor, places: Tensor) -> list[float]:
+            self.places.copy_(places)
+            self.synthesizer.synthesize(latents, labels, self.case.steps, True, self._view)
+            return self.synthesizer.losses.tolist()
+
+        def distill() -> float:
+            for _ in range(self.case.kd_steps):
+                distiller.step()
+            return distiller.loss.item()
+
+        self._call, self._distill = call, distill
+
+    def _view(self, images: Tensor, step: int) -> Tensor:
+        return torch_fastdfkd.shown(images, self.places[step])
+
+    def _inputs(self) -> Tensor:
+        return (torch_fastdfkd.random_view(self.pool) - self.mean) / self.std
+
+    def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bfloat16")
 
+    def _on_device(self, numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+        latents, labels, places = (torch.tensor(x, device=self.device) for x in numbers)
+        return latents.to(self.dtype), labels, places
+
     def call(self) -> list[float]:
-        """One synthesis call with the case's numbers; gives the loss of each step."""
-        return self.synthesize(self.numbers)
+        """One synthesis call with the case's numbers, which are on the device; gives the loss of each step."""
+        return self._waited(self._call, *self.numbers)
 
     def synthesize(self, numbers: Numbers) -> list[float]:
         """One synthesis call with given numbers; gives the loss of each step."""
-        latents, labels, places = (torch.tensor(x, device=self.device) for x in numbers)
-        latents = latents.to(self.dtype)
-        with self._precision():
-            self.synthesizer.synthesize(latents, labels, self.case.steps, True, torch_fastdfkd.viewer(places))
-        _wait()
-        return self.synthesizer.losses
+        return self._waited(self._call, *self._on_device(numbers))
 
     def kd(self) -> float:
         """The case's KD steps, on a batch that is shifted and mirrored; gives the last loss."""
-        loss = 0.0
-        for _ in range(self.case.kd_steps):
-            inputs = (torch_fastdfkd.random_view(self.pool) - self.mean) / self.std
-            if self.tuned:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with self._precision():
-                loss = torch_fastdfkd.kd_step(
-                    self.teacher, self.student, self.optimizer, inputs, self.temperature, self.tuned
-                )
+        return self._waited(self._distill)
+
+    @staticmethod
+    def _waited(run: Callable[..., Any], *args: Any) -> Any:
+        result = run(*args)
         _wait()
-        return loss
+        return result
 
     @staticmethod
     def _median(run: Callable[[], Any]) -> float:
@@ -130,7 +170,7 @@ class TorchSide:
 
     def convolution(self, conv: Convolution) -> tuple[float, float, float]:
         """Seconds of the convolution, of its input's gradient and of its kernel's."""
-        layout = torch.channels_last if self.tuned else torch.contiguous_format
+        layout = torch.contiguous_format if self.form == "plain" else torch.channels_last
 
         def random(*shape: int) -> Tensor:
             return torch.rand(*shape, device=self.device, dtype=self.operand_dtype).contiguous(memory_format=layout)

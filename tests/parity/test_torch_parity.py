@@ -1,5 +1,6 @@
 """Two synthesis calls and three KD steps against PyTorch in double precision: nothing that matters differs."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import torch
 from runs import tiny_config
 
-from benchmarks import torch_fastdfkd
+from benchmarks import torch_fastdfkd, torch_tuned
 from benchmarks.agreement import double
 from benchmarks.case import places_of
 from fastdfkd_jax import convert, data
@@ -65,43 +66,70 @@ def assert_same_weights(ours, module):
             np.testing.assert_allclose(value, theirs[name].numpy(), err_msg=name, **CLOSE)
 
 
-def test_two_calls_of_synthesis_are_pytorchs(config, parts):
+class Plain:
+    """The plain form, behind the face of the others."""
+
+    def __init__(self, teacher, student, meta, outer, mean, std):
+        self._inner = torch_fastdfkd.Synthesizer(teacher, student, meta, outer(meta.parameters()), mean, std)
+
+    def synthesize(self, *arguments, places):
+        images, observed = self._inner.synthesize(*arguments, torch_fastdfkd.viewer(places))
+        return images, observed["loss/class"], observed["loss/feature"]
+
+    @property
+    def accumulated(self):
+        return [mean for mean, _ in self._inner.accumulated], [var for _, var in self._inner.accumulated]
+
+
+class Tuned:
+    """The tuned form, likewise."""
+
+    def __init__(self, *arguments):
+        self._inner = torch_tuned.Synthesizer(*arguments)
+
+    def synthesize(self, *arguments, places):
+        images = self._inner.synthesize(*arguments, lambda images, step: torch_fastdfkd.shown(images, places[step]))
+        return images, self._inner.last.class_loss, self._inner.last.feature
+
+    @property
+    def accumulated(self):
+        moments: Any = self._inner.accumulated
+        return moments[: len(moments) // 2], moments[len(moments) // 2 :]
+
+
+@pytest.mark.parametrize("form", [Plain, Tuned])
+def test_two_calls_of_synthesis_are_pytorchs(form, config, parts):
     """The first call has the plain feature loss and no adversarial term, the second the momentum loss and all terms."""
     teacher_vars = double(parts.teacher_vars)
     student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
     state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))
     meta = torch_fastdfkd.generator(16, 8, 16, 1)
     to_torch(meta, {"params": state.generator, "batch_stats": {}})
-    synthesizer = torch_fastdfkd.Synthesizer(
-        to_torch(twin(parts.teacher.spec), teacher_vars),
-        to_torch(twin(parts.student.spec), student_vars),
-        meta,
-        torch.optim.Adam(meta.parameters(), lr=0.015, betas=(0.5, 0.999)),
-        *normalization(parts.teacher),
-    )
+    teacher = to_torch(twin(parts.teacher.spec), teacher_vars)
+    student = to_torch(twin(parts.student.spec), student_vars)
+    outer = functools.partial(torch.optim.Adam, lr=0.015, betas=(0.5, 0.999))
+    synthesizer = form(teacher, student, meta, outer, *normalization(parts.teacher))
     step = jax.jit(parts.method.synthesize)
     for call in range(2):
         key = jax.random.fold_in(jax.random.key(3), call)
-        view = torch_fastdfkd.viewer(torch.from_numpy(places_of(key, config, parts.teacher.spec)))
+        places = torch.from_numpy(places_of(key, config, parts.teacher.spec))
         state, batch, info = step(state, teacher_vars, student_vars, key)
         latents = torch.from_numpy(np.array(state.latents[0]))
         labels = torch.from_numpy(np.array(batch.labels, np.int64))
-        images, observed = synthesizer.synthesize(latents, labels, STEPS, call == 1, view)
+        images, class_loss, feature = synthesizer.synthesize(latents, labels, STEPS, call == 1, places=places)
         np.testing.assert_allclose(batch.images, images.permute(0, 2, 3, 1).numpy(), **CLOSE)
-        np.testing.assert_allclose(info.losses["class"], observed["loss/class"], **CLOSE)
-        np.testing.assert_allclose(info.losses["feature"], observed["loss/feature"], **CLOSE)
+        np.testing.assert_allclose(info.losses["class"], class_loss, **CLOSE)
+        np.testing.assert_allclose(info.losses["feature"], feature, **CLOSE)
         assert_same_weights({"params": state.generator, "batch_stats": {}}, meta)
-        for name, (mean, var) in zip(
-            [name for name, layer in synthesizer.teacher.named_modules() if isinstance(layer, torch.nn.BatchNorm2d)],
-            synthesizer.accumulated,
-            strict=True,
-        ):
+        names = [name for name, layer in teacher.named_modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+        for name, mean, var in zip(names, *synthesizer.accumulated, strict=True):
             ours = state.accumulators.moments[name]
             np.testing.assert_allclose(ours["mean"], mean.numpy(), **CLOSE)
             np.testing.assert_allclose(ours["var"], var.numpy(), **CLOSE)
 
 
-def test_kd_steps_are_pytorchs(parts):
+@pytest.mark.parametrize("tuned", [False, True], ids=["plain", "tuned"])
+def test_kd_steps_are_pytorchs(tuned, parts):
     """Three steps: momentum, weight decay, BatchNorm's running statistics and the rate's schedule take part."""
     teacher_vars, start = double(parts.teacher_vars), double(jax.jit(parts.student.init)(jax.random.key(1)))
     step = jax.jit(
@@ -111,13 +139,21 @@ def test_kd_steps_are_pytorchs(parts):
     )
     state = distill.from_variables(start, parts.optimizer)
     teacher, student = to_torch(twin(parts.teacher.spec), teacher_vars), to_torch(twin(parts.student.spec), start)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
+    given = []
+    distiller = torch_tuned.Distiller(teacher, student, sgd, TEMPERATURE, given.pop)
+    optimizer = sgd(student.parameters())
     mean, std = normalization(parts.teacher)
     digits = data.load("digits", "train").images[: 3 * BATCH].astype(np.float64) / 255
     for images in np.split(digits, 3):
         state, info = step(state, teacher_vars, jnp.asarray(images), jax.random.key(0))
         inputs = (torch.from_numpy(images.copy()).permute(0, 3, 1, 2) - mean) / std
-        loss = torch_fastdfkd.kd_step(teacher, student, optimizer, inputs, TEMPERATURE)
+        if tuned:
+            given.append(inputs)
+            distiller.step()
+            loss = distiller.loss
+        else:
+            loss = torch_fastdfkd.kd_step(teacher, student, optimizer, inputs, TEMPERATURE)
         np.testing.assert_allclose(info["loss"], loss, **CLOSE)
     assert_same_weights(state.variables, student)
     assert not np.allclose(start["params"]["fc"]["kernel"], state.params["fc"]["kernel"], **CLOSE)
