@@ -113,11 +113,12 @@ def test_the_official_mappings_and_splits(shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_from_the_official_file_to_a_student(run, tmp_path):
-    """`configs/nyuv2.py:smoke` on what the command prepared, in small, with a ResNet-50 that nobody trained."""
+    """`configs/nyuv2.py:smoke` on what the command prepared, in small, with a small teacher that nobody trained."""
     official(tmp_path / "a.mat", 5, shape=(48, 64))
     write_meta(tmp_path / "meta")
     assert run("a.mat", "--meta", "meta", "--to", "NYUv2")[0] == 0
     config = recipe.get_config("smoke")
+    config.teacher.arch = config.student.arch
     config.data.dir, config.data.short_side = str(tmp_path), 40
     config.teacher.image_size, config.teacher.checkpoint = 32, str(tmp_path / "teacher.safetensors")
     config.calls, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
@@ -126,7 +127,7 @@ def test_from_the_official_file_to_a_student(run, tmp_path):
     convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
 
     summary = one_run.run(config.lock(), tmp_path / "run")
-    assert (summary["teacher"], summary["student"]) == ("deeplabv3_resnet50", "deeplabv3_mobilenetv2")
+    assert (summary["teacher"], summary["student"]) == ("deeplabv3_mobilenetv2", "deeplabv3_mobilenetv2")
     assert summary["images"] == 4
     evaluation = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert evaluation["eval/count"] == 2

@@ -43,15 +43,16 @@ def test_the_logged_way(student):
 
 @pytest.mark.slow
 def test_the_whole_path_at_224_pixels(tmp_path):
-    """`imagenet.py:smoke` with a teacher that nobody trained and pictures of two sizes."""
+    """`imagenet.py:smoke` with a teacher that nobody trained, smaller networks and pictures of two sizes."""
     config = imagenet.get_config("smoke")
+    config.teacher.arch = config.student.arch = "resnet18_imagenet"
     config.calls, config.synthesis_calls, config.warmup_calls = 2, 1, 1
     config.synthesis_batch, config.fastdfkd.num_steps = 2, 2
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2
     config.eval_every = config.images_every = 1
     config.data.source, config.data.batch = f"npz:{tmp_path / 'pictures.npz'}", 2
     config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
-    spec = models.NetworkSpec("efficientnet_lite0", 1000, 224)
+    spec = models.NetworkSpec(config.teacher.arch, 1000, 224)
     network = models.build(spec)
     convert.save_network(config.teacher.checkpoint, network, jax.jit(network.init)(jax.random.key(0)))
     write_jpegs(tmp_path / "pictures.npz", bordered(256, 300, 20), bordered(256, 256, 60))
