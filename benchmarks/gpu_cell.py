@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu_cell NAME --side ours --pair wrn40_2-wrn16_1 --batch 256 --seconds 20 --out DIR
 
-`NAME.json` has milliseconds of a synthesis call, of an inner step and of a KD step, images a second, kernels of an
-inner step and the share of the time in which the GPU is busy (of one call under the profiler), peak memory, seconds of
-compilation and joules of a call. What the machine cannot tell is null. `benchmarks/gpu_visit.sh` has all cells.
+`NAME.json` has milliseconds of a synthesis call, of an inner step and of a KD step, images a second, peak memory,
+seconds until the first call and of compilation, and joules of a call; and, of one more call under the profiler, the
+kernels and copies of a step, and its busy seconds over the median of the others. (Under the profiler XLA runs command
+buffers as single kernels.) What the machine cannot tell is null, or says why. `benchmarks/gpu_visit.sh` has all cells.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def traced_by_torch(run: Callable[[], Any]) -> Activity | None:
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         run()
-    events = (event for event in recorded.events() or () if event.device_type == DeviceType.CUDA)
+    events = [event for event in recorded.events() or () if event.device_type == DeviceType.CUDA]
+    events = (event for event in events if not event.is_user_annotation)
     return activity((event.time_range.start / 1e6, event.time_range.end / 1e6) for event in events)
 
 
@@ -94,7 +96,7 @@ def power() -> Iterator[list[float]]:
     if command is None:
         yield watts
         return
-    words = [command, "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", "50", "-i", "0"]
+    words = [command, "--query-gpu=power.draw.instant", "--format=csv,noheader,nounits", "-lms", "50", "-i", "0"]
     sampler = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield watts
@@ -115,51 +117,61 @@ def timed(run: Callable[[], Any], most_seconds: float) -> list[float]:
     return times
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The record of a cell."""
+def measure(args: argparse.Namespace, folder: Path, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The record of a cell, which `keep` is given whenever there is more: a later part may not end, a profiler fail."""
     from benchmarks.case import Case, Preparation
 
+    start = time.perf_counter()
     overrides = tuple((name, json.loads(value)) for name, value in (pair.split("=", 1) for pair in args.set))
     case = Case(args.pair, args.batch, args.k, args.kd_steps, args.precision, overrides=overrides, recipe=args.recipe)
     preparation = Preparation(case, folder)
     costs = preparation.costs()
-    start = time.perf_counter()
+    record: dict[str, Any] = {"case": case._asdict() | {"overrides": dict(overrides)}, "side": args.side}
     if args.side == "ours":
         from benchmarks.our_side import OurSide
 
         side, trace = OurSide(case, folder), traced_by_jax
-        side.compile()
+        if "call" in args.parts:
+            record["compile_seconds"] = side.compile()
     else:
         from benchmarks.torch_side import TorchSide
 
         side, trace = TorchSide(case, folder, args.side), traced_by_torch
-    record: dict[str, Any] = {"case": case._asdict() | {"overrides": dict(overrides)}, "side": args.side}
-    record |= {"machine": machine(args.side), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    record |= {"machine": machine(args.side), "start_seconds": time.perf_counter() - start}
+    record["settings"] = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")}
     parts: dict[str, tuple[Callable[[], Any], int]] = {"call": (side.call, case.steps), "kd": (side.kd, case.kd_steps)}
     lanes = preparation.config.fastdfkd.num_tasks
-    times_batch = {"call": lanes, "kd": case.kd_steps}
     for part in args.parts:
         run, steps = parts[part]
         first = seconds(run)
-        for _ in range(args.warm_ups):
-            run()
+        results = [run() for _ in range(args.warm_ups)]
         with power() as watts:
             times = timed(run, args.seconds)
         middle = median(times)
-        seen = trace(run)
-        flops = lanes * costs.synthesis_call(case.steps) if part == "call" else case.kd_steps * costs.kd_step()
+        batches = lanes if part == "call" else steps
+        flops = lanes * costs.synthesis_call(steps) if part == "call" else steps * costs.kd_step()
         record[part] = {
             "first_seconds": first,
+            "after_warm_ups": results[-1] if results else None,  # losses, by which forms can be compared
             "milliseconds": [1e3 * value for value in times],
             "milliseconds_a_step": 1e3 * middle / steps,
-            "images_a_second": args.batch * times_batch[part] / middle,
+            "images_a_second": args.batch * batches / middle,
             "flops_a_second": flops / middle,
             "joules": sum(watts) / len(watts) * middle if watts else None,
-            "kernels_a_step": None if seen is None else seen.kernels / steps,
-            "busy_share": None if seen is None else seen.busy_seconds / middle,
         }
-        record["start_seconds"] = time.perf_counter() - start - sum(times)
-    return record | {"peak_bytes": side.peak_memory_bytes()}
+        keep(record)
+    record["peak_bytes"] = side.peak_memory_bytes()
+    keep(record)
+    for part in args.parts:
+        (run, steps), found = parts[part], record[part]
+        try:
+            seen, why = trace(run), "no GPU"
+        except Exception as error:  # what was timed stands, whatever becomes of the profiler
+            seen, why = None, f"{type(error).__name__}: {error}"
+        found["kernels_a_step"] = why if seen is None else seen.kernels / steps
+        found["busy_share"] = why if seen is None else 1e3 * seen.busy_seconds / median(found["milliseconds"])
+        keep(record)
+    return record
 
 
 def machine(side: str) -> dict[str, str]:
@@ -193,11 +205,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for which each part is timed")
     parser.add_argument("--out", type=Path, required=True, help="folder of the record")
     args = parser.parse_args(argv)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with tempfile.TemporaryDirectory() as folder:
-        record = measure(args, Path(folder))
+    if args.side == "ours":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # which only prepares the weights; the GPU is PyTorch's alone
+        os.environ.setdefault("TEARDOWN_CUPTI", "0")  # a second profile of CUDA graphs can crash after a teardown
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / f"{args.name}.json", record)
+    with tempfile.TemporaryDirectory() as folder:
+        record = measure(args, Path(folder), lambda record: write_json(args.out / f"{args.name}.json", record))
     told = {part: f"{record[part]['milliseconds_a_step']:.3f} ms a step" for part in args.parts}
     print(args.name, *(f"{part} {text}" for part, text in told.items()), sep="  ", flush=True)
 

@@ -7,8 +7,8 @@
 # $MINUTES (9) ends the visit; a cell has its own limit and a failed one stops nothing. --rehearse runs every command
 # with tiny shapes on the CPU, and is tested, so that no visit ends at a misspelt word.
 set -u
+python=${PYTHON:-python3} out=$(realpath -m "${OUT:?the folder of the records}")
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} out=${OUT:?the folder of the records}
 export JAX_TRACEBACK_FILTERING=off # so that the last line of an error says what it is
 end=$((SECONDS + ${MINUTES:-9} * 60))
 small=(--pair resnet20-wrn16_1 --batch 128)
@@ -17,13 +17,14 @@ deep=(--pair resnet34-resnet18 --batch 256)
 large=(--recipe imagenet --pair resnet50_imagenet-resnet18_imagenet --batch 100)
 tiny=() rehearsal=no
 if [ "${1:-}" = --rehearse ]; then
-  rehearsal=yes
+  rehearsal=yes end=$((SECONDS + 86400))
   export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES='' TORCH_COMPILE_DISABLE=1
   small=(--pair wrn10_1-wrn10_1) wide=(--pair wrn10_1-wrn10_1) deep=(--pair wrn10_1-wrn10_1)
   large=(--recipe imagenet --pair wrn10_1-wrn10_1 --set teacher.image_size=32 generator.width=2)
   tiny=(--seconds 0.01 --warm-ups 1 --kd-steps 2 --k 2 --batch 4)
 fi
 mkdir -p "$out"
+rm -f "$out"/{failed,left_out}.txt
 declare -A rehearsed
 
 # cell NAME SECONDS ARGUMENT...: XLA's flags come from $flags
@@ -41,8 +42,11 @@ cell() {
   fi
   [ "$most" -gt "$left" ] && most=$left
   XLA_FLAGS="${XLA_FLAGS:-} ${flags:-}" timeout --kill-after=5 "$most" \
-    "$python" -m benchmarks.gpu_cell "$name" --out "$out" "$@" ${tiny[@]+"${tiny[@]}"} 2>"$out/$name.err" ||
-    echo "$name: ended with status $?: $(tail -n 1 "$out/$name.err")" | tee -a "$out/failed.txt"
+    "$python" -m benchmarks.gpu_cell "$name" --out "$out" "$@" ${tiny[@]+"${tiny[@]}"} 2>"$out/$name.err" && return
+  local status=$? why
+  why=$(tail -n 1 "$out/$name.err")
+  [ $status = 124 ] && why="it ran past $most seconds"
+  echo "$name: ended with status $status: $why" | tee -a "$out/failed.txt"
 }
 
 command_buffers="--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL"
@@ -77,10 +81,11 @@ for lanes in 4 16; do
 done
 
 # What else can be told, if time is left
-cell 1-compiled 90 "${small[@]}" --side compiled
+flags=--xla_gpu_enable_command_buffer= cell 1-ours-no-command-buffers 45 "${small[@]}"
+cell 1-compiled 200 "${small[@]}" --side compiled
 cell 1-plain 40 "${small[@]}" --side plain
 cell 2-ours-k10 60 "${wide[@]}" --k 10
-cell 2-compiled 120 "${wide[@]}" --side compiled
+cell 2-compiled 200 "${wide[@]}" --side compiled
 cell 2-plain 45 "${wide[@]}" --side plain
 flags=--xla_gpu_enable_latency_hiding_scheduler=true cell 1-ours-latency-hiding 45 "${small[@]}"
 JAX_DEFAULT_MATMUL_PRECISION=highest cell 1-ours-float32 45 "${small[@]}"

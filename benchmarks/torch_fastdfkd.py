@@ -58,7 +58,10 @@ def record_moments(network: nn.Module) -> list[tuple[nn.BatchNorm2d, Tensor, Ten
         (x,) = inputs
         if not torch.is_grad_enabled():
             return
-        seen.append((layer, x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
+        moments = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        target: Any = layer.running_mean
+        mean, var = (moment.to(target.dtype) for moment in moments)  # of bf16 inputs too
+        seen.append((layer, mean, var))
 
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -118,7 +121,8 @@ class Synthesizer:
       teacher, student: in evaluation mode during a call.
       meta, outer: the meta-generator and its optimizer.
       mean, std: normalisation, shaped to broadcast over NCHW.
-      autocast: of every forward pass. One of several steps would go on with the weights of the first: it casts once.
+      autocast: of every forward pass, entered anew at each step: until it is left, it keeps the weights that it cast,
+        and would use them in the next step too.
       accumulated: moments so far, layer by layer; empty before the first call.
       losses: of each step of the last call.
       adapted: generator and latents after the last call's steps.

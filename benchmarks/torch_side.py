@@ -58,6 +58,7 @@ class TorchSide:
         self.operand_dtype = torch.bfloat16 if case.precision == "bfloat16" else dtype
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.benchmark = form != "plain"
+        torch.manual_seed(0)  # of the KD steps' images and their views
         config = case.config(folder)
         network, variables = load_teacher(read(TeacherOptions, config), Forms())
         spec = network.spec

@@ -1,6 +1,6 @@
-"""FastDFKD as someone who knows PyTorch well writes it: the mathematics of `torch_fastdfkd`, without a wait in a call.
+"""FastDFKD as someone who knows PyTorch well writes it: `torch_fastdfkd`'s mathematics, never waiting within a call.
 
-Of three forms. *Tuned*: losses and metrics stay on the device; networks, images and gradients are channels_last; frozen
+Of three forms. *Tuned*: losses and metrics stay on the device; networks and their gradients are channels_last; frozen
 copies of the networks share their weights; optimizers and sums over layers are fused; all state is written in place.
 *Compiled*: the same with `torch.compile(mode="max-autotune")` of the loss, of the generator and of the KD step's loss.
 *Graphed*: the same as tuned, with a whole call of k steps and a whole KD step replayed as CUDA graphs; on a CPU, which
@@ -37,15 +37,18 @@ class WithMoments(nn.Module):
         for layer in self.layers:
             layer.register_forward_hook(self._hook)
 
-    def _hook(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        var, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+    def _hook(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        moments = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        var, mean = (moment.to(layer.running_mean.dtype) for moment in moments)  # of bf16 inputs too
         self._seen.append((mean, var))
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits; means of all layers and after them variances of all layers."""
         self._seen = []
         logits = self.network(images)
-        means, variances = zip(*self._seen, strict=True)
+        # Kept, they would keep the graph of gradients alive, and with it the stream on which that was made: no capture.
+        seen, self._seen = self._seen, []
+        means, variances = zip(*seen, strict=True)
         return logits, [*means, *variances]
 
 
@@ -122,7 +125,7 @@ class Synthesizer:
         self._fused = fused
         self._inner: torch.optim.Optimizer | None = None
         self.accumulated: list[Tensor] | None = None
-        self._runs: dict[tuple[Any, ...], Callable[[], None]] = {}
+        self._graphs: dict[bool, Callable[[], None]] = {}
         self._loss, self._generate = self._terms, self.fast
         if form == "compiled":
             compiled = mode(mean.is_cuda)
@@ -138,19 +141,19 @@ class Synthesizer:
           labels: i64[B].
           steps: k.
           adversarial: whether the adversarial term takes part.
-          augment: `augment(images, step)`, the view of a step. A graph replays it, so that what it reads must stay in
-            its place.
+          augment: `augment(images, step)`, the view of a step. A graph replays that of the second call, so that what it
+            reads must stay in its place, and likewise k.
         """
         if self._inner is None:
             self._begin(latents, labels, steps)
         self._start.copy_(latents)
         self._labels.copy_(labels)
-        known = self.accumulated is not None, adversarial
-        if known not in self._runs:
-            run = lambda: self._call(steps, adversarial, augment)  # noqa: E731
-            # The first call is the only one without accumulators, so nothing would replay it.
-            self._runs[known] = graph(run, self._state) if self.form == "graphed" and known[0] else run
-        self._runs[known]()
+        if self.form != "graphed" or self.accumulated is None:  # without accumulators there is one call only
+            self._call(steps, adversarial, augment)
+            return self.best
+        if adversarial not in self._graphs:
+            self._graphs[adversarial] = graph(lambda: self._call(steps, adversarial, augment), self._state)
+        self._graphs[adversarial]()
         return self.best
 
     def _begin(self, latents: Tensor, labels: Tensor, steps: int) -> None:
@@ -182,7 +185,9 @@ class Synthesizer:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.autocast:
                 images = self._generate(self.latents)
-                terms = self._loss(augment(images, step), self._labels, adversarial)
+                # Compiling the loss of the first call, which has no accumulators, would serve that call alone.
+                loss = self._terms if self.accumulated is None else self._loss
+                terms = loss(augment(images, step), self._labels, adversarial)
             inner.zero_grad()
             terms.total.backward()
             with torch.no_grad():
@@ -244,11 +249,12 @@ class Synthesizer:
 
 
 class Distiller:
-    """KD steps (Algorithm 1 lines 18 to 20) of a student, without a wait.
+    """KD steps (Algorithm 1 lines 18 to 20) of a student; nothing waits for the device.
 
     Args:
       teacher, student: the networks; the student is trained in place.
-      optimizer: makes the optimizer from the parameters and further keywords; a graph keeps its rate.
+      optimizer: makes the optimizer from the parameters and further keywords; a graph keeps its learning
+        rate.
       temperature: of the softmax.
       inputs: gives a step's normalised images, f32[B, C, H, W]; a graph replays it, random numbers anew each time.
       form: of `torch_forms.TUNED`.
@@ -268,7 +274,7 @@ class Distiller:
         self.teacher, self.student = frozen(teacher), channels_last(student).train()
         self.optimizer = optimizer(self.student.parameters(), fused=True)
         self._inputs, self._temperature, self._autocast = inputs, temperature, autocast or nullcontext()
-        self.loss = torch.zeros(())
+        self.loss = torch.zeros_like(next(student.parameters()).flatten()[0])
         self._objective = self._kd_loss
         if form == "compiled":
             on_gpu = next(student.parameters()).is_cuda
@@ -292,7 +298,7 @@ class Distiller:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.loss = loss.detach()
+        self.loss.copy_(loss.detach())
 
     def _kd_loss(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -302,7 +308,7 @@ class Distiller:
 
     def _state(self) -> list[Tensor]:
         states = (tensor for state in self.optimizer.state.values() for tensor in state.values())
-        return [*_tensors(self.student), *(tensor for tensor in states if isinstance(tensor, Tensor))]
+        return [self.loss, *_tensors(self.student), *(tensor for tensor in states if isinstance(tensor, Tensor))]
 
 
 def mode(on_gpu: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastdfkd_jax import convert, data
 from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.distillation import distill
-from fastdfkd_jax.models import Network
+from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.training import build
 
 pytestmark = pytest.mark.optimized
@@ -98,8 +98,8 @@ class Tuned:
 
 
 @pytest.mark.parametrize("form", [Plain, Tuned])
-def test_two_calls_of_synthesis_are_pytorchs(form, config, parts):
-    """The first call has the plain feature loss and no adversarial term, the second the momentum loss and all terms."""
+def test_three_calls_of_synthesis_are_pytorchs(form, config, parts):
+    """The first call has the plain feature loss and no adversarial term, the others the momentum loss and all terms."""
     teacher_vars = double(parts.teacher_vars)
     student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
     state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))
@@ -110,13 +110,13 @@ def test_two_calls_of_synthesis_are_pytorchs(form, config, parts):
     outer = functools.partial(torch.optim.Adam, lr=0.015, betas=(0.5, 0.999))
     synthesizer = form(teacher, student, meta, outer, *normalization(parts.teacher))
     step = jax.jit(parts.method.synthesize)
-    for call in range(2):
+    for call in range(3):
         key = jax.random.fold_in(jax.random.key(3), call)
         places = torch.from_numpy(places_of(key, config, parts.teacher.spec))
         state, batch, info = step(state, teacher_vars, student_vars, key)
         latents = torch.from_numpy(np.array(state.latents[0]))
         labels = torch.from_numpy(np.array(batch.labels, np.int64))
-        images, class_loss, feature = synthesizer.synthesize(latents, labels, STEPS, call == 1, places=places)
+        images, class_loss, feature = synthesizer.synthesize(latents, labels, STEPS, call > 0, places=places)
         np.testing.assert_allclose(batch.images, images.permute(0, 2, 3, 1).numpy(), **CLOSE)
         np.testing.assert_allclose(info.losses["class"], class_loss, **CLOSE)
         np.testing.assert_allclose(info.losses["feature"], feature, **CLOSE)
@@ -157,3 +157,23 @@ def test_kd_steps_are_pytorchs(tuned, parts):
         np.testing.assert_allclose(info["loss"], loss, **CLOSE)
     assert_same_weights(state.variables, student)
     assert not np.allclose(start["params"]["fc"]["kernel"], state.params["fc"]["kernel"], **CLOSE)
+
+
+def test_a_synthesizer_of_the_tuned_form_sees_what_the_student_learns():
+    torch.manual_seed(0)
+    teacher, student = (twin(NetworkSpec("wrn10_1", 10)) for _ in range(2))
+    meta = torch_fastdfkd.generator(4, 4, 32, 3)
+    mean = torch.zeros(1, 3, 1, 1)
+    synthesizer = torch_tuned.Synthesizer(teacher, student, meta, torch.optim.Adam, mean, mean + 1)
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    distiller = torch_tuned.Distiller(teacher, student, sgd, TEMPERATURE, lambda: torch.rand(4, 3, 32, 32))
+    before = {name: value.clone() for name, value in synthesizer.student.state_dict().items()}
+    distiller.step()
+    after = synthesizer.student.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in student.state_dict().items())
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved >= {"fc.weight", "bn1.running_mean"}
+    assert not synthesizer.student.training
+    # A capture needs gradients' nodes that are made in it: nothing may hold those of a call that has ended.
+    synthesizer.synthesize(torch.randn(4, 4), torch.zeros(4, dtype=torch.long), 2, True, lambda images, step: images)
+    assert not synthesizer.teacher._seen
