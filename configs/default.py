@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.transfer = section(TransferOptions)
     config.method = section(registry.MethodOptions)
     for name, options in registry.sections().items():  # fastdfkd, generator, inversion and so on
+        assert name not in config, f"two sections have the name {name}"
         config[name] = section(options)
 
     config.kd = section(KDOptions)  # the student's recipe

@@ -100,7 +100,8 @@ def find_spec(
         raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     counts = {"num_classes": guess.guess_classes, "channels": guess.guess_channels}
     if is_registered(arch or stored.get("arch", "")):  # what its layers are called only its author knows
-        stored = ({"num_classes": num_classes} if num_classes else {}) | stored
+        told = {"num_classes": num_classes, "channels": None if mean is None else len(mean)}
+        stored = {name: value for name, value in told.items() if value} | stored
         counts = {name: count for name, count in counts.items() if name not in stored}
     counted = {name: count(source.state) for name, count in counts.items()}
     found = (stored | counted)["num_classes"]

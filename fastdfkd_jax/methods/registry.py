@@ -1,6 +1,6 @@
 """The methods by name, each with what builds it and its options, which are its sections of the config.
 
-Adding a method is an import and a line in `METHODS`, anywhere: the config has a section for each of its options.
+Adding a method is an import, and a line anywhere in `METHODS`: the config has a section for each of its options.
 """
 
 from __future__ import annotations
@@ -81,11 +81,17 @@ class MethodOptions(Options, section="method"):
 
 
 def sections() -> dict[str, type[Options]]:
-    """The class of each section that methods read: of several, the one with all its fields."""
+    """The class of each section that methods read: of several, the one with all its fields.
+
+    Raises:
+      TypeError: two classes of a section have fields that the other has not, or a class names no section.
+    """
     found: dict[str, type[Options]] = {}
     for kind in (kind for entry in METHODS.values() for kind in options.kinds(entry.options)):
-        if len(fields(kind)) > len(fields(found.get(kind.section, Options))):
-            found[kind.section] = kind
+        smaller, larger = sorted((found.get(kind.section, kind), kind), key=lambda kind: len(fields(kind)))
+        if not kind.section or not {each.name for each in fields(smaller)} <= {each.name for each in fields(larger)}:
+            raise TypeError(f"{kind.__name__} needs a section of its own: class {kind.__name__}(Options, section=...)")
+        found[kind.section] = larger
     return found
 
 
