@@ -32,7 +32,7 @@ _LEAST = 3  # timed calls, however slow they are
 
 
 class Activity(NamedTuple):
-    """What the GPU did during one call.
+    """The work of the GPU during one call.
 
     Attributes:
       kernels: how many.

@@ -23,7 +23,7 @@ from torch.nn import functional
 from benchmarks.torch_fastdfkd import Options
 
 _every: Any = torch  # its stubs hide the functions of whole lists, which optimizers are made of
-_WARM_UPS = 2  # runs of what is captured, on a stream of its own: optimizers and cuDNN set themselves up
+_WARM_UPS = 2  # runs before a capture, in which optimizers and cuDNN set themselves up
 
 
 class WithMoments(nn.Module):
@@ -70,7 +70,7 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 class Terms(NamedTuple):
-    """What a step computes: scalars, and the moments of `WithMoments`."""
+    """The losses and the agreement of a step, as scalars, and the moments of `WithMoments`."""
 
     total: Tensor
     class_loss: Tensor
@@ -312,7 +312,7 @@ class Distiller:
 
 
 def mode(on_gpu: bool) -> dict[str, Any]:
-    """How `torch.compile` is asked; a CPU has nothing to tune by trial, and its default is the fastest there."""
+    """Keywords of `torch.compile`: on a GPU it tunes by trial, on a CPU it has its defaults."""
     return {"mode": "max-autotune"} if on_gpu else {}
 
 

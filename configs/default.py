@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
     config.transfer = section(TransferOptions)
     config.method = section(registry.MethodOptions)
     for name, options in registry.sections().items():  # fastdfkd, generator, inversion and so on
-        assert name not in config, f"two sections have the name {name}"
+        if name in ("", *config):
+            raise TypeError(f"{options.__name__} needs a section of its own, found {name!r}")
         config[name] = section(options)
 
     config.kd = section(KDOptions)  # the student's recipe

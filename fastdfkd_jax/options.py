@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -161,6 +161,25 @@ def kinds(kind: type[Options]) -> list[type[Options]]:
     parts = [part(each) for each in dataclasses.fields(kind)]
     own = [kind] if None in parts else []
     return own + [below for each in parts if each for below in kinds(each)]
+
+
+def by_section(found: Iterable[type[Options]]) -> dict[str, type[Options]]:
+    """The class of each section: of several, the one with all its fields.
+
+    Raises:
+      TypeError: two classes of a section have fields that the other has not.
+    """
+    classes: dict[str, type[Options]] = {}
+    for kind in found:
+        smaller, larger = sorted(
+            (classes.get(kind.section, kind), kind), key=lambda kind: len(dataclasses.fields(kind))
+        )
+        if not {each.name for each in dataclasses.fields(smaller)} <= {
+            each.name for each in dataclasses.fields(larger)
+        }:
+            raise TypeError(f"{kind.__name__} needs a section of its own: class {kind.__name__}(Options, section=...)")
+        classes[kind.section] = larger
+    return classes
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:

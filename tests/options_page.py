@@ -7,7 +7,7 @@ import sys
 import runs  # noqa: F401 - makes configs importable
 
 from configs import default
-from fastdfkd_jax.options import Options, part, ranges, said, section
+from fastdfkd_jax.options import Options, by_section, part, ranges, said, section
 from fastdfkd_jax.storage import markdown
 from fastdfkd_jax.training.run_options import every_kind
 
@@ -19,11 +19,8 @@ On the command line, `--config.KEY=VALUE` sets one.
 
 
 def sections() -> list[type[Options]]:
-    """The class of each section, in the order of the default config; of several the one with all its fields."""
-    found: dict[str, type[Options]] = {}
-    for kind in every_kind():
-        if len(dataclasses.fields(kind)) > len(dataclasses.fields(found.get(kind.section, Options))):
-            found[kind.section] = kind
+    """The class of each section, in the order of the default config."""
+    found = by_section(every_kind())
     names = ["", *(name for name, value in default.get_config().items() if hasattr(value, "items"))]
     return [found[name] for name in names]
 

@@ -6,7 +6,7 @@ Adding a method is an import, and a line anywhere in `METHODS`: the config has a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fastdfkd_jax import options
@@ -81,18 +81,8 @@ class MethodOptions(Options, section="method"):
 
 
 def sections() -> dict[str, type[Options]]:
-    """The class of each section that methods read: of several, the one with all its fields.
-
-    Raises:
-      TypeError: two classes of a section have fields that the other has not, or a class names no section.
-    """
-    found: dict[str, type[Options]] = {}
-    for kind in (kind for entry in METHODS.values() for kind in options.kinds(entry.options)):
-        smaller, larger = sorted((found.get(kind.section, kind), kind), key=lambda kind: len(fields(kind)))
-        if not kind.section or not {each.name for each in fields(smaller)} <= {each.name for each in fields(larger)}:
-            raise TypeError(f"{kind.__name__} needs a section of its own: class {kind.__name__}(Options, section=...)")
-        found[kind.section] = larger
-    return found
+    """The class of each section that methods read."""
+    return options.by_section(kind for entry in METHODS.values() for kind in options.kinds(entry.options))
 
 
 def other_sections(name: str) -> set[str]:
