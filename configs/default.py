@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.transfer = section(TransferOptions)
     config.method = section(registry.MethodOptions)
     for name, options in registry.sections().items():  # fastdfkd, generator, inversion and so on
-        if name in ("", *config):
+        if not name or name in config:
             raise TypeError(f"{options.__name__} needs a section of its own, found {name!r}")
         config[name] = section(options)
 
