@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runs import options_of, tiny_config
 from toy_network import toy_parts
@@ -23,6 +24,7 @@ from fastdfkd_jax.training.programs import Programs, initial_state
 LAYOUTS = {
     "1 device, 4 lanes": {"fastdfkd__num_tasks": 4},
     "2 devices, 2 lanes": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 2},
+    "2 devices, 2 lanes, shard_map": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 2},
     "4 devices, 1 lane": {"fastdfkd__num_tasks": 4, "parallel__task_devices": 4},
     "1 device": {"kd__cutmix": 1.0},
     "4 devices": {"kd__cutmix": 1.0, "parallel__batch_devices": 4},
@@ -90,7 +92,11 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)
     arrays = {}
     for layout, changes in LAYOUTS.items():
-        for path, leaf in jax.tree.leaves_with_path(results(changes)):
+        with pytest.MonkeyPatch.context() as patch:
+            if "shard_map" in layout:
+                patch.setattr(parallel, "_by_pmap", parallel._by_shard_map)
+            found = results(changes)
+        for path, leaf in jax.tree.leaves_with_path(found):
             arrays[f"{layout}|{jax.tree_util.keystr(path)}"] = leaf
     square._CHUNK_BYTES = winograd._TILE_BYTES = winograd._FEWEST_PRODUCTS = 1
     for devices in (1, 4):

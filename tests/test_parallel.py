@@ -60,6 +60,13 @@ def test_lanes_on_several_devices_equal_lanes_on_one(layouts, layout):
     assert one["['call 1']['state']['method'].call"] == 2
 
 
+def test_shard_map_gives_the_bits_of_pmap(layouts):
+    pmap, shard_map = layouts["2 devices, 2 lanes"], layouts["2 devices, 2 lanes, shard_map"]
+    assert pmap.keys() == shard_map.keys()
+    for name, value in pmap.items():
+        np.testing.assert_array_equal(value, shard_map[name], err_msg=name)
+
+
 def test_a_batch_on_four_devices_equals_a_batch_on_one(layouts):
     """Synthesis, accumulators and the student with its running statistics; shares of two images would differ in all."""
     names = layouts["1 device"].keys()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from runs import ROOT
 
-from benchmarks import convolutions, flops, graphs, speed_report
+from benchmarks import convolutions, flops, graphs, speed_report, xla_loops
 from fastdfkd_jax import models
 from fastdfkd_jax.storage import markdown
 
@@ -21,10 +21,11 @@ def test_the_markdown_of_a_record_is_made_from_it(path):
     assert speed_report.write_markdown(result) == path.with_suffix(".md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_convolutions_is_made_from_its_record(monkeypatch):
+def test_the_tables_of_convolutions_are_made_from_their_records(monkeypatch):
     monkeypatch.chdir(ROOT)
     document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert convolutions.table(json.loads(convolutions.RECORD.read_text())) in document
+    assert xla_loops.table(json.loads(xla_loops.RECORD.read_text())) in document
 
 
 def test_the_table_of_recorded_graphs_is_made_from_the_records(monkeypatch):

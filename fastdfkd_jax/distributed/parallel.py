@@ -27,6 +27,7 @@ from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
+LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]  # f, stacked lanes, what they share
 Device = Any  # a jax.Device, which is no type to a type checker
 _AUTO = AxisType.Auto
 
@@ -116,7 +117,7 @@ def batch_devices(count: int, batches: Sequence[int], task_devices: int = 1) -> 
     return max(n for n in range(1, jax.device_count() + 1) if n == 1 or images % (32 * n) == 0)
 
 
-def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tree]:
+def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> LaneMap:
     """How `f(lane, shared)` is mapped over `num_tasks` lanes: `lane_map(f, stacked, shared) -> stacked results`.
 
     Lanes of one device run by `vmap` on accelerators. On CPU they run one after another: vmapped
@@ -130,29 +131,29 @@ def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> Callable[..., Tr
     if count == 1:
         return local
     if jax.process_count() > 1:
-        return functools.partial(_over_processes, local, Mesh(list(task_devices), ("tasks",), axis_types=(_AUTO,)))
-
-    def spread(f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
-        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), stacked)
-        run = jax.pmap(
-            lambda lanes, shared: local(f, lanes, shared),
-            axis_name="tasks",
-            in_axes=(0, None),
-            devices=list(task_devices),
-        )
-        return jax.tree.map(lambda x: x.reshape(num_tasks, *x.shape[2:]), run(split, shared))
-
-    return spread
+        return functools.partial(_by_shard_map, local, task_devices)
+    return functools.partial(_by_pmap, local, task_devices)
 
 
-def _over_processes(local: Callable[..., Tree], mesh: Mesh, f: Callable[..., Tree], stacked: Tree, shared: Tree):
-    """What `jax.pmap` does in one process: in several it would take this process's lanes only for all."""
+def _by_pmap(local: LaneMap, devices: Sequence[Device], f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
+    count = len(devices)
+    split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), stacked)
+    run = jax.pmap(
+        lambda lanes, shared: local(f, lanes, shared), axis_name="tasks", in_axes=(0, None), devices=list(devices)
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run(split, shared))
+
+
+def _by_shard_map(
+    local: LaneMap, devices: Sequence[Device], f: Callable[..., Tree], stacked: Tree, shared: Tree
+) -> Tree:
+    """Gives the same bits as `_by_pmap`, and works across processes, where `jax.pmap` sees only its own lanes."""
     return jax.shard_map(
         lambda lanes, shared: local(f, lanes, shared),
-        mesh=mesh,
+        mesh=Mesh(list(devices), ("tasks",), axis_types=(_AUTO,)),
         in_specs=(PartitionSpec("tasks"), PartitionSpec()),
         out_specs=PartitionSpec("tasks"),
-        check_vma=False,  # or it would sum the gradients of what lanes share, which are each lane's own
+        check_vma=False,  # otherwise JAX would sum the gradients of shared inputs, which belong to each lane alone
     )(stacked, shared)
 
 

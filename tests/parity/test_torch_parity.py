@@ -20,7 +20,12 @@ from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.training import build
 
-pytestmark = pytest.mark.optimized
+pytestmark = [
+    pytest.mark.optimized,
+    # torch.compile raises these itself, and hides the second one unless warnings are errors.
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 # Double precision leaves 1e-16; Adam, which divides gradients by their own size, and the learning rate, which is
 # float32 here, raise that.
@@ -84,8 +89,10 @@ class Plain:
 class Tuned:
     """The tuned form, likewise."""
 
+    form = "tuned"
+
     def __init__(self, *arguments):
-        self._inner = torch_tuned.Synthesizer(*arguments)
+        self._inner = torch_tuned.Synthesizer(*arguments, form=self.form)
 
     def synthesize(self, *arguments, places):
         images = self._inner.synthesize(*arguments, lambda images, step: torch_fastdfkd.shown(images, places[step]))
@@ -97,8 +104,22 @@ class Tuned:
         return moments[: len(moments) // 2], moments[len(moments) // 2 :]
 
 
-@pytest.mark.parametrize("form", [Plain, Tuned])
-def test_three_calls_of_synthesis_are_pytorchs(form, config, parts):
+class Compiled(Tuned):
+    """The compiled form, likewise."""
+
+    form = "compiled"
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """`torch.compile` traces and differentiates programs as always, and then runs them without generating code."""
+    monkeypatch.setattr(torch_tuned, "mode", lambda on_gpu: {"backend": "aot_eager"})
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("form", [Plain, Tuned, Compiled])
+def test_three_calls_of_synthesis_are_pytorchs(form, config, parts, traced):
     """The first call has the plain feature loss and no adversarial term, the others the momentum loss and all terms."""
     teacher_vars = double(parts.teacher_vars)
     student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
@@ -128,8 +149,8 @@ def test_three_calls_of_synthesis_are_pytorchs(form, config, parts):
             np.testing.assert_allclose(ours["var"], var.numpy(), **CLOSE)
 
 
-@pytest.mark.parametrize("tuned", [False, True], ids=["plain", "tuned"])
-def test_kd_steps_are_pytorchs(tuned, parts):
+@pytest.mark.parametrize("form", ["plain", "tuned", "compiled"])
+def test_kd_steps_are_pytorchs(form, parts, traced):
     """Three steps: momentum, weight decay, BatchNorm's running statistics and the rate's schedule take part."""
     teacher_vars, start = double(parts.teacher_vars), double(jax.jit(parts.student.init)(jax.random.key(1)))
     step = jax.jit(
@@ -141,14 +162,14 @@ def test_kd_steps_are_pytorchs(tuned, parts):
     teacher, student = to_torch(twin(parts.teacher.spec), teacher_vars), to_torch(twin(parts.student.spec), start)
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
     given = []
-    distiller = torch_tuned.Distiller(teacher, student, sgd, TEMPERATURE, given.pop)
+    distiller = torch_tuned.Distiller(teacher, student, sgd, TEMPERATURE, given.pop, form)
     optimizer = sgd(student.parameters())
     mean, std = normalization(parts.teacher)
     digits = data.load("digits", "train").images[: 3 * BATCH].astype(np.float64) / 255
     for images in np.split(digits, 3):
         state, info = step(state, teacher_vars, jnp.asarray(images), jax.random.key(0))
         inputs = (torch.from_numpy(images.copy()).permute(0, 3, 1, 2) - mean) / std
-        if tuned:
+        if form != "plain":
             given.append(inputs)
             distiller.step()
             loss = distiller.loss
