@@ -48,7 +48,7 @@ def _run(case: Case, form: str, in_loop: bool) -> Callable[[], Any]:
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.square(conv2d(x, kernel, 1, ((1, 1), (1, 1)), form=form)).sum()
 
-    def step(at: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, ...], None]:
+    def step(at: Any, _: None) -> tuple[Any, None]:
         return jax.tree.map(lambda a, g: a - 1e-6 * g, at, jax.grad(loss, (0, 1))(*at)), None
 
     @jax.jit
