@@ -13,7 +13,7 @@ from fastdfkd_jax.options import read
 from fastdfkd_jax.training import dry_run
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
-from fastdfkd_jax.training.one_run import run, run_noise_control, set_up_jax, write_summary
+from fastdfkd_jax.training.one_run import build, run, run_noise_control, set_up_jax, write_summary
 from fastdfkd_jax.training.run_options import RunOptions
 
 log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
@@ -34,9 +34,10 @@ def main(argv: Sequence[str]) -> None:
         if config.dry_run:
             output = dry_run.describe(read(RunOptions, config), assemble(config))
         else:
-            summary = run(config, folder)
+            built = build(config)
+            summary = run(config, folder, built)
             if summary and config.noise_control:
-                summary |= run_noise_control(config, folder)
+                summary |= run_noise_control(config, folder, built)
                 write_summary(folder, summary)
             output = json.dumps(summary) if summary else ""  # stopped
         if output and hosts.is_writer():

@@ -153,7 +153,8 @@ def test_other_answers_are_refused(changes, message, finished, tmp_path):
 
 def test_the_noise_control_has_answers_of_its_own(finished, tmp_path):
     config = config_of(soft_labels__dir=str(finished[0] / "soft_labels"))
-    assert one_run.run_noise_control(config, tmp_path)["noise_student_accuracy_last"] is not None
+    control = one_run.run_noise_control(config, tmp_path, one_run.build(config))
+    assert control["noise_student_accuracy_last"] is not None
     assert (tmp_path / "noise_control" / "soft_labels" / "description.json").exists()
 
 

@@ -100,13 +100,20 @@ def _prepare(folder: Path, restart: bool) -> None:
     workdir.remove_leftovers(folder)
 
 
-def run_noise_control(config: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Trains the same student with the same budget on Gaussian noise, in a folder of its own."""
+def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[str, Any]:
+    """Trains the same student with the same budget on Gaussian noise, in a folder of its own.
+
+    Args:
+      config, folder: of the run that it accompanies.
+      built: from that run's config.
+    """
     control = config.copy_and_resolve_references()
     control.method.name = "noise"
     control.soft_labels.dir = ""  # those are of other images
     log.info("noise control: the same student, distilled from Gaussian noise images")
-    summary = run(control, folder / "noise_control")
+    parts = assemble(control)
+    programs = Programs(parts, read(RunOptions, control), like=built.programs)
+    summary = run(control, folder / "noise_control", Built(parts, programs))
     return {f"noise_{name}": summary[name] for name in (score_key(summary, "student_{}_last"),) if summary}
 
 

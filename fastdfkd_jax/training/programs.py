@@ -26,6 +26,11 @@ Tree = Any
 class Programs:
     """Synthesis and distillation for one way to feed the student.
 
+    Args:
+      parts: networks, method, data.
+      run: options of the run.
+      like: programs of the same networks and data; their evaluation, which takes seconds to compile, is reused.
+
     Attributes:
       synthesize: `(method state, feed state, teacher_vars, student_vars, key, index) -> (method state, feed state,
         batch, info)`, the batch as the feed's host half is given it.
@@ -39,7 +44,7 @@ class Programs:
       steps: KD steps of one dispatch of `distill`.
     """
 
-    def __init__(self, parts: Parts, run: RunOptions):
+    def __init__(self, parts: Parts, run: RunOptions, like: Programs | None = None):
         self.steps = feeding.steps_of_dispatch(parts, run)
         feed = feeding.functions(parts, run)
         self.synthesize = parallel.CompiledStep(_synthesize(parts, feed), donate=(0, 1))
@@ -52,9 +57,11 @@ class Programs:
         self.draw_rows = jax.jit(draw_rows)
         self.label = parallel.CompiledStep(_label(parts, run, draw_rows, self.steps))
         self.begin = _starter(parts)
-        self.evaluate, self.evaluate_teacher = (
-            make_evaluator(network, run.data.batch) for network in (parts.student, parts.teacher)
-        )
+        if like is not None:
+            self.evaluate, self.evaluate_teacher = like.evaluate, like.evaluate_teacher
+        else:
+            self.evaluate = make_evaluator(parts.student, run.data.batch)
+            self.evaluate_teacher = make_evaluator(parts.teacher, run.data.batch)
 
 
 def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
