@@ -11,9 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import flops
-from configs import cifar, cifar10, imagenet
 from fastdfkd_jax import convert
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.configs import cifar, cifar10, imagenet
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, build, build_generator, usual_image_size
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.programs import initial_state

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import cifar10, imagenet
+from fastdfkd_jax.configs import cifar10, imagenet
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import on_device

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import torch_fastdfkd
-from configs import cifar10
 from fastdfkd_jax import convert, data
+from fastdfkd_jax.configs import cifar10
 from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.storage.files import write_atomically
 from fastdfkd_jax.training.build import assemble

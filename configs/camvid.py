@@ -2,16 +2,16 @@
 
 Not in the paper. Frames are brought to 120x160, images of 96 pixels are synthesised, the output stride is 16.
 
-    python -m fastdfkd_jax.pretrain --config configs/pretrain_camvid.py --workdir TEACHER --config.data.dir=FOLDER
-    python -m fastdfkd_jax.main --config configs/camvid.py:fast10 --workdir DIR --config.data.dir=FOLDER \
-        --config.teacher.checkpoint=TEACHER/teacher.safetensors
+    fastdfkd pretrain camvid --workdir TEACHER data.dir=FOLDER
+    fastdfkd run camvid:fast10 --workdir DIR data.dir=FOLDER \
+        teacher.checkpoint=TEACHER/teacher.safetensors
 
-A run has one core's worth of work at a time: start two, as `configs/compare/table3.py:cpu` with `--config.jobs=2` does.
+A run has one core's worth of work at a time: start two, as `configs/compare/table3.py:cpu` with `jobs=2` does.
 
 `:METHOD` as in configs/nyuv2.py, then `-smoke`, or `:smoke` alone. FOLDER holds `camvid` (docs/data.md).
 """
 
-from configs import rates, segmentation
+from fastdfkd_jax.configs import rates, segmentation
 
 SHORT_SIDE, SIDE = 120, 96
 # Of the student's, after calls without it where images are kept; 1,200 steps in all.

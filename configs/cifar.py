@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from configs import default, rates
+from fastdfkd_jax.configs import default, rates
 from fastdfkd_jax.errors import UserError
 
 Change = Callable[[ConfigDict], None]

@@ -3,14 +3,14 @@
 220 calls of 256 images, 20 without KD, then 400 KD steps of 256 after each; about 0.1 GPU hours of synthesis and one or
 two of distillation on one GPU. Published for wrn40_2-wrn16_1-fast5: 88.90 % (best epoch on the test set).
 
-    python -m fastdfkd_jax.main --config configs/cifar10.py:wrn40_2-wrn16_1-fast5 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run cifar10:wrn40_2-wrn16_1-fast5 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 `:teacher-student-fastK`, then any of `-short` (60 calls of 128 images; for CPUs), `-paper` (the paper's letter),
 `-reptile`, `-fomaml_last`, `-smoke`; or `:smoke` alone.
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def get_config(variant=None):

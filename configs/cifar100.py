@@ -2,11 +2,11 @@
 
 Published for wrn40_2-wrn16_1-fast5: 52.90 % (best epoch on the test set).
 
-    python -m fastdfkd_jax.main --config configs/cifar100.py:wrn40_2-wrn16_1-fast5 --workdir DIR \
-        --config.teacher.checkpoint=cifar100_wrn40_2.pth
+    fastdfkd run cifar100:wrn40_2-wrn16_1-fast5 --workdir DIR \
+        teacher.checkpoint=cifar100_wrn40_2.pth
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def get_config(variant=None):

@@ -1,21 +1,21 @@
 """CMI, contrastive model inversion, on CIFAR: a generator trained from scratch for every batch (METHOD 1.5).
 
-    python -m fastdfkd_jax.main --config configs/cmi.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run cmi:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 This is the script of FastDFKD's code, with 200 steps where the row of its tables says 500. `:dataset-teacher-student`,
 then one of CMI's own recipes (METHOD sections 2 and 8), then `-short` or `-smoke`:
 `-scratch` begins without images; published about 88.8 % on CIFAR-10 for wrn40_2-wrn16_1.
-`-adversarial` begins with 50,000 images, `--config.pool.initial=FOLDER`, that were inverted before (for instance by
-`-scratch` with `--config.mode=synthesize --config.inversion.adversarial_weight=0`). This is what the 90.01 % in Table 1
+`-adversarial` begins with 50,000 images, `pool.initial=FOLDER`, that were inverted before (for instance by
+`-scratch` with `mode=synthesize inversion.adversarial_weight=0`). This is what the 90.01 % in Table 1
 of the paper comes from. The 57.91 % on CIFAR-100 there have no recorded recipe.
 
-The bank of features is 1.8 GB for WRN-40-2, in memory and in every checkpoint (`--config.dry_run=true` tells what is
-held); for ResNet-34 the released code compares stages rather than BatchNorms, `--config.cmi.features=blocks`. The
-few-step rows of Table 4 are `--config.cmi.num_steps=2`, 5 and 10; published for CIFAR-100 14.62, 20.08 and 32.43 %.
+The bank of features is 1.8 GB for WRN-40-2, in memory and in every checkpoint (`dry_run=true` tells what is
+held); for ResNet-34 the released code compares stages rather than BatchNorms, `cmi.features=blocks`. The
+few-step rows of Table 4 are `cmi.num_steps=2`, 5 and 10; published for CIFAR-100 14.62, 20.08 and 32.43 %.
 """
 
-from configs import cifar, cmi_scripts
+from fastdfkd_jax.configs import cifar, cmi_scripts
 
 
 def published(config):

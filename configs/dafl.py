@@ -1,7 +1,7 @@
 """DAFL (Chen et al., ICCV 2019) as officially released: 2,000 epochs of 120 joint steps on 1,024 images.
 
-    python -m fastdfkd_jax.main --config configs/dafl.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run dafl:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 `-table1` after the pair is the recipe of CMI's script instead, from which the paper's row comes. It has 92.22 / 81.10 /
 65.71 / 81.33 / 81.55 % on CIFAR-10 (the five pairs of Table 1), in 2.73 / 0.73 / 1.73 / 1.53 / 1.60 h. On CIFAR-100
@@ -10,7 +10,7 @@ users of CMI's and FastDFKD's code report less than its 74.47 % for ResNet-34 ->
 
 import math
 
-from configs import cifar, cmi_scripts
+from fastdfkd_jax.configs import cifar, cmi_scripts
 
 
 def published(config):

@@ -2,15 +2,15 @@
 
 Published for wrn40_2-wrn16_1: 83.04 % on CIFAR-10 and 53.77 % on CIFAR-100 (best epoch on the test set).
 
-    python -m fastdfkd_jax.main --config configs/deepinversion.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run deepinversion:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 `:dataset-teacher-student`, then `-short` or `-smoke`. Before it `original-` for the recipe of the method's own authors
-(METHOD 6). The few-step rows of Table 4 are `--config.deepinversion.num_steps=2`, 5 and 10; published for CIFAR-100
-2.61, 4.84 and 6.77 %, at a rate that is not; released for 10 steps is `--config.deepinversion.lr=1`.
+(METHOD 6). The few-step rows of Table 4 are `deepinversion.num_steps=2`, 5 and 10; published for CIFAR-100
+2.61, 4.84 and 6.77 %, at a rate that is not; released for 10 steps is `deepinversion.lr=1`.
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

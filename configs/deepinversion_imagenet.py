@@ -3,18 +3,18 @@
 Published: 68.00 % for ResNet-50 -> ResNet-50 with 140,000 images (166 GPU hours). The authors never released how their
 students learn; that part is FastDFKD's for ImageNet.
 
-    python -m fastdfkd_jax.main --config configs/deepinversion_imagenet.py:resnet50_imagenet --workdir DIR \
-        --config.teacher.checkpoint=resnet50-19c8e357.pth
+    fastdfkd run deepinversion_imagenet:resnet50_imagenet --workdir DIR \
+        teacher.checkpoint=resnet50-19c8e357.pth
 
 `:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of disk. To evaluate,
-`--config.data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `--config.data.split=validation`.
-Adaptive DeepInversion (another pool, of images on which teacher and student differ): `--config.mode=synthesize
---config.warmup_calls=0 --config.deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`. Its divergence
+`data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `data.split=validation`.
+Adaptive DeepInversion (another pool, of images on which teacher and student differ): `mode=synthesize
+warmup_calls=0 deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`. Its divergence
 is the paper's; the authors' code clamps probabilities, which can leave 1,000 classes without a gradient.
 """
 
-from configs import default, imagenet
-from configs.cifar import IMAGENET_MEAN, IMAGENET_STD
+from fastdfkd_jax.configs import default, imagenet
+from fastdfkd_jax.configs.cifar import IMAGENET_MEAN, IMAGENET_STD
 from fastdfkd_jax.errors import UserError
 
 STUDENTS = ("resnet50_imagenet", "resnet18_imagenet")

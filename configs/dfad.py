@@ -2,14 +2,14 @@
 
 Not in Table 1; 0.364 mIoU on NYUv2 in Table 3, by a version with dfad.generator_loss='log_l1'.
 
-    python -m fastdfkd_jax.main --config configs/dfad.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run dfad:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 The scripts of CMI and Fast-Datafree have other values: dfad.generator='large', dfad.b1=0.5, dfad.milestones=(),
 dfad.student_mode='eval'; and calls=200, kd.steps_per_call=400, kd.milestones=(), kd.weight_decay=1e-4.
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

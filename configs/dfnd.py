@@ -1,10 +1,10 @@
 """DFND: the 600,000 of ImageNet's images, at 32 pixels, that the teacher is surest of, and a model of its mistakes.
 
-    python -m fastdfkd_jax.main --config configs/dfnd.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth --config.transfer.source=folder:IMAGENET
+    fastdfkd run dfnd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth transfer.source=folder:IMAGENET
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

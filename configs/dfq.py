@@ -1,7 +1,7 @@
 """DFQ (Choi et al., CVPR workshops 2020): a warm-up of the generator alone, then ten student steps for each of its own.
 
-    python -m fastdfkd_jax.main --config configs/dfq.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run dfq:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 There is no official code; these are the values of an unofficial one. That code renders the student's images with the
 generator's running statistics. Ours has none: every batch is normalised with its own.
@@ -11,7 +11,7 @@ generator's running statistics. Ours has none: every batch is normalised with it
 users of CMI's and FastDFKD's code report less than its 77.01 % for ResNet-34 -> ResNet-18. Then `-short` or `-smoke`.
 """
 
-from configs import cifar, cmi_scripts
+from fastdfkd_jax.configs import cifar, cmi_scripts
 
 
 def published(config):

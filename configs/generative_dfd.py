@@ -4,13 +4,13 @@
 this one is ours. The student begins when the last class has its images; the calls after that train a second set of
 generators, which see a student no more than the first did.
 
-    python -m fastdfkd_jax.main --config configs/generative_dfd.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run generative_dfd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 A budget of fewer calls than classes gets one generator of all classes after another.
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

@@ -6,13 +6,13 @@ epochs of distillation as in the logs. The logs themselves begin with images tha
 400,000 more while the student learns, with that term (METHOD T10): `-logs`, with a folder of images, or the workdir of
 an earlier run, as pool.initial.
 
-    python -m fastdfkd_jax.main --config configs/imagenet.py:resnet50_imagenet --workdir DIR \
-        --config.teacher.checkpoint=resnet50-19c8e357.pth
+    fastdfkd run imagenet:resnet50_imagenet --workdir DIR \
+        teacher.checkpoint=resnet50-19c8e357.pth
 
 `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, and then `-logs`, or `-tiny`: images of 64
 pixels, four calls, for a trial on a CPU. The pool needs 21 GB of disk, that of `-logs` 60 beside what it begins with,
-and is read as the student learns (docs/scale.md). To evaluate, `--config.data.source=folder:DIR` with one folder a
-class, or `tfds:imagenet2012` with `--config.data.split=validation`.
+and is read as the student learns (docs/scale.md). To evaluate, `data.source=folder:DIR` with one folder a
+class, or `tfds:imagenet2012` with `data.split=validation`.
 
 `:smoke` is a trial of the whole at 224 pixels, minutes on two CPU cores, of EfficientNet-Lite0, whose real weights
 docs/conversion.md tells how to get: give the imported file as teacher.checkpoint.
@@ -20,8 +20,8 @@ docs/conversion.md tells how to get: give the imported file as teacher.checkpoin
 
 from ml_collections import ConfigDict
 
-from configs import default
-from configs.cifar import IMAGENET_MEAN, IMAGENET_STD
+from fastdfkd_jax.configs import default
+from fastdfkd_jax.configs.cifar import IMAGENET_MEAN, IMAGENET_STD
 from fastdfkd_jax.errors import UserError
 
 # student: adversarial weight in the logs

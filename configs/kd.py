@@ -3,14 +3,14 @@
 With the temperature of the data-free rows, so that the images are all that differs; released code has 1
 (METHOD section 5).
 
-    python -m fastdfkd_jax.main --config configs/kd.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run kd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
-Other images, without labels: `--config.transfer.source=folder:DIR --config.transfer.crops=1`, or
+Other images, without labels: `transfer.source=folder:DIR transfer.crops=1`, or
 `tfds:places365_small`.
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

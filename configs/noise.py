@@ -1,10 +1,10 @@
 """The control: the student's whole recipe, on images of Gaussian noise.
 
-    python -m fastdfkd_jax.main --config configs/noise.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run noise:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

@@ -3,14 +3,14 @@
 Published mIoU: Fast-10 0.366 with 17,000 images in 0.82 GPU hours; DFAD 0.364 and DAFL 0.105 with 960,000 in 6.0 and
 3.99; DFND 0.378, KD 0.380, the student on labels 0.375, the teacher 0.519. No code or teacher of it is public.
 
-    python -m fastdfkd_jax.main --config configs/nyuv2.py:fast10 --workdir DIR \
-        --config.teacher.checkpoint=nyuv2_deeplabv3_resnet50.pth --config.data.dir=FOLDER
+    fastdfkd run nyuv2:fast10 --workdir DIR \
+        teacher.checkpoint=nyuv2_deeplabv3_resnet50.pth data.dir=FOLDER
 
 `:METHOD`, one of fast10, deepinversion, dfad, dafl, dfnd, kd, scratch and noise, then `-smoke`, or `:smoke` alone.
 FOLDER holds `NYUv2`, which docs/data.md tells how to prepare; configs/pretrain_nyuv2.py trains a teacher.
 """
 
-from configs import segmentation
+from fastdfkd_jax.configs import segmentation
 
 
 def get_config(variant=None):

@@ -1,13 +1,13 @@
 """Networks of your own: the recipe of Table 1 for any teacher and student of small images (docs/your-own-teacher.md).
 
-    python -m fastdfkd_jax.main --config configs/own.py:fast5-short --workdir DIR \
-        --config.teacher.graph=TEACHER --config.student.graph=STUDENT --config.data.source=folder:IMAGES
+    fastdfkd run own:fast5-short --workdir DIR \
+        teacher.graph=TEACHER student.graph=STUDENT data.source=folder:IMAGES
 
 `:fastK`, K of 2, 5 or 10, then any protocol of `configs/cifar10.py`. Either network may be a checkpoint of one of ours
 instead (`config.teacher.checkpoint`, `config.student.arch`); data serve evaluation only, and none are needed.
 """
 
-from configs import cifar, default
+from fastdfkd_jax.configs import cifar, default
 from fastdfkd_jax.errors import UserError
 
 

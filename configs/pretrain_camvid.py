@@ -1,11 +1,11 @@
 """A DeepLabv3-ResNet18 on CamVid at 120x160: the teacher of configs/camvid.py.
 
-    python -m fastdfkd_jax.pretrain --config configs/pretrain_camvid.py --workdir DIR --config.data.dir=FOLDER
+    fastdfkd pretrain camvid --workdir DIR data.dir=FOLDER
 
 CamVid is CC BY-NC 4.0, and so are weights that are trained on it: for research only.
 """
 
-from configs import camvid, pretrain_cifar10
+from fastdfkd_jax.configs import camvid, pretrain_cifar10
 
 
 def get_config():

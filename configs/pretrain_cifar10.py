@@ -1,7 +1,7 @@
 """A teacher on CIFAR-10 by the published recipe.
 
-    python -m fastdfkd_jax.pretrain --config configs/pretrain_cifar10.py --workdir DIR \
-      --config.arch=wrn40_2 --config.data.dir=DIR
+    fastdfkd pretrain cifar10 --workdir DIR \
+      arch=wrn40_2 data.dir=DIR
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The quickstart's teacher: WRN-16-1 on the digits that come with the package.
 
-python -m fastdfkd_jax.pretrain --config configs/pretrain_digits.py --workdir DIR
+fastdfkd pretrain digits --workdir DIR
 """
 
 from ml_collections import ConfigDict

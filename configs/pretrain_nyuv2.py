@@ -1,12 +1,12 @@
 """A DeepLabv3-ResNet50 on NYUv2, which the rows of Table 3 need as teacher.
 
-    python -m fastdfkd_jax.pretrain --config configs/pretrain_nyuv2.py --workdir DIR --config.data.dir=FOLDER
+    fastdfkd pretrain nyuv2 --workdir DIR data.dir=FOLDER
 
 DFAD's recipe (METHOD 6) with cross-entropy in place of its focal loss. Published with ImageNet's weights to begin with:
 mIoU 0.519. Those are not public in a form that this command could begin with, so expect less.
 """
 
-from configs import pretrain_cifar10
+from fastdfkd_jax.configs import pretrain_cifar10
 
 
 def get_config():

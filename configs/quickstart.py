@@ -3,7 +3,7 @@
 The teacher (WRN-16-1, shipped in PyTorch naming) saw the training digits; the student (WRN-10-1) sees only images that
 FastDFKD synthesises from the teacher. The same student trained on Gaussian noise stands beside it as a control.
 
-    python -m fastdfkd_jax.main --config configs/quickstart.py
+    fastdfkd run quickstart
 
 `:dafl`, `:cmi` and so on run another method on the same digits; `:dfnd` also needs pictures, config.transfer.source.
 """
@@ -11,7 +11,7 @@ FastDFKD synthesises from the teacher. The same student trained on Gaussian nois
 import importlib
 from pathlib import Path
 
-from configs import default, rates
+from fastdfkd_jax.configs import default, rates
 from fastdfkd_jax.errors import UserError
 
 
@@ -61,4 +61,4 @@ def _published(method: str):
     if method not in modules:
         offered = sorted((modules | {"fastdfkd"}) - {"dfnd"})  # which also needs pictures as config.transfer.source
         raise UserError(f"unknown variant {method!r}: expected one of {', '.join(offered)}, or none")
-    return importlib.import_module(f"configs.{method}").published
+    return importlib.import_module(f"fastdfkd_jax.configs.{method}").published

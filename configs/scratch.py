@@ -3,11 +3,11 @@
 The recipe is that of the tables' students on synthesised images, so that the images are all that differs.
 Published for WRN-16-1 on CIFAR-10: 91.12 %.
 
-    python -m fastdfkd_jax.main --config configs/scratch.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run scratch:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 """
 
-from configs import cifar
+from fastdfkd_jax.configs import cifar
 
 
 def published(config):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import cifar, default, rates
-from configs.cifar import Change
+from fastdfkd_jax.configs import cifar, default, rates
+from fastdfkd_jax.configs.cifar import Change
 from fastdfkd_jax.errors import UserError
 
 
@@ -112,7 +112,7 @@ def _on_data(config: ConfigDict, name: str) -> None:
 
 
 def dfnd(config: ConfigDict) -> None:
-    """Other pictures (`--config.transfer.source=folder:DIR`), a random crop of each, of which the surest are kept."""
+    """Other pictures (`transfer.source=folder:DIR`), a random crop of each, of which the surest are kept."""
     config.method.name = "dfnd"
     config.transfer.source, config.transfer.crops, config.transfer.select = "tfds:imagenet2012", 1, 17_024
 

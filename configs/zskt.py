@@ -1,7 +1,7 @@
 """ZSKT (Micaelli and Storkey, NeurIPS 2019) as officially released: 80,000 batches of 128, ten student steps on each.
 
-    python -m fastdfkd_jax.main --config configs/zskt.py:cifar10-wrn40_2-wrn16_1 --workdir DIR \
-        --config.teacher.checkpoint=cifar10_wrn40_2.pth
+    fastdfkd run zskt:cifar10-wrn40_2-wrn16_1 --workdir DIR \
+        teacher.checkpoint=cifar10_wrn40_2.pth
 
 Attention transfer was published for pairs of WRNs. It is off where the stages of teacher and student are of two kinds.
 
@@ -10,7 +10,7 @@ Attention transfer was published for pairs of WRNs. It is off where the stages o
 `-smoke`.
 """
 
-from configs import cifar, cmi_scripts
+from fastdfkd_jax.configs import cifar, cmi_scripts
 from fastdfkd_jax.models import stages_of
 
 

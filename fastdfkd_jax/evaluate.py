@@ -1,6 +1,6 @@
 """What a network reaches on labelled images, as a function and as a command.
 
-python -m fastdfkd_jax.evaluate CHECKPOINT --data tfds:cifar10 --data-dir DIR --split test --json
+fastdfkd evaluate CHECKPOINT --data tfds:cifar10 --data-dir DIR --split test --json
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from fastdfkd_jax import convert, data
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import OneLineParser, numbers
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
@@ -63,7 +63,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m fastdfkd_jax.evaluate", description=__doc__)
+    parser = OneLineParser(prog=f"{PROGRAM} evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="torch file, .safetensors or Keras's model.json")
     parser.add_argument("--data", required=True, help=f"one of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help=f"where the data lie (default: {data.DEFAULT_DATA_DIR})")

@@ -1,29 +1,37 @@
-"""`python -m fastdfkd_jax.main --config FILE[:variant] --workdir DIR`: one run, from a config to a student."""
+"""`fastdfkd run CONFIG[:VARIANT]`: one run, from a config to a student."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.distributed import hosts
-from fastdfkd_jax.options import read
+from fastdfkd_jax.methods.registry import other_sections
+from fastdfkd_jax.options import Options, by_section, read
 from fastdfkd_jax.training import dry_run
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import build, run, run_noise_control, set_up_jax, write_summary
-from fastdfkd_jax.training.run_options import RunOptions
+from fastdfkd_jax.training.run_options import RunOptions, every_kind
 
 log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 
 
+def _kinds(config: Any) -> dict[str, type[Options]]:
+    """The class of options of each section that a run of this config reads."""
+    others = other_sections(config.method.name)
+    return {name: kind for name, kind in by_section(every_kind()).items() if name not in others}
+
+
 def main(argv: Sequence[str]) -> None:
     """Parses, checks, runs, and prints the summary as the last line of standard output."""
-    config, folder = config_flags.parse(argv, DEFAULT_CONFIG)
+    config, folder = config_flags.parse(argv, "run", DEFAULT_CONFIG, _kinds)
     validate(config)
     set_up_jax(config)
     chosen = config.parallel

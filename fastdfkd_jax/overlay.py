@@ -1,6 +1,6 @@
 """What segmentation networks see, as colours over the pictures, for people to look at.
 
-    python -m fastdfkd_jax.overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
+    fastdfkd overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
 
 Each picture, then its labels where the data have maps, then what each network predicts, in the order of the
 checkpoints; the colour of each class is printed. What they make of synthesised images is seen by `python -m
@@ -20,7 +20,7 @@ import numpy as np
 from fastdfkd_jax import convert, data
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import OneLineParser, numbers
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
@@ -68,7 +68,7 @@ def rows(images: np.ndarray, maps: Sequence[np.ndarray], classes: int) -> np.nda
 
 def main(argv: Sequence[str]) -> None:
     """Parses, predicts and writes the PNG; `argv` begins with the program's name."""
-    parser = OneLineParser(prog="python -m fastdfkd_jax.overlay", description=__doc__)
+    parser = OneLineParser(prog=f"{PROGRAM} overlay", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", help="networks of one task and one number of classes")
     parser.add_argument("--data", required=True, help=f"pictures, of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")

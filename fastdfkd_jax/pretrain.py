@@ -1,6 +1,6 @@
 """Trains a teacher on real data by the documented recipe (METHOD section 5).
 
-    python -m fastdfkd_jax.pretrain --config configs/pretrain_digits.py --workdir DIR [--config.key=value]
+    fastdfkd pretrain digits --workdir DIR [key=value]
 
 Writes `teacher.safetensors`, `metrics.jsonl` and `config.json` into the work directory. The test split is
 read for reporting, never for selection: the teacher is the one of the last epoch.
@@ -125,7 +125,7 @@ def _reporter(
 
 def main(argv: Sequence[str]) -> None:
     """Parses, trains, and prints the last epoch's record as one line of JSON."""
-    config, workdir = config_flags.parse(argv, DEFAULT_CONFIG)
+    config, workdir = config_flags.parse(argv, "pretrain", DEFAULT_CONFIG)
     print(json.dumps(run(config.to_dict(), workdir)))
 
 

@@ -1,6 +1,6 @@
 """The table of recorded runs.
 
-`python -m fastdfkd_jax.report results` prints a Markdown table of recorded runs; with `--into README.md` it
+`fastdfkd report results` prints a Markdown table of recorded runs; with `--into README.md` it
 replaces what stands there between the lines `<!-- results -->` and `<!-- /results -->`; with `--add WORKDIR --as
 NAME/SEED` it first records a finished run.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import OneLineParser
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.markdown import insert_all
 from fastdfkd_jax.training.run_records import add, table
@@ -19,7 +19,7 @@ from fastdfkd_jax.training.run_records import add, table
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = OneLineParser(prog="python -m fastdfkd_jax.report", description="A table of recorded runs.")
+    parser = OneLineParser(prog=f"{PROGRAM} report", description="A table of recorded runs.")
     parser.add_argument("results", type=Path, help="folder of records, NAME/SEED/summary.json")
     parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
     parser.add_argument("--add", type=Path, metavar="WORKDIR", help="a finished run to record first")

@@ -6,7 +6,7 @@ import sys
 
 import runs  # noqa: F401 - makes configs importable
 
-from configs import default
+from fastdfkd_jax.configs import default
 from fastdfkd_jax.options import Options, by_section, part, ranges, said, section
 from fastdfkd_jax.storage import markdown
 from fastdfkd_jax.training.run_options import every_kind
@@ -14,7 +14,7 @@ from fastdfkd_jax.training.run_options import every_kind
 _HEAD = """# Every option
 
 Generated from the classes that `configs/default.py` names (`python tests/options_page.py docs/options.md`).
-On the command line, `--config.KEY=VALUE` sets one.
+Set one on the command line by `KEY=VALUE`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Config of the toy teacher: `python -m fastdfkd_jax.pretrain --config tests/pretrain_toy.py --workdir DIR`."""
+"""Config of the toy teacher: `fastdfkd pretrain tests/pretrain_toy.py --workdir DIR`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import toy_architecture  # noqa: E402, F401 - registers 'toy'
 
-from configs import pretrain_digits  # noqa: E402
+from fastdfkd_jax.configs import pretrain_digits  # noqa: E402
 
 
 def get_config():

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import toy_architecture  # noqa: E402
 
-from configs import default  # noqa: E402 - configs lie beside the package, not in it
+from fastdfkd_jax.configs import default  # noqa: E402 - configs lie beside the package, not in it
 
 
 def tiny_config(**changes) -> ConfigDict:

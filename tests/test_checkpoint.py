@@ -140,7 +140,7 @@ def test_nothing_whole_is_one_line_and_nothing_is_deleted(three):
     truncate(three / "3")
     lose_meta(three / "2")
     with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be used \(.*\): restore it, or start again with --config.restart"
+        UserError, match=r"no checkpoint in .* can be used \(.*\): restore it, or start again with restart"
     ) as caught:
         restore(three)
     assert "\n" not in str(caught.value)

@@ -13,9 +13,9 @@ from runs import Runs, tiny_config
 from test_configs import flat
 from toy_network import share_on_target, toy_network
 
-from configs import cmi as config_file
-from configs import default, quickstart
 from fastdfkd_jax import models
+from fastdfkd_jax.configs import cmi as config_file
+from fastdfkd_jax.configs import default, quickstart
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, cmi
 from fastdfkd_jax.methods.parts import contrastive, inversion_loss, parametrization

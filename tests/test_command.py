@@ -210,7 +210,7 @@ def settings(tmp_path, monkeypatch) -> Path:
 
 
 def parsed(*arguments: str):
-    return config_flags.parse(["main", *arguments], "none.py")
+    return config_flags.parse(["main", *arguments], "run", "none.py")
 
 
 def test_a_colon_is_a_variant_only_after_the_file(settings):
@@ -228,12 +228,19 @@ def test_a_colon_is_a_variant_only_after_the_file(settings):
         ("--config.kdd.lr=1", r"config has no key 'kdd': the nearest are kd, "),
         ("--config.kd.lr=fast", r"--config.kd.lr=fast: could not convert"),
         ("--workdri=x", r"Unknown command line flag 'workdri'. Did you mean: workdir"),
-        ("loose", r"expected only --flags, found 'loose'"),
+        ("loose", r"expected KEY=VALUE or --workdir DIR, found 'loose'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(settings, argument, expected):
     with pytest.raises(UserError, match=expected):
         parsed(f"--config={settings}", argument)
+
+
+def test_a_config_and_its_values_need_no_flags(settings):
+    config, folder = parsed(f"{settings}:x", "kd.lr=0.2", "--workdir", "there", "final_rate=1.0")
+    assert (config.variant, config.kd.lr, config.final_rate, folder) == ("x", 0.2, 1.0, Path("there"))
+    with pytest.raises(UserError, match=r"config.kd has no key 'learning_rate': the nearest are lr, "):
+        parsed(str(settings), "kd.learning_rate=1")
 
 
 def test_an_old_name_leads_to_the_new_one():

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from runs import ROOT, tiny_config
 
-from configs.compare import parts
 from fastdfkd_jax.compare import __main__ as compare
 from fastdfkd_jax.compare import comparison, run_folders
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.files import lock_folder
 
@@ -26,7 +26,7 @@ LONG = "calls=600, warmup_calls=599, eval_every=600, checkpoint_every=600, image
 SECTION = "Digits, WRN-16-1 → WRN-10-1"
 # A compare config in small, of controls, which compile in a moment; runs of all tests share what they compile.
 CONFIG = """
-    from configs.compare import parts
+    from fastdfkd_jax.configs.compare import parts
     from runs import tiny_config
 
     def get_config(variant=None):

@@ -6,11 +6,11 @@ import statistics
 import pytest
 from runs import options_of  # makes configs importable too
 
-from configs import cifar, cifar10, dafl, dfq, zskt
-from configs.compare import all as all_tables
-from configs.compare import cifar_runs, parts, spread, table1, table2, table3, table4, table5
-from configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax.compare import comparison, results, synthesis, tables
+from fastdfkd_jax.configs import cifar, cifar10, dafl, dfq, zskt
+from fastdfkd_jax.configs.compare import all as all_tables
+from fastdfkd_jax.configs.compare import cifar_runs, parts, spread, table1, table2, table3, table4, table5
+from fastdfkd_jax.configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.training.build import METHODS
 from fastdfkd_jax.training.config_checks import validate

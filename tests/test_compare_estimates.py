@@ -6,10 +6,10 @@ import sys
 import pytest
 from runs import tiny_config
 
-from configs.compare import parts
 from fastdfkd_jax.cli.signals import Stop
 from fastdfkd_jax.compare import comparison, estimates, jobs, run_folders
 from fastdfkd_jax.compare.estimates import Entry
+from fastdfkd_jax.configs.compare import parts
 
 MEASURE = """
 import json, pickle, sys

@@ -11,8 +11,8 @@ import pytest
 from runs import options_of, tiny_config
 
 from benchmarks.flops import equations
-from configs import imagenet
 from fastdfkd_jax import models
+from fastdfkd_jax.configs import imagenet
 from fastdfkd_jax.pool import on_device, on_disk
 from fastdfkd_jax.training import build as assemble_module
 from fastdfkd_jax.training import one_run

@@ -9,9 +9,20 @@ import pytest
 from options_page import page
 from runs import options_of, tiny_config  # makes configs importable too
 
-from configs import camvid, cifar, cifar10, cifar100, default, nyuv2, own, pretrain_camvid, pretrain_nyuv2, quickstart
-from configs import segmentation as maps
 from fastdfkd_jax import models
+from fastdfkd_jax.configs import (
+    camvid,
+    cifar,
+    cifar10,
+    cifar100,
+    default,
+    nyuv2,
+    own,
+    pretrain_camvid,
+    pretrain_nyuv2,
+    quickstart,
+)
+from fastdfkd_jax.configs import segmentation as maps
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.options import RENAMED, Options, kinds, option, part, ranges, read, renamed, said, section

@@ -138,7 +138,7 @@ def test_long_lists_are_short_and_whole_on_request(network, state):
     for name in expected_entries(network):
         assert name == "conv1.weight" or f"{name}," in f"{caught.value.full},".replace(";", ",")
     assert "missing (38): block1.layer.0.bn1.bias, " in str(caught.value)
-    assert str(caught.value).endswith("record its graph: python -m fastdfkd_jax.convert.record")
+    assert str(caught.value).endswith("record its graph: fastdfkd convert record")
     placed = caught.value.within("/data/" + "long_name/" * 30 + "teacher.pth")
     assert len(str(placed)) <= 280
     assert "teacher.pth: not a sound" in str(placed)

@@ -8,8 +8,8 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
-from configs import quickstart
 from fastdfkd_jax import data
+from fastdfkd_jax.configs import quickstart
 from fastdfkd_jax.data import listing, pictures, unlabelled
 from fastdfkd_jax.data.dataset import kind_of
 from fastdfkd_jax.errors import UserError

@@ -18,8 +18,8 @@ import scipy.io
 from PIL import Image
 from runs import ROOT
 
-from configs import nyuv2 as recipe
 from fastdfkd_jax import convert, data, models
+from fastdfkd_jax.configs import nyuv2 as recipe
 from fastdfkd_jax.data import map_sources, nyuv2
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.training import one_run

@@ -13,10 +13,10 @@ from runs import tiny_config
 from test_configs import flat
 from toy_network import share_on_target, toy_network
 
-from configs import deepinversion as config_file
-from configs import deepinversion_imagenet, default, quickstart
 from fastdfkd_jax import models
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.configs import deepinversion as config_file
+from fastdfkd_jax.configs import deepinversion_imagenet, default, quickstart
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.meta import adapt
 from fastdfkd_jax.methods import base

@@ -112,7 +112,7 @@ ARGUMENTS = {
     "wrong type": ("--config.calls=many", "calls.*many"),
     "a float for an integer": ("--config.calls=2.5", "2.5"),
     "unknown flag": ("--confg=x.py", "Unknown command line flag 'confg'"),
-    "stray argument": ("stray", "expected only --flags, found 'stray'"),
+    "stray argument": ("stray", "expected KEY=VALUE or --workdir DIR, found 'stray'"),
     "no calls": ("--config.calls=0", "config.calls must be at least 1, found 0"),
     "all calls warm up": ("--config.warmup_calls=2", "warmup_calls must be less than calls=2, found 2"),
     "more synthesis than calls": ("--config.synthesis_calls=3", "synthesis_calls must be at most calls=2, found 3"),
@@ -470,7 +470,7 @@ def test_checkpoints_that_are_all_damaged(refused, workdir, kind):
     assert len(damaged) >= 2
     for path in damaged:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    logged = refused(r"no checkpoint in .* can be used \(.*restore it, or start again with --config.restart=true")
+    logged = refused(r"no checkpoint in .* can be used \(.*restore it, or start again with restart=true")
     assert len(logged) == 2
     assert all(re.search(r"checkpoint \d+ cannot be used \(.*\)", line) for line in logged)
     assert ["trying the one before it" in line for line in logged] == [True, False]

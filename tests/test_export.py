@@ -387,9 +387,7 @@ def test_targets_that_cannot_be_used(run, refused, tmp_path, monkeypatch):
 
 def test_arguments_that_are_wrong(refused, tmp_path):
     make_run(tmp_path / "run")
-    refused(
-        "invalid choice: 'zip'.*: see python -m fastdfkd_jax.export --help", "run", "--to", "out", "--format", "zip"
-    )
+    refused("invalid choice: 'zip'.*: see fastdfkd images --help", "run", "--to", "out", "--format", "zip")
     refused("required: --to, --format: see .*", "run")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import options_of  # makes configs importable too
 
-from configs import camvid, default, nyuv2, quickstart
+from fastdfkd_jax.configs import camvid, default, nyuv2, quickstart
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.dafl import DAFLOptions
 from fastdfkd_jax.methods.dfad import DFADOptions
@@ -30,7 +30,7 @@ TABLE_1 = ("dafl", "zskt", "dfq")
 
 
 def config_of(method, variant=None):
-    return importlib.import_module(f"configs.{method}").get_config(variant)
+    return importlib.import_module(f"fastdfkd_jax.configs.{method}").get_config(variant)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,8 +6,8 @@ from pictures import bordered, write_jpegs
 from PIL import Image
 from runs import options_of  # makes configs importable too
 
-from configs import imagenet
 from fastdfkd_jax import convert, models
+from fastdfkd_jax.configs import imagenet
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Shards
 from fastdfkd_jax.training import one_run

@@ -11,9 +11,9 @@ import pytest
 import runs  # noqa: F401 - makes configs importable
 from PIL import Image
 
-from configs import pretrain_camvid
 from fastdfkd_jax import convert, data, pretrain
 from fastdfkd_jax.augmentation.augment import ViewOptions
+from fastdfkd_jax.configs import pretrain_camvid
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator

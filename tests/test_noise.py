@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import runs  # noqa: F401 - makes configs importable
 
-from configs import noise as noise_config
-from configs import quickstart
+from fastdfkd_jax.configs import noise as noise_config
+from fastdfkd_jax.configs import quickstart
 from fastdfkd_jax.methods import base, noise
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.forms import Forms

@@ -178,7 +178,8 @@ def test_a_run_killed_while_it_writes_leaves_the_teacher_before(tmp_path, monkey
 @pytest.mark.parametrize("name", ["pretrain_cifar10", "pretrain_digits"])
 @pytest.mark.filterwarnings(LOAD_MODULE)
 def test_configs_build(name):
-    config: dict[str, Any] = config_flags.parse(["pretrain", f"--config={CONFIGS / f'{name}.py'}"], "")[0].to_dict()
+    arguments = ["pretrain", f"--config={CONFIGS / f'{name}.py'}"]
+    config: dict[str, Any] = config_flags.parse(arguments, "pretrain", "")[0].to_dict()
     Recipe(**config["recipe"])
     assert models.is_known(config["arch"])
 

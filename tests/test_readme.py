@@ -28,14 +28,15 @@ def blocks(language):
 
 
 def commands():
-    """Every `python -m` command, continuation lines joined, split into arguments."""
+    """The arguments of every `fastdfkd` command, continuation lines joined."""
     text = "\n".join(blocks("")).replace("\\\n", " ")
     lines = [part for line in text.splitlines() for part in line.split("&&")]
-    return [shlex.split(line)[1:] for line in lines if line.strip().startswith("python -m")]
+    return [shlex.split(line)[1:] for line in lines if line.strip().startswith("fastdfkd ")]
 
 
-def python(arguments, cwd):
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+def fastdfkd(arguments, cwd):
+    line = [sys.executable, "-m", "fastdfkd_jax", *arguments]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_python_examples_run():
@@ -55,7 +56,7 @@ def test_links_lead_to_files(document):
 def test_the_table_of_runs_is_made_from_the_records():
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert markdown.insert(text, run_records.table(ROOT / "results")) == text, (
-        "run: python -m fastdfkd_jax.report results --into docs/results.md"
+        "run: fastdfkd report results --into docs/results.md"
     )
 
 
@@ -71,26 +72,26 @@ def test_the_table_beside_the_released_code_is_made_from_the_records(document):
 @pytest.mark.parametrize(
     ("name", "records", "documents"),
     [
-        ("all.py", "results/compare/short", ("README.md", "docs/results.md")),
-        ("table3.py:cpu", "results/compare/camvid", ("docs/results.md",)),
+        ("all", "results/compare/short", ("README.md", "docs/results.md")),
+        ("table3:cpu", "results/compare/camvid", ("docs/results.md",)),
     ],
 )
 def test_the_comparison_is_made_from_the_records(name, records, documents, tmp_path, capsys, monkeypatch):
     """Every table in every format, and what documents show of it, by the command that makes them, byte for byte."""
-    words = ["--config.tables_only=true", f"--config.other_data={OTHER_DATA}"]
-    made = f"python -m fastdfkd_jax.compare --config configs/compare/{name} --workdir {records} {' '.join(words)}"
+    words = ["tables_only=true", f"other_data={OTHER_DATA}"]
+    made = f"fastdfkd compare {name} --workdir {records} {' '.join(words)}"
     shutil.copytree(ROOT / records / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("metrics.jsonl", "*.png"))
     for document in documents:
         shutil.copy(ROOT / document, tmp_path)
     into = ",".join(str(tmp_path / pathlib.Path(document).name) for document in documents)
     monkeypatch.setattr(figure, "write", lambda *_: None)  # pictures differ with the version of matplotlib
-    command = ["compare", "--config", str(ROOT / "configs/compare" / name), "--workdir", str(tmp_path)]
-    assert compare.command([*command, *words, f"--config.into={into}"]) == 0
+    command = ["compare", name, "--workdir", str(tmp_path)]
+    assert compare.command([*command, *words, f"into={into}"]) == 0
 
     kinds = {".md", ".csv", ".tex"}
     committed = {path.name for path in (ROOT / records).iterdir() if path.suffix in kinds}
     written = {path.name for path in tmp_path.iterdir() if path.suffix in kinds} - {"README.md", "results.md"}
-    hint = f"run: {made} --config.into={','.join(documents)}"
+    hint = f"run: {made} into={','.join(documents)}"
     assert written == committed, hint
     assert {pathlib.Path(file).suffix for file in written} == kinds
     for file in sorted(written):
@@ -123,17 +124,14 @@ def test_the_diff_that_adds_a_method_is_of_the_files():
 
 def test_every_command_is_known_here():
     """A command that is added to the README must be added to a test below."""
-    modules = [arguments[1] for arguments in commands()]
-    assert sorted(set(modules)) == [
-        "fastdfkd_jax.convert", "fastdfkd_jax.evaluate", "fastdfkd_jax.main"
-    ]  # fmt: skip
+    assert {arguments[0] for arguments in commands()} == {"convert", "evaluate", "run"}
 
 
 @pytest.mark.slow
 @pytest.mark.optimized
 def test_quickstart(tmp_path):
-    (quickstart,) = (arguments for arguments in commands() if "configs/quickstart.py" in arguments)
-    done = python([*quickstart, "--workdir", str(tmp_path / "run")], ROOT)
+    (quickstart,) = (arguments for arguments in commands() if "quickstart" in arguments)
+    done = fastdfkd([*quickstart, "--workdir", str(tmp_path / "run")], ROOT)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["student_accuracy_last"] > summary["teacher_accuracy"] - 5
@@ -153,18 +151,18 @@ def test_cifar_commands(shared_data, tmp_path):
     places = {
         "cifar10_wrn40_2.pth": str(teacher),
         "~/tensorflow_datasets": str(shared_data / "tfds"),
-        "configs/cifar10.py:wrn40_2-wrn16_1-fast5": f"{ROOT}/configs/cifar10.py:resnet20-wrn16_1-fast5-smoke",
+        "cifar10:wrn40_2-wrn16_1-fast5": "cifar10:resnet20-wrn16_1-fast5-smoke",
         "0.4914,0.4822,0.4465": "0.485,0.456,0.406",
         "0.2023,0.1994,0.2010": "0.229,0.224,0.225",
     }
     for arguments in commands():
-        if "configs/quickstart.py" in arguments:
+        if "quickstart" in arguments:
             continue
         for old, new in places.items():
             arguments = [argument.replace(old, new) for argument in arguments]
         arguments = [str(teacher) if argument == "teacher.pth" else argument for argument in arguments]
-        if arguments[1] == "fastdfkd_jax.evaluate":
+        if arguments[0] == "evaluate":
             arguments += ["--data-dir", str(shared_data / "tfds"), "--split", "test[:200]"]
-        done = python(arguments, tmp_path)
+        done = fastdfkd(arguments, tmp_path)
         assert done.returncode == 0, (arguments, done.stderr)
     assert (tmp_path / "runs" / "first" / "student.safetensors").exists()

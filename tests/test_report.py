@@ -78,7 +78,7 @@ def test_mistakes_are_user_errors(tmp_path):
         run_records.add(tmp_path, tmp_path / "record")
     with pytest.raises(UserError, match="--add needs --as"):
         report.main(["report", str(tmp_path), "--add", str(tmp_path)])
-    with pytest.raises(UserError, match=r"unrecognized arguments: --onto: see python -m fastdfkd_jax\.report --help"):
+    with pytest.raises(UserError, match=r"unrecognized arguments: --onto: see fastdfkd report --help"):
         report.main(["report", str(tmp_path), "--onto"])
     with pytest.raises(UserError, match=r"none\.md cannot be read"):
         markdown.insert_all(tmp_path / "none.md", {"": "new\n"})

@@ -7,7 +7,7 @@ import flax.linen as nn
 from fastdfkd_jax import models
 from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense
 
-# Made by: python -m fastdfkd_jax.pretrain --config tests/pretrain_toy.py --workdir DIR; DIR/teacher.safetensors
+# Made by: fastdfkd pretrain tests/pretrain_toy.py --workdir DIR; DIR/teacher.safetensors
 CHECKPOINT = Path(__file__).with_name("toy_teacher.safetensors")
 
 

@@ -2,20 +2,20 @@
 
 Table 1 comes twice, with equal student steps and with the paper's ratios of synthesis seconds (`synthesis.py`).
 
-    python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.resnet20=resnet20-12fca82f.th --config.other_data=folder:PICTURES
+    fastdfkd compare all --workdir DIR data_dir=DATA \
+        teachers.resnet20=resnet20-12fca82f.th other_data=folder:PICTURES
 
-`--config.dry_run=true` says how long that takes. The records in results/ make the tables again, without any run, in
+`dry_run=true` says how long that takes. The records in results/ make the tables again, without any run, in
 every format and in the documents that show them:
 
-    python -m fastdfkd_jax.compare --config configs/compare/all.py --workdir results/compare/short \
-        --config.tables_only=true --config.other_data=npz:imagenet_even500_256_q90.npz \
-        --config.into=README.md,docs/results.md
+    fastdfkd compare all --workdir results/compare/short \
+        tables_only=true other_data=npz:imagenet_even500_256_q90.npz \
+        into=README.md,docs/results.md
 
 and those of Table 3 likewise, with `configs/compare/table3.py:cpu` and results/compare/camvid.
 """
 
-from configs.compare import parts, synthesis, table1, table4, table5
+from fastdfkd_jax.configs.compare import parts, synthesis, table1, table4, table5
 from fastdfkd_jax.errors import UserError
 
 

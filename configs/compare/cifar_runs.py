@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import (
+from fastdfkd_jax.configs import (
     cifar,
     cmi,
     dafl,
@@ -19,7 +19,7 @@ from configs import (
     scratch,
     zskt,
 )
-from configs.compare import parts
+from fastdfkd_jax.configs.compare import parts
 
 # Steps with which DeepInversion synthesises for as long as Fast-5.
 EQUAL_TIME_STEPS = 9

@@ -1,7 +1,7 @@
 """The spread of seeds: Fast-5 by the protocol `short` with five forms of the student's recipe; for two CPU cores.
 
-    python -m fastdfkd_jax.compare --config configs/compare/spread.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.resnet20=resnet20-12fca82f.th
+    fastdfkd compare spread --workdir DIR data_dir=DATA \
+        teachers.resnet20=resnet20-12fca82f.th
 
 The present form is the run that Tables 1, 4 and 5 show with seeds 0 to 2, and has the same folder; each comparison
 shows its own seeds of it.
@@ -10,8 +10,8 @@ Of eight seeds a deviation is known to a factor of 0.66 to 2.04 (95 %, normal sc
 of two such deviations to a factor of 2.23 either way: a smaller difference says nothing.
 """
 
-from configs.compare import cifar_runs as runs
-from configs.compare import parts
+from fastdfkd_jax.configs.compare import cifar_runs as runs
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 
 SEEDS = tuple(range(3, 11))

@@ -1,7 +1,7 @@
 """Methods with one generator at the paper's ratios of synthesis seconds: Table 1 in a size for CPUs, once more.
 
-    python -m fastdfkd_jax.compare --config configs/compare/synthesis.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.resnet20=resnet20-12fca82f.th
+    fastdfkd compare synthesis --workdir DIR data_dir=DATA \
+        teachers.resnet20=resnet20-12fca82f.th
 
 `table1.py:cpu` gives every method 3,300 student steps, which leaves ZSKT 1.0 % of its published synthesis and Fast-5
 13.6 %. Here the students have the same 3,300 steps, and the generators more of theirs (`generator_steps`), so that
@@ -23,8 +23,8 @@ A whole number of steps is coarse for DAFL, whose student learns after every ste
 seconds, two are 26. The four runs take about 4.0 hours of one core, of which 0.9 are the student's.
 """
 
-from configs.compare import cifar_runs as runs
-from configs.compare import parts, table1
+from fastdfkd_jax.configs.compare import cifar_runs as runs
+from fastdfkd_jax.configs.compare import parts, table1
 from fastdfkd_jax.errors import UserError
 
 # The generator's steps in a round.

@@ -1,21 +1,21 @@
 """Table 1 of the paper: students on CIFAR-10 and CIFAR-100, five pairs, and with how much synthesis.
 
-    python -m fastdfkd_jax.compare --config configs/compare/table1.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.cifar10_wrn40_2=PATH ...
+    fastdfkd compare table1 --workdir DIR data_dir=DATA \
+        teachers.cifar10_wrn40_2=PATH ...
 
-About a hundred runs as published, for GPUs; `--config.only='cifar10-wrn40_2-wrn16_1-*'` for some of them. DAFL, ZSKT
+About a hundred runs as published, for GPUs; `only='cifar10-wrn40_2-wrn16_1-*'` for some of them. DAFL, ZSKT
 and DFQ follow CMI's scripts, from which the paper's figures come (`-table1` of their configs). CMI follows FastDFKD's
 code, without the images that the paper's figure began with (configs/cmi.py).
 
 `:cpu` is one pair for two CPU cores, ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with more methods than
 the paper has:
 
-    python -m fastdfkd_jax.compare --config configs/compare/table1.py:cpu --workdir DIR --config.data_dir=DATA \
-        --config.teachers.resnet20=resnet20-12fca82f.th --config.other_data=folder:PICTURES
+    fastdfkd compare table1:cpu --workdir DIR data_dir=DATA \
+        teachers.resnet20=resnet20-12fca82f.th other_data=folder:PICTURES
 """
 
-from configs.compare import cifar_runs as runs
-from configs.compare import parts
+from fastdfkd_jax.configs.compare import cifar_runs as runs
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.base import ORIGINAL_DATA
 

@@ -1,16 +1,16 @@
 """Table 2 of the paper: students on ImageNet, ResNet-50 as teacher.
 
-    python -m fastdfkd_jax.compare --config configs/compare/table2.py --workdir DIR \
-        --config.teachers.resnet50_imagenet=resnet50-19c8e357.pth --config.data_source=folder:VALIDATION
+    fastdfkd compare table2 --workdir DIR \
+        teachers.resnet50_imagenet=resnet50-19c8e357.pth data_source=folder:VALIDATION
 
 What the paper's other rows need is too much for one machine: 'Scratch' and all of Places365 would hold a million
 pictures of 224 pixels in memory, and generators of that size for each of 1,000 classes take 2 TB of disk. KD on other
-pictures is run on as many crops as are synthesised (`--config.other_data=tfds:places365_small`). `:cpu` is a trial of
+pictures is run on as many crops as are synthesised (`other_data=tfds:places365_small`). `:cpu` is a trial of
 FastDFKD and DeepInversion in minutes, 64 pixels and four calls, which learns nothing; its seconds are real.
 """
 
-from configs import deepinversion_imagenet, imagenet
-from configs.compare import parts
+from fastdfkd_jax.configs import deepinversion_imagenet, imagenet
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.base import ORIGINAL_DATA, OTHER_DATA
 

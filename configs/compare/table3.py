@@ -1,14 +1,14 @@
 """Table 3 of the paper: segmentation, a DeepLabv3-ResNet50 teaching a DeepLabv3-MobileNetV2 on NYUv2.
 
-    python -m fastdfkd_jax.compare --config configs/compare/table3.py --workdir DIR --config.data_dir=FOLDER \
-        --config.teachers.nyuv2=nyuv2_deeplabv3_resnet50.pth --config.other_data=folder:IMAGENET
+    fastdfkd compare table3 --workdir DIR data_dir=FOLDER \
+        teachers.nyuv2=nyuv2_deeplabv3_resnet50.pth other_data=folder:IMAGENET
 
-`:cpu` is the same on CamVid in a size for two CPU cores (configs/camvid.py), with `--config.teachers.camvid` and, for
-DFND, other pictures as `--config.other_data=npz:FILE`; the noise control has the student steps of all rows.
+`:cpu` is the same on CamVid in a size for two CPU cores (configs/camvid.py), with `teachers.camvid=` and, for
+DFND, other pictures as `other_data=npz:FILE`; the noise control has the student steps of all rows.
 """
 
-from configs import camvid, nyuv2
-from configs.compare import parts
+from fastdfkd_jax.configs import camvid, nyuv2
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.base import ORIGINAL_DATA
 

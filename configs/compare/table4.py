@@ -1,14 +1,14 @@
 """Table 4 of the paper: DeepInversion, CMI and FastDFKD with 2, 5 and 10 steps; CIFAR-100, WRN-40-2 -> WRN-16-1.
 
-    python -m fastdfkd_jax.compare --config configs/compare/table4.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.cifar100_wrn40_2=PATH
+    fastdfkd compare table4 --workdir DIR data_dir=DATA \
+        teachers.cifar100_wrn40_2=PATH
 
-`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `--config.teachers.resnet20=PATH`. The rates
+`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `teachers.resnet20=PATH`. The rates
 of the paper's few-step rows are not published: `cifar_runs.PIXELS_LR`, and CMI's own.
 """
 
-from configs.compare import cifar_runs as runs
-from configs.compare import parts, table1
+from fastdfkd_jax.configs.compare import cifar_runs as runs
+from fastdfkd_jax.configs.compare import parts, table1
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.base import ORIGINAL_DATA
 

@@ -1,9 +1,9 @@
 """Table 5 of the paper: what reuse, the generator and momentum contribute; k = 5, WRN-40-2 -> WRN-16-2.
 
-    python -m fastdfkd_jax.compare --config configs/compare/table5.py --workdir DIR --config.data_dir=DATA \
-        --config.teachers.cifar10_wrn40_2=PATH --config.teachers.cifar100_wrn40_2=PATH
+    fastdfkd compare table5 --workdir DIR data_dir=DATA \
+        teachers.cifar10_wrn40_2=PATH teachers.cifar100_wrn40_2=PATH
 
-`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `--config.teachers.resnet20=PATH`. Momentum is
+`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `teachers.resnet20=PATH`. Momentum is
 off in all rows but the last; what the released code has no script for is read as METHOD 1.3 does.
 
 Momentum also divides the feature term's pull on the images by ten, as the loss's gradient has the factor 1 - a = 0.1
@@ -11,8 +11,8 @@ Momentum also divides the feature term's pull on the images by ten, as the loss'
 what momentum itself gives is its difference from the last row.
 """
 
-from configs.compare import cifar_runs as runs
-from configs.compare import parts
+from fastdfkd_jax.configs.compare import cifar_runs as runs
+from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 
 # label: (how `cifar_runs.ablation` makes it, the paper's CIFAR-10 and CIFAR-100)

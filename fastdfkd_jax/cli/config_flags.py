@@ -1,34 +1,47 @@
-"""The command line of the training commands: a config file, its overrides, and a working directory."""
+"""The command line of the training commands: a config, its overrides, and a working directory.
+
+`CONFIG[:VARIANT] KEY=VALUE ...` and `--config FILE.py[:VARIANT] --config.KEY=VALUE ...` mean the same.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fastdfkd_jax.cli.parser import VERBOSE, expanded
+from fastdfkd_jax import __version__
+from fastdfkd_jax.cli import config_help, config_names
+from fastdfkd_jax.cli.parser import HELP, PROGRAM, VERBOSE, VERSION, expanded, nearest
 from fastdfkd_jax.errors import UserError, one_line
-from fastdfkd_jax.options import RENAMED
+from fastdfkd_jax.options import RENAMED, Options
 
 _SHOWN_KEYS = 5
 
 executed: Path | None = None  # the config file of this process
 
 
-def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
-    """Reads `--config FILE[:variant] --workdir DIR --config.key=value ...`.
+def parse(
+    argv: Sequence[str],
+    command: str,
+    default_config: str,
+    kinds: Callable[[ConfigDict], Mapping[str, type[Options]]] | None = None,
+) -> tuple[ConfigDict, Path]:
+    """Reads a config, its overrides and `--workdir DIR`.
+
+    `--help` prints help, that of the config if one is given, and `--version` the version; both exit with status 0.
 
     Args:
       argv: the program's name and its arguments.
+      command: as `fastdfkd` calls it.
       default_config: the config file where none is given.
+      kinds: gives the class of options of each section that a config's run reads; `--help` shows these alone.
 
     Returns:
       The locked config and the working directory.
@@ -36,8 +49,19 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     Raises:
       UserError: an unknown flag or key, a value of the wrong type, a config that cannot be read.
     """
-    name, others = _take_config(argv, default_config)
-    config = _load(name)
+    name, others = _take_config(argv)
+    if VERSION in argv:
+        print(f"{PROGRAM} {__version__}")
+        sys.exit()
+    if set(HELP) & set(argv):
+        if name is None:
+            print(config_help.of_command(command))
+        else:
+            config = _load(name, command)
+            print(config_help.of_config(config_names.find(name, command)[0], config, kinds(config) if kinds else None))
+        sys.exit()
+    name = name or default_config
+    config = _load(name, command)
     for argument in others:
         _require_known(argument, config)
     values = flags.FlagValues()
@@ -52,34 +76,43 @@ def parse(argv: Sequence[str], default_config: str) -> tuple[ConfigDict, Path]:
     except Exception as error:  # absl and ml_collections raise many kinds
         raise UserError(f"command line: {_message(error)}") from error
     if len(rest) > 1:
-        raise UserError(f"command line: expected only --flags, found {rest[1]!r}: write --config.key=value")
+        raise UserError(f"command line: expected KEY=VALUE or --workdir DIR, found {rest[1]!r}")
     folder = workdir.value or Path("runs") / Path(name).name.replace(":", "-").replace(".py", "")
     return loaded, expanded(folder)
 
 
-def _take_config(argv: Sequence[str], default_config: str) -> tuple[str, list[str]]:
-    """The last value of --config, in either spelling, and the other arguments."""
-    name, others, waiting = default_config, [], False
-    for argument in argv:
-        if waiting:
-            name, waiting = argument, False
-        elif argument in ("--config", "-config"):
-            waiting = True
+def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name of the config in any of its spellings, and the other arguments as absl reads them."""
+    name, others = None, list(argv[:1])
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument in ("--config", "-config"):
+            name = next(rest, None)
+            if name is None:
+                raise UserError("command line: --config needs a file: write --config FILE.py[:variant]")
         elif argument.startswith(("--config=", "-config=")):
             name = argument.split("=", 1)[1]
-        elif argument != VERBOSE:
+        elif argument.startswith("-"):
+            if argument != VERBOSE:
+                others += [argument, *_separate_value(argument, rest)]
+        elif re.match(r"[A-Za-z_][\w.]*=", argument):
+            others.append(f"--config.{argument}")
+        elif name is None:
+            name = argument
+        else:
             others.append(argument)
-    if waiting:
-        raise UserError("command line: --config needs a file: write --config FILE.py[:variant]")
     return name, others
 
 
-def _load(name: str) -> ConfigDict:
-    """The config of FILE.py or FILE.py:variant; a colon elsewhere belongs to the path."""
-    file, variant = match.groups() if (match := re.fullmatch(r"(.+?\.py):(.*)", name, re.DOTALL)) else (name, None)
-    path = expanded(file)
-    if not path.is_file():
-        raise UserError(f"config file {path} does not exist: give one of the files in configs/")
+def _separate_value(argument: str, rest: Iterator[str]) -> Iterator[str]:
+    """The value of `--workdir DIR`, which is an argument of its own."""
+    if argument in ("--workdir", "-workdir"):
+        yield from (value for value in [next(rest, None)] if value is not None)
+
+
+def _load(name: str, command: str) -> ConfigDict:
+    """The config of a name that `config_names.find` understands."""
+    path, variant = config_names.find(name, command)
     try:
         module = execute(path)
         if variant is not None and not inspect.signature(module.get_config).parameters:
@@ -112,9 +145,9 @@ def execute(path: Path) -> Any:
 
 
 def _make_importable(path: Path) -> None:
-    """Config files import their neighbours as `configs.<name>`, wherever the command is run from."""
+    """Config files may import their neighbours as `<folder>.<name>`, wherever the command is run from."""
     root = path.resolve().parent.parent
-    while (root / "__init__.py").is_file():  # configs/compare/ lies in the package configs/
+    while (root / "__init__.py").is_file():
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
@@ -134,24 +167,9 @@ def _require_known(argument: str, config: ConfigDict) -> None:
             where, key = ".".join(["config", *parts[:depth]]), ".".join(parts)
             if key in RENAMED:
                 raise UserError(f"{where} has no key {part!r}: it is called config.{RENAMED[key]} now")
-            near = ", ".join(_nearest(part, list(section.keys())))
+            near = ", ".join(nearest(part, list(section.keys()))[:_SHOWN_KEYS])
             raise UserError(f"{where} has no key {part!r}: the nearest are {near}")
         section = section[part]
-
-
-def _nearest(wanted: str, known: Sequence[str]) -> list[str]:
-    """Keys in the order of their likeness; `lr` is like `learning_rate`, whose initials it is."""
-
-    def initials(text: str) -> str:
-        return "".join(word[0] for word in text.split("_") if word)
-
-    def likeness(key: str) -> float:
-        ratio = difflib.SequenceMatcher(None, wanted.lower(), key.lower()).ratio()
-        same = initials(wanted) == key or initials(key) == wanted
-        shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
-        return ratio + same + 0.5 * bool(shared)
-
-    return sorted(known, key=lambda key: (-likeness(key), key))[:_SHOWN_KEYS]
 
 
 def _message(error: Exception) -> str:

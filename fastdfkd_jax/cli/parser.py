@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastdfkd_jax import __version__
 from fastdfkd_jax.errors import UserError
+
+PROGRAM = "fastdfkd"
+VERBOSE, VERSION = "--verbose", "--version"
+HELP = ("-h", "--help")
 
 _LARGEST_STD = 5.0  # in [0, 1]; of images of 0 to 255 it is 20 and more
 
-VERBOSE = "--verbose"
-
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says a mistake of the command line in one line, as every other mistake. Every command takes `--verbose`."""
+    """Reports a mistake in one line. Every command takes `--verbose` and `--version`."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
         if self.add_help and VERBOSE not in self._option_string_actions:
             self.add_argument(VERBOSE, action="store_true", help="print messages of more than 300 characters in full")
+            self.add_argument(VERSION, action="version", version=f"{PROGRAM} {__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Raises it as UserError."""
@@ -34,6 +39,21 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None
+
+
+def nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """The known names, most similar first. A name is also similar to its initials: `lr` to `learning_rate`."""
+
+    def initials(text: str) -> str:
+        return "".join(word[0] for word in text.split("_") if word)
+
+    def likeness(key: str) -> float:
+        ratio = difflib.SequenceMatcher(None, wanted.lower(), key.lower()).ratio()
+        same = initials(wanted) == key or initials(key) == wanted
+        shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
+        return ratio + same + 0.5 * bool(shared)
+
+    return sorted(known, key=lambda key: (-likeness(key), key))
 
 
 def expanded(path: str | PathLike[str]) -> Path:

@@ -1,1 +1,1 @@
-"""`python -m fastdfkd_jax.compare`: many runs on equal terms, and the tables and figures made of them."""
+"""`fastdfkd compare`: many runs on equal terms, and the tables and figures made of them."""

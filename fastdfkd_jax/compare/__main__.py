@@ -1,4 +1,4 @@
-"""`python -m fastdfkd_jax.compare --config configs/compare/TABLE.py[:variant] --workdir DIR`: runs, tables, figures.
+"""`fastdfkd compare TABLE[:variant] --workdir DIR`: runs, tables, figures.
 
 The plan comes first; then every run in a process of its own; the same command goes on where it was stopped.
 """
@@ -32,7 +32,7 @@ DEFAULT_CONFIG = "configs/compare/all.py"
 
 def command(argv: Sequence[str]) -> int:
     """Runs what is missing, writes the tables; 1 where a run has crashed, 2 where a user can mend what failed."""
-    config, workdir = config_flags.parse(argv, DEFAULT_CONFIG)
+    config, workdir = config_flags.parse(argv, "compare", DEFAULT_CONFIG)
     comparison = read(config)
     if config.tables_only:
         _finish(config, workdir, comparison, {})

@@ -1,4 +1,4 @@
-"""`python -m fastdfkd_jax.convert import|verify|export`: checkpoints from PyTorch and back."""
+"""`fastdfkd convert import|verify|export|record`: checkpoints from PyTorch and back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from functools import partial
 from typing import Any
 
 from fastdfkd_jax.cli.command import run_command, say
-from fastdfkd_jax.cli.parser import OneLineParser, numbers
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
 from fastdfkd_jax.convert import choosing
 from fastdfkd_jax.convert.import_export import NAMINGS, export_checkpoint, import_checkpoint
 from fastdfkd_jax.convert.messages import RECORD, LongError
 from fastdfkd_jax.convert.verify import SAME_WEIGHTS, TWIN, Report, verify
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
 
-VERIFY = "python -m fastdfkd_jax.convert verify"
+VERIFY = f"{PROGRAM} convert verify"
 
 
 def _parser() -> OneLineParser:
@@ -37,7 +37,7 @@ def _parser() -> OneLineParser:
     entries.add_argument("--prefix", default="", help="take only entries that begin so: teacher.")
     entries.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="drop entries: 'head2.*'")
 
-    parser = OneLineParser(prog="python -m fastdfkd_jax.convert", description=__doc__)
+    parser = OneLineParser(prog=f"{PROGRAM} convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", parents=[shared], help="write a checkpoint as our .safetensors")
     command.add_argument("source", type=_path, help="a file of PyTorch, a .safetensors or Keras's model.json")
@@ -63,6 +63,7 @@ def _parser() -> OneLineParser:
         default="source",
         help="the names that were imported (default), ours, or torchvision's: fc and downsample",
     )
+    commands.add_parser("record", add_help=False, help="record a PyTorch module's graph, for networks we do not have")
     return parser
 
 
@@ -130,8 +131,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def command(argv: Sequence[str]) -> int:
+    """`main` without the program's name."""
+    return main(argv[1:])
+
+
+def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns 0, 1 where a verification failed, or 2 for a mistake of the input."""
+    if arguments[:1] == ["record"]:
+        from fastdfkd_jax.convert import record  # a script that also works alone; it needs PyTorch
+
+        return record.main(arguments[1:], f"{PROGRAM} convert record")
     verbose = False
     try:
         options = _parser().parse_args(arguments)
@@ -146,4 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(lambda argv: main(argv[1:]))
+    run_command(command)

@@ -9,7 +9,7 @@ from fastdfkd_jax.errors import UserError, shortened
 # Longest message that a user sees without --verbose; "error: " and a hint at --verbose come on top.
 MOST = 276
 _PATH = 60  # most of these that the file's name takes
-RECORD = "python -m fastdfkd_jax.convert.record"
+RECORD = "fastdfkd convert record"
 UNKNOWN_NETWORK = f"for another network record its graph: {RECORD}"
 
 

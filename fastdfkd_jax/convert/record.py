@@ -548,8 +548,8 @@ def _count(text):
     return int(text)
 
 
-def _parse(arguments):
-    parser = _Parser(description="Record what a PyTorch network computes.")
+def _parse(arguments, program):
+    parser = _Parser(prog=program, description="Record what a PyTorch network computes.")
     path = os.path.expanduser
     parser.add_argument(
         "network",
@@ -765,11 +765,11 @@ def _run_command(options):
     return f"{options.graph or options.out}: {nodes}{result['logits'].shape[1]} classes, {norms} BatchNorms, {shape}"
 
 
-def main(arguments=None):
-    """Runs the command; returns its exit status, 2 for a mistake of the input."""
+def main(arguments=None, program=None):
+    """Runs the command under this name; returns its exit status, 2 for a mistake of the input."""
     verbose = False
     try:
-        options = _parse(arguments)
+        options = _parse(arguments, program)
         verbose = options.verbose
         print(_run_command(options))
     except (RecordError, OSError, MemoryError) as error:

@@ -1,1 +1,1 @@
-"""The images of a run as other programs read them; `python -m fastdfkd_jax.export --help`."""
+"""The images of a run as other programs read them; `fastdfkd images --help`."""

@@ -1,6 +1,6 @@
 """The synthesised images of a run as a folder of pictures or as a TFDS data set.
 
-python -m fastdfkd_jax.export WORKDIR --to DIR --format folder
+fastdfkd images WORKDIR --to DIR --format folder
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import OneLineParser, expanded
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, expanded
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export import answers, folder_writer, images, tfds_writer
@@ -88,7 +88,7 @@ def _counted(batches: Iterable[Batch], counts: np.ndarray, total: int) -> Iterat
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m fastdfkd_jax.export", description=__doc__)
+    parser = OneLineParser(prog=f"{PROGRAM} images", description=__doc__)
     parser.add_argument("workdir", type=Path, help="of the run, or its pool folder")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--format", choices=FORMATS, required=True, help="CLASS/NUMBER.png, or array_record files")

@@ -28,7 +28,7 @@ from fastdfkd_jax.training.quiet_orbax import quiet_tasks
 Tree = Any
 FORMAT = 2
 Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # of progress and evidence, as `Checkpoints.restore` takes it
-_RESTART = "or start again with --config.restart=true"
+_RESTART = "or start again with restart=true"
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a run would do and cost, without doing it (`--config.dry_run=true`)."""
+"""What a run would do and cost, without doing it (`dry_run=true`)."""
 
 from __future__ import annotations
 

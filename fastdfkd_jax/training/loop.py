@@ -127,7 +127,7 @@ class Training:
         """Saves, says so, and gives the summary of a run that has not ended, an empty one."""
         self._save()
         asked = f" by {self.stop.by}" if self.stop.by else ""
-        how = "run the same command without --config.restart" if self.options.restart else "run the same command"
+        how = "run the same command without restart" if self.options.restart else "run the same command"
         self.metrics.say(f"stopped{asked}; checkpoint saved; {how} to continue")
         return {}
 

@@ -109,7 +109,7 @@ def require_resumable(workdir: Path) -> None:
         if (workdir / name).is_symlink():
             raise UserError(f"{workdir / name} is a symbolic link: make the whole workdir a link instead, or remove it")
     found = [name for name in RESULTS if _holds_something(workdir / name)]
-    remedy = f"restore it, give a new --workdir, or --config.restart=true, which moves all into {_ASIDE}N there"
+    remedy = f"restore it, give a new --workdir, or restart=true, which moves all into {_ASIDE}N there"
     if found and not (workdir / RECORD).exists():
         raise UserError(f"{workdir} holds results ({', '.join(found)}) but no {RECORD}: {remedy}")
     # Copies may lack the hidden mark; a student is there only at the end.

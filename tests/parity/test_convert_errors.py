@@ -97,7 +97,7 @@ FILES = {
     "no BatchNorm": (lambda s, m: saved(without_batch_norm(s)), "has no BatchNorm"),
     "another network": (
         lambda s, m: saved({"encoder.weight": torch.zeros(3, 3)}),
-        r"name it with --arch.*record its graph: python -m fastdfkd_jax\.convert\.record",
+        r"name it with --arch.*record its graph: fastdfkd convert record",
     ),
     "no classifier": (lambda s, m: saved({"conv1.weight": s["conv1.weight"]}), "no linear layer"),
     "half a network": (

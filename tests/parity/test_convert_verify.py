@@ -178,7 +178,7 @@ def test_a_module_that_computes_something_else_fails(user_file, user_checkpoint,
     # Everything up to the pooling is the same: the moments agree, what comes after does not.
     assert [line.split("  ")[0] for line in failed] == ["logits", "image gradient of cross_entropy"]
     assert table.splitlines()[-1].startswith("2 of ")
-    assert table.splitlines()[-1].endswith("record the graph instead: python -m fastdfkd_jax.convert.record")
+    assert table.splitlines()[-1].endswith("record the graph instead: fastdfkd convert record")
     assert table.isascii()
 
 

@@ -12,11 +12,11 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from benchmarks.agreement import double
-from configs import cifar
 from fastdfkd_jax import convert
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.augmentation.augment import View
 from fastdfkd_jax.augmentation.crops import Shift
+from fastdfkd_jax.configs import cifar
 from fastdfkd_jax.convert import naming
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.methods.parts import parametrization
