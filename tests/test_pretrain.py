@@ -150,6 +150,7 @@ def test_training_is_a_function_of_the_seed():
             dataset,
             lambda epoch, loss, _: reports.append(epoch),
         )
+        assert variables is not None
         return np.asarray(variables["params"]["kernel"])
 
     first = train(0)
@@ -191,13 +192,16 @@ def test_training_continues_where_it_was_stopped(step):
     positions: list[Position] = []
     stopped, before = train(stopped_before(step, positions))
     assert stopped is None
+    assert whole is not None
     assert [position.steps for position in positions] == [step]
     assert len(positions[0].losses) == step % 4
     ended, after = train(stopped_before(100, positions, json_and_back(positions[0])))
+    assert ended is not None
     assert before + after == expected
     np.testing.assert_array_equal(ended["params"]["kernel"], whole["params"]["kernel"])
     # Once it has ended there is nothing left to do.
     again, reports = train(stopped_before(100, [], positions[-1]))
+    assert again is not None
     assert reports == []
     np.testing.assert_array_equal(again["params"]["kernel"], whole["params"]["kernel"])
 
