@@ -5,11 +5,11 @@
 #       benchmarks/gpu_runs.sh [--rehearse]
 #
 #   OUT      what comes back: log.txt and two archives in parts, at most 8 files and 60 MiB
-#   DATA     TFDS's folder, which holds cifar10
+#   DATA     TFDS's folder, which holds cifar10; without the training split only runs on synthesised images are begun
 #   KEPT     the files that came back last; they hold what all visits before have made
 #   MINUTES  after which all is packed and the visit has ended
 #   MORE     minutes that another call will have on the same machine, while WORK is still there
-#   NEEDS    minutes of a run on synthesised images, until one was measured
+#   NEEDS    minutes that a run on synthesised images takes, until one was measured
 #   WORK     where the runs lie; a second call on the same machine finds them there, and prefers them to KEPT
 #
 # The runs stand below in the order of their importance. A finished one is skipped, a begun one continues, and one whose
@@ -41,6 +41,7 @@ data=$(realpath -m "${DATA:-nowhere}")
 kept=${KEPT:+$(realpath -m "$KEPT")}
 work=$(realpath -m "${WORK:-${TMPDIR:-/tmp}/fastdfkd_runs}")
 python=${PYTHON:-python3} reserve=${RESERVE:-45} least=${LEAST:-60}
+names=() failed=no child='' stopped='' train=yes
 part_bytes=${PART_BYTES:-15728640} most_bytes=${MOST_BYTES:-62914560}
 cd "$(dirname "$0")/.." || exit 2
 seconds_of() { # MINUTES, which may have a fraction
@@ -54,6 +55,8 @@ if [ -n "$rehearsal" ]; then
   end=$((SECONDS + 86400)) reserve=0 least=0
 else
   [ -d "$data/cifar10" ] || die "no cifar10 in DATA=$data"
+  files=("$data"/cifar10/*/cifar10-train.*-of-*) # each name ends with how many there are
+  [ ${#files[@]} = "$(sed 's/.*-of-0*//' <<<"${files[0]}")" ] || train=no
 fi
 [ -z "$kept" ] || [ -d "$kept" ] || die "KEPT=$kept is no folder"
 runs=$work/runs
@@ -61,7 +64,6 @@ mkdir -p "$out" "$runs" "$work/expected" || exit 2
 # A second seed finds what the first has compiled; never taken to another machine.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/compiled}
 export JAX_TRACEBACK_FILTERING=off # so that the last line of an error says what it is
-names=() failed=no child='' stopped=''
 say() { echo "$*" | tee -a "$out/log.txt"; }
 
 # A visit that is asked to end asks its run, packs, and ends.
@@ -92,7 +94,7 @@ checkpoint_of() { # FOLDER: the number of its newest checkpoint
   find "$1/checkpoints" -mindepth 1 -maxdepth 1 -regex '.*/[0-9]+' -printf '%f\n' 2>/dev/null | sort -n | tail -n 1
 }
 
-# pack ARCHIVE LIST: puts the listed files of WORK into OUT. Each part is whole when it gets its name.
+# pack ARCHIVE LIST: puts the listed files of WORK into OUT. Each part is whole when it takes the place of the old one.
 pack() {
   local archive=$1 list=$2 new=$work/new part
   rm -rf "$new" && mkdir "$new"
@@ -105,9 +107,11 @@ pack() {
       done
     ) || { failed=yes && say "the $archive archive cannot be written to $out: what was there before stays" && return; }
   fi
-  rm -f "$out/$archive".tar.gz.*
   for part in "$new"/*; do
     [ ! -e "$part" ] || mv "$out/.${part##*/}" "$out/${part##*/}"
+  done
+  for part in "$out/$archive".tar.gz.*; do
+    [ -e "$new/${part##*/}" ] || rm -f "$part"
   done
 }
 
@@ -182,6 +186,10 @@ run() {
     return
   fi
   [ -z "$stopped" ] || return
+  if [ "$stays" = part ] && [ $train = no ]; then
+    say "$name: left out, as DATA lacks files of the training split"
+    return
+  fi
   if [ -n "$teacher" ]; then
     if [ ! -e "$runs/$teacher/summary.json" ]; then
       say "$name: waits for its teacher"
@@ -202,7 +210,7 @@ run() {
   fi
   mkdir -p "$folder"
   begin=$SECONDS
-  timeout --kill-after=30 "$left" "$python" -m "$@" --workdir "$folder" >"$work/printed" 2>>"$folder/run.log" &
+  timeout --kill-after=$((reserve * 2 / 3)) "$left" "$python" -m "$@" --workdir "$folder" >"$work/printed" 2>>"$folder/run.log" &
   child=$!
   [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null
   wait "$child"
@@ -221,6 +229,7 @@ run() {
     say "$name: stopped after $spent seconds: $(tail -n 1 "$folder/run.log")"
   else
     failed=yes
+    [ "$status" != 137 ] || echo "killed, as it had not ended when its time was over" >>"$folder/run.log"
     say "$name: ended with status $status: $(tail -n 1 "$folder/run.log")"
   fi
   [ "$stays" != whole ] || expect "$kind" "$folder" "$spent"

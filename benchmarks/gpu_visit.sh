@@ -12,7 +12,6 @@ set -u
 python=${PYTHON:-python3} out=$(realpath -m "${OUT:?the folder of the archive}")
 work=$(mktemp -d) || exit
 trap 'rm -rf "$work"' EXIT
-trap 'exit 143' TERM INT HUP
 records=$work/visit
 cd "$(dirname "$0")/.."
 export JAX_TRACEBACK_FILTERING=off # so that the last line of an error says what it is

@@ -57,7 +57,10 @@ class Visits:
         self.python = folder / "python"
         self.python.write_text(python)
         self.python.chmod(0o755)
-        (folder / "data" / "cifar10").mkdir(parents=True)
+        self.data = folder / "data" / "cifar10" / "3.0.2"
+        self.data.mkdir(parents=True)
+        for number in range(4):
+            (self.data / f"cifar10-train.array_record-{number:05}-of-00004").touch()
 
     @property
     def out(self) -> pathlib.Path:
@@ -147,6 +150,17 @@ def test_what_needs_a_missing_teacher_waits_in_one_line_and_a_failure_is_one_lin
     done, asked = visits.visit(FAILS=FAST5)
     assert done.returncode == 1
     assert len(asked) == 17, "a failed run stops nothing"
+
+
+def test_what_needs_training_data_is_left_out_where_they_are_not_whole(visits):
+    visits.visit(FAILS="seed*")
+    next(visits.data.glob("*-00002-of-*")).unlink()
+    done, asked = visits.visit(NEEDS=1)
+    assert done.returncode == 0
+    assert asked
+    assert all("-fast" in workdir(words) for words in asked)
+    name = "cifar10-wrn40_2-wrn16_1-kd/seed0"
+    assert f"{name}: left out, as DATA lacks files of the training split" in visits.log()
 
 
 def test_a_run_that_cannot_come_back_is_begun_only_where_it_is_expected_to_end(visits):
