@@ -71,8 +71,8 @@ def came_back(tmp_path):
     (archive,) = (tmp_path / "out").iterdir()
     assert archive.name == "visit.tar.gz"
     with tarfile.open(archive) as opened:
-        members = [member for member in opened if member.isfile()]
-        return {member.name.removeprefix("visit/"): opened.extractfile(member).read().decode() for member in members}
+        files = [(member.name, opened.extractfile(member)) for member in opened]
+        return {name.removeprefix("visit/"): file.read().decode() for name, file in files if file is not None}
 
 
 def test_a_visit_asks_for_every_cell_and_a_failed_one_stops_nothing(tmp_path):

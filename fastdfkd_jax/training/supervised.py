@@ -22,6 +22,9 @@ from fastdfkd_jax.models.network import Variables
 
 Array = jax.Array
 
+# Dispatched before their results are there. More would gain nothing, and all of them end before a stop is saved.
+_STEPS_AHEAD = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -220,6 +223,7 @@ def train_teacher(
             state, loss = step(state, dataset.images[rows], dataset.labels[rows], done)
             history.append(loss)
             done += 1
+            jax.block_until_ready(history[-_STEPS_AHEAD:][0])
         losses_so_far = []
         mean_loss = float(np.mean(jax.device_get(history)))
         if not math.isfinite(mean_loss):
