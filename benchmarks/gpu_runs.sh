@@ -13,7 +13,8 @@
 #   WORK     where the runs lie; a second call on the same machine finds them there, and prefers them to KEPT
 #
 # The runs stand below in the order of their importance. A finished one is skipped, a begun one continues, and one whose
-# teacher is missing waits. A run is sent SIGTERM $RESERVE (45) seconds before the end: it saves a checkpoint and ends.
+# teacher is missing waits. A run is sent SIGTERM $RESERVE (45) seconds before the end: it ends what it does, a compilation
+# for instance, saves a checkpoint and exits with status 0. After two thirds of these seconds it is killed.
 #
 # What comes back:
 # - finished.tar.gz.NN: of every finished run its config, metrics, summary, weights and last picture, and all logs. Its
