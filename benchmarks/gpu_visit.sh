@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Times all cells on one GPU within nine minutes, the most important first; each record lies in $OUT as soon as it is there.
+# Times all cells on one GPU within nine minutes, the most important first.
 #
 #   OUT=DIR benchmarks/gpu_visit.sh [--rehearse]
 #
+# $OUT holds one file, visit.tar.gz: a folder of records, of what each cell wrote to standard error, and of failed.txt
+# and left_out.txt. It is made anew after each cell, so that a visit that is killed keeps what it had.
 # Installs nothing: $PYTHON (python3) has JAX for CUDA and PyTorch, and what else they need lies on $PYTHONPATH.
 # $MINUTES (9) ends the visit; a cell has its own limit and a failed one stops nothing. --rehearse runs every command
 # with tiny shapes on the CPU, and is tested, so that no visit ends at a misspelt word.
 set -u
-python=${PYTHON:-python3} out=$(realpath -m "${OUT:?the folder of the records}")
+python=${PYTHON:-python3} out=$(realpath -m "${OUT:?the folder of the archive}")
+work=$(mktemp -d) || exit
+trap 'rm -rf "$work"' EXIT
+records=$work/visit
 cd "$(dirname "$0")/.."
 export JAX_TRACEBACK_FILTERING=off # so that the last line of an error says what it is
 end=$((SECONDS + ${MINUTES:-9} * 60))
@@ -23,12 +28,21 @@ if [ "${1:-}" = --rehearse ]; then
   large=(--recipe imagenet --pair wrn10_1-wrn10_1 --set teacher.image_size=32 generator.width=2)
   tiny=(--seconds 0.01 --warm-ups 1 --kd-steps 2 --k 2 --batch 4)
 fi
-mkdir -p "$out"
-rm -f "$out"/{failed,left_out}.txt
+mkdir -p "$out" "$records" || exit
 declare -A rehearsed
 
-# cell NAME SECONDS ARGUMENT...: XLA's flags come from $flags
+# The new archive takes the place of the old one when it is whole.
+keep() {
+  tar -C "$work" -czf "$out/.visit.tar.gz" visit && mv "$out/.visit.tar.gz" "$out/visit.tar.gz"
+}
+
 cell() {
+  timed "$@"
+  keep
+}
+
+# timed NAME SECONDS ARGUMENT...: XLA's flags come from $flags
+timed() {
   local name=$1 most=$2 left=$((end - SECONDS))
   shift 2
   if [ $rehearsal = yes ]; then # once of each kind
@@ -37,16 +51,16 @@ cell() {
     rehearsed[$kind]=$name most=600
   fi
   if [ "$left" -lt 5 ]; then
-    echo "$name: no time left" | tee -a "$out/left_out.txt"
+    echo "$name: no time left" | tee -a "$records/left_out.txt"
     return
   fi
   [ "$most" -gt "$left" ] && most=$left
   XLA_FLAGS="${XLA_FLAGS:-} ${flags:-}" timeout --kill-after=5 "$most" \
-    "$python" -m benchmarks.gpu_cell "$name" --out "$out" "$@" ${tiny[@]+"${tiny[@]}"} 2>"$out/$name.err" && return
+    "$python" -m benchmarks.gpu_cell "$name" --out "$records" "$@" ${tiny[@]+"${tiny[@]}"} 2>"$records/$name.err" && return
   local status=$? why
-  why=$(tail -n 1 "$out/$name.err")
+  why=$(tail -n 1 "$records/$name.err")
   [ $status = 124 ] && why="it ran past $most seconds"
-  echo "$name: ended with status $status: $why" | tee -a "$out/failed.txt"
+  echo "$name: ended with status $status: $why" | tee -a "$records/failed.txt"
 }
 
 command_buffers="--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL"
@@ -90,4 +104,4 @@ cell 2-plain 45 "${wide[@]}" --side plain
 flags=--xla_gpu_enable_latency_hiding_scheduler=true cell 1-ours-latency-hiding 45 "${small[@]}"
 JAX_DEFAULT_MATMUL_PRECISION=highest cell 1-ours-float32 45 "${small[@]}"
 cell 3-graphed-bf16 60 "${deep[@]}" --precision bfloat16 --side graphed
-[ ! -s "$out/failed.txt" ]
+[ ! -s "$records/failed.txt" ]

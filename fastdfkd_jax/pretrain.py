@@ -2,8 +2,9 @@
 
     fastdfkd pretrain digits --workdir DIR [key=value]
 
-Writes `teacher.safetensors`, `metrics.jsonl` and `config.json` into the work directory. The test split is
-read for reporting, never for selection: the teacher is the one of the last epoch.
+Writes `teacher.safetensors`, `metrics.jsonl` and `config.json` into the work directory, and checkpoints. A signal that
+asks to end saves one more; the same command continues from it and ends with the same teacher. The test split is read
+for reporting, never for selection: the teacher is the one of the last epoch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax import convert, data, models
-from fastdfkd_jax.cli import config_flags
+from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import require_unit_scale
 from fastdfkd_jax.data import Dataset
@@ -26,24 +27,28 @@ from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.models.network import Variables
-from fastdfkd_jax.storage.files import make_folder, write_atomically
-from fastdfkd_jax.training.supervised import Recipe, steps_per_epoch, train_teacher
+from fastdfkd_jax.storage.files import lock_folder, write_atomically
+from fastdfkd_jax.training.checkpoint import Checkpoints
+from fastdfkd_jax.training.supervised import Keeping, Position, Recipe, TrainState, steps_per_epoch, train_teacher
+from fastdfkd_jax.training.workdir import flatten
 
 log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__
 
 DEFAULT_CONFIG = "configs/pretrain_digits.py"
 _KEYS = {"arch", "mean", "std", "data", "recipe"}
+_FREE_KEYS = ("data.dir", "recipe.eval_every")  # may differ when training continues
 
 
 def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Trains and stores the teacher that a config describes.
+    """Trains and stores the teacher that a config describes, or continues where an earlier call was stopped.
 
     Args:
       config: the keys of `configs/pretrain_cifar10.py`, as plain dictionaries.
-      workdir: where the three files go.
+      workdir: where the files go.
 
     Returns:
-      The last line of `metrics.jsonl`: epoch, training loss, the test split's measurements, seconds.
+      The last line of `metrics.jsonl`: epoch, training loss, the test split's measurements, seconds. {} where a signal
+      has stopped the training; it was saved.
 
     Raises:
       UserError: the config, the data or the work directory cannot be used.
@@ -55,10 +60,19 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     steps_per_epoch(recipe, len(train.labels))
     network = models.build(_spec(config, train, recipe))
     data.require(test, network.spec)
-    _prepare(workdir, config)
-    report, records = _reporter(network, recipe, test, workdir)
-    train_teacher(network, recipe, train, report)
-    return records[-1]
+    with lock_folder(workdir), signals.deferred() as stop:
+        training = _Training(network, recipe, test, workdir, config)
+        try:
+            keeping = Keeping(training.restore, training.save, stop)
+            variables = train_teacher(network, recipe, train, training.report, keeping)
+        finally:
+            training.close()
+        if variables is None:
+            log.info("stopped by %s; checkpoint saved; run the same command to continue", stop.by)
+            return {}
+        if not training.teacher.exists():
+            training.store(variables)
+    return training.records[-1]
 
 
 def _expect_keys(where: str, found: Mapping[str, Any], expected: Set[str]) -> None:
@@ -90,43 +104,73 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
     return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
 
 
-def _prepare(workdir: Path, config: Mapping[str, Any]) -> None:
-    make_folder(workdir)
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomically(workdir / "config.json", lambda file: file.write(text.encode()))
+class _Training:
+    """The files of one training: checkpoints, metrics and the teacher."""
 
+    def __init__(self, network: Network, recipe: Recipe, test: Dataset, workdir: Path, config: Mapping[str, Any]):
+        """Opens a work directory that has been locked."""
+        self.teacher = workdir / "teacher.safetensors"
+        self.records: list[dict[str, Any]] = []
+        self._network, self._recipe, self._test, self._workdir = network, recipe, test, workdir
+        self._config = config
+        self._evaluate, self._score = make_evaluator(network, recipe.batch_size), scores.of_task(network.spec)
+        self._before, self._start = 0.0, time.perf_counter()
+        identity = {key: value for key, value in flatten(dict(config)).items() if key not in _FREE_KEYS}
+        self._checkpoints = Checkpoints(workdir / "checkpoints", identity=identity, restart="use a new workdir")
 
-def _reporter(
-    network: Network, recipe: Recipe, test: Dataset, workdir: Path
-) -> tuple[Callable[[int, float, Variables], None], list[dict[str, Any]]]:
-    """The function that evaluates and stores a teacher, and the list of records that it fills."""
-    evaluate, score = make_evaluator(network, recipe.batch_size), scores.of_task(network.spec)
-    records: list[dict[str, Any]] = []
-    start = time.perf_counter()
+    def restore(self, state: TrainState) -> Position | None:
+        """Where the newest checkpoint was saved; None where there is none. Records the config, which then fits.
 
-    def report(epoch: int, loss: float, variables: Variables) -> None:
-        measured = {f"test_{name}": value for name, value in evaluate(variables, test).items()}
-        seconds = time.perf_counter() - start
-        records.append({"epoch": epoch, "train_loss": loss, **measured, "seconds": seconds})
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(workdir / "metrics.jsonl", lambda file: file.write(lines.encode()))
-        found = measured[f"test_{score.name}"]
+        Raises:
+          UserError: the checkpoints are of another config, or none of them can be used.
+        """
+        restored = self._checkpoints.restore(state)
+        text = json.dumps(self._config, indent=2) + "\n"
+        write_atomically(self._workdir / "config.json", lambda file: file.write(text.encode()))
+        if restored is None:
+            return None
+        found = restored.progress
+        self.records, self._before = found["records"], found["seconds"]
+        log.info("resumed after step %d", found["steps"])
+        return Position(restored.state, found["steps"], found["losses"])
+
+    def save(self, position: Position) -> None:
+        """Saves a checkpoint."""
+        progress = {"steps": position.steps, "losses": position.losses}
+        progress |= {"records": self.records, "seconds": self._seconds()}
+        self._checkpoints.save(position.steps, position.state, progress)
+
+    def report(self, epoch: int, loss: float, variables: Variables) -> None:
+        """Evaluates, and writes metrics and teacher."""
+        measured = {f"test_{name}": value for name, value in self._evaluate(variables, self._test).items()}
+        self.records.append({"epoch": epoch, "train_loss": loss, **measured, "seconds": self._seconds()})
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_atomically(self._workdir / "metrics.jsonl", lambda file: file.write(lines.encode()))
+        self.store(variables)
+        found = self.records[-1]
+        line, score = "epoch %d/%d: loss %.4f, test %s %.2f %%, %.0f s", self._score
+        log.info(line, epoch, self._recipe.epochs, loss, score.title, found[f"test_{score.name}"], found["seconds"])
+
+    def store(self, variables: Variables) -> None:
+        """Writes the teacher of the last report."""
+        name, last = f"test_{self._score.name}", self.records[-1]
         convert.save_network(
-            workdir / "teacher.safetensors",
-            network,
-            variables,
-            metadata={"epoch": epoch, f"test_{score.name}": found},
+            self.teacher, self._network, variables, metadata={"epoch": last["epoch"], name: last[name]}
         )
-        line = "epoch %d/%d: loss %.4f, test %s %.2f %%, %.0f s"
-        log.info(line, epoch, recipe.epochs, loss, score.title, found, seconds)
 
-    return report, records
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def close(self) -> None:
+        """Waits for what is still being written."""
+        self._checkpoints.close()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, trains, and prints the last epoch's record as one line of JSON."""
+    """Parses, trains, and prints the last epoch's record as one line of JSON; nothing where it was stopped."""
     config, workdir = config_flags.parse(argv, "pretrain", DEFAULT_CONFIG)
-    print(json.dumps(run(config.to_dict(), workdir)))
+    if record := run(config.to_dict(), workdir):
+        print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -46,8 +48,8 @@ def test_watts_are_read_until_the_end_and_what_is_no_number_is_left_out(tmp_path
 
 # A stand-in for Python that notes what it is asked to run.
 RECORDER = """#!/bin/sh
-printf '%s\t' "$XLA_FLAGS" "$@" >> "$OUT/asked.txt"
-echo >> "$OUT/asked.txt"
+printf '%s\t' "$XLA_FLAGS" "$@" >> "$ASKED"
+echo >> "$ASKED"
 """
 
 
@@ -56,11 +58,21 @@ def asked(tmp_path, *arguments, python=RECORDER):
     stand_in = tmp_path / "python"
     stand_in.write_text(python)
     stand_in.chmod(0o755)
-    out = tmp_path / "out"
-    environment = {**os.environ, "OUT": str(out), "PYTHON": str(stand_in), "XLA_FLAGS": ""}
+    noted = tmp_path / "asked"
+    own = {"OUT": tmp_path / "out", "ASKED": noted, "PYTHON": stand_in, "XLA_FLAGS": "", "TMPDIR": tmp_path}
+    environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
     done = subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=False)
-    lines = (out / "asked.txt").read_text().splitlines() if (out / "asked.txt").exists() else []
+    lines = noted.read_text().splitlines() if noted.exists() else []
     return done.returncode, [(flags.strip(), words) for flags, *words in (line.split("\t")[:-1] for line in lines)]
+
+
+def came_back(tmp_path):
+    """All that came back, by its name."""
+    (archive,) = (tmp_path / "out").iterdir()
+    assert archive.name == "visit.tar.gz"
+    with tarfile.open(archive) as opened:
+        files = [(member.name, opened.extractfile(member)) for member in opened]
+        return {name.removeprefix("visit/"): file.read().decode() for name, file in files if file is not None}
 
 
 def test_a_visit_asks_for_every_cell_and_a_failed_one_stops_nothing(tmp_path):
@@ -72,9 +84,31 @@ def test_a_visit_asks_for_every_cell_and_a_failed_one_stops_nothing(tmp_path):
     assert all(words[:2] == ["-m", "benchmarks.gpu_cell"] for _, words in cells)
     status, _ = asked(tmp_path, python="#!/bin/sh\necho 'no GPU' >&2\nexit 3\n")
     assert status == 1
-    failed = (tmp_path / "out" / "failed.txt").read_text().splitlines()
+    found = came_back(tmp_path)
+    failed = found["failed.txt"].splitlines()
     assert failed[0] == "1-ours: ended with status 3: no GPU"
     assert len(failed) == len(names)
+    assert found.keys() == {"failed.txt", *(f"{name}.err" for name in names)}
+    assert {path.name for path in tmp_path.iterdir()} == {"asked", "out", "python"}, "nothing else is left"
+
+
+def test_a_visit_that_is_killed_keeps_what_it_had(tmp_path):
+    """During the third cell."""
+    third = """#!/bin/sh
+printf '\\t%s\\t\\n' "$3" >> "$ASKED"
+echo '{}' > "$5/$3.json"
+[ "$(wc -l < "$ASKED")" = 3 ] && kill -9 "$(cut -d ' ' -f 4 /proc/$PPID/stat)"
+exit 0
+"""
+    status, _ = asked(tmp_path, python=third)
+    assert status == -signal.SIGKILL
+    assert {"1-ours.json", "1-graphed.json"} <= came_back(tmp_path).keys()
+
+
+def test_cells_for_which_no_time_is_left_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINUTES", "0")
+    assert asked(tmp_path) == (0, [])
+    assert came_back(tmp_path)["left_out.txt"].startswith("1-ours: no time left\n")
 
 
 @pytest.mark.slow
@@ -96,11 +130,12 @@ def test_what_a_visit_asks_for_runs_in_small(tmp_path, monkeypatch):
         kind = re.sub(r" --k \w+|=4|=16", "", " ".join(words[3:]))
         if "--side" not in words:
             kind = kind.replace(" --precision bfloat16", "")
+        words[words.index("--out") + 1] = str(tmp_path / "records")
         kinds.setdefault(kind, words[2:])
     with torch.compiler.set_stance("force_eager"):
         for arguments in kinds.values():
             gpu_cell.main(arguments)
-    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")}
     assert {record["side"] for record in records.values()} == {"ours", *FORMS}
     assert records.keys() == {words[0] for words in kinds.values()} >= {"1-ours-unrolled", "4-ours-remat", "5-ours"}
     for name, record in records.items():

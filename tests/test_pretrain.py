@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,13 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastdfkd_jax import convert, data, models
-from fastdfkd_jax.cli import config_flags
+from fastdfkd_jax import convert, data, models, pretrain
+from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec, Outputs
 from fastdfkd_jax.pretrain import main
-from fastdfkd_jax.training.supervised import Recipe, TrainState, make_optimizer, train_step, train_teacher
+from fastdfkd_jax.training.supervised import (
+    Keeping,
+    Position,
+    Recipe,
+    TrainState,
+    make_optimizer,
+    train_step,
+    train_teacher,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIGITS = f"--config={CONFIGS / 'pretrain_digits.py'}"
@@ -102,7 +111,8 @@ def test_a_short_run_improves_the_loss_and_stores_the_teacher(tmp_path, capsys, 
     command(f"--workdir={tmp_path / 'new'}", *SHORT)
     assert json.loads(capsys.readouterr().out)["epoch"] == 2
     workdir = tmp_path / "new"
-    assert {path.name for path in workdir.iterdir()} == {"teacher.safetensors", "metrics.jsonl", "config.json"}
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"teacher.safetensors", "metrics.jsonl", "config.json", "checkpoints", ".lock"}
     assert json.loads((workdir / "config.json").read_text())["arch"] == "wrn10_1"
     first, last = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     assert [first["epoch"], last["epoch"]] == [1, 2]
@@ -140,12 +150,93 @@ def test_training_is_a_function_of_the_seed():
             dataset,
             lambda epoch, loss, _: reports.append(epoch),
         )
+        assert variables is not None
         return np.asarray(variables["params"]["kernel"])
 
     first = train(0)
     assert reports == [2, 4, 5]
     np.testing.assert_array_equal(first, train(0))
     assert (first != train(1)).all()
+
+
+def stopped_before(step: int, positions: list[Position], begin: Position | None = None) -> Keeping:
+    """Asks to stop when so many steps are done, and notes what is saved."""
+
+    class Stop(signals.Stop):
+        looks = 0 if begin is None else begin.steps
+
+        @property
+        def requested(self):
+            self.looks += 1
+            return self.looks > step
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    return Keeping(lambda state: begin, positions.append, Stop())
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 7])
+def test_training_continues_where_it_was_stopped(step):
+    """Before the first step, within an epoch, between two, and within one whose end is not reported."""
+    dataset = data.load("digits", "train[:18]")
+    recipe = dataclasses.replace(RECIPE, epochs=3, eval_every=2, padding=2, flip=True)
+
+    def train(keeping: Keeping | None = None):
+        reports = []
+        report = lambda epoch, loss, _: reports.append((epoch, loss))  # noqa: E731
+        return train_teacher(linear_network(), recipe, dataset, report, keeping), reports
+
+    whole, expected = train()
+    positions: list[Position] = []
+    stopped, before = train(stopped_before(step, positions))
+    assert stopped is None
+    assert whole is not None
+    assert [position.steps for position in positions] == [step]
+    assert len(positions[0].losses) == step % 4
+    ended, after = train(stopped_before(100, positions, json_and_back(positions[0])))
+    assert ended is not None
+    assert before + after == expected
+    np.testing.assert_array_equal(ended["params"]["kernel"], whole["params"]["kernel"])
+    # Once it has ended there is nothing left to do.
+    again, reports = train(stopped_before(100, [], positions[-1]))
+    assert again is not None
+    assert reports == []
+    np.testing.assert_array_equal(again["params"]["kernel"], whole["params"]["kernel"])
+
+
+def json_and_back(position: Position) -> Position:
+    """With the losses as a checkpoint gives them back."""
+    return position._replace(losses=json.loads(json.dumps(position.losses)))
+
+
+def test_a_stopped_command_ends_with_the_same_teacher_when_it_is_repeated(tmp_path, capsys, command, monkeypatch):
+    command(f"--workdir={tmp_path / 'whole'}", *SHORT)
+    expected = json.loads(capsys.readouterr().out)
+
+    def stop_after_the_first_report(training, *args):
+        report(training, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    report = pretrain._Training.report
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain._Training, "report", stop_after_the_first_report)
+        command(f"--workdir={tmp_path / 'stopped'}", *SHORT)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"another configuration \(recipe.seed: 0 there, 1 now\): use a new workdir"):
+        command(f"--workdir={tmp_path / 'stopped'}", *SHORT, "--config.recipe.seed=1")
+    command(f"--workdir={tmp_path / 'stopped'}", *SHORT)
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("seconds") > 0
+    assert found == {key: value for key, value in expected.items() if key != "seconds"}
+    teachers = [(tmp_path / name / "teacher.safetensors") for name in ("whole", "stopped")]
+    assert teachers[0].read_bytes() == teachers[1].read_bytes()
+    # A training that has ended says its record again, and restores a teacher that is missing.
+    teachers[1].unlink()
+    command(f"--workdir={tmp_path / 'stopped'}", *SHORT)
+    assert json.loads(capsys.readouterr().out)["epoch"] == 2
+    assert teachers[0].read_bytes() == teachers[1].read_bytes()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -161,8 +252,9 @@ def test_a_run_killed_while_it_writes_leaves_the_teacher_before(tmp_path, monkey
     def killed(*_):
         raise KeyboardInterrupt
 
-    def untrained(network, recipe, dataset, report):
+    def untrained(network, recipe, dataset, report, keeping):
         report(1, 0.0, network.init(jax.random.key(recipe.seed)))
+        return {}
 
     monkeypatch.setattr("fastdfkd_jax.pretrain.train_teacher", untrained)
     command(f"--workdir={tmp_path}", *SHORT, "--config.recipe.seed=0")

@@ -28,7 +28,6 @@ from fastdfkd_jax.training.quiet_orbax import quiet_tasks
 Tree = Any
 FORMAT = 2
 Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # of progress and evidence, as `Checkpoints.restore` takes it
-_RESTART = "or start again with restart=true"
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,7 @@ class Checkpoints:
         keep: int = 2,
         layout: dict[str, int] | None = None,
         identity: dict[str, Any] | None = None,
+        restart: str = "start again with restart=true",
     ):
         """Opens the folder, which all processes of a run share.
 
@@ -66,9 +66,10 @@ class Checkpoints:
           keep: how many are kept.
           layout: how the run lies on devices; another one, like another machine, changes results by rounding.
           identity: of the run, as `require_same_run` compares it.
+          restart: what a user does where no checkpoint can be used, as an error says it.
         """
         self.directory = directory.absolute()
-        self._layout, self._identity = layout or {}, identity or {}
+        self._layout, self._identity, self._restart = layout or {}, identity or {}, restart
         make_folder(self.directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -146,7 +147,7 @@ class Checkpoints:
                 return restored
         if steps:
             newest = shortened(reasons[0], 80)
-            raise UserError(f"no checkpoint in {self.directory} can be used ({newest}): restore it, {_RESTART}")
+            raise UserError(f"no checkpoint in {self.directory} can be used ({newest}): restore it, or {self._restart}")
         return None
 
     def _read(self, step: int, like: Tree, fault: Fault | None) -> Restored:

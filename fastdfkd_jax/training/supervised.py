@@ -14,12 +14,16 @@ import optax
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.cli import signals
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
 Array = jax.Array
+
+# Dispatched before their results are there. More would gain nothing, and all of them end before a stop is saved.
+_STEPS_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,34 @@ class TrainState(NamedTuple):
 
     variables: Variables
     opt_state: Any
+
+
+class Position(NamedTuple):
+    """A place between two steps, from which training can continue.
+
+    Attributes:
+      state: after the steps that are done.
+      steps: how many are done, over all epochs.
+      losses: of the steps that are done of an epoch that is not; [] between two epochs.
+    """
+
+    state: TrainState
+    steps: int
+    losses: list[float]
+
+
+class Keeping(NamedTuple):
+    """What lets training stop and continue with the same result.
+
+    Attributes:
+      restore: `restore(state) -> Position | None`, where to continue; `state` shows the structure.
+      save: `save(position)`, called after every report, and when training stops early.
+      stop: says whether to stop; it is looked at before every step.
+    """
+
+    restore: Callable[[TrainState], Position | None]
+    save: Callable[[Position], None]
+    stop: signals.Stop
 
 
 def steps_per_epoch(recipe: Recipe, count: int) -> int:
@@ -147,8 +179,12 @@ def train_step(
 
 
 def train_teacher(
-    network: Network, recipe: Recipe, dataset: Dataset, report: Callable[[int, float, Variables], None]
-) -> Variables:
+    network: Network,
+    recipe: Recipe,
+    dataset: Dataset,
+    report: Callable[[int, float, Variables], None],
+    keeping: Keeping | None = None,
+) -> Variables | None:
     """Trains a network on labelled images.
 
     Args:
@@ -157,9 +193,10 @@ def train_teacher(
       dataset: training images.
       report: called as `report(epoch, mean training loss, variables)` every `eval_every` epochs and after the
         last one.
+      keeping: how to stop and continue; None to train from the first step to the last.
 
     Returns:
-      The variables after the last epoch.
+      The variables after the last epoch; None where training was stopped before.
 
     Raises:
       UserError: the data set is smaller than a batch, or the loss is no longer finite.
@@ -169,21 +206,30 @@ def train_teacher(
     optimizer = make_optimizer(recipe, steps)
     variables = network.init(init_key)
     state = TrainState(variables, optimizer.init(variables["params"]))
+    state, done, losses_so_far = (keeping and keeping.restore(state)) or Position(state, 0, [])
 
     @jax.jit
     def step(state, images, labels, index):
         key = jax.random.fold_in(augment_key, index)
         return train_step(network, optimizer, recipe, state, images, labels, key)
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(done // steps, recipe.epochs):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), len(dataset.labels)))
-        history = []
-        for i, rows in enumerate(order[: steps * recipe.batch_size].reshape(steps, -1)):
-            state, loss = step(state, dataset.images[rows], dataset.labels[rows], epoch * steps + i)
+        history: list[Any] = [np.float32(loss) for loss in losses_so_far]
+        for rows in order[: steps * recipe.batch_size].reshape(steps, -1)[len(history) :]:
+            if keeping is not None and keeping.stop.requested:
+                keeping.save(Position(state, done, [float(loss) for loss in jax.device_get(history)]))
+                return None
+            state, loss = step(state, dataset.images[rows], dataset.labels[rows], done)
             history.append(loss)
+            done += 1
+            jax.block_until_ready(history[-_STEPS_AHEAD:][0])
+        losses_so_far = []
         mean_loss = float(np.mean(jax.device_get(history)))
         if not math.isfinite(mean_loss):
             raise UserError(f"the training loss became {mean_loss} in epoch {epoch + 1}: lower recipe.lr")
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             report(epoch + 1, mean_loss, state.variables)
+            if keeping is not None:
+                keeping.save(Position(state, done, []))
     return state.variables
