@@ -1,7 +1,8 @@
 """Data-free knowledge distillation in JAX.
 
-`meta`, `losses`, `moments`, `methods` and `models` hold pure functions, and `load_network` reads a checkpoint; each is
-imported when it is first asked for, so that importing the package takes no time.
+`meta`, `losses`, `moments`, `methods` and `models` hold pure functions, `load_network` reads a checkpoint, and
+`distill` trains a student from a teacher. Each is imported when it is first used, so that importing the package takes
+no time.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fastdfkd_jax import losses, meta, methods, models, moments
     from fastdfkd_jax.convert import load_network
+    from fastdfkd_jax.own_networks import distill
 
-__all__ = ["__version__", "load_network", "losses", "meta", "methods", "models", "moments"]
+__all__ = ["__version__", "distill", "load_network", "losses", "meta", "methods", "models", "moments"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from fastdfkd_jax.convert import load_network
 
         return load_network
+    if name == "distill":
+        from fastdfkd_jax.own_networks import distill
+
+        return distill
     if name in __all__:
         return importlib.import_module(f"fastdfkd_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

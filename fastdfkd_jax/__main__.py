@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from fastdfkd_jax import __version__
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import PROGRAM, VERSION, nearest
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.cli.parser import PROGRAM, VERSION
+from fastdfkd_jax.errors import UserError, nearest
 
 
 class Command(NamedTuple):
@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("fastdfkd_jax.main", "train a student as a config says"),
+    "distill": Command("fastdfkd_jax.own_networks", "train a student from a PyTorch network of your own"),
     "pretrain": Command("fastdfkd_jax.pretrain", "train a teacher as a config says"),
     "compare": Command("fastdfkd_jax.compare.__main__", "run several methods and make their table", "command"),
     "evaluate": Command("fastdfkd_jax.evaluate", "measure a network on labelled images"),

@@ -1,5 +1,7 @@
 """The one exception class for what a user can mend."""
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 LONGEST_LINE = 300  # characters of a message
@@ -38,3 +40,18 @@ def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") ->
         return line
     tail = (longest - len(mark)) * 2 // 3
     return line[: longest - len(mark) - tail] + mark + line[-tail:]
+
+
+def nearest(wanted: str, known: Sequence[str]) -> list[str]:
+    """The known names, most similar first. A name is also similar to its initials: `lr` to `learning_rate`."""
+
+    def initials(text: str) -> str:
+        return "".join(word[0] for word in text.split("_") if word)
+
+    def likeness(key: str) -> float:
+        ratio = difflib.SequenceMatcher(None, wanted.lower(), key.lower()).ratio()
+        same = initials(wanted) == key or initials(key) == wanted
+        shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
+        return ratio + same + 0.5 * bool(shared)
+
+    return sorted(known, key=lambda key: (-likeness(key), key))

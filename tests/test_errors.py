@@ -125,7 +125,10 @@ ARGUMENTS = {
     "unknown mode": ("--config.mode=both", "one of all, synthesize, distill, found 'both'"),
     "unknown precision": ("--config.precision=float16", "one of float32, bfloat16, float64, found 'float16'"),
     "unknown inner optimizer": ("--config.inner.optimizer=adan", "one of adam, sgd, found 'adan'"),
-    "unknown student": ("--config.student.arch=wrn11_1", "student.arch must be one of .*found 'wrn11_1'"),
+    "unknown student": (
+        "--config.student.arch=wrn11_1",
+        "student.arch must be a network of docs/models.md, such as wrn16_1, .*found 'wrn11_1'",
+    ),
     "learning rate of 0": ("--config.kd.lr=0.", "kd.lr must be more than 0, found 0"),
     "a weight without end": (
         "--config.inversion.feature_weight=inf",

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 from fastdfkd_jax import __version__
 from fastdfkd_jax.cli import config_help, config_names
-from fastdfkd_jax.cli.parser import HELP, PROGRAM, VERBOSE, VERSION, expanded, nearest
-from fastdfkd_jax.errors import UserError, one_line
+from fastdfkd_jax.cli.parser import HELP, PROGRAM, VERBOSE, VERSION, expanded
+from fastdfkd_jax.errors import UserError, nearest, one_line
 from fastdfkd_jax.options import RENAMED, Options
 
 _SHOWN_KEYS = 5

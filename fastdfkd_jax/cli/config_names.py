@@ -6,8 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-from fastdfkd_jax.cli.parser import PROGRAM, expanded, nearest
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.cli.parser import PROGRAM, expanded
+from fastdfkd_jax.errors import UserError, nearest
 
 # In the repository this is a link to the folder of that name at the top level.
 OURS = Path(__file__).resolve().parent.parent / "configs"

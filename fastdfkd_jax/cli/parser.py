@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -39,21 +38,6 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from None
-
-
-def nearest(wanted: str, known: Sequence[str]) -> list[str]:
-    """The known names, most similar first. A name is also similar to its initials: `lr` to `learning_rate`."""
-
-    def initials(text: str) -> str:
-        return "".join(word[0] for word in text.split("_") if word)
-
-    def likeness(key: str) -> float:
-        ratio = difflib.SequenceMatcher(None, wanted.lower(), key.lower()).ratio()
-        same = initials(wanted) == key or initials(key) == wanted
-        shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
-        return ratio + same + 0.5 * bool(shared)
-
-    return sorted(known, key=lambda key: (-likeness(key), key))
 
 
 def expanded(path: str | PathLike[str]) -> Path:

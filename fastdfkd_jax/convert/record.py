@@ -635,17 +635,43 @@ def images_of(module, channels=None, size=None, batch=2):
     ) from errors[0]
 
 
+def _prepare(module, graph, channels, image_size, batch):
+    """What `_open` gives, of a module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = fold(module) if graph else module
+        channels, size = images_of(module, channels, image_size, batch)
+    return module, channels, size, export(module, size, channels) if graph else None
+
+
+def record_graph(module, folder, channels=None, image_size=None, normalisation=None, initial=False):
+    """Records a module of this process as a graph.
+
+    Args:
+      module: a torch.nn.Module; weights that are computed of others, as weight norm does, are folded in place.
+      folder: to write.
+      channels, image_size: of its images; by default as `images_of` finds them.
+      normalisation: {'mean': [...], 'std': [...]} of images in [0, 1], if known.
+      initial: whether the weights are those of its constructor, so that a student draws others of the same kind.
+
+    Raises:
+      RecordError: the module cannot be recorded.
+    """
+    module, channels, size, program = _prepare(unwrap(module), True, channels, image_size, 2)
+    known = dict(normalisation or {})
+    _check_normalisation(known, channels)
+    result = record(module, fixed_images((2, channels, size, size)))
+    write_graph(folder, program, result, {**known, "initial": initial and _untouched(module)})
+    _warn_of_probabilities(result["logits"])
+
+
 def _open(options):
     """The module to run, the channels and the side of its images, and its program where a graph is wanted."""
     if not options.network.endswith(".pt2"):
         module = unwrap(load_factory(options.network))
         if options.checkpoint:
             load_weights(module, read_checkpoint(options.checkpoint))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = fold(module) if options.graph else module
-            channels, size = images_of(module, options.channels, options.image_size, options.batch)
-        return module, channels, size, export(module, size, channels) if options.graph else None
+        return _prepare(module, options.graph, options.channels, options.image_size, options.batch)
     if options.checkpoint:
         raise RecordError(f"{options.network} has its weights: leave --checkpoint out")
     program = load_program(options.network, options.trust)

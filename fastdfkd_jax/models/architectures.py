@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, nearest
 from fastdfkd_jax.models import resnet, vgg
 from fastdfkd_jax.models.cifar_resnet import CifarResNet
 from fastdfkd_jax.models.deeplab import DeepLabV3
@@ -148,6 +148,10 @@ def arch_names() -> tuple[str, ...]:
     return tuple(name for family in _FAMILIES for name in family.usual)
 
 
+def _nearest(arch: str) -> str:
+    return ", ".join(nearest(arch[:40], arch_names())[:3])
+
+
 def is_known(arch: str) -> bool:
     """Whether `build` knows this name."""
     return _find(arch) is not None
@@ -193,8 +197,7 @@ def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
     found = _find(spec.arch)
     if found is None:
         raise UserError(
-            f"unknown architecture {spec.arch[:40]!r}: expected one of {', '.join(arch_names()[:8])}, ... "
-            "(docs/models.md lists them), another depth or width of these families, or the folder of a recorded graph"
+            f"unknown architecture {spec.arch[:40]!r}: the nearest are {_nearest(spec.arch)} (docs/models.md lists all), another depth or width of these families, or the folder of a recorded graph"
         )
     family, module = found
     spec = dataclasses.replace(spec, task=family.task)
@@ -230,4 +233,8 @@ class StudentOptions(Options, section="student"):
 
     def __post_init__(self):
         super().__post_init__()
-        self.require("arch", bool(self.graph) or is_known(self.arch), f"one of {', '.join(arch_names())}")
+        self.require(
+            "arch",
+            bool(self.graph) or is_known(self.arch),
+            f"a network of docs/models.md, such as {_nearest(self.arch)}",
+        )

@@ -60,8 +60,12 @@ class Cost:
         )
 
 
-def describe(run: RunOptions, parts: Parts) -> str:
+def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) -> str:
     """A few lines: networks, counts, memory, disk and time.
+
+    Args:
+      run, parts: of the run.
+      programs: of the run; what is compiled here need not be compiled again. None to build others.
 
     All programs are compiled, for their memory, and run on this machine, for their time, in which reading a pool from
     disk is not. Nothing is written.
@@ -82,7 +86,7 @@ def describe(run: RunOptions, parts: Parts) -> str:
         spec, chosen = parts.teacher.spec, run.soft_labels
         view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, run.kd.views, run.kd.batch)
         lines.append(f"disk: {chosen.steps * run.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each")
-    costs = measure(run, parts)
+    costs = measure(run, parts, programs)
     hours = sum(cost.total_seconds for cost in costs) / 3600
     return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
 
@@ -96,9 +100,9 @@ def _network(role: str, network: models.Network, variables) -> str:
     )
 
 
-def measure(run: RunOptions, parts: Parts) -> list[Cost]:
+def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> list[Cost]:
     """Compiles the programs and times each on this machine; those that the run does not need are left out."""
-    programs = Programs(parts, run)
+    programs = programs or Programs(parts, run)
     key = jax.random.key(run.seed)
     state = programs.begin(key)
     feed = open_feed(parts, run, programs, None, key, lambda text: None)

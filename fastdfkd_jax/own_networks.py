@@ -1,0 +1,242 @@
+"""`fastdfkd distill`: from a teacher of your own to a trained student in one command.
+
+    fastdfkd distill net.py:teacher --weights teacher.pth --student net.py:student --image-size 32 \
+        --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010
+
+Records both networks, compares the teacher with PyTorch, prints what the run will cost, runs it, and says how to load
+the student. Stop it at any time; the same command continues.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastdfkd_jax.cli import config_flags
+from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, expanded, numbers, require_unit_scale
+from fastdfkd_jax.convert import record
+from fastdfkd_jax.convert.verify import verify
+from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.options import read
+from fastdfkd_jax.storage.digest import digest, file_digest
+from fastdfkd_jax.storage.files import make_folder, write_json
+from fastdfkd_jax.training import dry_run, one_run
+from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.run_options import RunOptions
+
+Given = Any  # a torch.nn.Module, or a path or a name
+
+log = logging.getLogger("fastdfkd_jax.distill")
+
+# name: variant of configs/own.py
+PROTOCOLS = {"smoke": "fast2-smoke", "short": "fast5-short", "full": "fast5"}
+_IDENTITY = "identity.json"  # written when both networks are recorded
+_NEEDS_TORCH = "recording a PyTorch module needs torch: pip install torch"
+
+
+class Distilled(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      student: path of the student's weights; `load_state_dict` of your own module takes them.
+      summary: what summary.json holds; {} where the run was stopped and saved.
+    """
+
+    student: Path
+    summary: dict[str, Any]
+
+
+class Images(NamedTuple):
+    """The images that both networks take.
+
+    Attributes:
+      size: side in pixels; None to read it from the module, else 32.
+      channels: None to read them from the module's first convolution.
+      mean, std: of images in [0, 1], one number a channel; None where the teacher's file has them.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def distill(
+    teacher: Given,
+    student: Given,
+    workdir: str | os.PathLike[str] = "runs/distill",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    protocol: str = "short",
+    data: str = "",
+    changes: Sequence[str] = (),
+    plan: bool = False,
+) -> Distilled:
+    """Trains a student from a teacher without its training data, by FastDFKD.
+
+    The same call continues a run that was stopped, and returns at once if it has ended.
+
+    Args:
+      teacher: a torch module with its weights, 'FILE.py:FACTORY', a checkpoint of a network in docs/models.md, or the
+        folder of a recorded graph.
+      student: a torch module, 'FILE.py:FACTORY', the name of a network in docs/models.md, or such a folder.
+      workdir: where the files go.
+      weights: of 'FILE.py:FACTORY', a PyTorch checkpoint.
+      image_size, channels, mean, std: as in `Images`.
+      protocol: 'smoke' (seconds, learns nothing), 'short' (an hour on a few cores) or 'full' (as published; for GPUs).
+      data: labelled images to evaluate on, as `folder:DIR` or `tfds:cifar10`; '' for none.
+      changes: other values of the config, 'KEY=VALUE'.
+      plan: print networks, memory and time before the run.
+
+    Raises:
+      UserError: a network cannot be recorded or differs from PyTorch, or something does not fit together.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    parallel.split_cpu(0)
+    folder, images = expanded(workdir), Images(image_size, channels, mean, std)
+    networks = folder / "networks"
+    identity = json.loads(json.dumps([_identity(teacher, weights), _identity(student, None), list(images)]))
+    _require_same(networks, identity)
+    words = _words("teacher", teacher, networks / "teacher", weights, images)
+    words += _words("student", student, networks / "student", None, images)
+    write_json(networks / _IDENTITY, identity)
+    if data:
+        words.append(f"data.source={data}")
+    line = [f"own:{PROTOCOLS[protocol]}", *words, *changes, "--workdir", str(folder)]
+    log.info("running: %s run %s", PROGRAM, " ".join(line))
+    config, _ = config_flags.parse([PROGRAM, *line], "run", "")
+    validate(config)
+    one_run.set_up_jax(config)
+    built = one_run.build(config)
+    if plan and not (folder / "checkpoints").exists():
+        print(dry_run.describe(read(RunOptions, config), built.parts, built.programs), flush=True)
+    summary = one_run.run(config, folder, built)
+    weights_file = folder / "student.pth"
+    return Distilled(weights_file if weights_file.exists() else folder / "student.safetensors", summary)
+
+
+def _is_factory(given: Given) -> bool:
+    return isinstance(given, str) and ".py:" in given
+
+
+def _is_module(given: Given) -> bool:
+    return not isinstance(given, str | os.PathLike)
+
+
+def _identity(given: Given, weights: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What tells a network from another, as JSON holds it."""
+    if _is_module(given):
+        state = {name: tensor.detach().cpu().numpy() for name, tensor in given.state_dict().items()}  # pyright: ignore
+        return {"module": type(given).__name__, "weights": digest(state)}
+    files = [str(given).rpartition(":")[0]] if _is_factory(given) else []
+    files += [] if weights is None else [str(weights)]
+    paths = [expanded(file) for file in files]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise UserError(f"{missing} does not exist")
+    return {"network": str(given), "files": [file_digest(path) for path in paths]}
+
+
+def _require_same(networks: Path, identity: Any) -> None:
+    """Networks are recorded once: recording a student again would draw other weights."""
+    place = networks / _IDENTITY
+    if not place.exists():  # what an earlier call that failed has left may be of other networks
+        shutil.rmtree(networks, ignore_errors=True)
+        make_folder(networks)
+    elif json.loads(place.read_text(encoding="utf-8")) != identity:
+        raise UserError(f"{networks.parent} was begun with other networks or images: give a new workdir")
+
+
+def _words(role: str, given: Given, folder: Path, weights: str | os.PathLike[str] | None, images: Images) -> list[str]:
+    """The config's values for a network, which is recorded into the folder if it is PyTorch's."""
+    if not _is_module(given) and not _is_factory(given):
+        name = str(given)
+        if role == "student":
+            return [f"student.graph={name}" if expanded(name).is_dir() else f"student.arch={name}"]
+        known = {"image_size": images.size, "mean": images.mean, "std": images.std}
+        return [f"teacher.checkpoint={name}"] + [f"teacher.{key}={value}" for key, value in known.items() if value]
+    if not (folder / record.GRAPH).exists():
+        log.info("recording the %s", role)
+        _record(role, given, folder, weights, images)
+    return [f"{role}.graph={folder}"]
+
+
+def _record(role: str, given: Any, folder: Path, weights: str | os.PathLike[str] | None, images: Images) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(_NEEDS_TORCH)
+    normalisation = {}
+    if role == "teacher":
+        if images.mean is None or images.std is None:
+            raise UserError("mean and std of the teacher's images in [0, 1] are needed: give both, a number a channel")
+        require_unit_scale(images.mean, images.std)
+        normalisation = {"mean": list(images.mean), "std": list(images.std)}
+    try:
+        module = given if _is_module(given) else record.load_factory(given)
+        if weights is not None:
+            record.load_weights(record.unwrap(module), record.read_checkpoint(str(expanded(weights))))
+        record.record_graph(module, folder, images.channels, images.size, normalisation, initial=role == "student")
+    except record.RecordError as error:
+        raise UserError(f"{role}: {error}") from error
+    if role == "teacher":
+        report = verify(folder)
+        if failed := [check.name for check in report.checks if not check.passed]:
+            raise UserError(f"teacher: our network differs from PyTorch's in {', '.join(failed)}: please report it")
+        log.info("the teacher equals PyTorch's: %d checks passed", len(report.checks))
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog=f"{PROGRAM} distill", description="Trains a student from a teacher of your own, without its data."
+    )
+    parser.add_argument("teacher", help="FILE.py:FACTORY, a checkpoint, or a recorded graph's folder")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help=f"as {PROGRAM} run own --help lists them")
+    parser.add_argument("--weights", help="PyTorch checkpoint of the teacher")
+    parser.add_argument("--student", required=True, help="FILE.py:FACTORY, a network's name, or a graph's folder")
+    parser.add_argument("--image-size", type=int, help="pixels (default: as the module says, else 32)")
+    parser.add_argument("--channels", type=int, help="of the images (default: those of the first convolution)")
+    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.4914,0.4822,0.4465")
+    parser.add_argument("--std", type=numbers, help="likewise")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="how long (default: %(default)s)")
+    parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
+    parser.add_argument("--workdir", default="runs/distill", help="where the files go (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, distils, and says how to load the student."""
+    options = vars(_parser().parse_intermixed_args(argv[1:]))
+    options.pop("verbose")
+    if wrong := next((word for word in options["changes"] if "=" not in word), None):
+        raise UserError(f"expected KEY=VALUE, found {wrong!r}")
+    student = options["student"]
+    path, summary = distill(**options, plan=True)
+    if summary:
+        print(json.dumps(summary))
+        print(f"student: {path}", *_loading(student, path), sep="\n")
+
+
+def _loading(student: str, path: Path) -> list[str]:
+    """The lines that load the student into the user's module."""
+    if not _is_factory(student) or path.suffix != ".pth":
+        return []
+    file, _, name = student.rpartition(":")
+    return [
+        f"load it: from {Path(file).stem} import {name}; import torch; network = {name}()",
+        f'         network.load_state_dict(torch.load("{path}", weights_only=True)); network.eval()',
+    ]
+
+
+if __name__ == "__main__":
+    run_command(main)
