@@ -5,16 +5,29 @@ import importlib.util
 import logging
 import os
 import pathlib
+import subprocess
 import sys
 
-# Older kernels compile in half the time, and a program in one part faster than in many. Without fused multiply-adds,
-# which these kernels place differently from one program to the next, results of two programs stay equal to the last
-# bit. An XLA that has dropped one of the flags refuses to start.
+
+def _quick() -> str:
+    """Flags with which XLA compiles faster, and results of two programs stay equal to the last bit.
+
+    A program in one part compiles faster than in many. XLA places fused multiply-adds differently from one program to
+    the next, so it must not use them. Its older kernels compile in half the time, where it still has them: XLA refuses
+    to start with a flag that it has dropped.
+    """
+    asked = os.environ | {"XLA_FLAGS": "--help"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    known = subprocess.run(command, env=asked, capture_output=True, text=True, check=False).stderr
+    flags = "--xla_cpu_max_isa=AVX --xla_cpu_parallel_codegen_split_count=1"
+    return f"--xla_cpu_use_fusion_emitters=false {flags}" if "--xla_cpu_use_fusion_emitters=" in known else flags
+
+
 # Workers of pytest-xdist start with the environment of the process that reads this first.
 _AS_USERS = os.environ.setdefault("XLA_FLAGS_BEFORE_TESTS", os.environ.get("XLA_FLAGS", ""))
-_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX --xla_cpu_parallel_codegen_split_count=1"
-_QUICK = f"{_QUICK} {_AS_USERS}"
-os.environ["XLA_FLAGS"] = _QUICK
+if "XLA_FLAGS_OF_TESTS" not in os.environ:
+    os.environ["XLA_FLAGS_OF_TESTS"] = f"{_quick()} {_AS_USERS}"
+_QUICK = os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS_OF_TESTS"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of two workers would wait for each other
 
 import jax  # noqa: E402 - XLA reads its flags once
