@@ -197,7 +197,8 @@ def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
     found = _find(spec.arch)
     if found is None:
         raise UserError(
-            f"unknown architecture {spec.arch[:40]!r}: the nearest are {_nearest(spec.arch)} (docs/models.md lists all), another depth or width of these families, or the folder of a recorded graph"
+            f"unknown architecture {spec.arch[:40]!r}: the nearest are {_nearest(spec.arch)}; expected one of "
+            "docs/models.md, another depth or width of these families, or the folder of a recorded graph"
         )
     family, module = found
     spec = dataclasses.replace(spec, task=family.task)
