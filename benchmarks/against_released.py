@@ -1,6 +1,6 @@
 """Our runs of the short Fast-5 protocol beside those of the released PyTorch code: how their accuracies spread.
 
-    python -m benchmarks.against_released results --into docs/results.md README.md
+    python -m benchmarks.against_released results --into docs/results.md
 
 All recorded runs of one mathematics count: other states of the code, devices and forms of the networks change rounding
 only. The released code's accuracies are in `results/released/finals.json`.

@@ -67,7 +67,15 @@ def run(
     return name, entry
 
 
-def table(name: str, rows: Iterable[ConfigDict], *, caption: str, paper: str = "paper", spread: bool = False) -> Named:
+def table(
+    name: str,
+    rows: Iterable[ConfigDict],
+    *,
+    caption: str,
+    paper: str = "paper",
+    spread: bool = False,
+    brief: bool = False,
+) -> Named:
     """A table.
 
     Args:
@@ -76,8 +84,9 @@ def table(name: str, rows: Iterable[ConfigDict], *, caption: str, paper: str = "
       caption: one sentence.
       paper: how its columns of the paper's figures are called.
       spread: whether a column has each row's deviation over that of the reference.
+      brief: whether it has accuracies and seconds only.
     """
-    entry = ConfigDict({"caption": caption, "paper": paper, "spread": spread})
+    entry = ConfigDict({"caption": caption, "paper": paper, "spread": spread, "brief": brief})
     entry.rows = ConfigDict({f"row{i:03d}": made for i, made in enumerate(rows)})
     return name, entry
 

@@ -85,6 +85,7 @@ class Table(NamedTuple):
       paper: how the paper's columns are called.
       rows: in order.
       spread: whether it compares deviations: a column has each over the reference's, in place of speed-ups.
+      brief: whether it has accuracies and seconds only, for people who read no other table.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Table(NamedTuple):
     paper: str
     rows: tuple[Row, ...]
     spread: bool = False
+    brief: bool = False
 
 
 class Comparison(NamedTuple):
@@ -155,7 +157,7 @@ def _table(name: str, entry: ConfigDict, runs: dict[str, Run]) -> Table:
     for row in rows:
         if row.run and row.run not in runs:
             raise UserError(f"table {name}, row {row.label!r}: unknown run {row.run!r}: expected one of config.runs")
-    return Table(name, entry.caption, entry.paper, rows, entry.spread)
+    return Table(name, entry.caption, entry.paper, rows, entry.spread, entry.get("brief", False))
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -20,13 +20,16 @@ Failures = Mapping[str, Sequence[str]]
 
 
 def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failures: Failures) -> dict[str, str]:
-    """Writes NAME.md, .csv and .tex, NAME-figure1.png and .svg of each table; returns the Markdown by name.
+    """Writes NAME.md, .csv and .tex of each table, and NAME-figure1.png and .svg unless it is brief.
 
     Args:
       workdir: with the folder `runs`; the files are written beside it.
       comparison: which says what the runs must be.
       chosen: tables to write.
       failures: why runs have failed, by name.
+
+    Returns:
+      The Markdown by name.
     """
     make_folder(workdir)
     written = {}
@@ -35,6 +38,8 @@ def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failur
         _write_text(workdir / f"{table.name}.md", written[table.name])
         _write_text(workdir / f"{table.name}.csv", tables.as_csv(table, sections))
         _write_text(workdir / f"{table.name}.tex", tables.latex(table, sections))
+        if table.brief:
+            continue
         try:
             figure.write(workdir / f"{table.name}-figure1", sections)
         except UserError as error:

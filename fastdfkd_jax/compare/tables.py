@@ -14,6 +14,8 @@ from fastdfkd_jax.storage.markdown import table as markdown_table
 Sections = Mapping[str, Sequence[Line]]
 MISSING, NONE = "not measured", "–"
 ONE_SEED = "†"
+_BRIEF_NOTE = f"Means ± standard deviations over n seeds; {ONE_SEED} one seed. Seconds are without evaluation."
+_BRIEF = ("method", "n", "synthesis s", "total s")  # columns of a brief table, beside the student's
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "→": r"$\rightarrow$",
@@ -102,6 +104,8 @@ def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[L
         ("total s", _of_students(lambda line: _seconds(line.total_seconds))),
         ("peak memory MB", _of_students(lambda line: _number(line.peak_bytes, 0, unit=1e6))),
     ]
+    if table.brief:
+        return [(head, cell) for head, cell in made if head in _BRIEF or head.endswith("last epoch")]
     if len({line.devices for line in lines if line.devices}) > 1:
         made.append(("ran on", _of_students(_ran_on)))
     if reference := next((line for line in lines if line.row.is_reference), None):
@@ -201,6 +205,8 @@ def _seconds(seconds: float | None) -> str:
 def notes(table: Table, sections: Sections) -> list[str]:
     """Sentences that say what the figures are."""
     lines = [line for found in sections.values() for line in found]
+    if table.brief:
+        return [_BRIEF_NOTE]
     made = [
         "Accuracies are of the last epoch, means ± standard deviations over n seeds; seconds are means over them, "
         "peak memory is the largest.",
