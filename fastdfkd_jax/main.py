@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import run_command
+from fastdfkd_jax.cli.parser import JSON
 from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.methods.registry import other_sections
 from fastdfkd_jax.options import Options, by_section, read
-from fastdfkd_jax.training import dry_run
+from fastdfkd_jax.training import dry_run, summary_text
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import build, run, run_noise_control, set_up_jax, write_summary
@@ -30,7 +30,7 @@ def _kinds(config: Any) -> dict[str, type[Options]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, checks, runs, and prints the summary as the last line of standard output."""
+    """Parses, checks, runs, and prints the summary: for people on a terminal, else one line of JSON."""
     config, folder = config_flags.parse(argv, "run", DEFAULT_CONFIG, _kinds)
     validate(config)
     set_up_jax(config)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
             if summary and config.noise_control:
                 summary |= run_noise_control(config, folder, built)
                 write_summary(folder, summary)
-            output = json.dumps(summary) if summary else ""  # stopped
+            output = summary_text.printed(summary, folder, JSON in argv) if summary else ""  # stopped
         if output and hosts.is_writer():
             print(output, flush=True)
 

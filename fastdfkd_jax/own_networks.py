@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, expanded, numbers, require_unit_scale
+from fastdfkd_jax.cli.parser import JSON, PROGRAM, OneLineParser, expanded, numbers, require_unit_scale
 from fastdfkd_jax.convert import record
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.distributed import parallel
@@ -28,7 +28,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.storage.files import make_folder, write_json
-from fastdfkd_jax.training import dry_run, one_run
+from fastdfkd_jax.training import dry_run, one_run, summary_text
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.run_options import RunOptions
 
@@ -95,7 +95,7 @@ def distill(
       workdir: where the files go.
       weights: of 'FILE.py:FACTORY', a PyTorch checkpoint.
       image_size, channels, mean, std: as in `Images`.
-      protocol: 'smoke' (seconds, learns nothing), 'short' (an hour on a few cores) or 'full' (as published; for GPUs).
+      protocol: 'smoke' (seconds, learns nothing), 'short' (up to an hour on two cores) or 'full' (for GPUs).
       data: labelled images to evaluate on, as `folder:DIR` or `tfds:cifar10`; '' for none.
       changes: other values of the config, 'KEY=VALUE'.
       plan: print networks, memory and time before the run.
@@ -211,6 +211,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="how long (default: %(default)s)")
     parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
     parser.add_argument("--workdir", default="runs/distill", help="where the files go (default: %(default)s)")
+    parser.add_argument(JSON, action="store_true", help="print the summary as JSON, as where the output is no terminal")
     return parser
 
 
@@ -218,12 +219,13 @@ def main(argv: Sequence[str]) -> None:
     """Parses, distils, and says how to load the student."""
     options = vars(_parser().parse_intermixed_args(argv[1:]))
     options.pop("verbose")
+    as_json = options.pop("json")
     if wrong := next((word for word in options["changes"] if "=" not in word), None):
         raise UserError(f"expected KEY=VALUE, found {wrong!r}")
     student = options["student"]
     path, summary = distill(**options, plan=True)
     if summary:
-        print(json.dumps(summary))
+        print(summary_text.printed(summary, path.parent, as_json))
         print(f"student: {path}", *_loading(student, path), sep="\n")
 
 

@@ -1,5 +1,6 @@
 """The command `fastdfkd`: its help, its version, and configs by name."""
 
+import os
 import subprocess
 import sys
 
@@ -133,3 +134,13 @@ def test_own_configs_import_ours_from_anywhere(tmp_path, capsys):
     )
     assert ends("run", str(own), "--help") == 0
     assert "  seed=7 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [((), "3 False"), (("--verbose",), "None False")])
+def test_xlas_log_is_hidden_before_jax_reads_the_setting(arguments, expected):
+    """Its boxes about slow compilation would land on the terminal."""
+    code = "import os, sys, fastdfkd_jax.__main__; print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), 'jax' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    line = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fastdfkd_jax import __version__
 from fastdfkd_jax.cli import config_help, config_names
-from fastdfkd_jax.cli.parser import HELP, PROGRAM, VERBOSE, VERSION, expanded
+from fastdfkd_jax.cli.parser import HELP, JSON, PROGRAM, VERBOSE, VERSION, expanded
 from fastdfkd_jax.errors import UserError, nearest, one_line
 from fastdfkd_jax.options import RENAMED, Options
 
@@ -93,7 +93,7 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         elif argument.startswith(("--config=", "-config=")):
             name = argument.split("=", 1)[1]
         elif argument.startswith("-"):
-            if argument != VERBOSE:
+            if argument not in (VERBOSE, JSON):
                 others += [argument, *_separate_value(argument, rest)]
         elif re.match(r"[A-Za-z_][\w.]*=", argument):
             others.append(f"--config.{argument}")

@@ -12,7 +12,7 @@ from fastdfkd_jax import __version__
 from fastdfkd_jax.errors import UserError
 
 PROGRAM = "fastdfkd"
-VERBOSE, VERSION = "--verbose", "--version"
+VERBOSE, VERSION, JSON = "--verbose", "--version", "--json"
 HELP = ("-h", "--help")
 
 _LARGEST_STD = 5.0  # in [0, 1]; of images of 0 to 255 it is 20 and more

@@ -33,7 +33,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 STEPS, BATCH, TEMPERATURE = 3, 6, 20.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config():
     """The digits teacher, a WRN-10-1 student and FastDFKD's default options, all in double precision."""
     config = tiny_config(
@@ -45,10 +45,48 @@ def config():
     return config
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parts(config):
     with jax.enable_x64(True):
         yield build.assemble(config)
+
+
+@pytest.fixture(scope="module")
+def teacher_vars(parts):
+    return double(parts.teacher_vars)
+
+
+@pytest.fixture(scope="module")
+def student_vars(parts):
+    return double(jax.jit(parts.student.init)(jax.random.key(1)))
+
+
+@pytest.fixture(scope="module")
+def calls(parts, teacher_vars, student_vars):
+    """Our state before three calls, and of each call its key, the state after it, its batch and its info."""
+    begun = state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))
+    step, made = jax.jit(parts.method.synthesize), []
+    for call in range(3):
+        key = jax.random.fold_in(jax.random.key(3), call)
+        state, batch, info = step(state, teacher_vars, student_vars, key)
+        made.append((key, state, batch, info))
+    return begun, made
+
+
+@pytest.fixture(scope="module")
+def kd_steps(parts, teacher_vars, student_vars):
+    """The images of three KD steps, the loss of each, and the student after them."""
+    step = jax.jit(
+        distill.make_step(
+            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), views=ViewOptions(0, False)
+        )
+    )
+    state, losses = distill.from_variables(student_vars, parts.optimizer), []
+    digits = data.load("digits", "train").images[: 3 * BATCH].astype(np.float64) / 255
+    for images in np.split(digits, 3):
+        state, info = step(state, teacher_vars, jnp.asarray(images), jax.random.key(0))
+        losses.append(info["loss"])
+    return np.split(digits, 3), losses, state
 
 
 def to_torch(module, variables):
@@ -119,22 +157,17 @@ def traced(monkeypatch):
 
 
 @pytest.mark.parametrize("form", [Plain, Tuned, Compiled])
-def test_three_calls_of_synthesis_are_pytorchs(form, config, parts, traced):
+def test_three_calls_of_synthesis_are_pytorchs(form, config, parts, teacher_vars, student_vars, calls, traced):
     """The first call has the plain feature loss and no adversarial term, the others the momentum loss and all terms."""
-    teacher_vars = double(parts.teacher_vars)
-    student_vars = double(jax.jit(parts.student.init)(jax.random.key(1)))
-    state = double(jax.jit(parts.method.init)(jax.random.key(0), teacher_vars))
+    begun, made = calls
     meta = torch_fastdfkd.generator(16, 8, 16, 1)
-    to_torch(meta, {"params": state.generator, "batch_stats": {}})
+    to_torch(meta, {"params": begun.generator, "batch_stats": {}})
     teacher = to_torch(twin(parts.teacher.spec), teacher_vars)
     student = to_torch(twin(parts.student.spec), student_vars)
     outer = functools.partial(torch.optim.Adam, lr=0.015, betas=(0.5, 0.999))
     synthesizer = form(teacher, student, meta, outer, *normalization(parts.teacher))
-    step = jax.jit(parts.method.synthesize)
-    for call in range(3):
-        key = jax.random.fold_in(jax.random.key(3), call)
+    for call, (key, state, batch, info) in enumerate(made):
         places = torch.from_numpy(places_of(key, config, parts.teacher.spec))
-        state, batch, info = step(state, teacher_vars, student_vars, key)
         latents = torch.from_numpy(np.array(state.latents[0]))
         labels = torch.from_numpy(np.array(batch.labels, np.int64))
         images, class_loss, feature = synthesizer.synthesize(latents, labels, STEPS, call > 0, places=places)
@@ -150,24 +183,19 @@ def test_three_calls_of_synthesis_are_pytorchs(form, config, parts, traced):
 
 
 @pytest.mark.parametrize("form", ["plain", "tuned", "compiled"])
-def test_kd_steps_are_pytorchs(form, parts, traced):
+def test_kd_steps_are_pytorchs(form, parts, teacher_vars, student_vars, kd_steps, traced):
     """Three steps: momentum, weight decay, BatchNorm's running statistics and the rate's schedule take part."""
-    teacher_vars, start = double(parts.teacher_vars), double(jax.jit(parts.student.init)(jax.random.key(1)))
-    step = jax.jit(
-        distill.make_step(
-            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), views=ViewOptions(0, False)
-        )
+    batches, losses, state = kd_steps
+    teacher, student = (
+        to_torch(twin(parts.teacher.spec), teacher_vars),
+        to_torch(twin(parts.student.spec), student_vars),
     )
-    state = distill.from_variables(start, parts.optimizer)
-    teacher, student = to_torch(twin(parts.teacher.spec), teacher_vars), to_torch(twin(parts.student.spec), start)
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
     given = []
     distiller = torch_tuned.Distiller(teacher, student, sgd, TEMPERATURE, given.pop, form)
     optimizer = sgd(student.parameters())
     mean, std = normalization(parts.teacher)
-    digits = data.load("digits", "train").images[: 3 * BATCH].astype(np.float64) / 255
-    for images in np.split(digits, 3):
-        state, info = step(state, teacher_vars, jnp.asarray(images), jax.random.key(0))
+    for images, expected in zip(batches, losses, strict=True):
         inputs = (torch.from_numpy(images.copy()).permute(0, 3, 1, 2) - mean) / std
         if form != "plain":
             given.append(inputs)
@@ -175,9 +203,9 @@ def test_kd_steps_are_pytorchs(form, parts, traced):
             loss = distiller.loss
         else:
             loss = torch_fastdfkd.kd_step(teacher, student, optimizer, inputs, TEMPERATURE)
-        np.testing.assert_allclose(info["loss"], loss, **CLOSE)
+        np.testing.assert_allclose(expected, loss, **CLOSE)
     assert_same_weights(state.variables, student)
-    assert not np.allclose(start["params"]["fc"]["kernel"], state.params["fc"]["kernel"], **CLOSE)
+    assert not np.allclose(student_vars["params"]["fc"]["kernel"], state.params["fc"]["kernel"], **CLOSE)
 
 
 def test_a_synthesizer_of_the_tuned_form_sees_what_the_student_learns():

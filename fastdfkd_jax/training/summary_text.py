@@ -1,0 +1,94 @@
+"""The summary of a run for people; summary.json has the same figures unrounded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdfkd_jax.evaluation.scores import score_key
+
+# key of the summary: how it is called
+_PHASES = {
+    "synthesis_seconds": "synthesis",
+    "distill_seconds": "distillation",
+    "label_seconds": "soft labels",
+    "evaluate_seconds": "evaluation",
+    "compile_seconds": "compilation",
+}
+_FILES = {
+    "student.pth": "the student, for PyTorch",
+    "student.safetensors": "the student",
+    "images": "pictures of each stage",
+    "pool": "all synthesised images",
+    "metrics.jsonl": "every call's metrics",
+    "summary.json": "this summary",
+}
+
+
+def printed(summary: Mapping[str, Any], folder: Path, as_json: bool) -> str:
+    """The summary as a command prints it: for people on a terminal, else one line of JSON."""
+    return json.dumps(summary) if as_json or not sys.stdout.isatty() else text(summary, folder)
+
+
+def text(summary: Mapping[str, Any], folder: Path) -> str:
+    """Scores, images, time by phase, memory and files, a line each.
+
+    Args:
+      summary: of a run that has ended, with those of its noise control if it has one.
+      folder: its workdir, for sizes of files; what is not there is left out.
+    """
+    lines = [*_scores(summary), ("images", f"{summary['images']:,} synthesised"), ("time", _time(summary))]
+    if summary.get("peak_memory_bytes"):
+        lines.append(("memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at most"))
+    lines += _files(folder)
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:{width}}  {said}".rstrip() for name, said in lines)
+
+
+def _scores(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    teacher, student = (summary.get(score_key(summary, name)) for name in ("teacher_{}", "student_{}_last"))
+    control = summary.get(f"noise_{score_key(summary, 'student_{}_last')}")
+    if teacher is None or student is None:
+        return [("student", "not evaluated: no labelled images were given")]
+    difference = student - teacher
+    beside = f"{abs(difference):.2f} points {'below' if difference < 0 else 'above'} the teacher"
+    found = [("teacher", f"{teacher:.2f} %"), ("student", f"{student:.2f} %, {beside}")]
+    if control is not None:
+        found.append(("control", f"{control:.2f} %, the same student trained on noise"))
+    return found
+
+
+def _time(summary: Mapping[str, Any]) -> str:
+    phases = [f"{title} {duration(summary[key])}" for key, title in _PHASES.items() if summary.get(key, 0) >= 0.5]
+    return f"{duration(summary['total_seconds'])}" + (f": {', '.join(phases)}" if phases else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: '12 s', '3 min 5 s', '2 h 10 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, title in _FILES.items():
+        path = folder / name
+        if path.exists():
+            found.append(("" if found else "files", f"{path}  {_size(path)}, {title}"))
+    return found
+
+
+def _size(path: Path) -> str:
+    inside: Sequence[Path] = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    count = sum(each.stat().st_size for each in inside)
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{max(1, round(count / 1e3))} kB"
