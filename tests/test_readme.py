@@ -130,7 +130,8 @@ def test_every_command_is_known_here():
 @pytest.mark.optimized
 def test_quickstart(tmp_path):
     (quickstart,) = (arguments for arguments in commands() if "quickstart" in arguments)
-    done = fastdfkd([*quickstart, "--workdir", str(tmp_path / "run")], ROOT)
+    few = ["calls=12", "warmup_calls=2", "--workdir", str(tmp_path / "run")]
+    done = fastdfkd([*quickstart, *few], ROOT)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["student_accuracy_last"] > summary["teacher_accuracy"] - 5
