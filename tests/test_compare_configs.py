@@ -80,7 +80,7 @@ def test_tables_share_what_is_the_same_run():
     parts_of = [comparison.read(module.get_config("cpu")) for module in (table1, table4, table5)]
     parts_of.append(comparison.read(longer_synthesis.get_config()))
     assert set(union.runs) == set().union(*(part.runs for part in parts_of))
-    names = ["table1-cpu", "table1-cpu-synthesis", "table4-cpu", "table5-cpu"]
+    names = ["table1-cpu", "table1-cpu-brief", "table1-cpu-synthesis", "table4-cpu", "table5-cpu"]
     assert [table.name for table in union.tables] == names
 
 

@@ -311,12 +311,12 @@ def refused(expected: str, workdir: Path, config=None) -> None:
 
 def test_lost_checkpoints_do_not_cost_the_pool(copied):
     shutil.rmtree(copied / "checkpoints")
-    refused("has lost its checkpoints, and a run from the start would delete its pool: .*config.restart=true", copied)
+    refused("has lost its checkpoints, and a run from the start would delete its pool: .*restart=true", copied)
 
 
 def test_results_without_the_record_of_their_run_are_refused(stopped):
     (stopped / "config.json").unlink()
-    refused(r"holds results \(pool, .*\) but no config.json: .*config.restart=true", stopped, tiny_config(seed=1))
+    refused(r"holds results \(pool, .*\) but no config.json: .*restart=true", stopped, tiny_config(seed=1))
 
 
 def test_a_record_that_was_replaced_does_not_pass_for_the_run_s(stopped, tmp_path):

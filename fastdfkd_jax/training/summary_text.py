@@ -21,6 +21,7 @@ _PHASES = {
 _FILES = {
     "student.pth": "the student, for PyTorch",
     "student.safetensors": "the student",
+    "report.html": "the run on one page: open it in a browser",
     "images": "pictures of each stage",
     "pool": "all synthesised images",
     "metrics.jsonl": "every call's metrics",

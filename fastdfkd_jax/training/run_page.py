@@ -1,0 +1,203 @@
+"""`report.html`: a finished run on one page that opens offline, with curves, images by class, and advice."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastdfkd_jax.pool.shards import read_shard
+from fastdfkd_jax.storage.files import write_atomically
+from fastdfkd_jax.training import summary_text
+
+PAGE = "report.html"
+_PER_CLASS, _CLASSES, _SHARDS = 8, 20, 8  # images of a class, classes, and newest shards that are looked at
+_THUMBNAIL = 96  # pixels, the longer side of a larger image
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 150, 46, 20  # of a chart, and of its margins, pixels
+
+# Key of metrics.jsonl: title, what is normal.
+CURVES = {
+    "eval/accuracy": ("Student's accuracy, %", "It should rise and level off."),
+    "eval/miou": ("Student's mIoU, %", "It should rise and level off."),
+    "kd/agreement": ("Agreement of student and teacher", "The share of training images on which both predict the same "
+                     "class. It should approach 1."),
+    "kd/loss": ("Student's loss", "It should fall, and rise a little whenever new images arrive."),
+    "synthesis/on_target": ("Images on target", "The share that the teacher assigns to the class asked for. It should "
+                            "be far above chance."),
+    "synthesis/moment_gap": ("Distance from the teacher's statistics", "It should fall in the first calls."),
+    "synthesis/agreement": ("Student on new images", "The share of new images on which the student already agrees. "
+                            "Low means that they teach it something."),
+    "synthesis/diversity": ("Diversity of a batch", "Standard deviation of pixels over a batch. Near 0, all images are "
+                            "alike."),
+}  # fmt: skip
+
+_STYLE = """
+:root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5 }
+body { max-width: 68rem; margin: 0 auto; padding: 1rem }
+pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: .4rem }
+figure { margin: 0 } figcaption { font-size: .85rem; max-width: 20rem }
+.charts, .classes { display: flex; flex-wrap: wrap; gap: 1.25rem }
+.classes img { image-rendering: pixelated; width: 48px; height: 48px; margin-right: 2px }
+svg { max-width: 100% } text { font-size: 11px; fill: currentColor }
+"""
+
+
+_DOCUMENT = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{style}</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def write(folder: Path, summary: Mapping[str, Any], class_names: Sequence[str] = ()) -> Path:
+    """Writes the page of a finished run from what lies in its workdir.
+
+    Args:
+      folder: the workdir, with metrics.jsonl, config.json, and the pool where the method keeps one.
+      summary: of the run.
+      class_names: of the teacher's classes, where they are known.
+    """
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("config", {})
+    path = folder / PAGE
+    content = page(summary, records, config, _images(folder), folder, class_names)
+    write_atomically(path, lambda file: file.write(content.encode()))
+    return path
+
+
+def page(
+    summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    images: Mapping[int, Sequence[np.ndarray]],
+    folder: Path,
+    class_names: Sequence[str] = (),
+) -> str:
+    """The page as HTML.
+
+    Args:
+      summary, records, config: what summary.json, metrics.jsonl and config.json hold.
+      images: uint8[H, W, C] of some classes; -1 for images without a class.
+      folder: of the files that are named.
+      class_names: where they are known.
+    """
+    title = f"{summary['teacher']} → {summary['student']}, {summary['method']}"
+    charts = [chart for key, (name, normal) in CURVES.items() if (chart := _chart(records, key, name, normal))]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<pre>{html.escape(summary_text.text(summary, folder))}</pre>",
+        *(f"<p>{html.escape(line)}</p>" for line in advice(summary, records)),
+        "<h2>Synthesised images</h2>",
+        _gallery(images, class_names) or "<p>This method keeps no images.</p>",
+        "<h2>Course of the run</h2><p>The horizontal axis counts calls.</p>",
+        f'<div class="charts">{"".join(charts)}</div>',
+        "<h2>Load the student</h2>",
+        f"<pre>{html.escape(_loading(summary, folder))}</pre>",
+        "<h2>Configuration</h2>",
+        f"<details><summary>All values</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details>",
+    ]
+    return _DOCUMENT.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
+
+
+def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to try where a signal is poor; a sentence that all looks well where none is."""
+    found = []
+    target, agreement = (_last(records, f"{key}") for key in ("synthesis/on_target", "kd/agreement"))
+    diversity = _last(records, "synthesis/diversity")
+    if target is not None and target < 0.5:
+        found.append(
+            f"Only {100 * target:.0f} % of the last images are on target. Raise inversion.class_weight, lower "
+            "inversion.feature_weight, or take more steps (fastdfkd.num_steps)."
+        )
+    if diversity is not None and diversity < 0.05:
+        found.append("The last images are nearly alike. Raise inversion.feature_weight or lower the generator's rate.")
+    if agreement is not None and agreement < 0.8:
+        found.append(
+            f"Student and teacher agree on {100 * agreement:.0f} % of the training images. Train longer (calls, "
+            "kd.steps_per_call), or use a larger student."
+        )
+    score = summary.get("score", "accuracy")
+    student, control = (summary.get(f"{name}student_{score}_last") for name in ("", "noise_"))
+    if student is not None and control is not None and student < control + 5:
+        found.append("The student is hardly better than one trained on noise: the images have taught it little.")
+    return found or ["No signal of this run is poor."]
+
+
+def _last(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The mean over the last five calls that have it."""
+    values = [record[key] for record in records if isinstance(record.get(key), int | float)][-5:]
+    return sum(values) / len(values) if values else None
+
+
+def _chart(records: Sequence[Mapping[str, Any]], key: str, title: str, normal: str) -> str:
+    """A line chart as SVG; '' with fewer than two values."""
+    points = [(record["call"], record[key]) for record in records if isinstance(record.get(key), int | float)]
+    points = [(x, y) for x, y in points if math.isfinite(y)]
+    if len(points) < 2:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    low, high = min(ys), max(ys)
+    span, length = (high - low) or 1.0, (xs[-1] - xs[0]) or 1
+    bottom = _HEIGHT - _BOTTOM
+
+    def place(x: float, y: float) -> str:
+        across = _LEFT + (x - xs[0]) / length * (_WIDTH - _LEFT - 8)
+        return f"{across:.1f},{bottom - (y - low) / span * (bottom - 10):.1f}"
+
+    line = " ".join(place(x, y) for x, y in points)
+    labels = [(_LEFT - 4, 14, "end", f"{high:.3g}"), (_LEFT - 4, bottom, "end", f"{low:.3g}")]
+    labels += [(_LEFT, _HEIGHT - 4, "start", str(xs[0])), (_WIDTH - 8, _HEIGHT - 4, "end", str(xs[-1]))]
+    texts = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in labels)
+    return (
+        f'<figure><strong>{html.escape(title)}</strong><br><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
+        f'role="img" aria-label="{html.escape(title)}"><path d="M{_LEFT},8V{bottom}H{_WIDTH - 8}" fill="none" '
+        f'stroke="currentColor" opacity=".4"/><polyline points="{line}" fill="none" stroke="#2a78d0" '
+        f'stroke-width="1.6"/>{texts}</svg><figcaption>{html.escape(normal)}</figcaption></figure>'
+    )
+
+
+def _images(folder: Path) -> dict[int, list[np.ndarray]]:
+    """The newest images of each class."""
+    found: dict[int, list[np.ndarray]] = {}
+    for path in sorted((folder / "pool").glob("[0-9]*.npz"))[: -_SHARDS - 1 : -1]:
+        shard = read_shard(path)
+        for image, label in zip(shard.images, shard.labels, strict=True):
+            kept = found.setdefault(int(label), [])
+            if len(kept) < _PER_CLASS:
+                kept.append(image)
+    return dict(sorted(found.items()))
+
+
+def _gallery(images: Mapping[int, Iterable[np.ndarray]], class_names: Sequence[str]) -> str:
+    rows = []
+    for label, pictures in list(images.items())[:_CLASSES]:
+        name = class_names[label] if 0 <= label < len(class_names) else f"class {label}" if label >= 0 else "no class"
+        shown = "".join(f'<img alt="" src="data:image/png;base64,{_png(picture)}">' for picture in pictures)
+        rows.append(f"<figure><figcaption>{html.escape(name)}</figcaption>{shown}</figure>")
+    return f'<div class="classes">{"".join(rows)}</div>' if rows else ""
+
+
+def _png(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))  # smaller ones stay as they are
+    picture.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _loading(summary: Mapping[str, Any], folder: Path) -> str:
+    lines = ["import fastdfkd_jax as fd", f'network, variables = fd.load_network("{folder / "student.safetensors"}")']
+    if (folder / "student.pth").exists():
+        lines += ["", "import torch", f'weights = torch.load("{folder / "student.pth"}", weights_only=True)']
+        lines += ["your_network.load_state_dict(weights)"]
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""The page of a run: what it shows, that it needs nothing from outside, and its advice."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fastdfkd_jax.training import run_page
+
+SUMMARY = {
+    "teacher": "wrn16_1", "student": "wrn10_1", "method": "fastdfkd", "score": "accuracy",
+    "teacher_accuracy": 99.0, "student_accuracy_last": 98.4, "images": 24, "total_seconds": 12.0,
+}  # fmt: skip
+RECORDS = [
+    {"call": call, "synthesis/on_target": 0.5 + 0.1 * call, "synthesis/diversity": 0.3, "kd/agreement": 0.9}
+    for call in range(1, 5)
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 3, "note": "<script>"}}))
+    (tmp_path / "pool").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        images = rng.integers(0, 255, (12, 8, 8, 1), np.uint8)
+        labels = (np.arange(12) % 3).astype(np.int32)
+        np.savez(tmp_path / "pool" / f"{index:06d}.npz", images=images, labels=labels)
+    return tmp_path
+
+
+class Checker(html.parser.HTMLParser):
+    """Open tags, and everything that a browser would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br", "path", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+
+def test_the_page_is_whole_and_loads_nothing_from_elsewhere(folder):
+    content = run_page.write(folder, SUMMARY, ["zero", "one", "<two>"]).read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(content)
+    assert checker.open == []
+    assert len(checker.sources) == 3 * 8, "eight images of each class"
+    assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
+    assert "&lt;script&gt;" in content
+    assert "<script>" not in content
+
+
+def test_the_page_shows_scores_classes_curves_and_how_to_load(folder):
+    content = run_page.write(folder, SUMMARY, ["zero", "one", "<two>"]).read_text(encoding="utf-8")
+    for text in ("student  98.40 %, 0.60 points below", "zero", "&lt;two&gt;", "Images on target", "fd.load_network"):
+        assert text in content
+    assert content.count("<svg") == 3, "curves of what was recorded only"
+    (points,) = re.findall(r"Images on target.*?points=\"([^\"]*)\"", content, re.S)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    assert heights == sorted(heights, reverse=True), "it rises"
+
+
+def test_a_method_that_keeps_no_images_has_a_page(folder):
+    for path in (folder / "pool").iterdir():
+        path.unlink()
+    assert "keeps no images" in run_page.write(folder, SUMMARY).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "No signal of this run is poor."),
+        ({"synthesis/on_target": 0.2}, "Only 20 % of the last images are on target. Raise inversion.class_weight"),
+        ({"synthesis/diversity": 0.01}, "The last images are nearly alike."),
+        ({"kd/agreement": 0.5}, "Student and teacher agree on 50 % of the training images."),
+    ],
+)
+def test_each_poor_signal_has_its_advice(changes, expected):
+    (line,) = run_page.advice(SUMMARY, [record | changes for record in RECORDS])
+    assert line.startswith(expected)
+
+
+def test_a_student_like_that_of_noise_is_said_to_be_one():
+    (line,) = run_page.advice(SUMMARY | {"noise_student_accuracy_last": 97.0}, RECORDS)
+    assert "hardly better than one trained on noise" in line
