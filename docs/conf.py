@@ -1,4 +1,4 @@
-"""The documentation site: `sphinx-build -W docs site`. Executes the tutorials and generates the pages of commands."""
+"""The documentation site: `sphinx-build -W docs site`. Executes the tutorials and generates the pages of commands and metrics."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import pathlib
 from fastdfkd_jax import __main__ as command
 from fastdfkd_jax import __version__
 from fastdfkd_jax.cli.parser import PROGRAM
+from fastdfkd_jax.training import described
 
 project, copyright, release = "fastdfkd_jax", "the fastdfkd_jax authors, Apache-2.0", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -14,6 +15,7 @@ exclude_patterns = ["_build", "tutorials/runs"]
 html_theme, html_title = "furo", "fastdfkd_jax"
 
 myst_heading_anchors = 4
+myst_enable_extensions = ["deflist"]
 suppress_warnings = ["myst.xref_missing"]  # links to files of the repository, which tests/test_readme.py checks
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "auto", 300, True
 nb_execution_in_temp, nb_merge_streams = True, True
@@ -42,4 +44,5 @@ def _commands() -> str:
     return "\n".join(parts)
 
 
-pathlib.Path(__file__).with_name("commands.md").write_text(_commands(), encoding="utf-8")
+for _name, _page in (("commands.md", _commands()), ("metrics.md", described.page())):
+    pathlib.Path(__file__).with_name(_name).write_text(_page, encoding="utf-8")

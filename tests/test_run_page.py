@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from runs import ROOT
 
-from fastdfkd_jax.training import run_page
+from fastdfkd_jax.training import described, run_page
 
 SUMMARY = {
     "teacher": "wrn16_1", "student": "wrn10_1", "method": "fastdfkd", "score": "accuracy",
@@ -95,3 +96,25 @@ def test_each_poor_signal_has_its_advice(changes, expected):
 def test_a_student_like_that_of_noise_is_said_to_be_one():
     (line,) = run_page.advice(SUMMARY | {"noise_student_accuracy_last": 97.0}, RECORDS)
     assert "hardly better than one trained on noise" in line
+
+
+def test_everything_that_the_records_hold_is_described():
+    """Of every method, of segmentation and of training a teacher."""
+    metrics, keys = set(), set()
+    for path in (ROOT / "results").rglob("metrics.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            metrics |= json.loads(line).keys()
+    for path in (ROOT / "results").rglob("summary.json"):
+        keys |= json.loads(path.read_text(encoding="utf-8")).keys()
+    teachers = {name for name in metrics if name in described.PRETRAINING or name.startswith("test_")}
+    assert teachers >= described.PRETRAINING.keys() - {"test_NAME"}
+    assert not [name for name in metrics - teachers if described.metric(name) is None]
+    scores = {key.replace("accuracy", "SCORE").replace("miou", "SCORE") for key in keys}
+    assert len(scores) > 15
+    assert scores <= described.SUMMARY.keys()
+
+
+def test_the_page_of_metrics_names_each():
+    content = described.page()
+    for name in (*described.METRICS, *described.SUMMARY, *described.PRETRAINING):
+        assert f"`{name}`\n: " in content

@@ -17,27 +17,17 @@ from PIL import Image
 from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.storage.files import write_atomically
 from fastdfkd_jax.training import summary_text
+from fastdfkd_jax.training.described import METRICS
 
 PAGE = "report.html"
 _PER_CLASS, _CLASSES, _SHARDS = 8, 20, 8  # images of a class, classes, and newest shards that are looked at
 _THUMBNAIL = 96  # pixels, the longer side of a larger image
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 150, 46, 20  # of a chart, and of its margins, pixels
 
-# Key of metrics.jsonl: title, what is normal.
-CURVES = {
-    "eval/accuracy": ("Student's accuracy, %", "It should rise and level off."),
-    "eval/miou": ("Student's mIoU, %", "It should rise and level off."),
-    "kd/agreement": ("Agreement of student and teacher", "The share of training images on which both predict the same "
-                     "class. It should approach 1."),
-    "kd/loss": ("Student's loss", "It should fall, and rise a little whenever new images arrive."),
-    "synthesis/on_target": ("Images on target", "The share that the teacher assigns to the class asked for. It should "
-                            "be far above chance."),
-    "synthesis/moment_gap": ("Distance from the teacher's statistics", "It should fall in the first calls."),
-    "synthesis/agreement": ("Student on new images", "The share of new images on which the student already agrees. "
-                            "Low means that they teach it something."),
-    "synthesis/diversity": ("Diversity of a batch", "Standard deviation of pixels over a batch. Near 0, all images are "
-                            "alike."),
-}  # fmt: skip
+_CHARTS = (
+    "eval/accuracy", "eval/miou", "kd/agreement", "kd/loss", "synthesis/on_target", "synthesis/moment_gap",
+    "synthesis/agreement", "synthesis/diversity",
+)  # fmt: skip
 
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5 }
@@ -92,7 +82,7 @@ def page(
       class_names: where they are known.
     """
     title = f"{summary['teacher']} → {summary['student']}, {summary['method']}"
-    charts = [chart for key, (name, normal) in CURVES.items() if (chart := _chart(records, key, name, normal))]
+    charts = [chart for key in _CHARTS if (chart := _chart(records, key))]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<pre>{html.escape(summary_text.text(summary, folder))}</pre>",
@@ -139,12 +129,14 @@ def _last(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _chart(records: Sequence[Mapping[str, Any]], key: str, title: str, normal: str) -> str:
+def _chart(records: Sequence[Mapping[str, Any]], key: str) -> str:
     """A line chart as SVG; '' with fewer than two values."""
     points = [(record["call"], record[key]) for record in records if isinstance(record.get(key), int | float)]
     points = [(x, y) for x, y in points if math.isfinite(y)]
     if len(points) < 2:
         return ""
+    title, meaning, normal, _ = METRICS[key]
+    caption = f"{meaning} Normal: {normal}" if normal else meaning
     xs, ys = zip(*points, strict=True)
     low, high = min(ys), max(ys)
     span, length = (high - low) or 1.0, (xs[-1] - xs[0]) or 1
@@ -162,7 +154,7 @@ def _chart(records: Sequence[Mapping[str, Any]], key: str, title: str, normal: s
         f'<figure><strong>{html.escape(title)}</strong><br><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'role="img" aria-label="{html.escape(title)}"><path d="M{_LEFT},8V{bottom}H{_WIDTH - 8}" fill="none" '
         f'stroke="currentColor" opacity=".4"/><polyline points="{line}" fill="none" stroke="#2a78d0" '
-        f'stroke-width="1.6"/>{texts}</svg><figcaption>{html.escape(normal)}</figcaption></figure>'
+        f'stroke-width="1.6"/>{texts}</svg><figcaption>{html.escape(caption)}</figcaption></figure>'
     )
 
 
