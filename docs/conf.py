@@ -1,4 +1,7 @@
-"""The documentation site: `sphinx-build -W docs site`. Executes the tutorials and generates the pages of commands and metrics."""
+"""The documentation site: `sphinx-build -W docs site`.
+
+Executes the tutorials, and generates the pages of commands and metrics.
+"""
 
 import contextlib
 import io
