@@ -7,8 +7,9 @@ import struct
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
+from fastdfkd_jax.training import metric_files
 from fastdfkd_jax.training.health import class_balance, near_chance
-from fastdfkd_jax.training.metric_files import Metrics, peak_memory_bytes
+from fastdfkd_jax.training.metric_files import Metrics, Pace, peak_memory_bytes
 
 
 def scalars(workdir):
@@ -111,3 +112,31 @@ def test_peak_memory_is_that_of_a_process_with_jax():
     # More than an interpreter and less than the whole machine; on CPU it is the kernel's figure for this process.
     assert 50e6 < peak < 1e12
     assert peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_line_about_a_call_has_its_signals_and_the_time_left(tmp_path, monkeypatch, caplog):
+    clock = [0.0]
+    monkeypatch.setattr(Pace, "_now", lambda self: clock[0])
+    metrics = Metrics(tmp_path, total_calls=40)
+    caplog.set_level("INFO", "fastdfkd_jax")
+    metrics.write(1, {"synthesis/on_target": 0.914, "kd/loss": 0.4567, "kd/agreement": 0.93})
+    clock[0] = 3.0
+    metrics.advance(1, "64 images")
+    clock[0] = 123.0  # longer ones, as after a warm-up; the newest five count
+    for call in range(2, 41):
+        clock[0] += 10.0
+        metrics.advance(call, "more")
+    metrics.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "call 1: 64 images, on target 91%, agreement 93%, loss 0.457; 1 min 57 s left"
+    assert said[29].endswith("; 1 min 40 s left")
+    assert said[-1] == "call 40: more, on target 91%, agreement 93%, loss 0.457"
+
+
+def test_the_time_left_counts_no_compilation():
+    pace = Pace(total_calls=2, call=0)
+    before = pace._now()
+    metric_files._count_compilation("/jax/core/compile/backend_compile_duration", 1000.0)
+    metric_files._count_compilation("/jax/orbax/write/total_duration_secs", 5000.0)
+    assert -1000.0 <= pace._now() - before < -990.0
+    metric_files._count_compilation("/jax/core/compile/backend_compile_duration", -1000.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import resource
@@ -19,8 +20,40 @@ from tensorboard.summary.writer.record_writer import masked_crc32c
 from tqdm import tqdm
 
 from fastdfkd_jax.storage.files import AppendFile
+from fastdfkd_jax.training.summary_text import duration
 
 log = logging.getLogger(__name__)
+
+# Of the newest records, what a line about a call says.
+_SHOWN = {"synthesis/on_target": "on target {:.0%}", "kd/agreement": "agreement {:.0%}", "kd/loss": "loss {:.3g}"}
+_PACE_CALLS = 5  # the newest ones, by which the time left is told: calls of the warm-up take less than others
+_compiling = [0.0]  # seconds of this process so far
+
+
+def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _compiling[0] += duration_secs
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+class Pace:
+    """Estimates the time left from the newest calls, without the seconds of compilation, which come once."""
+
+    def __init__(self, total_calls: int, call: int):
+        self._total = total_calls
+        self._marks = collections.deque([(call, self._now())], maxlen=_PACE_CALLS + 1)
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic() - _compiling[0]
+
+    def left(self, call: int) -> float:
+        """Seconds that the calls after this one will take."""
+        self._marks.append((call, self._now()))
+        (first, begin), (_, end) = self._marks[0], self._marks[-1]
+        return (end - begin) / max(call - first, 1) * (self._total - call)
 
 
 class Metrics:
@@ -29,7 +62,10 @@ class Metrics:
     def __init__(self, workdir: Path, total_calls: int, call: int = 0, offset: int = 0):
         self._lines = AppendFile(workdir / "metrics.jsonl", offset)
         self._events = Events(workdir / "events", first_step=call + 1)
-        self._bar = tqdm(total=total_calls, initial=call, unit="call") if sys.stderr.isatty() else None
+        self._pace, self._newest = Pace(total_calls, call), dict[str, float]()
+        shape = "{percentage:3.0f} %|{bar}| call {n_fmt} of {total_fmt}{postfix}"
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total_calls, initial=call, bar_format=shape, leave=False) if on_terminal else None
 
     @property
     def offset(self) -> int:
@@ -39,6 +75,7 @@ class Metrics:
     def write(self, call: int, values: dict[str, Any]) -> None:
         """Records values at a synthesis call; lists go to metrics.jsonl only."""
         self._lines.append((json.dumps({"call": call, **values}) + "\n").encode())
+        self._newest |= {name: values[name] for name in _SHOWN if name in values}
         self._events.write(call, {name: value for name, value in values.items() if isinstance(value, int | float)})
 
     def say(self, line: str) -> None:
@@ -49,11 +86,14 @@ class Metrics:
             log.info("%s", line)
 
     def advance(self, call: int, status: str) -> None:
-        """Shows the call that has just ended."""
+        """Shows the call that has just ended, the newest signals, and the time left."""
+        left = self._pace.left(call)
+        said = [status, *(text.format(self._newest[name]) for name, text in _SHOWN.items() if name in self._newest)]
+        line = ", ".join(said) + (f"; {duration(left)} left" if left >= 1 else "")
         if self._bar is None:
-            log.info("call %d: %s", call, status)
+            log.info("call %d: %s", call, line)
         else:
-            self._bar.set_postfix_str(status)
+            self._bar.set_postfix_str(line)
             self._bar.update(call - self._bar.n)
 
     def close(self) -> None:
