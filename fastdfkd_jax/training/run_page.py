@@ -32,10 +32,10 @@ _CHARTS = (
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5 }
 body { max-width: 68rem; margin: 0 auto; padding: 1rem }
-pre { overflow-x: auto; background: #8881; padding: .75rem; border-radius: .4rem }
+pre { white-space: pre-wrap; background: #8881; padding: .75rem; border-radius: .4rem }
 figure { margin: 0 } figcaption { font-size: .85rem; max-width: 20rem }
 .charts, .classes { display: flex; flex-wrap: wrap; gap: 1.25rem }
-.classes img { image-rendering: pixelated; width: 48px; height: 48px; margin-right: 2px }
+.classes img { image-rendering: pixelated; width: min(48px, calc((100vw - 4rem) / 8)); margin-right: 2px }
 svg { max-width: 100% } text { font-size: 11px; fill: currentColor }
 """
 
