@@ -117,7 +117,7 @@ def clamped_jensen_shannon(
 ) -> Array:
     """Returns the mean of KL(m || p) and KL(m || q) of each sample, f32[B, ...] (METHOD 1.6).
 
-    All three distributions are clamped to [low, high]. Both divergences have the opposite direction from those in
+    All three distributions are clamped to [low, high]. Both divergences are reversed compared with
     `jensen_shannon`. Clamped probabilities do not sum to 1, so the value can be negative; they pass no gradient.
     """
     p, q = softmax(teacher_logits / temperature), softmax(student_logits / temperature)

@@ -185,7 +185,7 @@ class _Bound:
         return total + options.contrastive_weight * term, (images, views, observed)
 
     def _local_view(self, key: Array, images: Array) -> Array:
-        """Returns a crop of each image, resized to the teacher's input."""
+        """Returns a random crop of each image, resized and normalised for the teacher."""
         crop_key, flip_key = jax.random.split(key)
         view = augment.random_resized_crop(crop_key, images, self.options.local_scale)
         view = augment.random_flip(flip_key, view) if self.options.inversion.flip else view
@@ -238,9 +238,7 @@ def _require_features(teacher: Network, features: str) -> None:
 def bank_bytes(options: CMIOptions, teacher: Network) -> int:
     """Returns the memory of the bank, needed on every device and in every checkpoint.
 
-    It is bank_size x 2 views x features x 4 bytes.
-
-    WRN-40-2 has 2,704 channels in its BatchNorms: 1.77 GB by default.
+    It is bank_size x 2 views x features x 4 bytes. WRN-40-2 has 2,704 channels in its BatchNorms: 1.77 GB by default.
     """
     return contrastive.bank_bytes(options.bank_size, feature_dim(teacher, options.features))
 

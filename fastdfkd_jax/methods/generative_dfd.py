@@ -185,7 +185,7 @@ class _Bound:
         ), first + member
 
     def _render(self, params: Tree, latents: Array) -> Array:
-        """Renders images in [0, 1] for storage; values outside are clipped here, not inside the loss."""
+        """Renders images in [0, 1], clipped as they are stored, so that the loss sees the stored images."""
         spec = self.setting.teacher.spec
         images = self.setting.split(self.generator.apply(params, latents))
         if not self.generator.network_input:

@@ -106,9 +106,9 @@ def from_pixels(spec: NetworkSpec) -> Representation:
 def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, batch: int) -> Representation:
     """Makes latents from label embeddings by noisy layers, as in NAYER (Tran et al., CVPR 2024).
 
-    A noisy layer is a linear map that is redrawn whenever latents would be. z holds as many as a batch needs; each makes
-    one latent of every class. NAYER's text encoder is left out. The embeddings are Gaussian and fixed, standardised over
-    the classes as by NAYER's BatchNorm. No class name is used, so the method uses only the teacher.
+    A noisy layer is a linear map that is redrawn whenever latents would be. z holds as many as a batch needs; each
+    makes one latent of every class. NAYER's text encoder is left out. The embeddings are Gaussian and fixed,
+    standardised over the classes as by NAYER's BatchNorm. No class name is used, so the method uses only the teacher.
 
     Args:
       generator: a generator of latent vectors.
