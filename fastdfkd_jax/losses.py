@@ -26,7 +26,7 @@ STATISTICS = ("variance", "deviation")
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """Returns KL(p_teacher || p_student) of each sample in nats, f32[B, ...]; logits are divided by the temperature.
+    """Returns KL(p_teacher || p_student) of each sample in nats, f32[B, ...].
 
     Both logits, f32[B, ..., C], are divided by the temperature.
 
@@ -253,7 +253,7 @@ def entropy_of_mean(logits: Array) -> Array:
 
 
 def _entropy(log_p: Array) -> Array:
-    """Returns the entropy over the last axis of log-probabilities; one that underflows adds 0 to value and gradient.
+    """Returns the entropy of log-probabilities over the last axis.
 
     A probability that underflows adds 0 to the value and to the gradient.
     """

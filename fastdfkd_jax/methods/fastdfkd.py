@@ -174,7 +174,7 @@ class _Bound:
         start_key, lanes_key = jax.random.split(key)
         state = self._start(start_key, state)
         # Starts one call before the first with KD, as in the released code (METHOD 1.1).
-        adversarial_on = jnp.where(state.call >= max(1, self.setting.warmup_calls), 1.0, 0.0)  # in the default precision
+        adversarial_on = jnp.where(state.call >= max(1, self.setting.warmup_calls), 1.0, 0.0)  # default precision
         frozen = Frozen(teacher_vars, student_vars, state.accumulators, adversarial_on)
 
         keys = jax.random.split(lanes_key, options.num_tasks)
