@@ -253,10 +253,7 @@ def entropy_of_mean(logits: Array) -> Array:
 
 
 def _entropy(log_p: Array) -> Array:
-    """Returns the entropy of log-probabilities over the last axis.
-
-    A probability that underflows adds 0 to the value and to the gradient.
-    """
+    """Returns the entropy of log-probabilities; one that underflows adds 0 to value and gradient."""
     p = jnp.exp(log_p)
     return -(p * jnp.where(p > 0, log_p, 0.0)).sum(-1)
 

@@ -2,9 +2,6 @@
 
 `loss_fn(params, x) -> (loss, aux)` is differentiated with respect to `params` only. `inputs` stacks the x of every
 step along a leading axis; x may be a random key, for example.
-
-`loss_fn(params, x) -> (loss, aux)` is differentiated with respect to `params` only; `inputs` holds the x of
-every step with a leading axis (random keys, say).
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Its convolutions have biases before BatchNorms, and it takes BGR images of 0 to 255 minus ImageNet's mean. The biases
 move into the running means (BatchNorm's input and its mean both lose the bias), BGR into the first kernel, and the mean
 into the spec. The result is a ResNet of this package with the same logits and the same BatchNorm distance.
-
-Its convolutions have biases in front of BatchNorms, and it takes BGR images of 0 to 255 less ImageNet's mean. Biases go
-into the running means (BatchNorm's input and its mean both lose the bias), BGR into the first kernel, and the mean into
-the spec, so that what is left is a ResNet of this package: the same logits, the same distance of moments.
 """
 
 from __future__ import annotations

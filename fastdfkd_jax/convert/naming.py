@@ -3,10 +3,6 @@
 Linen modules carry the dotted PyTorch name of the module, so that only leaf names and layouts differ:
 `kernel` (HWIO, or [I, O]) is `weight` (OIHW, or [O, I]), `scale` is `weight`, `mean` and `var` are
 `running_mean` and `running_var`. Statistics are copied unchanged, because both sides keep the unbiased variance.
-
-Linen modules carry the dotted PyTorch name of the module, so that only leaf names and layouts differ:
-`kernel` (HWIO, or [I, O]) is `weight` (OIHW, or [O, I]), `scale` is `weight`, `mean` and `var` are
-`running_mean` and `running_var`. Statistics are used verbatim: both sides keep the unbiased variance.
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Based on FKD (Shen and Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV 2022). Either all
 logits are stored, which fit any temperature, or the k largest probabilities at the KD temperature. In the second case
 the remaining mass is spread evenly over the other classes, as in FKD's marginal smoothing.
-
-After FKD (Shen and Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV 2022). Either all
-logits, which serve any temperature, or the k largest probabilities at the temperature of KD, the rest of the mass being
-spread evenly over the other classes: FKD's marginal smoothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """CMI, contrastive model inversion (Fang et al. 2021): trains a new generator for every batch of diverse images.
 
 The inversion loss of every call includes a contrast with the images of earlier calls (METHOD 1.5).
-
-The inversion loss of every call is joined by a contrast with the images of earlier calls (METHOD 1.5).
 """
 
 from __future__ import annotations

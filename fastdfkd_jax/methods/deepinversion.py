@@ -1,8 +1,6 @@
 """DeepInversion and Adaptive DeepInversion (Yin et al. 2020): optimises every batch's pixels from noise.
 
 Nothing is learned from call to call. METHOD 1.6 is the form that FastDFKD's tables compare with; METHOD 6 the original.
-
-Nothing is learned from call to call. METHOD 1.6 is the form that FastDFKD's tables compare with, METHOD 6 the original.
 """
 
 from __future__ import annotations

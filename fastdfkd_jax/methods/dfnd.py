@@ -2,9 +2,6 @@
 
 METHOD section 6. The images with the most confident predictions are kept. Beside KD, the student learns the teacher's
 labels through a noise matrix. Its diagonal is the teacher's accuracy; its other entries are learned.
-
-METHOD section 6. Images that the teacher is surest of are kept; beside KD the student learns the teacher's labels
-through a matrix of how these may be wrong: its diagonal is the teacher's accuracy, its other entries are learned.
 """
 
 from __future__ import annotations

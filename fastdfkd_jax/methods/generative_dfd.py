@@ -3,10 +3,6 @@
 Each generator is trained so that its images get the target class and match the teacher's BatchNorm statistics. It then
 makes its images for D', and the next generator replaces it. The state holds only one generator, so memory does not
 grow. Training is split into calls, so that a killed run repeats little of it.
-
-Each is trained to be classified as asked and to match the teacher's BatchNorm statistics, then makes its images for D'
-and makes way for the next. It lives in the state, so the memory is that of one generator, and its training is cut into
-calls, so that a run that is killed repeats little of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The methods by name, each with its build function and its options, which are sections of the config.
 
 To add a method, import it and add a line anywhere in `METHODS`. Its options then get sections in the config.
-
-Adding a method is an import, and a line anywhere in `METHODS`: the config has a section for each of its options.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """ZSKT (Micaelli and Storkey, NeurIPS 2019): images on which the student is far from the teacher (METHOD 6).
 
 The student takes ten steps on each batch. It matches the teacher's predictions and its spatial attention.
-
-The student takes its ten steps on one batch, and matches the teacher's spatial attention beside its predictions.
 """
 
 from __future__ import annotations

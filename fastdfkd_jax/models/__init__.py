@@ -2,9 +2,6 @@
 
 `build(NetworkSpec("wrn40_2", num_classes=10))` returns a `Network`, `build_generator()` a `Generator`. Both take
 `forms`, the precision and the form of convolutions: `Forms(jnp.bfloat16, "xla")` for an accelerator.
-
-`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`. Both take
-`forms`, the precision and the form of convolutions: `Forms(jnp.bfloat16, "xla")` for an accelerator.
 """
 
 from fastdfkd_jax.models.architectures import (

@@ -2,9 +2,6 @@
 
 Every array is NHWC, every kernel HWIO. Parameter names are linen's (`kernel`, `scale`, `bias`). Module
 names are the architecture's PyTorch names, dots included, so that `convert.naming` needs only one rule.
-
-Every array is NHWC, every kernel HWIO. Parameter names are linen's (`kernel`, `scale`, `bias`); module
-names are the PyTorch names of the architecture, dots included, so that `convert.naming` needs one rule.
 """
 
 from __future__ import annotations
