@@ -1,6 +1,7 @@
 """`python -m fastdfkd_jax.compare.child`: one run, or its measurement, as a process.
 
-The request comes from standard input. The answer is the last line of standard output, in JSON; a stopped run gives none.
+The request comes from standard input. The answer is the last line of standard output, in JSON; a stopped run gives
+none.
 """
 
 from __future__ import annotations

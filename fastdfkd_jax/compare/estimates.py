@@ -79,7 +79,7 @@ def time_all(workdir: Path, comparison: Comparison, cores: Sequence[Cores], stop
 
 
 def measured_seconds(workdir: Path, cores: Sequence[Cores], run: Run) -> dict[str, float] | None:
-    """Returns a whole run's seconds from its measurement, by their names in its summary (`PARTS`); None if unmeasured."""
+    """Returns a whole run's measured seconds, by their names in its summary (`PARTS`); None if unmeasured."""
     found = _known(workdir).get(_digest(run, len(cores[0])))
     return {name: found.get(name, 0.0) for name in PARTS} if found else None
 
