@@ -109,7 +109,7 @@ def _how_to_get(name: str) -> str:
 
 
 def _find(name: str, version: str, root: Path) -> Path:
-    """Returns the newest folder of a requested version below `root`, which may also be that or the data set's folder."""
+    """Returns the newest folder of a requested version below `root`, which may also be that or the data set's own."""
     if not root.is_dir():
         raise UserError(f"expected the data directory {root}, found no such folder: {_how_to_get(name)}")
     parts = name.split("/")

@@ -13,14 +13,14 @@ from typing import Any
 from fastdfkd_jax.export.images import Batch, encode
 
 NAME, VERSION, SPLIT = "synthesised", "1.0.0", "train"
-# Pixels per file: large enough for few files, small enough to copy them one by one.
+# Bytes of pixels per file: large enough for few files, small enough to copy them one by one.
 _FILE_BYTES = 2**28
 
 
 def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: Executor) -> None:
     """Writes the split `train` of the data set `synthesised`, with its records in the order of the pool.
 
-    Groups have one record, as in TFDS's writer, so that a reader decompresses only what it requests.
+    TFDS's writer makes groups of one record, so that a reader decompresses only what it requests.
 
     Args:
       batches: at least one; images without labels keep -1, as in TFDS.

@@ -57,7 +57,7 @@ def _conv2d(
 
 
 def _edges(padding: Sequence[int] | str, reach: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the zeros before and after each axis; `reach` is the kernel's total extent beyond a pixel on both sides."""
+    """Returns the zeros before and after each axis; `reach` is a kernel's total extent beyond a pixel on both sides."""
     if isinstance(padding, str):
         rows, columns = ((far // 2, far - far // 2) if padding == "same" else (0, 0) for far in reach)
     else:
