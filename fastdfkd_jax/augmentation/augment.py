@@ -91,7 +91,7 @@ def draw_view(key: Array, shape: tuple[int, ...], options: ViewOptions) -> View:
     if options.flip:
         flip = _coins(flip_key, shape[0])
     if options.cutmix:
-        # Folding in 0 or 1 gives the two keys above again; 1 is also dropout's key, and 3 that of random squares (`distill`).
+        # Folding in 0 or 1 gives the two keys above again; 1 is also dropout's, 3 that of random squares (`distill`).
         mix = random_mix(jax.random.fold_in(key, 4), shape, options.cutmix, options.cutmix_alpha)
     return View(shift, window, flip, mix)
 

@@ -1,7 +1,7 @@
 """Cuts windows out of images and resizes them; differentiable with respect to the images.
 
-A crop or a resize is separable: it has one weight matrix for the rows and one for the columns of each image. Two batched
-products need no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
+A crop or a resize is separable: it has one weight matrix for the rows and one for the columns of each image. Two
+batched products need no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
 """
 
 from __future__ import annotations
