@@ -48,7 +48,7 @@ _LEAVES = {
 
 @dataclass(frozen=True)
 class Naming:
-    """How a checkpoint's entry names differ from ours.
+    """The differences between a checkpoint's entry names and ours.
 
     Attributes:
       prefix: prefix of every name, for example 'module.' of DataParallel.

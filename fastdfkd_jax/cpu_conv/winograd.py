@@ -1,9 +1,9 @@
 """3x3 convolutions with a quarter of the products: minimal filtering F(4x4, 3x3), for CPUs.
 
 Four outputs of a filter of three taps need six products instead of twelve, because both are polynomials that can be
-multiplied at six points (Winograd 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). On both
-axes a tile of 4x4 outputs takes 36 products per pair of channels instead of 144. With `B` for inputs, `G` for kernels,
-`A` for outputs
+multiplied at six points (Winograd 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). On
+both axes a tile of 4x4 outputs takes 36 products per pair of channels instead of 144. With `B` for inputs, `G` for
+kernels, `A` for outputs
 
     tile of y = A ((G kernel G') * (B tile of x B')) A',
 
