@@ -1,7 +1,7 @@
-"""Losses of data-free distillation: arrays in, scalar out (paper Eq. 12, 13 and 15; METHOD 1.1).
+"""Losses of data-free distillation: functions from arrays to a scalar (paper Eq. 12, 13 and 15; METHOD 1.1).
 
-Logits are f32[B, ..., C]: of images f32[B, C], or of a map that has a class for every pixel f32[B, H, W, C]. What is
-said of "each sample" is then said of each pixel; a loss "of each image" is the mean over its pixels.
+Logits are f32[B, ..., C]: f32[B, C] for classification, or f32[B, H, W, C] for segmentation, which has a class for
+every pixel. For segmentation "each sample" means each pixel, and a loss "of each image" is the mean over its pixels.
 
 The examples here and in `meta` and `moments` assume `import fastdfkd_jax as fd`, `jax`, `jax.numpy as jnp` and `optax`.
 """
@@ -26,7 +26,9 @@ STATISTICS = ("variance", "deviation")
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """KL(p_teacher || p_student) of each sample in nats, f32[B, ...], of logits f32[B, ..., C] over a temperature.
+    """Returns KL(p_teacher || p_student) of each sample in nats, f32[B, ...].
+
+    Both logits, f32[B, ..., C], are divided by the temperature.
 
     >>> teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
     >>> fd.losses.kl_divergence(teacher, student).round(3)
@@ -38,7 +40,7 @@ def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: flo
 
 
 def distillation(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """The KD loss of each image, temperature^2 times KL(p_teacher || p_student), f32[B] (Eq. 12, METHOD 1.8).
+    """Returns the KD loss of each image, f32[B]: temperature^2 times KL(p_teacher || p_student) (Eq. 12, METHOD 1.8).
 
     >>> teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
     >>> fd.losses.distillation(teacher, student, temperature=4.0).round(3)
@@ -48,20 +50,20 @@ def distillation(teacher_logits: Array, student_logits: Array, temperature: floa
 
 
 def of_images(values: Array) -> Array:
-    """The mean of each image, f32[B], of values f32[B, ...] of its samples."""
+    """Averages f32[B, ...] over the samples of each image, giving f32[B]."""
     return values.mean(tuple(range(1, values.ndim)))
 
 
 def cross_entropies(logits: Array, labels: Array) -> Array:
-    """-log p(label) of each sample in nats, f32[B, ...]; logits f32[B, ..., C], labels i32[B, ...]."""
+    """Returns -log p(label) of each sample in nats, f32[B, ...]; logits f32[B, ..., C], labels i32[B, ...]."""
     return -jnp.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)[..., 0]
 
 
 def known_cross_entropies(logits: Array, labels: Array) -> Array:
-    """-log p(label) of each image in nats, f32[B]: the mean over those of its samples whose label is known.
+    """Returns -log p(label) of each image in nats, f32[B], averaged over the samples with a known label.
 
-    Labels int[B, ...] outside [0, C), as -1 or the 255 of void pixels, are not known; an image without any other has 0.
-    Where logits are maps, i32[B] stands for maps of one label each.
+    Labels int[B, ...] outside [0, C), such as -1 or 255 for void pixels, are unknown. An image without known labels has
+    loss 0. If the logits are maps, labels i32[B] give every pixel of an image the same label.
 
     >>> void = 255
     >>> fd.losses.known_cross_entropies(jnp.zeros((2, 3, 4)), jnp.array([[0, 1, void], [void] * 3])).round(3)
@@ -76,7 +78,7 @@ def known_cross_entropies(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Class confidence loss of Eq. 13: the batch mean of `cross_entropies`.
+    """Returns the class confidence loss of Eq. 13: the batch mean of `cross_entropies`.
 
     >>> fd.losses.cross_entropy(jnp.zeros((8, 4)), jnp.zeros(8, int)).round(3)  # log 4
     Array(1.386, dtype=float32)
@@ -85,9 +87,9 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:
-    """Negative KL(p_teacher || p_student), counted where both predict the same class (METHOD T5).
+    """Returns minus KL(p_teacher || p_student), counted where both predict the same class (METHOD T5).
 
-    The mean is over the whole batch. The mask has no gradient; the logits f32[B, ..., C] of both networks do.
+    The mean is over the whole batch. Gradients flow to the logits f32[B, ..., C] of both networks, not to the mask.
 
     >>> teacher, student = jnp.array([[2.0, 0.0], [2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> fd.losses.adversarial_kl(teacher, student).round(3)  # the second image, on which they disagree, counts as 0
@@ -98,9 +100,9 @@ def adversarial_kl(teacher_logits: Array, student_logits: Array) -> Array:
 
 
 def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
-    """Jensen-Shannon divergence of each sample in nats, f32[B, ...] in [0, log 2], of logits f32[B, ..., C].
+    """Returns the Jensen-Shannon divergence of each sample in nats, f32[B, ...] in [0, log 2].
 
-    >>> fd.losses.jensen_shannon(jnp.array([[99.0, 0.0]]), jnp.array([[0.0, 99.0]])).round(3)  # log 2, the most
+    >>> fd.losses.jensen_shannon(jnp.array([[99.0, 0.0]]), jnp.array([[0.0, 99.0]])).round(3)  # log 2, the maximum
     Array([0.693], dtype=float32)
     """
     log_p = log_softmax(teacher_logits / temperature)
@@ -113,10 +115,10 @@ def jensen_shannon(teacher_logits: Array, student_logits: Array, temperature: fl
 def clamped_jensen_shannon(
     teacher_logits: Array, student_logits: Array, temperature: float, low: float = 0.01, high: float = 0.99
 ) -> Array:
-    """Mean of KL(m || p) and KL(m || q) of each sample, f32[B, ...], all three clamped to [low, high] (METHOD 1.6).
+    """Returns the mean of KL(m || p) and KL(m || q) of each sample, f32[B, ...] (METHOD 1.6).
 
-    The divergences go the other way than in `jensen_shannon`, and clamped probabilities do not sum to 1, so that the
-    value can be negative; a clamped probability passes no gradient.
+    All three distributions are clamped to [low, high]. Both divergences are reversed compared with
+    `jensen_shannon`. Clamped probabilities do not sum to 1, so the value can be negative; they pass no gradient.
     """
     p, q = softmax(teacher_logits / temperature), softmax(student_logits / temperature)
     m, p, q = (jnp.clip(x, low, high) for x in ((p + q) / 2, p, q))
@@ -124,14 +126,14 @@ def clamped_jensen_shannon(
 
 
 def adversarial_jsd(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """The paper's adversarial loss: minus the batch mean of the Jensen-Shannon divergence (Eq. 13)."""
+    """Returns the paper's adversarial loss: minus the batch mean of the Jensen-Shannon divergence (Eq. 13)."""
     return -jensen_shannon(teacher_logits, student_logits, temperature).mean()
 
 
 def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
-    """Sum over BatchNorm layers of the L2 distances between batch moments and running statistics (Eq. 13).
+    """Sums the L2 distances between batch moments and running statistics over BatchNorm layers (Eq. 13).
 
-    Of a network without BatchNorm it is 0, as every loss of statistics here.
+    Like every loss of statistics here, it is 0 for a network without BatchNorm.
 
     Args:
       moments: tree of means and biased variances of the layers' inputs, f32[C].
@@ -147,15 +149,15 @@ def feature(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Ar
 
 
 def feature_by_layer(moments: Tree, batch_stats: Tree, statistic: str = "variance") -> Array:
-    """The terms of `feature`, f32[layers] in the order of the tree, for a weight each (METHOD 6)."""
+    """Returns the terms of `feature`, f32[layers] in the order of the tree, to be weighted separately (METHOD 6)."""
     distances = list(_distances(moments, batch_stats, statistic))
     return jnp.stack(distances) if distances else jnp.zeros(0)
 
 
 def gaussian_feature(moments: Tree, batch_stats: Tree) -> Array:
-    """Sum over BatchNorm layers and channels of KL(N(batch) || N(running)) in nats (METHOD section 6, DFQ).
+    """Sums KL(N(batch) || N(running)) in nats over BatchNorm layers and channels (METHOD section 6, DFQ).
 
-    Both variances are raised by 1e-5, as BatchNorm raises them, so that a constant channel costs a finite amount.
+    Both variances are raised by 1e-5, as in BatchNorm, so that a constant channel has a finite loss.
 
     >>> moments = {"bn1": {"mean": jnp.array([1.0]), "var": jnp.ones(1)}}
     >>> statistics = {"bn1": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
@@ -180,21 +182,21 @@ def momentum_feature(
     weight: float,
     statistic: str = "variance",
 ) -> Array:
-    """Feature loss of accumulated moments, weight * accumulated + (1 - weight) * batch (Eq. 15).
+    """Returns the feature loss of mixed moments, weight * accumulated + (1 - weight) * batch (Eq. 15).
 
-    With empty accumulators it is the plain loss (METHOD T3). Under 'deviation' standard deviations are mixed.
+    With empty accumulators it equals `feature` (METHOD T3). With 'deviation', standard deviations are mixed.
 
     Args:
       moments: tree of means and biased variances of this batch, f32[C].
       batch_stats: the teacher's running statistics, same tree.
-      accumulators: moments of what was synthesised before.
+      accumulators: moments of the images synthesised before.
       weight: the accumulators' share; 1 - m in the paper's notation.
       statistic: as for `feature`.
 
     >>> statistics = {"bn1": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}
     >>> before, now = ({"bn1": {"mean": jnp.array([m]), "var": jnp.ones(1)}} for m in (0.5, 1.0))
     >>> accumulators = fd.moments.update(fd.moments.init(statistics), before, weight=0.9)
-    >>> fd.losses.momentum_feature(now, statistics, accumulators, weight=0.9).round(3)  # 0.9 of 0.5, 0.1 of 1
+    >>> fd.losses.momentum_feature(now, statistics, accumulators, weight=0.9).round(3)  # 0.9 * 0.5 + 0.1 * 1
     Array(0.55, dtype=float32)
     """
     spread = _spread(statistic)
@@ -211,7 +213,7 @@ def momentum_feature(
 
 
 def total_variation(images: Array) -> Array:
-    """Sum of the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2).
+    """Sums the Frobenius norms of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl2).
 
     >>> fd.losses.total_variation(jnp.ones((1, 4, 4, 3)))
     Array(0., dtype=float32)
@@ -221,17 +223,17 @@ def total_variation(images: Array) -> Array:
 
 
 def total_variation_l1(images: Array) -> Array:
-    """Sum of the mean absolute values of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl1)."""
+    """Sums the mean absolute values of the four neighbour differences of f32[B, H, W, C] (METHOD 6, TVl1)."""
     return _sum(jnp.abs(difference).mean() for difference in _neighbour_differences(images))
 
 
 def mean_l2(images: Array) -> Array:
-    """Batch mean of each image's L2 norm; images f32[B, H, W, C] (METHOD 6)."""
+    """Returns the batch mean of each image's L2 norm; images f32[B, H, W, C] (METHOD 6)."""
     return jax.vmap(_norm)(images).mean()
 
 
 def entropy(logits: Array) -> Array:
-    """Entropy of each sample's prediction in nats, f32[B, ...], of logits f32[B, ..., C].
+    """Returns the entropy of each sample's prediction in nats, f32[B, ...], for logits f32[B, ..., C].
 
     >>> fd.losses.entropy(jnp.zeros((1, 4))).round(3)  # log 4
     Array([1.386], dtype=float32)
@@ -240,10 +242,10 @@ def entropy(logits: Array) -> Array:
 
 
 def entropy_of_mean(logits: Array) -> Array:
-    """Entropy of a batch's mean prediction in nats, f32[], of logits f32[B, ..., C].
+    """Returns the entropy of a batch's mean prediction in nats, f32[], for logits f32[B, ..., C].
 
     >>> sure = jnp.array([[99.0, 0.0], [0.0, 99.0]])
-    >>> fd.losses.entropy_of_mean(sure).round(3)  # log 2, though each prediction is sure
+    >>> fd.losses.entropy_of_mean(sure).round(3)  # log 2, although each prediction is certain
     Array(0.693, dtype=float32)
     """
     samples = tuple(range(logits.ndim - 1))
@@ -251,7 +253,7 @@ def entropy_of_mean(logits: Array) -> Array:
 
 
 def _entropy(log_p: Array) -> Array:
-    """Entropy over the last axis of log-probabilities; one that underflows adds 0 to value and gradient."""
+    """Returns the entropy of log-probabilities; one that underflows adds 0 to value and gradient."""
     p = jnp.exp(log_p)
     return -(p * jnp.where(p > 0, log_p, 0.0)).sum(-1)
 
@@ -263,7 +265,7 @@ def _distances(moments: Tree, batch_stats: Tree, statistic: str) -> Iterator[Arr
 
 
 def _neighbour_differences(images: Array) -> tuple[Array, Array, Array, Array]:
-    """Right, down, and along the two diagonals."""
+    """Returns the differences to the right, downwards and along the two diagonals."""
     return (
         images[:, :, 1:] - images[:, :, :-1],
         images[:, 1:] - images[:, :-1],
@@ -273,7 +275,7 @@ def _neighbour_differences(images: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _norm(x: Array) -> Array:
-    """L2 norm whose gradient at zero is zero rather than NaN."""
+    """Returns the L2 norm, with gradient zero rather than NaN at zero."""
     square = jnp.sum(jnp.square(x))
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
@@ -289,7 +291,7 @@ def _spread(statistic: str):
 
 
 def _layers(*trees: Tree) -> Iterator[tuple[dict[str, Array], ...]]:
-    """The {'mean', 'var'} pairs of several trees of one structure, layer by layer."""
+    """Iterates over the {'mean', 'var'} pairs of several trees of the same structure, layer by layer."""
 
     def is_layer(node) -> bool:
         return isinstance(node, dict) and "mean" in node and not isinstance(node["mean"], dict)

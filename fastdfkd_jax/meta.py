@@ -1,7 +1,7 @@
-"""k-step adaptation and meta-gradients, as pure functions of trees; nothing here knows of images.
+"""k-step adaptation and meta-gradients, as pure functions of any pytree.
 
-`loss_fn(params, x) -> (loss, aux)` is differentiated with respect to `params` only; `inputs` holds the x of
-every step with a leading axis (random keys, say).
+`loss_fn(params, x) -> (loss, aux)` is differentiated with respect to `params` only. `inputs` stacks the x of every
+step along a leading axis; x may be a random key, for example.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Adapted(NamedTuple):
 
     Attributes:
       params: theta* = U^k(theta), the parameters after the last step (paper Eq. 6 and 8).
-      opt_state: the inner optimizer's state then.
+      opt_state: the inner optimizer's state after the last step.
       losses: f32[k], the loss before each step.
-      best: the aux of the step with the lowest loss, of before that step.
-      best_params: the parameters after that step.
-      last: the aux of the last step, at parameters that k - 1 updates have changed.
+      best: the aux of the step with the lowest loss, computed before that step's update.
+      best_params: the parameters after that step's update.
+      last: the aux of the last step, computed at the parameters after k - 1 updates.
       grad_sum: sum of all k gradients.
       last_grad: the gradient of the last step.
-      watched: what was asked for of each step's aux, with leading axis k.
+      watched: the values that `watch` kept from each step's aux, with leading axis k.
     """
 
     params: Tree
@@ -60,7 +60,7 @@ def adapt(
 ) -> Adapted:
     """Takes one optimizer step for each entry of `inputs`.
 
-    What the caller does not use of the result is not computed in a compiled program.
+    A compiled program does not compute the fields that the caller leaves unused.
 
     Source: Algorithm 1 lines 6 to 9 with `optax.sgd`; the released code has Adam here (METHOD 1.9).
 
@@ -69,11 +69,11 @@ def adapt(
       params: the parameters to adapt.
       optimizer: the inner optimizer.
       inputs: tree with leading axis k; k = 0 changes nothing and makes `best` and `last` zeros.
-      opt_state: the inner optimizer's at the start; None for a fresh one.
-      project: applied to the parameters after each step (clipping pixels, say).
-      watch: what to keep of the aux of every step.
+      opt_state: the inner optimizer's initial state; None for a fresh one.
+      project: applied to the parameters after each step, for example to clip pixels.
+      watch: selects the values to keep from every step's aux.
       unroll: passed to `lax.scan`.
-      remat: recompute each step in a backward pass through the loop rather than store it.
+      remat: recompute each step in a backward pass through the loop instead of storing it.
 
     >>> loss_fn = lambda x, _: (0.5 * x**2, x)
     >>> adapted = fd.meta.adapt(loss_fn, 8.0, optax.sgd(0.5), jnp.arange(3))
@@ -105,7 +105,7 @@ def adapt(
 
 
 def reptile(meta: Tree, adapted: Tree) -> Tree:
-    """Pseudo-gradient theta_hat - theta* (paper Eq. 10): descending along it moves meta towards adapted.
+    """Returns the pseudo-gradient theta_hat - theta* (paper Eq. 10); descending along it moves meta towards adapted.
 
     >>> fd.meta.reptile({"w": jnp.array(8.0)}, {"w": jnp.array(1.0)})
     {'w': Array(7., dtype=float32, weak_type=True)}
@@ -125,19 +125,19 @@ def adapt_with_gradient(
     watch: Callable[[Tree], Tree] = lambda aux: (),
     unroll: int | bool = 1,
 ) -> tuple[Tree, Adapted]:
-    """Adapts the meta parameters and gives the (pseudo-)gradient of the outer objective L(U^k(meta)), Eq. 5.
+    """Adapts the meta parameters and returns the (pseudo-)gradient of the outer objective L(U^k(meta)), Eq. 5.
 
     Args:
       rule: 'reptile', Eq. 10; 'fomaml_sum', the sum of all inner gradients (released CIFAR code, METHOD T1);
         'fomaml_last', the last inner gradient, at theta^(k-1); 'fomaml_adapted', one more gradient at
-        theta* (Eq. 9); 'maml', the exact second-order gradient (Eq. 7), whose `loss_fn` must not hide a `custom_vjp`
-        convolution for the sake of speed: see `models.layers.Conv`.
+        theta* (Eq. 9); 'maml', the exact second-order gradient (Eq. 7). For 'maml', `loss_fn` must not contain a fast
+        convolution with a `custom_vjp`; see `models.layers.Conv`.
       loss_fn, optimizer, inputs, project, watch, unroll: as for `adapt`.
       meta: the parameters to start from.
       final_input: the input of the outer loss for 'fomaml_adapted' and 'maml'.
 
     Returns:
-      The gradient, a tree like `meta`, and the adaptation itself.
+      The gradient, a tree like `meta`, and the `Adapted` result.
 
     >>> loss_fn = lambda x, _: (0.5 * x**2, x)
     >>> steps, last = jnp.arange(3), jnp.array(3)

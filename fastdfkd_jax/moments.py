@@ -1,4 +1,4 @@
-"""Running moments of what has been synthesised so far (paper Eq. 14)."""
+"""Running moments of the images synthesised so far (paper Eq. 14)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Tree = Any
 
 
 class Accumulators(NamedTuple):
-    """Accumulated BatchNorm input moments.
+    """The accumulated moments of BatchNorm inputs.
 
     Attributes:
       moments: tree like the teacher's `batch_stats`: means and biased variances, f32[C].
-      count: i32[], updates so far; at 0 the moments mean nothing.
+      count: i32[], updates so far; the moments are undefined while it is 0.
     """
 
     moments: Tree
@@ -24,7 +24,7 @@ class Accumulators(NamedTuple):
 
 
 def init(batch_stats: Tree) -> Accumulators:
-    """Empty accumulators for a teacher with these statistics.
+    """Returns empty accumulators for a teacher with these statistics.
 
     >>> fd.moments.init({"bn1": {"mean": jnp.ones(1), "var": jnp.ones(1)}}).count
     Array(0, dtype=int32)
@@ -33,10 +33,10 @@ def init(batch_stats: Tree) -> Accumulators:
 
 
 def update(accumulators: Accumulators, moments: Tree, weight: float) -> Accumulators:
-    """Eq. 14: weight * accumulated + (1 - weight) * new; the first call takes the new moments (METHOD T3).
+    """Returns weight * accumulated + (1 - weight) * new (Eq. 14); the first call takes the new moments (METHOD T3).
 
     Args:
-      accumulators: those so far.
+      accumulators: the current accumulators.
       moments: tree of f32[C], the moments of one synthesis call.
       weight: the accumulators' share, 1 - m in the paper's notation.
 

@@ -1,1 +1,1 @@
-"""How images are shown: random crops, mirroring, mixing, and the teacher's normalisation."""
+"""Image augmentation: random crops, mirroring, mixing, and the teacher's normalisation."""

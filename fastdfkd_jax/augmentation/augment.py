@@ -1,7 +1,6 @@
 """Image augmentation on the device, differentiable with respect to the images.
 
-How a batch is shown is drawn (`draw_view`) apart from showing it (`apply_view`), so that a view can be stored and met
-again.
+A view is drawn (`draw_view`) separately from its application (`apply_view`), so that it can be stored and reused.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ Array = jax.Array
 
 
 class Mix(NamedTuple):
-    """What each image of a batch shows of another one.
+    """The part of each image that is replaced by another one of the batch.
 
     Attributes:
-      partner: i32[B], a permutation: whose pixels are pasted over image i.
-      box: i32[], where, the same place in all images; of no height or width where nothing is pasted.
+      partner: i32[B], a permutation: index of the image that is pasted over image i.
+      box: i32[], the pasted region, the same in all images; its height or width is 0 if nothing is pasted.
     """
 
     partner: Array
@@ -43,13 +42,13 @@ class Mix(NamedTuple):
 
 
 class View(NamedTuple):
-    """How a batch is shown, None for what its options never do.
+    """The augmentation of a batch; None for operations that the options exclude.
 
     Attributes:
-      shift: of each image, i32[B].
-      window: of each image, i32[B], brought to the images' size.
-      flip: bool[B], whether it is then mirrored.
-      mix: what then covers it.
+      shift: shift of each image, i32[B].
+      window: window of each image, i32[B], resized to the images' size.
+      flip: bool[B], whether the image is then mirrored.
+      mix: the images that are then pasted over it.
     """
 
     shift: Shift | None = None
@@ -72,17 +71,17 @@ class ViewOptions(Options, section="kd"):
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """(images - mean) / std by channel; images: f32[..., C] in [0, 1]."""
+    """Returns (images - mean) / std by channel; images: f32[..., C] in [0, 1]."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def denormalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """The inverse of `normalize`; images: f32[..., C] as a network takes them."""
+    """Inverts `normalize`; images: f32[..., C] as a network takes them."""
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)
 
 
 def draw_view(key: Array, shape: tuple[int, ...], options: ViewOptions) -> View:
-    """Draws how images [B, H, W, C] are shown; a view is a function of the key, the shape and the options."""
+    """Draws the view of images [B, H, W, C], which depends only on the key, the shape and the options."""
     crop_key, flip_key = jax.random.split(key)
     shift, window, flip, mix = None, None, None, None
     if options.least_crop:
@@ -92,13 +91,13 @@ def draw_view(key: Array, shape: tuple[int, ...], options: ViewOptions) -> View:
     if options.flip:
         flip = _coins(flip_key, shape[0])
     if options.cutmix:
-        # Folding in 0 or 1 gives the two keys above again, 1 dropout's and 3 that of random squares (`distill`).
+        # Folding in 0 or 1 gives the two keys above again; 1 is also dropout's, 3 that of random squares (`distill`).
         mix = random_mix(jax.random.fold_in(key, 4), shape, options.cutmix, options.cutmix_alpha)
     return View(shift, window, flip, mix)
 
 
 def apply_view(images: Array, view: View) -> Array:
-    """Shows images f32[B, H, W, C] in [0, 1], zero being black, as a view of them says; integers may be narrow."""
+    """Applies a view to images f32[B, H, W, C] in [0, 1], where zero is black; the view's integers may be narrow."""
     view = _with_integers(view, jnp.int32)
     if view.shift is not None:
         images = shifted(images, view.shift)
@@ -110,11 +109,11 @@ def apply_view(images: Array, view: View) -> Array:
 
 
 def apply_view_to_labels(labels: Array, view: View) -> Array:
-    """Shows maps of labels as `apply_view` shows their images: the nearest pixel's, -1 where nothing is known.
+    """Applies a view to label maps as `apply_view` does to images: nearest pixels, -1 if unknown.
 
     Args:
       labels: int[B, H, W].
-      view: of images of that size.
+      view: a view of images of that size.
 
     Returns:
       i32[B, H, W].
@@ -131,13 +130,13 @@ def apply_view_to_labels(labels: Array, view: View) -> Array:
 
 
 def random_squares(key: Array, images: Array, labels: Any, side: int) -> tuple[Array, Any]:
-    """Cuts a random square out of each image, and the same out of its map of labels.
+    """Cuts a random square out of each image, and the same square out of its label map.
 
     Args:
       key: one key for the batch.
       images: f32[B, H, W, C], no smaller than the square.
-      labels: int[B, H, W]; what is no map, or None, comes back as it is.
-      side: of the square in pixels; 0 for whole images.
+      labels: int[B, H, W]; other labels, or None, are returned unchanged.
+      side: side of the square in pixels; 0 for whole images.
     """
     if not side:
         return images, labels
@@ -148,9 +147,9 @@ def random_squares(key: Array, images: Array, labels: Any, side: int) -> tuple[A
 
 
 def compact(view: View) -> View:
-    """The same view in the fewest bytes: pixels as int16, partners as uint16.
+    """Returns the same view in the fewest bytes: pixels as int16, partners as uint16.
 
-    For images of up to 32,767 pixels a side and batches of up to 65,536.
+    It suits images of up to 32,767 pixels a side and batches of up to 65,536.
     """
     small = _with_integers(view, jnp.int16)
     if view.mix is None:
@@ -159,12 +158,12 @@ def compact(view: View) -> View:
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-    """Shifts each image by up to `padding` pixels a side, zeros coming in (METHOD 1.1: crop of the padded image).
+    """Shifts each image by up to `padding` pixels a side and fills with zeros (METHOD 1.1: crop of the padded image).
 
     Args:
       key: one key for the batch.
       images: f32[B, H, W, C] in [0, 1]; zero is black.
-      padding: largest shift in pixels; 0 gives the images back.
+      padding: largest shift in pixels; 0 returns the images unchanged.
     """
     return shifted(images, random_shifts(key, images.shape[0], padding)) if padding else images
 
@@ -175,22 +174,22 @@ def random_flip(key: Array, images: Array) -> Array:
 
 
 def random_crop_flip(key: Array, images: Array, padding: int, flip: bool = True, least_crop: float = 0.0) -> Array:
-    """A drawn view of f32[B, H, W, C] without mixing; `ViewOptions` explains the choices."""
+    """Draws and applies a view of f32[B, H, W, C] without mixing; `ViewOptions` explains the choices."""
     return apply_view(images, draw_view(key, images.shape, ViewOptions(padding, flip, least_crop)))
 
 
 def random_mix(key: Array, shape: tuple[int, ...], probability: float, alpha: float = 1.0) -> Mix:
-    """Draws partners and the one box of a batch [B, H, W, C], as CutMix's own code does (Yun et al., ICCV 2019).
+    """Draws partners and the common box of a batch [B, H, W, C], as in CutMix's code (Yun et al., ICCV 2019).
 
     Args:
       key: one key for the batch.
-      shape: of the images.
-      probability: that anything is mixed.
-      alpha: of Beta(alpha, alpha), the share of the area that is not pasted over, before the box is cut at the border.
+      shape: shape of the images.
+      probability: probability that the batch is mixed.
+      alpha: parameter of Beta(alpha, alpha), which draws the share of the area that is kept, before the box is clipped.
     """
     batch, *sides, _ = shape
     coin_key, share_key, place_key, partner_key = jax.random.split(key, 4)
-    # The same at 1, without the loops in which a Beta variable is drawn.
+    # At alpha 1 Beta is uniform, which is drawn without Beta's loops.
     share = jax.random.uniform(share_key) if alpha == 1 else jax.random.beta(share_key, alpha, alpha)
     half = (jnp.sqrt(1 - share) * jnp.array(sides)).astype(jnp.int32) // 2
     centre = jax.random.randint(place_key, (2,), 0, jnp.array(sides))
@@ -206,19 +205,19 @@ def cutmix(images: Array, mix: Mix) -> Array:
     inside_rows = (rows >= box.top) & (rows < box.top + box.height)
     inside_columns = (columns >= box.left) & (columns < box.left + box.width)
     inside = inside_rows[:, None, None] & inside_columns[:, None]
-    # Each image is a partner once, so the gradient's scatter adds nothing twice and its order does not matter.
+    # Each image is a partner once, so the gradient's scatter never adds twice and its order does not matter.
     return jnp.where(inside, images.at[mix.partner].get(unique_indices=True), images)
 
 
 def own_share(mix: Mix, shape: tuple[int, ...]) -> Array:
-    """The share, f32[], of their own pixels that mixed images [B, H, W, C] show: the weight of their labels."""
+    """Returns the share, f32[], of own pixels in mixed images [B, H, W, C], which weights their labels."""
     return 1 - mix.box.height.astype(jnp.float32) * mix.box.width / (shape[1] * shape[2])
 
 
 def random_roll(key: Array, images: Array, most: int) -> Array:
-    """Rolls the whole batch by up to `most` pixels along both axes, what leaves on one side coming in on the other.
+    """Rolls the whole batch by up to `most` pixels along both axes, with wrap-around.
 
-    All of f32[B, H, W, C] moves alike (METHOD 1.6, 'jitter'); 0 gives the images back.
+    All images of f32[B, H, W, C] move equally (METHOD 1.6, 'jitter'); 0 returns them unchanged.
     """
     if not most:
         return images
@@ -227,12 +226,12 @@ def random_roll(key: Array, images: Array, most: int) -> Array:
 
 
 def random_batch_flip(key: Array, images: Array) -> Array:
-    """Mirrors all of f32[B, H, W, C] left to right, or none of it, with probability one half (METHOD 1.6)."""
+    """Mirrors all of f32[B, H, W, C] left to right, or none, with probability one half (METHOD 1.6)."""
     return jnp.where(jax.random.bernoulli(key), images[:, :, ::-1], images)
 
 
 def half_size(images: Array) -> Array:
-    """Means of 2x2 pixels: f32[B, H, W, C] to f32[B, H / 2, W / 2, C]; an odd last row or column is dropped."""
+    """Averages 2x2 pixels: f32[B, H, W, C] to f32[B, H / 2, W / 2, C]; drops an odd last row or column."""
     batch, height, width, channels = images.shape
     images = images[:, : height // 2 * 2, : width // 2 * 2]
     return images.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
@@ -241,19 +240,19 @@ def half_size(images: Array) -> Array:
 def random_resized_crop(
     key: Array, images: Array, scale: tuple[float, float] = (0.25, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Array:
-    """A random window of each image, brought back to the images' size (METHOD 1.5, the local view).
+    """Cuts a random window out of each image and resizes it to the images' size (METHOD 1.5, the local view).
 
     Args:
       key: one key for the batch.
       images: f32[B, H, W, C].
-      scale: least and largest share of the image's area.
-      ratio: least and largest width over height, its logarithm uniform.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest width over height; its logarithm is uniform.
     """
     return resized_crop(images, random_boxes(key, images.shape, scale, ratio))
 
 
 def _with_integers(view: Any, dtype: Any) -> Any:
-    """The view with all numbers of this type; coins stay what they are."""
+    """Casts the view's numbers to this type and keeps booleans."""
     return jax.tree.map(lambda x: x if x.dtype == jnp.bool_ else x.astype(dtype), view)
 
 

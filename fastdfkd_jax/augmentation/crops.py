@@ -1,7 +1,7 @@
-"""Windows of images, and bringing them to the images' size; differentiable with respect to the images.
+"""Cuts windows out of images and resizes them; differentiable with respect to the images.
 
-A crop or a resize is separable: one weight matrix for the rows and one for the columns of each image. As two batched
-products it needs no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
+A crop or a resize is separable: it has one weight matrix for the rows and one for the columns of each image. Two
+batched products need no gather, whose gradient would be a scatter (slow on CPU, unordered on GPU).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jax import lax
 
 Array = jax.Array
 
-_DRAWS = 10  # of a window that need not fit
+_DRAWS = 10  # attempts to draw a window that fits
 
 
 class Box(NamedTuple):
-    """A window in pixels, i32 each, [B] of each image or [] of all; `top` and `left` are its first row and column."""
+    """A window in pixels, i32[B] for each image or i32[] for all; `top` and `left` are its first row and column."""
 
     top: Array
     left: Array
@@ -28,33 +28,33 @@ class Box(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """First row and column, i32[B] each, of a window of one size for all; zero is black outside an image."""
+    """First row and column, i32[B] each, of windows of one size; outside an image pixels are zero, which is black."""
 
     top: Array
     left: Array
 
 
 def random_shifts(key: Array, batch: int, padding: int) -> Shift:
-    """Shifts of so many images by up to `padding` pixels a side."""
+    """Draws shifts of `batch` images by up to `padding` pixels a side."""
     top, left = jax.random.randint(key, (2, batch), -padding, padding + 1)
     return Shift(top, left)
 
 
 def shifted(images: Array, shift: Shift) -> Array:
-    """The windows of f32[B, H, W, C], to the bit; what they have outside an image is zero."""
+    """Cuts the windows out of f32[B, H, W, C] with bit-identical pixels; outside an image they are zero."""
     _, height, width, _ = images.shape
     return _resample(images, _shift_matrix(shift.top, height), _shift_matrix(shift.left, width))
 
 
 def random_places(key: Array, shape: tuple[int, ...], side: int) -> Shift:
-    """First rows and columns of squares of `side` pixels that lie within images [B, H, W, C]."""
+    """Draws the first rows and columns of squares of `side` pixels within images [B, H, W, C]."""
     batch, height, width, _ = shape
     top, left = jax.random.randint(key, (2, batch), 0, jnp.array([[height - side], [width - side]]) + 1)
     return Shift(top, left)
 
 
 def squares(images: Array, place: Shift, side: int) -> Array:
-    """The squares of [B, H, W, C] at these places, [B, side, side, C], to the bit, of any type."""
+    """Cuts the squares out of [B, H, W, C] at these places, [B, side, side, C], bit-identical, for any type."""
 
     def cut(image: Array, top: Array, left: Array) -> Array:
         return lax.dynamic_slice(image, (top, left, 0), (side, side, image.shape[-1]))
@@ -65,7 +65,7 @@ def squares(images: Array, place: Shift, side: int) -> Array:
 def random_boxes(
     key: Array, shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Box:
-    """Windows of images [B, H, W, C] as torchvision draws them: the first of ten that fits, else all of the image."""
+    """Draws windows of images [B, H, W, C] as torchvision does: the first of ten that fits, else the whole image."""
     batch, height, width, _ = shape
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     area = height * width * jax.random.uniform(area_key, (_DRAWS, batch), minval=scale[0], maxval=scale[1])
@@ -83,13 +83,13 @@ def random_boxes(
 
 
 def resized_crop(images: Array, box: Box) -> Array:
-    """The windows of f32[B, H, W, C] brought to H x W: bilinear, of pixel centres, nothing from outside a window."""
+    """Resizes windows of f32[B, H, W, C] to H x W bilinearly by pixel centres, using only pixels in the window."""
     _, height, width, _ = images.shape
     return _resample(images, _resize_matrix(box.top, box.height, height), _resize_matrix(box.left, box.width, width))
 
 
 def shifted_labels(labels: Array, shift: Shift) -> Array:
-    """The windows of i32[B, H, W]; -1 outside a map."""
+    """Cuts the windows out of i32[B, H, W], with -1 outside a map."""
     _, height, width = labels.shape
     rows, columns = (start[:, None] + jnp.arange(size) for start, size in ((shift.top, height), (shift.left, width)))
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
@@ -97,7 +97,7 @@ def shifted_labels(labels: Array, shift: Shift) -> Array:
 
 
 def resized_labels(labels: Array, box: Box) -> Array:
-    """The windows of i32[B, H, W] brought to H x W: the pixel in which a new one's centre lies."""
+    """Resizes the windows of i32[B, H, W] to H x W by the pixel that contains each new pixel's centre."""
     _, height, width = labels.shape
 
     def nearest(start: Array, length: Array, size: int) -> Array:
@@ -107,23 +107,23 @@ def resized_labels(labels: Array, box: Box) -> Array:
 
 
 def _picked(labels: Array, rows: Array, columns: Array) -> Array:
-    """Pixels of [B, H, W] at these rows and columns, i32[B, H] and i32[B, W]."""
+    """Picks pixels of [B, H, W] at these rows and columns, i32[B, H] and i32[B, W]."""
     return jax.vmap(lambda image, row, column: image[row][:, column])(labels, rows, columns)
 
 
 def _resize_matrix(start: Array, length: Array, size: int) -> Array:
-    """f32[B, size, size] that interpolates linearly between rows start to start + length - 1."""
+    """Returns f32[B, size, size] that interpolates linearly between rows start to start + length - 1."""
     centres = (jnp.arange(size) + 0.5) * (length[:, None] / size) - 0.5
     source = start[:, None] + jnp.clip(centres, 0, length[:, None] - 1)
     return jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(size)))
 
 
 def _shift_matrix(start: Array, size: int) -> Array:
-    """f32[B, size, size] that picks row i + start; rows outside the image give zero."""
+    """Returns f32[B, size, size] that picks row i + start; rows outside the image give zero."""
     target = jnp.arange(size)[:, None] + start[:, None, None]
     return (jnp.arange(size) == target).astype(jnp.float32)
 
 
 def _resample(images: Array, rows: Array, columns: Array) -> Array:
-    # HIGHEST: a selection must not round the pixels where products are done in TF32 or bf16.
+    # HIGHEST, because TF32 or bf16 products would round the selected pixels.
     return jnp.einsum("bip,bpqc,bjq->bijc", rows, images, columns, precision=lax.Precision.HIGHEST)

@@ -1,1 +1,1 @@
-"""`fastdfkd compare`: many runs on equal terms, and the tables and figures made of them."""
+"""`fastdfkd compare`: runs many configurations on equal terms, and makes tables and figures from them."""

@@ -1,6 +1,7 @@
 """`fastdfkd compare TABLE[:variant] --workdir DIR`: runs, tables, figures.
 
-The plan comes first; then every run in a process of its own; the same command goes on where it was stopped.
+It shows the plan first, then runs each configuration in a separate process. The same command continues a stopped
+comparison.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DEFAULT_CONFIG = "configs/compare/all.py"
 
 
 def command(argv: Sequence[str]) -> int:
-    """Runs what is missing, writes the tables; 1 where a run has crashed, 2 where a user can mend what failed."""
+    """Starts the missing runs and writes the tables; returns 1 if a run crashed, 2 if the user can fix a failure."""
     config, workdir = config_flags.parse(argv, "compare", DEFAULT_CONFIG)
     comparison = read(config)
     if config.tables_only:
@@ -75,7 +76,7 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
 def _run(
     workdir: Path, comparison: Comparison, left: list[Entry], cores: list[Cores], stop: Stop
 ) -> dict[str, list[tuple[str, str]]]:
-    """Runs what is left, and rewrites the tables after each; kinds and reasons of failures by name."""
+    """Starts the remaining runs and rewrites the tables after each; returns kinds and reasons of failures by name."""
     failures: dict[str, list[tuple[str, str]]] = {}
     tasks = [_task(workdir, entry) for entry in left]
     run_names = {task: entry.run.name for task, entry in zip((t.name for t in tasks), left, strict=True)}

@@ -1,7 +1,7 @@
 """`python -m fastdfkd_jax.compare.child`: one run, or its measurement, as a process.
 
-The request comes by standard input. The answer is the last line of standard output, JSON; there is none where the run
-was stopped.
+The request comes from standard input. The answer is the last line of standard output, in JSON; a stopped run gives
+none.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PR_SET_PDEATHSIG = 1  # of Linux
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Runs the command."""
     request = pickle.load(sys.stdin.buffer)
     _end_with(request["parent"])
     if request["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, request["cores"])
-    # The last line that a crash leaves in the log says why; JAX would add one on how it shortens tracebacks.
+    # The last line of a crash's log is the reason; JAX would add a line on how it shortens tracebacks.
     os.environ.setdefault("JAX_TRACEBACK_FILTERING", "quiet_remove_frames")
-    # Only now, as libraries count the cores when they are imported.
+    # Imported only now, because libraries count the cores when they are imported.
     from ml_collections import ConfigDict
 
     from fastdfkd_jax.cli import config_flags
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A parent that is killed takes this process with it, which saves what it has done."""
+    """Makes the process save its work and end when its parent is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""What a compare config says: the runs, the tables that show them, and the overrides that apply to all runs."""
+"""The content of a compare config: the runs, the tables that show them, and overrides for all runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Run(NamedTuple):
     """One configuration, run once for each seed.
 
     Attributes:
-      name: of its folder; tables that name the same run share it.
-      config: of `fastdfkd_jax.main`, without the seed.
-      seeds: to be run.
-      teacher: key of `config.teachers`, or '' where the config names the checkpoint itself.
-      other_data: whether it learns from other data than the teacher's, which `config.other_data` may give.
+      name: name of its folder; tables that name the same run share it.
+      config: config of `fastdfkd_jax.main`, without the seed.
+      seeds: the seeds to run.
+      teacher: key of `config.teachers`, or '' if the config names the checkpoint itself.
+      other_data: whether it learns from data other than the teacher's, which `config.other_data` may set.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Run(NamedTuple):
     other_data: bool
 
     def seeded(self, seed: int) -> ConfigDict:
-        """The config of one seed."""
+        """Returns the config of one seed."""
         config = self.config.copy_and_resolve_references()
         config.seed = seed
         return config
 
     def teacher_digest(self) -> str:
-        """SHA-256 of the given teacher's file, or '' where none is given."""
+        """Returns the SHA-256 of the given teacher's file, or '' if none is given."""
         path = expanded(self.config.teacher.checkpoint)
         return file_digest(path) if self.teacher and path.is_file() else ""
 
@@ -49,18 +49,18 @@ class Row(NamedTuple):
     """A line of a table.
 
     Attributes:
-      section: data set and pair; each has a table of its own.
+      section: data set and network pair; each has a separate table.
       label: the method's name in this table.
       run: the run that it shows, or '' for none.
-      shows: 'student'; or 'teacher', whose accuracy any run of the section has read.
-      times: the run's synthesis seconds are multiplied by this, and nothing else of it is shown; 0 for a measured row.
-      knows: what the method is given of the world, where no run tells.
-      is_reference: whether speed-ups are over this row.
+      shows: 'student'; or 'teacher', whose accuracy is taken from any run of the section.
+      times: factor for the run's synthesis seconds, in which case nothing else of it is shown; 0 for a measured row.
+      knows: the data that the method uses, if no run records it.
+      is_reference: whether speed-ups are relative to this row.
       is_control: whether it is a control, without a speed-up.
-      paper_accuracy: the paper's, percent; None where it has none.
+      paper_accuracy: the paper's accuracy in percent; None if it has none.
       paper_hours: the paper's hours of synthesis.
-      share: its images through the teacher with a gradient over those of the published recipe, as a fraction
-        (`synthesis.images_with_gradient`); None where there is no such recipe.
+      share: its images through the teacher with a gradient as a fraction of the published recipe's
+        (`synthesis.images_with_gradient`); None if there is no such recipe.
     """
 
     section: str
@@ -80,12 +80,12 @@ class Table(NamedTuple):
     """Rows that are shown together.
 
     Attributes:
-      name: of its files.
-      caption: one sentence.
-      paper: how the paper's columns are called.
+      name: name of its files.
+      caption: a caption of one sentence.
+      paper: title of the paper's columns.
       rows: in order.
-      spread: whether it compares deviations: a column has each over the reference's, in place of speed-ups.
-      brief: whether it has accuracies and seconds only, for people who read no other table.
+      spread: whether it compares deviations; a column then shows each over the reference's instead of speed-ups.
+      brief: whether it shows only accuracies and seconds, for a quick overview.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       runs: by name.
-      chosen: names of those that `config.only` asks for.
+      chosen: names of the runs that `config.only` selects.
       tables: in order.
     """
 
@@ -110,7 +110,7 @@ class Comparison(NamedTuple):
     tables: tuple[Table, ...]
 
     def tables_of(self, run: str) -> list[Table]:
-        """The tables that show a run."""
+        """Returns the tables that show a run."""
         return [table for table in self.tables if any(row.run == run for row in table.rows)]
 
 
@@ -118,7 +118,7 @@ def read(config: ConfigDict) -> Comparison:
     """Reads and checks a compare config (configs/compare/).
 
     Raises:
-      UserError: a key is missing or a value cannot work.
+      UserError: a key is missing or a value is invalid.
     """
     for key in ("runs", "tables", "only", "seeds", "teachers"):
         if key not in config:
@@ -171,7 +171,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _chosen(text: str, runs: dict[str, Run]) -> tuple[str, ...]:
-    """Names that match one of the patterns; all of them where there is none."""
+    """Returns the names that match one of the patterns, or all names if there are no patterns."""
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     for pattern in patterns:
         if not fnmatch.filter(runs, pattern):
@@ -180,7 +180,7 @@ def _chosen(text: str, runs: dict[str, Run]) -> tuple[str, ...]:
 
 
 def require_given(runs: list[Run]) -> None:
-    """UserError where a run's teacher, or the data that it is to learn from, is not given or not there."""
+    """Raises UserError if a run's teacher, or the data that it learns from, is not set or missing."""
     for run in runs:
         path: Any = run.config.teacher.checkpoint
         if run.teacher and not path:

@@ -1,4 +1,4 @@
-"""What is still to be done and how long it will take: each configuration is measured once, and remembered."""
+"""Estimates the remaining work and its time; each configuration is measured once, and the result is stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastdfkd_jax.training import one_run
 
 log = logging.getLogger(__name__)
 
-# Seconds of a run that are measured, by their names in its summary.
+# The measured seconds of a run, by their names in its summary.
 PARTS = ("synthesis_seconds", "distill_seconds", "label_seconds", "compile_seconds")
 
 
@@ -27,9 +27,9 @@ class Entry(NamedTuple):
     """One run of the plan.
 
     Attributes:
-      run, seed: which.
-      state: of `run_folders`.
-      seconds: that a run from its start would take; None where that is not known.
+      run, seed: the run and its seed.
+      state: a state from `run_folders`.
+      seconds: time of the whole run from its start; None if unknown.
     """
 
     run: Run
@@ -39,19 +39,19 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The run's name for people."""
         return f"{self.run.name} seed {self.seed}"
 
 
 def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured: bool, stop: Stop) -> list[Entry]:
-    """The chosen runs in order, with their times.
+    """Returns the chosen runs in order, with their times.
 
     Args:
-      workdir: of the comparison; measurements are kept in its plan.json.
+      workdir: workdir of the comparison; its plan.json stores measurements.
       comparison: runs and tables.
-      cores: of each process that will run at once.
-      measured: whether to measure what is not known yet.
-      stop: no more is measured once it is requested.
+      cores: the cores of each concurrent process.
+      measured: whether to measure unknown times.
+      stop: ends the measurements when a stop is requested.
 
     Raises:
       UserError: a folder holds a run of another configuration.
@@ -73,13 +73,13 @@ def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured
 
 
 def time_all(workdir: Path, comparison: Comparison, cores: Sequence[Cores], stop: Stop) -> None:
-    """Measures every chosen configuration anew, for the times of runs that shared the machine with other work."""
+    """Measures every chosen configuration again, to time runs that shared the machine with other work."""
     chosen = [comparison.runs[name] for name in comparison.chosen]
     _measure(workdir, {_digest(run, len(cores[0])): run for run in chosen}, _known(workdir), cores, stop)
 
 
 def measured_seconds(workdir: Path, cores: Sequence[Cores], run: Run) -> dict[str, float] | None:
-    """What a whole run takes by what was measured, as its summary names it (`PARTS`); None where it was not."""
+    """Returns a whole run's measured seconds, by their names in its summary (`PARTS`); None if unmeasured."""
     found = _known(workdir).get(_digest(run, len(cores[0])))
     return {name: found.get(name, 0.0) for name in PARTS} if found else None
 
@@ -93,7 +93,7 @@ def _known(workdir: Path) -> dict[str, Any]:
 
 
 def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], cores: Sequence[Cores], stop: Stop) -> None:
-    """Adds what is not known; a run that cannot be measured stays unknown, and says why when it is run."""
+    """Measures unknown configurations; one that fails stays unknown, and its run then shows the reason."""
     of_task = {run.name: key for key, run in unknown.items()}
 
     def start(task: Task) -> None:
@@ -120,7 +120,7 @@ def _digest(run: Run, cores: int) -> str:
 
 
 def describe(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
-    """A table of the runs, and a line with their sums."""
+    """Returns a table of the runs, and a line with their sums."""
     width = max([len("run"), *(len(entry.run.name) for entry in entries)])
     lines = [f"{'run':{width}}  seed  {'state':9}  hours"]
     for entry in entries:
@@ -138,7 +138,7 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     if not left:
         return text
     ends = [0.0] * len(cores)
-    for seconds in left:  # each goes to the process that is free first
+    for seconds in left:  # each run goes to the process that is free first
         i = ends.index(min(ends))
         ends[i] += seconds or 0.0
     cpu_hours = sum(seconds or 0.0 for seconds in left) * len(cores[0]) / 3600

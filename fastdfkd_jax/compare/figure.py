@@ -1,4 +1,4 @@
-"""Figure 1 of the paper with our own figures: accuracy against synthesis seconds, a mark for each row."""
+"""Figure 1 of the paper with our results: accuracy against synthesis seconds, with a mark for each row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SUFFIXES = ("png", "svg")
 
 
 def write(path: Path, sections: Mapping[str, Sequence[Line]]) -> None:
-    """Writes `path` with the endings .png and .svg: a panel for each section, error bars of one standard deviation.
+    """Writes `path` as .png and .svg: a panel for each section, error bars of one standard deviation.
 
     Args:
-      path: without an ending.
-      sections: lines of a table; those without accuracy or synthesis seconds are left out.
+      path: path without a suffix.
+      sections: lines of a table; lines without accuracy or synthesis seconds are left out.
 
     Raises:
       UserError: matplotlib is not installed.
@@ -29,7 +29,7 @@ def write(path: Path, sections: Mapping[str, Sequence[Line]]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("no figure, as matplotlib is not installed: pip install 'fastdfkd_jax[bench]'") from None
-    # Of equal figures equal files.
+    # Makes equal figures equal files.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure = Figure(figsize=(7, 4.2 * len(sections)), layout="constrained")
         for i, (section, lines) in enumerate(sections.items()):

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, a few at once, each on its share of the cores."""
+"""Runs tasks in separate processes, several at once, each on its share of the cores."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Cores = tuple[int, ...]
 
 
 class Task(NamedTuple):
-    """What a process is to do.
+    """The task of a process.
 
     Attributes:
-      name: for people.
+      name: name for people.
       action: 'run' or 'measure' (`compare.child`).
-      config: as a dict, of one seed.
-      workdir: of the run.
-      log: the file to which the process writes what it says.
+      config: config of one seed, as a dict.
+      workdir: workdir of the run.
+      log: file for the process's output.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a process ended.
+    """The outcome of a process.
 
     Attributes:
-      kind: `FINISHED`; `STOPPED` by a signal, with everything saved; `REFUSED`, a user can mend it; or `CRASHED`.
-      answer: what it found, where finished.
-      reason: one line, where refused or crashed.
-      seconds: how long it lived.
+      kind: `FINISHED`; `STOPPED` by a signal, with everything saved; `REFUSED`, which the user can fix; or `CRASHED`.
+      answer: its result, if finished.
+      reason: one line, if refused or crashed.
+      seconds: its lifetime.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 def shares(jobs: int) -> list[Cores]:
-    """The cores of each of so many processes, equally many; () where the system does not bind processes to cores.
+    """Divides the cores equally among processes; () if the system does not bind processes to cores.
 
     Raises:
       UserError: there are fewer cores than processes.
@@ -79,7 +79,7 @@ def run_all(
     on_start: Callable[[Task], None],
     on_end: Callable[[Task, Outcome], None],
 ) -> None:
-    """Does the tasks in order, one at a time on each share of the cores; after a request to stop only ends them."""
+    """Runs the tasks in order, one at a time on each share of the cores; on a stop request only ends them."""
     waiting, free, active = list(tasks), list(cores), []
     asked = False
     try:
@@ -96,7 +96,7 @@ def run_all(
                 active.remove(child)
                 free.append(child.cores)
                 on_end(child.task, child.outcome())
-    finally:  # an error of ours leaves no process behind
+    finally:  # an error in this function leaves no process behind
         for child in active:
             child.process.terminate()
         for child in active:
@@ -105,7 +105,7 @@ def run_all(
 
 
 class _Child:
-    """A process that does a task."""
+    """A process that runs a task."""
 
     def __init__(self, task: Task, cores: Cores):
         self.task, self.cores, self._start = task, cores, time.monotonic()
@@ -118,7 +118,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=self._answer,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the parent, which passes it on
+                start_new_session=True,  # the parent receives Ctrl-C and forwards it
             )
         request = {
             "action": task.action, "config": task.config, "workdir": str(task.workdir), "cores": cores,
@@ -129,14 +129,14 @@ class _Child:
             pickle.dump(request, pipe)
 
     def outcome(self) -> Outcome:
-        """How it ended; it must have."""
+        """Returns the outcome of the process, which must have ended."""
         status, seconds = self.process.returncode, time.monotonic() - self._start
         with self._answer:
             self._answer.seek(0)
             lines = self._answer.read().decode().splitlines()
         if status == 0 and lines:
             return Outcome(FINISHED, json.loads(lines[-1]), "", seconds)
-        # Python may end by SIGINT where it was interrupted in the middle of an import, although that was caught.
+        # Python may end by SIGINT if it was interrupted during an import, although the signal was caught.
         if status in (0, signals.EXIT_STATUS, *(-number for number in signals.ASKING)):
             return Outcome(STOPPED, None, "", seconds)
         if status == EXIT_STATUS:

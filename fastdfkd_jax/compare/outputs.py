@@ -1,4 +1,4 @@
-"""What a comparison leaves: tables and figures of a folder of runs, records of them, and tables in a document."""
+"""The outputs of a comparison: tables and figures of a folder of runs, records of them, and tables in a document."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failur
     """Writes NAME.md, .csv and .tex of each table, and NAME-figure1.png and .svg unless it is brief.
 
     Args:
-      workdir: with the folder `runs`; the files are written beside it.
-      comparison: which says what the runs must be.
-      chosen: tables to write.
-      failures: why runs have failed, by name.
+      workdir: workdir with the folder `runs`; the files are written beside that.
+      comparison: defines what the runs must be.
+      chosen: the tables to write.
+      failures: reasons of failed runs, by name.
 
     Returns:
       The Markdown by name.
@@ -50,7 +50,7 @@ def write(workdir: Path, comparison: Comparison, chosen: Sequence[Table], failur
 def figures_of(
     workdir: Path, comparison: Comparison, chosen: Sequence[Table], failures: Failures
 ) -> list[tuple[Table, dict[str, list[results.Line]]]]:
-    """What the chosen tables have to show, of the finished runs in a workdir or of records; arguments as `write`'s."""
+    """Returns the chosen tables' figures from finished runs in a workdir or from records; arguments as in `write`."""
     summaries = run_folders.summaries(workdir, comparison)
     wanted = {run.name: len(run.seeds) for run in comparison.runs.values()}
     return [(table, results.sections(table, summaries, wanted, failures)) for table in chosen]
@@ -68,14 +68,14 @@ def record(
     timed: bool,
     measured: Callable[[Run], dict[str, float] | None],
 ) -> dict[str, str]:
-    """Copies what is worth keeping of each finished run; makes tables and figures of the records alone, as `write`.
+    """Copies the results worth keeping of each finished run, and makes tables and figures from the copies, as `write`.
 
     Args:
-      workdir: of the runs.
-      comparison: all its runs, chosen or not, are copied.
-      records: folder of the same layout, which a workdir may be.
-      timed: whether the machine did nothing else; otherwise seconds are those measured apart, or left out.
-      measured: what a whole run takes by what was measured apart, or None (`estimates.measured_seconds`).
+      workdir: workdir of the runs.
+      comparison: the comparison; all its runs, chosen or not, are copied.
+      records: folder with the same layout; it may be a workdir.
+      timed: whether the machine was otherwise idle; if not, separately measured seconds are used, or none.
+      measured: returns a whole run's separately measured seconds, or None (`estimates.measured_seconds`).
     """
     for run in comparison.runs.values():
         seconds = None if timed else measured(run)

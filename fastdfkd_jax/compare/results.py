@@ -1,4 +1,4 @@
-"""From summaries to the figures of a table's rows: means, deviations, speed-ups; no rounding, no text."""
+"""Computes the figures of a table's rows from summaries: means, deviations, speed-ups; no rounding, no text."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from fastdfkd_jax.evaluation import scores
 
 Summary = Mapping[str, Any]
 
-# In a record's summary: its seconds are of programs timed apart, as the runs shared the machine.
+# Set in a record's summary if its programs were timed separately, because the runs shared the machine.
 SECONDS_APART = "seconds_measured_apart"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row with what was measured; None is what was not.
+    """A row with its measurements; None is a missing measurement.
 
     Attributes:
-      row: what it shows.
-      score: what is measured, 'accuracy' or 'miou'.
-      seeds: finished runs.
-      wanted: runs that were asked for.
+      row: the row of the table.
+      score: the measured score, 'accuracy' or 'miou'.
+      seeds: number of finished runs.
+      wanted: number of requested runs.
       failures: one line for each run that failed.
-      knows: what the method is given of the world.
+      knows: the data that the method uses.
       accuracy: the score of the student after the last call, percent, mean over seeds.
-      deviation: its standard deviation over seeds (n - 1), where there are several.
-      best_on_test: the mean of the best readings on the test set, percent.
-      teacher_accuracy: percent.
-      images: synthesised.
+      deviation: its standard deviation over seeds (n - 1), if there are several.
+      best_on_test: mean over seeds of the best score on the test set, percent.
+      teacher_accuracy: the teacher's score, percent.
+      images: number of synthesised images.
       synthesis_seconds, total_seconds: means over seeds.
-      peak_bytes: the largest over seeds.
-      devices: kinds of all devices that the runs had.
-      synthesises: False where the method makes no images; None where no run tells.
-      speed_up: synthesis seconds of the reference over those of this row.
-      seconds_apart: whether the seconds are of programs timed apart from the runs.
+      peak_bytes: largest over seeds.
+      devices: kinds of all devices that the runs used.
+      synthesises: False if the method makes no images; None if no run records it.
+      speed_up: the reference's synthesis seconds over this row's.
+      seconds_apart: whether the seconds come from programs timed separately from the runs.
       is_computed: whether the synthesis seconds are another run's times a factor.
     """
 
@@ -68,13 +68,13 @@ def sections(
     wanted: Mapping[str, int],
     failures: Mapping[str, Sequence[str]],
 ) -> dict[str, list[Line]]:
-    """The lines of each section, in order.
+    """Returns the lines of each section, in order.
 
     Args:
-      table: rows.
-      summaries: of the finished runs, by name.
-      wanted: how many runs there should be, by name.
-      failures: why others have failed, by name.
+      table: the table.
+      summaries: summaries of the finished runs, by name.
+      wanted: number of requested runs, by name.
+      failures: reasons of failed runs, by name.
     """
     found: dict[str, list[Row]] = {}
     for row in table.rows:

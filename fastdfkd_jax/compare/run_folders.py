@@ -1,4 +1,4 @@
-"""The folders of runs, in a workdir or among records: `runs/NAME/seedK`, and what stands in them."""
+"""The folders of runs, in a workdir or among records: `runs/NAME/seedK`, and their contents."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Summaries = dict[str, list[dict[str, Any]]]
 
 
 def folder(workdir: Path, run: str, seed: int) -> Path:
-    """Where a run of one seed lies."""
+    """Returns the folder of a run with one seed."""
     return workdir / "runs" / run / f"seed{seed}"
 
 
 def state(workdir: Path, run: Run, seed: int) -> str:
-    """`FINISHED`, `BEGUN` or `TO_DO`.
+    """Returns `FINISHED`, `BEGUN` or `TO_DO`.
 
     Raises:
       UserError: the folder holds a run of another configuration.
@@ -37,9 +37,9 @@ def state(workdir: Path, run: Run, seed: int) -> str:
 
 
 def summaries(workdir: Path, comparison: Comparison) -> Summaries:
-    """Summaries of the finished runs with the seeds that the comparison asks for; runs without any are left out.
+    """Returns summaries of the finished runs with the comparison's seeds; runs without any are left out.
 
-    A folder may hold other seeds, of another comparison that shares the run.
+    A folder may hold other seeds from another comparison that shares the run.
 
     Raises:
       UserError: a folder holds a run of another configuration, or a summary cannot be read.
@@ -53,7 +53,7 @@ def summaries(workdir: Path, comparison: Comparison) -> Summaries:
 
 
 def require_same_teacher(workdir: Path, run: Run) -> None:
-    """Keeps a digest of the teacher's file beside a run's seeds; UserError where it has changed."""
+    """Stores a digest of the teacher's file beside a run's seeds; raises UserError if it has changed."""
     digest, path = run.teacher_digest(), workdir / "runs" / run.name / "teacher.sha256"
     if not digest:
         return
@@ -67,7 +67,7 @@ def require_same_teacher(workdir: Path, run: Run) -> None:
 
 
 def _require_same(place: Path, run: Run, seed: int) -> None:
-    """Compares what both know: a later version may have more keys, and a record knows no places."""
+    """Compares the keys that both configs have: a later version may add keys, and a record has no paths."""
     content = _read(place / "config.json")
     recorded = run_records.without_places(content["identity"] if "identity" in content else flatten(content))
     recorded = in_present_names(recorded)
@@ -81,7 +81,7 @@ def _require_same(place: Path, run: Run, seed: int) -> None:
         )
 
 
-# Where data lie, not which they are.
+# Keys for the location of data rather than their identity.
 _PLACES = ("transfer.dir",)
 
 

@@ -1,4 +1,4 @@
-"""The size of a run's synthesis, counted from its config: how many images pass through the teacher with a gradient."""
+"""The size of a run's synthesis, from its config: the number of images through the teacher with a gradient."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
 def images_with_gradient(config: ConfigDict) -> int:
-    """Images that the teacher sees in synthesis and passes a gradient back to, each step's batch counted anew.
+    """Counts images that pass through the teacher with a gradient in synthesis, each step's batch anew.
 
-    Several views of an image in one step count once. 0 of a method that synthesises nothing.
+    Several views of an image in one step count once. A method without synthesis has 0.
 
     Args:
-      config: of `fastdfkd_jax.main`.
+      config: config of `fastdfkd_jax.main`.
     """
     count = _COUNTS.get(config.method.name)
     return count(config) if count is not None and config.mode != "distill" else 0
 
 
 def _per_call(steps: Callable[[ConfigDict], int]) -> Callable[[ConfigDict], int]:
-    """The count of a method with so many steps on a batch in each synthesis call."""
+    """Returns the count for a method with this many steps on a batch in each synthesis call."""
     return lambda config: last_synthesis_call(read(RunOptions, config)) * config.synthesis_batch * steps(config)
 
 
 def _per_round(config: ConfigDict) -> int:
-    """The count of a generative method: the generator's steps in every round (methods/parts/online_generator.py)."""
+    """Counts a generative method's images: the generator's steps in every round (methods/parts/online_generator.py)."""
     section = config[config.method.name]
     rounds = config.calls * config.kd.steps_per_call // section.student_steps
     return rounds * section.generator_steps * config.synthesis_batch

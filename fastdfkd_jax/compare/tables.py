@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX: what no run measured is 'not measured', what cannot be measured is '–'."""
+"""Formats a table as Markdown, CSV and LaTeX; 'not measured' marks a missing value, '–' an impossible one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sections = Mapping[str, Sequence[Line]]
 MISSING, NONE = "not measured", "–"
 ONE_SEED = "†"
 _BRIEF_NOTE = f"Means ± standard deviations over n seeds; {ONE_SEED} one seed. Seconds are without evaluation."
-_BRIEF = ("method", "n", "synthesis s", "total s")  # columns of a brief table, beside the student's
+_BRIEF = ("method", "n", "synthesis s", "total s")  # columns of a brief table, besides the student's
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "→": r"$\rightarrow$",
@@ -24,7 +24,7 @@ _LATEX = {
 
 
 def markdown(table: Table, sections: Sections) -> str:
-    """Each section's name in bold and its table; what the marks mean below all."""
+    """Returns each section's name in bold and its table, and below all an explanation of the marks."""
     parts = []
     for section, lines in sections.items():
         head, *body = _head_and_rows(table, lines)
@@ -33,7 +33,7 @@ def markdown(table: Table, sections: Sections) -> str:
 
 
 def latex(table: Table, sections: Sections) -> str:
-    """A plain `tabular` for each section, which needs no package, and the marks' meaning."""
+    """Returns a plain `tabular` for each section, which needs no package, and an explanation of the marks."""
     parts = [f"% {table.caption}"]
     for section, lines in sections.items():
         rows = _head_and_rows(table, lines)
@@ -51,12 +51,12 @@ def latex(table: Table, sections: Sections) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Escapes text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def as_csv(table: Table, sections: Sections) -> str:
-    """Unrounded figures, one row each with its section; seconds, bytes and percent."""
+    """Returns unrounded values with one row each and its section; seconds, bytes and percent."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["section", "method", "run", *(name for name, _ in _FIGURES)])
@@ -90,7 +90,7 @@ _FIGURES: tuple[tuple[str, Callable[[Line], object]], ...] = (
 
 
 def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[Line], str]]]:
-    """The columns of a section's table: the head, and what a line has there."""
+    """Returns the columns of a section's table: the head, and a line's cell."""
     measured = " mIoU" if any(line.score == "miou" for line in lines) else ""
     made: list[tuple[str, Callable[[Line], str]]] = [
         ("method", lambda line: line.row.label),
@@ -122,7 +122,7 @@ def _columns(table: Table, lines: Sequence[Line]) -> list[tuple[str, Callable[[L
 
 
 def _head_and_rows(table: Table, lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """A section's head and rows, rounded."""
+    """Returns a section's head and rows, rounded."""
     columns = _columns(table, lines)
     return [tuple(head for head, _ in columns), *(tuple(cell(line) for _, cell in columns) for line in lines)]
 
@@ -203,7 +203,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def notes(table: Table, sections: Sections) -> list[str]:
-    """Sentences that say what the figures are."""
+    """Returns sentences that explain the figures."""
     lines = [line for found in sections.values() for line in found]
     if table.brief:
         return [_BRIEF_NOTE]

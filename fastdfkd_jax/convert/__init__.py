@@ -1,4 +1,4 @@
-"""Checkpoints from PyTorch and back; the commands are in `fastdfkd convert --help`."""
+"""Conversion of checkpoints from and to PyTorch; `fastdfkd convert --help` lists the commands."""
 
 from fastdfkd_jax.convert.checkpoints import load_described, load_network, save_network
 from fastdfkd_jax.convert.naming import from_state_dict, to_state_dict

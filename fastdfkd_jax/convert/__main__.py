@@ -89,7 +89,7 @@ def _table(report: Report) -> str:
 
 
 def _advice(report: Report) -> str:
-    """Says what to do after a failed verification."""
+    """Returns advice on what to do after a failed verification."""
     failed = [check.name for check in report.checks if not check.passed]
     if failed == [SAME_WEIGHTS]:
         return "the reference has other weights, so record it anew from this checkpoint"
@@ -132,14 +132,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def command(argv: Sequence[str]) -> int:
-    """`main` without the program's name."""
+    """Does the same as `main`, without the program's name."""
     return main(argv[1:])
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns 0, 1 where a verification failed, or 2 for a mistake of the input."""
+    """Runs one command; returns 0, 1 if a verification failed, or 2 if the input is wrong."""
     if arguments[:1] == ["record"]:
-        from fastdfkd_jax.convert import record  # a script that also works alone; it needs PyTorch
+        from fastdfkd_jax.convert import record  # a script that also runs on its own; it needs PyTorch
 
         return record.main(arguments[1:], f"{PROGRAM} convert record")
     verbose = False

@@ -1,4 +1,4 @@
-"""Checkpoints and recorded graphs as networks: `load_network` and `save_network`, and the spec of the weights."""
+"""Networks from checkpoints and recorded graphs: `load_network`, `save_network`, and the spec of the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastdfkd_jax.models import Forms, Network, build
 
 
 class Build(Protocol):
-    """Gives the network of a checkpoint; the arguments are those of `models.build`."""
+    """Builds the network of a checkpoint, with the arguments of `models.build`."""
 
     def __call__(self, *, forms: Forms = ...) -> Network: ...
 
@@ -32,10 +32,10 @@ class Opened(NamedTuple):
     """A checkpoint and the network that it belongs to.
 
     Attributes:
-      source: as read.
-      build: gives the network in any precision and form of convolutions.
+      source: the source that was read.
+      build: builds the network in any precision and form of convolutions.
       state: the source's arrays under our names, checked.
-      naming: how the source's own names differ.
+      naming: how the source's names differ from ours.
     """
 
     source: Source
@@ -52,16 +52,16 @@ def open_checkpoint(
     say: Say = logging.warning,
     **known,
 ) -> Opened:
-    """Reads and checks a checkpoint, or the folder of a recorded graph, for what it is.
+    """Reads and checks a checkpoint, or the folder of a recorded graph.
 
     Args:
       path: the file or folder.
-      needs_normalization, known: as `find_spec`; `arch` may be the folder of a recorded graph, whose weights these
-        are.
-      choice, say: as `read_source`.
+      needs_normalization, known: as in `find_spec`; `arch` may be the folder of a recorded graph to which the weights
+        belong.
+      choice, say: as in `read_source`.
 
     Raises:
-      UserError: the source is not sound, or something needed is not known.
+      UserError: the source is invalid, or something required is unknown.
     """
     path = expanded(path)
     if known.get("arch"):
@@ -96,7 +96,7 @@ def _open_graph(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Opened:
-    """Weights, the folder's own or others, as those of a recorded graph."""
+    """Opens weights, the folder's own or others, as those of a recorded graph."""
     description = recorded.description
     for key, wanted in (("classes", num_classes), ("image_size", image_size)):
         if wanted not in (None, description[key]):
@@ -134,17 +134,17 @@ def load_network(
 
     Args:
       path: the checkpoint or folder.
-      arch: architecture, or the folder of a recorded graph; by default the stored one, else told from the entries.
-      num_classes: refused where the checkpoint has another number.
+      arch: architecture, or the folder of a recorded graph; by default the stored one, else inferred from the entries.
+      num_classes: must equal the checkpoint's number, if given.
       image_size: side of the input in pixels; by default the stored one, else the architecture's usual one.
-      mean, std: normalisation; by default the stored one. A PyTorch file holds none: they must be given.
+      mean, std: normalisation; by default the stored one. A PyTorch file stores none, so they must be given.
       forms: precision and convolutions.
 
     Returns:
       The network and its variables.
 
     Raises:
-      UserError: the file is not a sound checkpoint of this architecture, or the normalisation is not known.
+      UserError: the file is not a valid checkpoint of this architecture, or the normalisation is unknown.
     """
     opened = open_checkpoint(path, arch=arch, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
     network = opened.build(forms=forms)
@@ -152,7 +152,10 @@ def load_network(
 
 
 def understand(source: Source, network: Network) -> tuple[dict[str, np.ndarray], Naming]:
-    """The source's arrays under our names, checked, and its naming; errors (`naming.understand`) name the file."""
+    """Returns the source's arrays under our names, checked, and its naming.
+
+    Errors of `naming.understand` get the file's name.
+    """
     try:
         return naming.understand(source.state, network)
     except LongError as error:
@@ -172,18 +175,18 @@ def save_network(
 
     Args:
       path: ends in `.safetensors`, or in `.pth`, `.pt` or `.th` (needs torch; no spec is kept).
-      network: whose spec is stored.
+      network: the network; its spec is stored.
       variables: the collections 'params' and 'batch_stats'.
-      metadata: more to store in a `.safetensors`, anything JSON can hold.
+      metadata: more data to store in a `.safetensors`; any JSON value.
 
     Raises:
-      UserError: another suffix, torch is needed and not installed, or the file cannot be written.
+      UserError: the suffix is unknown, torch is needed but not installed, or the file cannot be written.
     """
     write_state(path, naming.state_of(network, variables), dict(metadata or {}) | dataclasses.asdict(network.spec))
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Writes a state dictionary in the format that the suffix names; metadata go into safetensors only."""
+    """Writes a state dictionary in the format of the suffix; only safetensors can hold the metadata."""
     suffix = Path(path).suffix.lower()
     if suffix == ".safetensors":
         weight_files.write_safetensors(path, state, metadata)
@@ -194,11 +197,11 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], m
 
 
 def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms = Forms()) -> tuple[Network, Any]:
-    """`load_network` of what a config's section `teacher` says of it: a recorded graph names its own architecture.
+    """Loads the network that a config's section `teacher` describes; a recorded graph names its own architecture.
 
     Args:
       path: the checkpoint or the graph's folder.
-      described: graph, arch, num_classes, image_size, mean and std; what is empty is what the file has.
+      described: graph, arch, num_classes, image_size, mean and std; empty values are taken from the file.
       forms: precision and convolutions.
     """
     return load_network(
@@ -213,7 +216,7 @@ def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms 
 
 
 def source_naming(source: Source, found: Naming) -> Naming:
-    """The names of the code base a checkpoint comes from: its own, or those remembered at the import."""
+    """Returns the names of the checkpoint's code base: its own, or those stored at the import."""
     stored = source.metadata.get("naming", {})
     if found != Naming() or not stored:
         return found

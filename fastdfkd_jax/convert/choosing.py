@@ -1,4 +1,4 @@
-"""Chooses the network's weights among a file's entries, and drops those that are known to be no part of a network."""
+"""Chooses the network's weights among a file's entries, and drops entries that are known not to be weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from fastdfkd_jax.convert.messages import listed
 from fastdfkd_jax.errors import UserError, shortened
 
-# The first five are taken in this order where a file has several; of the others there must be only one.
+# A file with several of the first five uses the first in this order; of the others there must be only one.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 OTHER_CONTAINERS = ("network", "params", "weights", "state", "module", "teacher", "student")
 WEIGHTS = ("raw", "ema")
 _AVERAGED = {"ema", "swa", "averaged", "shadow"}  # words of names of averaged weights, as in model_ema, swa_model
-_DEPTH = 8  # of containers in containers
-# What PyTorch's averaging, profilers and training loops put among the weights. Of a network they are no part.
+_DEPTH = 8  # nesting depth of containers
+# Entries that PyTorch's averaging, profilers and training loops add to the weights; not part of a network.
 _BOOKKEEPING = (
     r"(.*\.)?(n_averaged|total_ops|total_params)",
     r"((.*\.)?)(criterion|criterions|loss_fn|loss_func)\..*",
@@ -37,10 +37,10 @@ class Choice:
     """The user's choice among a file's entries.
 
     Attributes:
-      weights: 'raw' or 'ema' where a file has both; None takes raw ones where there are any.
-      key: dotted path to the dictionary that holds the weights; '' looks in the usual places.
-      prefix: begins the names of the network's entries; others are dropped. '' drops only what is known.
-      ignore: patterns of names to drop; `*` stands for anything.
+      weights: 'raw' or 'ema' if a file has both; None takes raw weights if there are any.
+      key: dotted path to the dictionary that holds the weights; '' searches the usual places.
+      prefix: prefix of the network's entries; other entries are dropped. '' drops only known extras.
+      ignore: patterns of names to drop; `*` matches anything.
     """
 
     weights: str | None = None
@@ -49,16 +49,16 @@ class Choice:
     ignore: tuple[str, ...] = ()
 
 
-ALL = Choice()  # the usual choice
+ALL = Choice()  # the default choice
 
 
 class Chosen(NamedTuple):
-    """Entries that were taken, and what to tell the user about it.
+    """The entries that were taken, and notes for the user.
 
     Attributes:
       entries: the values by name.
       taken: the keys that lead to them, '' for the file itself.
-      notes: one line each: what else there was, and what was dropped.
+      notes: one line each on alternatives and on dropped entries.
     """
 
     entries: dict[str, Any]
@@ -80,7 +80,7 @@ class _Candidate(NamedTuple):
 
 
 def is_averaged(name: str) -> bool:
-    """True for a key under which averaged weights are saved: state_dict_ema, model_ema, swa_model."""
+    """Returns True for a key of averaged weights: state_dict_ema, model_ema, swa_model."""
     return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
@@ -88,12 +88,12 @@ def find_weights(content: Any, choice: Choice, is_tensor: Callable[[Any], bool])
     """Finds the dictionary of tensors that holds the weights.
 
     Args:
-      content: what a file of PyTorch holds.
+      content: the content of a PyTorch file.
       choice: `weights` and `key` are followed.
-      is_tensor: tells tensors from other values; only they are taken.
+      is_tensor: returns True for tensors; only they are taken.
 
     Raises:
-      UserError: there is no such dictionary, or several and none is chosen; the message says how to choose.
+      UserError: there is no such dictionary, or several and no choice; the message explains how to choose.
     """
     if choice.key:
         content = _under(content, choice.key)
@@ -130,7 +130,7 @@ def _under(content: Any, key: str) -> Any:
 
 
 def _candidates(found: _Candidate, is_tensor: Callable[[Any], bool], seen: set[int]) -> Iterable[_Candidate]:
-    """Dictionaries with tensors under the usual keys, or this one itself where there are none."""
+    """Finds dictionaries with tensors under the usual keys, or this one itself if there are none."""
     if id(found.content) in seen or len(found.path) > _DEPTH:
         return
     seen.add(id(found.content))
@@ -140,7 +140,7 @@ def _candidates(found: _Candidate, is_tensor: Callable[[Any], bool], seen: set[i
             inner += _candidates(_Candidate((*found.path, key), value), is_tensor, seen)
     yield from inner
     names = [str(name) for name, value in found.content.items() if is_tensor(value)]
-    # Bare weights may have averaged ones beside them; a tensor without dots, such as an accuracy, is no weight.
+    # Bare weights may have averaged ones beside them. A tensor without dots, such as an accuracy, is not a weight.
     beside = all(candidate.averaged for candidate in inner) and any("." in name for name in names)
     if beside or (not inner and (names or not found.content)):
         yield found
@@ -151,11 +151,11 @@ def _is_container(key: Any) -> bool:
 
 
 def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tuple[_Candidate, tuple[str, ...]]:
-    """The candidate to take, and the lines that say what else there was."""
+    """Returns the candidate to take, and notes on the alternatives."""
     filled = [c for c in candidates if c.content] or candidates[:1]
     groups = {"raw": [c for c in filled if not c.averaged], "ema": [c for c in filled if c.averaged]}
     if wanted == "ema" and not groups["ema"] and any(_averaged_names(c.content) for c in filled):
-        groups = {"raw": [], "ema": filled}  # both kinds lie in one dictionary: `trim` takes the averaged ones
+        groups = {"raw": [], "ema": filled}  # one dictionary holds both kinds; `trim` takes the averaged ones
     if wanted and not groups[wanted]:
         raise UserError(f"it has no {wanted} weights, found {listed([c.title or 'bare tensors' for c in filled])}")
     kind = wanted or ("raw" if groups["raw"] else "ema")
@@ -179,7 +179,7 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
 
 
 def _averaged_names(names: Iterable[Any]) -> list[str]:
-    """Entries whose first component says that they are averaged: 'ema_model.conv1.weight'."""
+    """Returns entries whose first component marks them as averaged: 'ema_model.conv1.weight'."""
     return [name for name in map(str, names) if "." in name and is_averaged(name.split(".")[0])]
 
 
@@ -219,19 +219,19 @@ def _key_hint(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> s
 def trim(
     state: Mapping[str, np.ndarray], choice: Choice, known: Collection[str] = (), taken: str = ""
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Drops entries that are no part of the network.
+    """Drops entries that are not part of the network.
 
     Args:
       state: arrays by the file's names.
       choice: `prefix`, `ignore` and `weights` are followed; names keep their prefix.
-      known: names of the network's entries, where they are known. They are never dropped by default.
+      known: names of the network's entries, if known. They are never dropped by default.
       taken: the keys that led to the state in its file.
 
     Returns:
-      What is left, and one line for each kind of what was dropped.
+      The remaining entries, and one line for each kind of dropped entry.
 
     Raises:
-      UserError: an option fits no entry, or nothing is left.
+      UserError: an option matches no entry, or nothing is left.
     """
     names, notes = list(state), []
     for pattern in choice.ignore:
@@ -259,18 +259,18 @@ def trim(
 
 
 def is_bookkeeping(name: str) -> bool:
-    """True for an entry that training tools put among a network's weights."""
+    """Returns True for an entry that training tools add to a network's weights."""
     return any(re.fullmatch(pattern, name) for pattern in _BOOKKEEPING)
 
 
 def _belongs(name: str, known: Collection[str]) -> bool:
-    """True where the name, without any leading components, is one of the network's."""
+    """Returns True if the name, without any leading components, is one of the network's."""
     parts = name.split(".")
     return any(".".join(parts[start:]) in known for start in range(len(parts)))
 
 
 def _of_one_kind(names: list[str], wanted: str | None, known: Collection[str]) -> tuple[list[str], list[str]]:
-    """The raw or the averaged entries where a dictionary has both, by the first part of their names."""
+    """Selects the raw or the averaged entries, by the first part of their names, if there are both."""
     averaged = [n for n in _averaged_names(names) if not _belongs(n, known)]
     raw = [n for n in names if n not in set(averaged)]
     if not averaged or not any("." in n and not is_bookkeeping(n) for n in raw):
@@ -285,7 +285,7 @@ def _of_one_kind(names: list[str], wanted: str | None, known: Collection[str]) -
 
 
 def _normalisation(state: Mapping[str, np.ndarray], names: Iterable[str]) -> list[str]:
-    """Says the numbers of a dropped normalising layer, because --mean and --std must have them."""
+    """Reports the numbers of a dropped normalising layer, because --mean and --std must match them."""
     found = {
         part: np.asarray(state[name]).ravel()
         for name in names

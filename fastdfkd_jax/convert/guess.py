@@ -1,4 +1,4 @@
-"""The architecture, classes and input channels of a checkpoint, told from its names and shapes."""
+"""Infers a checkpoint's architecture, classes and input channels from its names and shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def guess_arch(state: State) -> str:
     """Names the architecture of a state dictionary.
 
     Raises:
-      UserError: its entries are not those of a family we know; asks for --arch.
+      UserError: its entries match no known family; the message asks for --arch.
     """
     state = _bare(state)
     arch = _family(state)
@@ -49,7 +49,7 @@ def guess_arch(state: State) -> str:
 
 
 def networks_under(state: State) -> list[str]:
-    """First components ('teacher.') under each of which a state dictionary has a network that we know."""
+    """Returns the first components ('teacher.') under each of which there is a known network."""
     starts = dict.fromkeys(f"{name.split('.')[0]}." for name in state if "." in name)
     groups = {p: {n.removeprefix(p): array for n, array in state.items() if n.startswith(p)} for p in starts}
     return [start for start, group in groups.items() if _family(_bare(group))]
@@ -61,7 +61,7 @@ def _family(state: State) -> str | None:
 
 
 def guess_classes(state: State) -> int:
-    """Outputs of the classifier, the last linear layer; of DeepLab the last 1x1 convolution.
+    """Returns the outputs of the last linear layer; for DeepLab those of the last 1x1 convolution.
 
     Raises:
       UserError: there is no linear layer.
@@ -81,7 +81,7 @@ def guess_classes(state: State) -> int:
 
 
 def guess_channels(state: State) -> int:
-    """Channels of the input image: what the stem's convolution takes (3 where there is none to be found)."""
+    """Returns the input channels of the stem's convolution, or 3 if none is found."""
     state = _bare(state)
     for name in _STEMS:
         if name in state and state[name].ndim == 4:
@@ -95,7 +95,7 @@ def _bare(state: State) -> dict[str, np.ndarray]:
 
 
 def _indices(state: State, pattern: str) -> dict[int, int]:
-    """How many second numbers there are to every first one among the names that match, in order."""
+    """Counts the second numbers for every first number among the matching names, in order."""
     pairs = {(int(m[1]), int(m[2])) for name in state if (m := re.fullmatch(pattern, name))}
     return {first: sum(a == first for a, _ in pairs) for first in sorted({a for a, _ in pairs})}
 
@@ -122,7 +122,7 @@ def _resnet(state: State) -> str | None:
     wide = "x4" if stem.shape[0] == 32 else ""
     kind = "b" if any(re.search(r"\.(shortcut|downsample)\.", name) for name in state) else "a"
     depth = 6 * blocks[1] + 2
-    # The letter is said only where it is not the name's default, and where the name means another family.
+    # The letter is needed only if it is not the name's default, or if the name means another family.
     usual = "b" if wide else "a"
     return f"resnet{depth}{wide}{'' if kind == usual and depth != 50 else kind}"
 
@@ -148,7 +148,7 @@ def _mobilenet(state: State) -> str | None:
 
 
 def _efficientnet(state: State) -> str | None:
-    # Lite0 has the first size's blocks, but no squeeze and excitation.
+    # Lite0 has the blocks of B0, but no squeeze and excitation.
     depthwise = [name for name in state if re.fullmatch(r"_blocks\.\d+\._depthwise_conv\.weight", name)]
     head = state.get("_conv_head.weight")
     lite = head is not None and head.shape[0] == 1280 and len(depthwise) == 16

@@ -1,4 +1,4 @@
-"""`import` and `export`: from another code base's checkpoint to ours and back to exactly its names."""
+"""`import` and `export`: converts another code base's checkpoint to ours, and back to exactly its names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network, NetworkSpec
 
-# The names of RepDistiller and torchvision.
+# The names in RepDistiller and torchvision.
 _FC_DOWNSAMPLE = {"linear": "fc", "classifier": "fc", "shortcut": "downsample"}
 NAMINGS = ("source", "ours", "torchvision")
 
@@ -23,19 +23,19 @@ NAMINGS = ("source", "ours", "torchvision")
 def import_checkpoint(
     path: str | os.PathLike[str], out: str | os.PathLike[str], say: Say = logging.warning, **known
 ) -> NetworkSpec:
-    """Writes a checkpoint of any kind as our `.safetensors`: our names, the spec and the source's naming.
+    """Converts a checkpoint of any kind to our `.safetensors`, with our names, the spec and the source's naming.
 
     Args:
       path: the checkpoint to import.
-      out: the `.safetensors` to write; nothing is written unless everything is valid.
-      say: is told which weights were taken, and what was dropped.
+      out: the `.safetensors` to write; it is written only if everything is valid.
+      say: called with a line on the weights that were taken and on each kind of dropped entry.
       known: `choice`, and `arch`, `num_classes`, `image_size`, `mean` and `std` as in `sources.find_spec`.
 
     Returns:
       The spec that was stored.
 
     Raises:
-      UserError: the source is not sound, something needed is not known, or `out` cannot be written.
+      UserError: the source is invalid, something required is unknown, or `out` cannot be written.
     """
     path = expanded(path)
     if not str(out).endswith(".safetensors"):
@@ -63,15 +63,15 @@ def export_checkpoint(
     Args:
       path: a checkpoint of any kind, usually ours, or the folder of a recorded graph.
       out: ends in `.pth`, `.pt`, `.th` or `.safetensors`.
-      style: 'source' gives back the names that were imported (ours where there was no import), 'ours' ours,
-        'torchvision' says fc and downsample, and has DeepLab's head as torchvision's module has it.
-      known: as for `import_checkpoint`; the normalisation is not needed.
+      style: 'source' restores the imported names (ours if there was no import), 'ours' uses ours,
+        'torchvision' uses fc and downsample, and the names of DeepLab's head in torchvision's module.
+      known: as in `import_checkpoint`; the normalisation is not needed.
 
     Returns:
       The spec of the network.
 
     Raises:
-      UserError: the checkpoint is not sound, or `out` cannot be written.
+      UserError: the checkpoint is invalid, or `out` cannot be written.
     """
     opened = checkpoints.open_checkpoint(path, needs_normalization=False, **known)
     network = opened.build()

@@ -1,8 +1,8 @@
-"""ResNet-50 of Keras (He et al. 2016, "v1") as TensorFlow.js stores it, in our names.
+"""Reads Keras's ResNet-50 (He et al. 2016, "v1") in TensorFlow.js format, with our names.
 
-Its convolutions have biases in front of BatchNorms, and it takes BGR images of 0 to 255 less ImageNet's mean. Biases go
-into the running means (BatchNorm's input and its mean both lose the bias), BGR into the first kernel, and the mean into
-the spec, so that what is left is a ResNet of this package: the same logits, the same distance of moments.
+Its convolutions have biases before BatchNorms, and it takes BGR images of 0 to 255 minus ImageNet's mean. The biases
+move into the running means (BatchNorm's input and its mean both lose the bias), BGR into the first kernel, and the mean
+into the spec. The result is a ResNet of this package with the same logits and the same BatchNorm distance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastdfkd_jax.storage import limits
 State = dict[str, np.ndarray]
 
 ARCH = "resnet50v1_imagenet"
-# 'caffe' mode: subtracted from RGB of 0 to 255, and divided by nothing.
+# 'caffe' mode: subtracted from RGB of 0 to 255, without a division.
 _MEAN = (123.68, 116.779, 103.939)
 _STAGES = "2345"
 _LAYERS = r"(bn|res)[2-5][a-f]_branch(1|2[abc])|(bn_)?conv1|fc1000"
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
       f32 arrays by our names in PyTorch's layout, and the spec's arch, mean and std.
 
     Raises:
-      UserError: a file is missing or damaged, or it is another network.
+      UserError: a file is missing or damaged, or holds another network.
     """
     arrays = _arrays(path)
     layers = {name.split("/")[0] for name in arrays}
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def _ours(layer: str) -> tuple[str, str]:
-    """Our names of a convolution and of the BatchNorm behind it: res3a_branch2b is layer2.0.conv2."""
+    """Returns our names of a convolution and its BatchNorm: res3a_branch2b is layer2.0.conv2."""
     if layer == "conv1":
         return "conv1", "bn1"
     stage, block, branch = layer[3], layer[4], layer.partition("branch")[2]
@@ -73,7 +73,7 @@ def _ours(layer: str) -> tuple[str, str]:
 
 
 def _arrays(path: Path) -> State:
-    """All arrays by Keras's names."""
+    """Returns all arrays by Keras's names."""
     try:
         groups = limits.read_json(path, "model description")["weightsManifest"]
         shards = [_shard(path, name) for group in groups for name in group["paths"]]
@@ -93,7 +93,10 @@ def _arrays(path: Path) -> State:
 
 
 def _shard(path: Path, name: str) -> Path:
-    """A file of weights; it must lie beside the description, which may come from anywhere."""
+    """Returns the path of a weights file.
+
+    It must lie beside the description, which may come from an untrusted source.
+    """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"the shard {name!r} is not beside it")
     return path.parent / name

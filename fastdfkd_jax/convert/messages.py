@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fastdfkd_jax.errors import UserError, shortened
 
-# Longest message that a user sees without --verbose; "error: " and a hint at --verbose come on top.
+# Longest message without --verbose; "error: " and a hint at --verbose are added to it.
 MOST = 276
-_PATH = 60  # most of these that the file's name takes
+_PATH = 60  # at most these for the file's name
 RECORD = "fastdfkd convert record"
 UNKNOWN_NETWORK = f"for another network record its graph: {RECORD}"
 
 
 class LongError(UserError):
-    """A mistake of the input whose full description is longer than a line.
+    """An input error whose full description is longer than a line.
 
     Args:
-      fitted: gives the message in at most so many characters.
+      fitted: returns the message in at most the given number of characters.
       full: the whole message, for `--verbose`.
     """
 
@@ -26,19 +26,19 @@ class LongError(UserError):
         self.fitted, self.full = fitted, full
 
     def within(self, place: object) -> LongError:
-        """The same mistake with the place where it was found in front."""
+        """Returns the same error with its place prepended."""
         start = f"{shortened(str(place), _PATH)}: "
         return LongError(lambda room: start + self.fitted(room - len(start)), f"{place}: {self.full}")
 
 
 def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
-    """The first few names and how many more there are."""
+    """Lists the first few names and counts the others."""
     texts = [shortened(name, longest) for name in names[:most]]
     return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def all_faults(title: str, texts: Mapping[str, Sequence[str]], mend: str) -> LongError:
-    """All faults, and in the short form as many names of each as there is room for."""
+    """Reports all faults; the short form lists as many names of each as fit."""
 
     def message(most: int, longest: int) -> str:
         parts = (

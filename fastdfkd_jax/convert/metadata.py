@@ -1,4 +1,4 @@
-"""Checks the metadata that a `.safetensors` of ours carries: anyone may have written them."""
+"""Checks the metadata of our `.safetensors`, which are untrusted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MOST_NUMBERS = 1024  # of a mean or std: one for each input channel
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:
-    """The metadata of a file from their JSON.
+    """Parses a file's metadata from JSON.
 
     Raises:
-      UserError: they are no JSON object, are nested too deeply, or a value that we use has another type.
+      UserError: they are not a JSON object, are nested too deeply, or a value that we use has a wrong type.
     """
     try:
         metadata = limits.parse_json(text)

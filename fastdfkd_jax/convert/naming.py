@@ -1,8 +1,8 @@
-"""The one rule between variable trees and PyTorch state dictionaries, and the aliases of module names.
+"""The rule that maps variable trees to PyTorch state dictionaries, and the aliases of module names.
 
 Linen modules carry the dotted PyTorch name of the module, so that only leaf names and layouts differ:
 `kernel` (HWIO, or [I, O]) is `weight` (OIHW, or [O, I]), `scale` is `weight`, `mean` and `var` are
-`running_mean` and `running_var`. Statistics are used verbatim: both sides keep the unbiased variance.
+`running_mean` and `running_var`. Statistics are copied unchanged, because both sides keep the unbiased variance.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ State = Mapping[str, np.ndarray]
 COUNTER = "num_batches_tracked"
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
-# Names of one part of a network in different code bases; RepDistiller and torchvision say fc and downsample.
+# Names of the same part in different code bases; RepDistiller and torchvision use fc and downsample.
 ALIASES = (("linear", "fc", "classifier"), ("shortcut", "downsample"))
 
-# The head of DeepLab in the port that we follow, and in torchvision; and torchvision's second head, for training alone.
+# DeepLab's head in the port that we follow and in torchvision, and torchvision's second head, used only in training.
 DEEPLAB_HEAD = ("classifier.classifier", "classifier")
 AUXILIARY = "aux_classifier."
 
-# Leaf of a parameter that belongs to no usual layer; its module's name is the entry's whole one.
+# Leaf of a parameter outside the usual layers; its module's name is the entry's full name.
 WHOLE = "value"
 
 _LEAVES = {
@@ -48,10 +48,10 @@ _LEAVES = {
 
 @dataclass(frozen=True)
 class Naming:
-    """How a checkpoint's entry names differ from ours.
+    """The differences between a checkpoint's entry names and ours.
 
     Attributes:
-      prefix: stands before every name, for instance 'module.' of DataParallel.
+      prefix: prefix of every name, for example 'module.' of DataParallel.
       renames: pairs (our name, their name) of a dotted component, or of a few in a row.
     """
 
@@ -59,17 +59,17 @@ class Naming:
     renames: tuple[tuple[str, str], ...] = ()
 
     def to_ours(self, name: str) -> str:
-        """Our name of an entry of the checkpoint."""
+        """Returns our name of a checkpoint entry."""
         table = {theirs: ours for ours, theirs in self.renames}
         return _rename(name.removeprefix(self.prefix), table)
 
     def to_source(self, name: str) -> str:
-        """The checkpoint's name of one of our entries."""
+        """Returns the checkpoint's name of one of our entries."""
         return self.prefix + _rename(name, dict(self.renames))
 
 
 class Entry(NamedTuple):
-    """One array of a network: where it is in the tree (nowhere if it is no variable), its shape in PyTorch's layout."""
+    """One array of a network: its path in the tree (if it is a variable), and its shape in PyTorch's layout."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -83,9 +83,9 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """The leading components that all names share ('module.model.', 'backbone.'), or ''.
+    """Returns the leading components that all names share ('module.model.', 'backbone.'), or ''.
 
-    A layer's own name is no prefix: what is left must have components too, and not all the same first one.
+    A layer's name is not a prefix: the remaining names must have components too, and not all the same first one.
     """
     parts = [name.split(".") for name in names]
     shared = next((i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), None)
@@ -95,7 +95,7 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 def _wrappers(names: Iterable[str]) -> str:
-    """The prefix of wrappers alone, of names that are too few to tell."""
+    """Returns the prefix of known wrappers only, for names that are too few to infer one."""
     names, prefix = list(names), ""
     while step := next((p for p in PREFIXES if names and all(n.startswith(prefix + p) for n in names)), None):
         prefix += step
@@ -103,7 +103,7 @@ def _wrappers(names: Iterable[str]) -> str:
 
 
 def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
-    """Finds the prefix and the aliases under which `names` are the `expected` ones as far as possible."""
+    """Finds the prefix and the aliases that map `names` to the `expected` ones as far as possible."""
     names, expected = list(names), list(expected)
     prefix = common_prefix(names).removesuffix(common_prefix(expected))
     theirs = {part for name in names for part in name.removeprefix(prefix).split(".")}
@@ -111,7 +111,7 @@ def find_naming(names: Iterable[str], expected: Iterable[str]) -> Naming:
     pairs = []
     for group in ALIASES:
         our_names, their_names = ours.intersection(group), theirs.intersection(group)
-        # With two of a group on one side there is no telling which one is meant: leave both alone.
+        # Two names of a group on one side are ambiguous, so neither is renamed.
         if len(our_names) == len(their_names) == 1 and our_names != their_names:
             pairs.append((our_names.pop(), their_names.pop()))
     if _has_torchvisions_head([name.removeprefix(prefix) for name in names], expected):
@@ -126,7 +126,7 @@ def _has_torchvisions_head(names: Sequence[str], expected: Sequence[str]) -> boo
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """The entry of a leaf, (collection, modules..., leaf)."""
+    """Returns the entry name of a leaf, (collection, modules..., leaf)."""
     return ".".join(filter(None, (*path[1:-1], _LEAVES[path[0], path[-1]])))
 
 
@@ -137,36 +137,36 @@ def _torch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
 
 
 def _to_torch_axes(rank: int) -> tuple[int, ...]:
-    """Axes that take [..., I, O] to [O, I, ...]."""
+    """Returns the axes that permute [..., I, O] to [O, I, ...]."""
     return (rank - 1, rank - 2, *range(rank - 2))
 
 
 def from_torch_axes(rank: int) -> tuple[int, ...]:
-    """Axes that take [O, I, ...] to [..., I, O]."""
+    """Returns the axes that permute [O, I, ...] to [..., I, O]."""
     return (*range(2, rank), 1, 0)
 
 
 def expected_entries(network: Network) -> dict[str, Entry]:
-    """Every entry of the network's state dictionary by our name, without the counters of batches."""
+    """Returns every state dictionary entry of the network by our name, except the batch counters."""
     shapes: Any = flatten_dict(dict(jax.eval_shape(network.init, jax.random.key(0))))
     return {torch_name(path): Entry(path, _torch_shape(leaf.shape, path[-1])) for path, leaf in shapes.items()}
 
 
 def batch_norm_names(entries: Iterable[str]) -> tuple[str, ...]:
-    """Names of the modules that have running statistics, in order."""
+    """Returns the names of the modules with running statistics, in order."""
     suffix = ".running_mean"
     return tuple(sorted(name.removesuffix(suffix) for name in entries if name.endswith(suffix)))
 
 
 def to_state_dict(variables: Mapping[str, Any], num_batches_tracked: int | None = 0) -> dict[str, np.ndarray]:
-    """Gives variables as a PyTorch state dictionary.
+    """Converts variables to a PyTorch state dictionary.
 
     Args:
       variables: the collections 'params' and 'batch_stats'.
-      num_batches_tracked: what the counter of every BatchNorm says; None leaves the counters out.
+      num_batches_tracked: value of every BatchNorm's counter; None leaves the counters out.
 
     Returns:
-      f32 arrays by PyTorch name and layout, and the int64 counters. Load it with `strict=True`.
+      f32 arrays with PyTorch's names and layout, and the int64 counters. Load it with `strict=True`.
     """
     state = {}
     for path, leaf in flatten_dict({name: variables[name] for name in ("params", "batch_stats")}).items():
@@ -181,7 +181,7 @@ def to_state_dict(variables: Mapping[str, Any], num_batches_tracked: int | None 
 
 
 def state_of(network: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The network's whole state dictionary, which its PyTorch module loads with `strict=True`."""
+    """Returns the network's complete state dictionary, which its PyTorch module loads with `strict=True`."""
     if network.others is None:
         return to_state_dict(variables)
     state = to_state_dict(variables, num_batches_tracked=None) | dict(network.others.fixed)
@@ -189,27 +189,27 @@ def state_of(network: Network, variables: Mapping[str, Any]) -> dict[str, np.nda
 
 
 def from_state_dict(state: State, network: Network) -> dict[str, Any]:
-    """Gives a PyTorch state dictionary as the network's variables.
+    """Converts a PyTorch state dictionary to the network's variables.
 
     Args:
-      state: arrays by PyTorch name and layout; wrappers' prefixes and the known aliases are understood, and
-        the counters of batches are dropped.
-      network: whose tree and shapes are expected.
+      state: arrays with PyTorch's names and layout. Wrapper prefixes and known aliases are recognised, and
+        the batch counters are dropped.
+      network: the network, whose tree and shapes are expected.
 
     Returns:
       The collections 'params' and 'batch_stats', f32. A zero variance is logged as a warning.
 
     Raises:
-      UserError: with every missing, unused, mis-shaped and impossible entry, by the checkpoint's names.
+      UserError: lists every missing, unused, mis-shaped and impossible entry, by the checkpoint's names.
     """
     return to_variables(understand(state, network)[0], network)
 
 
 def understand(state: State, network: Network) -> tuple[dict[str, np.ndarray], Naming]:
-    """Gives a state dictionary under our names, checked, and how its own names differ.
+    """Returns a state dictionary under our names, checked, and how its own names differ.
 
     Raises:
-      UserError: it is not a sound checkpoint of this network (`from_state_dict`).
+      UserError: it is not a valid checkpoint of this network (`from_state_dict`).
     """
     expected, state = expected_entries(network), without_auxiliary(state, network)
     naming = find_naming(state, expected)
@@ -219,7 +219,7 @@ def understand(state: State, network: Network) -> tuple[dict[str, np.ndarray], N
 
 
 def without_auxiliary(state: State, network: Network) -> State:
-    """A state dictionary less the second head that torchvision trains a segmentation network with, which is logged."""
+    """Removes the second head that torchvision trains a segmentation network with, and logs it."""
     if network.spec.task != "segmentation" or network.others is not None:
         return state
     start = common_prefix(state) + AUXILIARY
@@ -230,7 +230,7 @@ def without_auxiliary(state: State, network: Network) -> State:
 
 
 def to_variables(ours: State, network: Network) -> dict[str, Any]:
-    """Gives what `understand` has checked as the collections 'params' and 'batch_stats', f32."""
+    """Converts arrays that `understand` has checked to the collections 'params' and 'batch_stats', f32."""
     leaves = {}
     for name, entry in expected_entries(network).items():
         array = np.asarray(ours[name], np.float32)
@@ -241,7 +241,7 @@ def to_variables(ours: State, network: Network) -> dict[str, Any]:
 
 
 def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: Network) -> None:
-    """Refuses a state dictionary that is not this network's, with all that is wrong in one line."""
+    """Refuses a state dictionary that does not fit the network, with all faults in one line."""
     known = {f"{name}.{COUNTER}" for name in batch_norm_names(expected)}
     if network.others is not None:
         fixed = {n: Entry((), array.shape) for n, array in network.others.fixed.items() if not n.endswith(COUNTER)}
@@ -289,7 +289,7 @@ def _warn_of_zeros(variances: State) -> None:
 
 
 def _fits(array: np.ndarray, entry: Entry) -> bool:
-    # What is no variable may be an index as well.
+    # An entry that is not a variable may also be an index.
     return array.shape == entry.shape and (not entry.path or np.issubdtype(array.dtype, np.floating))
 
 

@@ -4,11 +4,12 @@
     python record.py file.py:factory --checkpoint teacher.pth --graph folder
     python record.py program.pt2 --trust --graph folder
 
-This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in
-`file.py` that gives the module when called without arguments. Recorded in evaluation mode, on fixed noise as network
-input: the logits, the mean and biased variance of every BatchNorm's input, the gradients of two losses
-with respect to the image, and the state dictionary. `program.pt2` is what `torch.export.save` wrote. The
-checkpoint is read with `weights_only=True`. Both file.py and program.pt2 are code: recording them runs what they hold.
+This file needs only torch and numpy and may be copied alone. `factory` is a function (or class) in `file.py` that
+returns the module when called without arguments. `program.pt2` is a file from `torch.export.save`. The checkpoint is
+read with `weights_only=True`. Both file.py and program.pt2 are code, and recording them runs it.
+
+The network runs in evaluation mode on fixed noise as network input. Recorded are the logits, the mean and biased
+variance of every BatchNorm's input, the gradients of two losses with respect to the image, and the state dictionary.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ FORMAT, GRAPH, WEIGHTS, REFERENCE = 3, "graph.json", "weights.safetensors", "ref
 BATCH_NORMS = ("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
 DROPOUTS = {"aten.dropout": False, "aten.feature_dropout": True}  # whether whole channels are dropped
 CHECKPOINT_OPTIONS = ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
-LOGITS = ("logits", "out")  # the usual names of a classifier's answer among other outputs
+LOGITS = ("logits", "out")  # usual names of the logits among several outputs
 MAX_MESSAGE = 299  # characters, unless --verbose
-_LIBRARIES = []  # kept, because a library that is collected takes its operations with it
+_LIBRARIES = []  # kept, because garbage collection of a library removes its operations
 
 
 class RecordError(Exception):
-    """A mistake of the input; the message is one line."""
+    """An input error, with a message of one line."""
 
 
 def load_factory(target):
-    """Calls `factory` of 'file.py:factory' and returns its torch.nn.Module, drawn with seed 0."""
+    """Calls `factory` of 'file.py:factory' with seed 0 and returns its torch.nn.Module."""
     import torch
 
     path, separator, name = target.rpartition(":")
@@ -77,7 +78,7 @@ def load_factory(target):
 
 
 def read_checkpoint(path):
-    """The tensors of a PyTorch file, bare or in a container; nothing but tensors is ever unpickled."""
+    """Returns the tensors of a PyTorch file, bare or in a container; only tensors are unpickled."""
     import torch
 
     try:
@@ -100,31 +101,31 @@ def load_weights(module, state):
         if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
             state = {name[len(prefix) :]: value for name, value in state.items()}
     try:
-        # A plain dictionary has no version, which lets the counters of batches be absent.
+        # A plain dictionary has no version, so the batch counters may be absent.
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
         raise RecordError(f"the checkpoint does not fit the PyTorch module: {_one_line(error)}") from error
 
 
 def fixed_images(shape, seed=0):
-    """Standard normal noise of this shape, f32: network input, whatever the normalisation."""
+    """Returns standard normal noise of this shape, f32, as network input for any normalisation."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def record(module, images, output=None, classes=None):
-    """What the module computes from NCHW images in evaluation mode.
+    """Records the module's outputs for NCHW images in evaluation mode.
 
     Args:
       module: a torch.nn.Module, or the module of an exported program.
       images: f32[B, C, H, W].
-      output: which of several outputs the logits are, by name or position (`answer`).
-      classes: their number, where it is known and no output is chosen.
+      output: name or position of the logits among several outputs (`answer`).
+      classes: number of classes, if known and no output is chosen.
 
     Returns:
       NumPy arrays: 'images', 'labels', 'logits', 'moments/NAME/mean' and '/var' of every BatchNorm,
-      'state/NAME', and 'gradient/cross_entropy' and 'gradient/batch_norm' of `losses` in double
+      'state/NAME', and 'gradient/cross_entropy' and 'gradient/batch_norm' of `losses`. The gradients are in double
       precision, because in single precision rounding decides the ReLUs nearest to their kink. Labels are
-      [batch], or [batch, height, width] where the logits are a map.
+      [batch], or [batch, height, width] if the logits are a map.
     """
     import torch
 
@@ -153,7 +154,7 @@ def record(module, images, output=None, classes=None):
 
 
 def _labels(shape):
-    """Another class for every image, and in a map for every pixel from one to the next."""
+    """Returns a different class for every image and, in a map, for successive pixels."""
     import torch
 
     batch, classes, *size = shape
@@ -164,11 +165,11 @@ def _labels(shape):
 
 
 def _run(module, x, output, classes):
-    """Logits, and by BatchNorm the moments of its input and its running statistics."""
+    """Returns the logits, and by BatchNorm the moments of its input and its running statistics."""
     moments, statistics = {}, {}
 
     def see(name, x, mean, var):
-        x = x.clone()  # a later in-place operation must not reach what the gradient needs
+        x = x.clone()  # a later in-place operation must not change values that the gradient needs
         axes = [axis for axis in range(x.ndim) if axis != 1]
         moments[name] = (x.mean(axes), x.var(axes, unbiased=False))
         statistics[name] = (mean, var)
@@ -185,9 +186,9 @@ def _run(module, x, output, classes):
 
 @contextlib.contextmanager
 def _bare():
-    """Forward passes without activation checkpointing, no_grad and autocast, which only save memory and time.
+    """Disables activation checkpointing, no_grad and autocast, which only save memory and time.
 
-    Both gradients are taken of one pass, which checkpoints refuse, and of the function itself.
+    Both gradients come from one pass, which checkpoints do not support, and belong to the exact function.
     """
     import torch
     import torch.utils.checkpoint
@@ -207,7 +208,7 @@ def _bare():
 
 
 def outputs_of(given, place=""):
-    """What a module gives by its place in tuples, lists and dictionaries: 'logits', '1', 'auxiliary.0'."""
+    """Returns a module's outputs by place in tuples, lists and dictionaries: 'logits', '1', 'auxiliary.0'."""
     if isinstance(given, dict):
         items = given.items()
     elif isinstance(given, tuple | list):
@@ -220,12 +221,12 @@ def outputs_of(given, place=""):
 
 
 def answer(outputs, wanted=None, classes=None):
-    """Which output the logits are.
+    """Returns the output that holds the logits.
 
     Args:
       outputs: tensors by place (`outputs_of`).
       wanted: a place, or its position; by default the only output of a classifier's shape, or the one of `LOGITS`.
-      classes: of several outputs the first with so many is taken.
+      classes: of several outputs, the first with this many classes is taken.
 
     Raises:
       RecordError: there is none, or there are several.
@@ -256,7 +257,7 @@ def _shape(value):
 
 
 def _run_watched(module, x, see):
-    """Runs a module whose BatchNorms are modules; `see(name, input, mean, var)` is told of each."""
+    """Runs a module whose BatchNorms are modules, and calls `see(name, input, mean, var)` for each."""
     import torch
 
     handles = []
@@ -275,12 +276,12 @@ def _run_watched(module, x, see):
 
 
 def _run_exported(module, x, see):
-    """Runs an exported program's module, where BatchNorms are calls; otherwise as `_run_watched`."""
+    """Runs an exported program's module, where BatchNorms are calls; otherwise does the same as `_run_watched`."""
     import torch
 
     class Watched(torch.fx.Interpreter):
         def call_module(self, target, args, kwargs):
-            return None  # guards of shapes and types, which double precision would not pass
+            return None  # guards of shapes and types would fail in double precision
 
         def run_node(self, node):
             if str(node.target) in BATCH_NORMS and getattr(node.args[3], "op", None) in ("get_attr", "placeholder"):
@@ -298,7 +299,7 @@ def _is_exported(module):
 
 
 def losses(logits, labels, moments, statistics):
-    """Mean cross-entropy, and the sum over BatchNorms of ||mean - running|| + ||var - running||."""
+    """Returns mean cross-entropy, and the sum over BatchNorms of ||mean - running|| + ||var - running||."""
     import torch
 
     distance = torch.zeros((), dtype=logits.dtype)
@@ -309,7 +310,7 @@ def losses(logits, labels, moments, statistics):
 
 
 def export(module, image_size, channels):
-    """The module's program of ATen operations for any number of images (`torch.export`, evaluation mode)."""
+    """Exports the module as ATen operations for any batch size (`torch.export`, evaluation mode)."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
@@ -325,7 +326,7 @@ def export(module, image_size, channels):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without PyTorch's warnings about itself, and the programs that it prints before it refuses one."""
+    """Suppresses PyTorch's warnings about itself, and the programs that it prints before refusing one."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -341,11 +342,11 @@ def _quiet():
 
 
 def load_program(path, trust):
-    """A program that `torch.export.save` wrote. Loading it unpickles without limits, which runs whatever it holds.
+    """Loads a program that `torch.export.save` wrote. Unpickling it is unrestricted and runs any code in it.
 
     Args:
-      path: of the program.
-      trust: whether the user has said that it may run.
+      path: path of the program.
+      trust: whether the user has allowed it to run.
     """
     import torch
 
@@ -359,7 +360,7 @@ def load_program(path, trust):
     except Exception as error:
         raise RecordError(f"{path} is not a program that torch.export.save wrote: {_one_line(error)}") from error
     norms = [node for node in program.graph.nodes if str(node.target) == BATCH_NORMS[0]]
-    trains = any(node.args[5] and node.args[3] is not None for node in norms)  # without statistics it is always so
+    trains = any(node.args[5] and node.args[3] is not None for node in norms)  # without statistics this is always set
     if trains or program.graph_signature.buffers_to_mutate:
         raise RecordError(f"{path} was exported in training mode: export module.eval()")
     batch, *_ = _image_shape(program)
@@ -371,7 +372,7 @@ def load_program(path, trust):
 
 
 def _image_shape(program):
-    """[batch, channels, height, width] of a program's only input; what may be of any size is no int."""
+    """Returns [batch, channels, height, width] of a program's only input; sizes that may vary are not ints."""
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     if len(inputs) != 1:
         raise RecordError(f"the module takes {len(inputs)} inputs: expected images alone")
@@ -382,18 +383,18 @@ def _image_shape(program):
 
 
 def describe(program, output=None):
-    """A program as plain data.
+    """Describes a program as plain data.
 
     Args:
-      program: what `export` gave.
-      output: as `record`.
+      program: the result of `export`.
+        output: as in `record`.
 
-    Returns:
-      What JSON can hold: 'nodes', each with its operation and all arguments of the operation's schema by name;
-      'entries', the names of the weights that nodes use by placeholder; 'parameters', those that train; 'shapes' of
-      all weights by name; 'state', the names of the state dictionary; 'ties', of its entries that are another's tensor,
-      to the other's name; the names of the 'images' and of the 'output'. And the weights by name: the state dictionary,
-      and constants that are not in it.
+      Returns:
+        A description for JSON: 'nodes', each with its operation and all arguments of the operation's schema by name;
+        'entries', the names of the weights that nodes use, by placeholder; 'parameters', those that train; 'shapes' of
+        all weights by name; 'state', the names in the state dictionary; 'ties', from each entry that shares another's
+        tensor to the other's name; and the names of the 'images' and of the 'output'. Second, the weights by name: the
+        state dictionary and other constants.
     """
     try:
         with _quiet():
@@ -438,7 +439,7 @@ def describe(program, output=None):
 
 
 def _marked(program):
-    """Dropouts under a name of their own, which decomposing leaves; as themselves they would leave no trace."""
+    """Renames dropouts to a name that survives decomposition; otherwise they would leave no trace."""
     import torch
 
     if not hasattr(torch.ops.fastdfkd_jax, "dropout"):
@@ -459,7 +460,7 @@ def _marked(program):
 
 
 def _ties(state, used):
-    """Entries that are the tensor of another one; the other is one that is used, if any is."""
+    """Returns the entries that share another entry's tensor; the other is one that is used, if there is one."""
     used, owners, ties = set(used), {}, {}
     for name in sorted(state, key=lambda name: name not in used):
         value = state[name]
@@ -470,7 +471,7 @@ def _ties(state, used):
 
 
 def _needed(nodes, logits):
-    """The nodes that lead to the logits or to a BatchNorm; others, as of an auxiliary loss, need not be known."""
+    """Returns the nodes that lead to the logits or a BatchNorm; others, such as an auxiliary loss, may be unknown."""
     wanted, kept = {logits}, []
     for node in reversed(nodes):
         if node["name"] in wanted or node["op"] in BATCH_NORMS:
@@ -480,7 +481,7 @@ def _needed(nodes, logits):
 
 
 def _output_node(program, leaves, wanted):
-    """The name of the node that gives the logits; leaves are what the program gives, out of its structure."""
+    """Returns the name of the node with the logits; leaves are the program's flattened outputs."""
     from torch.utils import _pytree
 
     nodes = outputs_of(_pytree.tree_unflatten(list(leaves), program.call_spec.out_spec))
@@ -493,7 +494,7 @@ def _operation(target):
 
 
 def _arguments(node):
-    """Every argument by name, defaults included; of an operator of Python by position."""
+    """Returns every argument by name, including defaults; for Python operators by position."""
     if not hasattr(node.target, "_schema"):
         return {str(i): _encoded(value) for i, value in enumerate(node.args)}
     given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
@@ -511,11 +512,11 @@ def _encoded(value):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
-    return {"other": str(value)}  # a dtype, device or layout: nothing that a network's values depend on here
+    return {"other": str(value)}  # a dtype, device or layout, on which a network's values do not depend here
 
 
 def references(argument):
-    """Names of the nodes that an encoded argument refers to."""
+    """Returns the names of the nodes that an encoded argument refers to."""
     if isinstance(argument, dict):
         return {argument["node"]} if "node" in argument else set().union(*map(references, argument.values()))
     return set().union(*map(references, argument)) if isinstance(argument, list) else set()
@@ -573,14 +574,14 @@ def _parse(arguments, program):
 
 
 def _untouched(module):
-    """Whether a module's BatchNorms have met no batch yet, so that its weights are those of its constructor."""
+    """Returns True if a module's BatchNorms have seen no batch, so that its weights are the initial ones."""
     moved = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
     ends = ((name.rpartition(".")[2], value) for name, value in module.state_dict().items())
     return not _is_exported(module) and all((value == moved[end]).all() for end, value in ends if end in moved)
 
 
 def unwrap(module):
-    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    """Returns the module inside DataParallel, DistributedDataParallel and torch.compile."""
     import torch
 
     wrappers = torch.nn.parallel.DataParallel, torch.nn.parallel.DistributedDataParallel
@@ -590,7 +591,7 @@ def unwrap(module):
 
 
 def fold(module):
-    """Replaces weights that are computed of others, as weight and spectral norm do, by their values in evaluation."""
+    """Replaces computed weights, as in weight and spectral norm, by their values in evaluation."""
     from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 
     older = {"WeightNorm": remove_weight_norm, "SpectralNorm": remove_spectral_norm}
@@ -605,12 +606,12 @@ def fold(module):
 
 
 def images_of(module, channels=None, size=None, batch=2):
-    """Channels and side of the images that a module takes; lazy layers take their shapes.
+    """Returns channels and side of a module's images; lazy layers get their shapes.
 
     Args:
-      module: run on zeros in evaluation mode.
-      channels: by default those of the first convolution, else 3, else 1.
-      size: by default what 'default_cfg' (timm) or 'image_size' says, else 32.
+      module: the module, which is run on zeros in evaluation mode.
+      channels: by default the first convolution's, else 3, else 1.
+      size: by default from 'default_cfg' (timm) or 'image_size', else 32.
       batch: number of images.
     """
     import torch
@@ -636,7 +637,7 @@ def images_of(module, channels=None, size=None, batch=2):
 
 
 def _prepare(module, graph, channels, image_size, batch):
-    """What `_open` gives, of a module."""
+    """Returns the same as `_open`, for a module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = fold(module) if graph else module
@@ -648,11 +649,11 @@ def record_graph(module, folder, channels=None, image_size=None, normalisation=N
     """Records a module of this process as a graph.
 
     Args:
-      module: a torch.nn.Module; weights that are computed of others, as weight norm does, are folded in place.
-      folder: to write.
-      channels, image_size: of its images; by default as `images_of` finds them.
+      module: a torch.nn.Module; computed weights, as in weight norm, are folded in place.
+      folder: the folder to write.
+      channels, image_size: those of its images; by default from `images_of`.
       normalisation: {'mean': [...], 'std': [...]} of images in [0, 1], if known.
-      initial: whether the weights are those of its constructor, so that a student draws others of the same kind.
+      initial: whether the weights are its constructor's, so that a student draws others from the same distribution.
 
     Raises:
       RecordError: the module cannot be recorded.
@@ -666,7 +667,7 @@ def record_graph(module, folder, channels=None, image_size=None, normalisation=N
 
 
 def _open(options):
-    """The module to run, the channels and the side of its images, and its program where a graph is wanted."""
+    """Returns the module to run, channels and side of its images, and its program if a graph is recorded."""
     if not options.network.endswith(".pt2"):
         module = unwrap(load_factory(options.network))
         if options.checkpoint:
@@ -692,17 +693,17 @@ def _write(path, arrays):
 
 
 def write_graph(folder, program, result, known, output=None):
-    """Writes the folder; graph.json comes last. Where fastdfkd_jax is installed, it must know every operation.
+    """Writes the folder, with graph.json last. If fastdfkd_jax is installed, it must know every operation.
 
     Args:
-      folder: to write.
-      program: what `export` gave.
-      result: what `record` gave.
+      folder: the folder to write.
+      program: the result of `export`.
+      result: the result of `record`.
       known: 'initial', whether the weights are a constructor's initial ones, and if known 'mean' and 'std' of images.
-      output: as `record`.
+      output: as in `record`.
 
     Returns:
-      What graph.json holds.
+      The content of graph.json.
     """
     graph, weights = describe(program, output)
     logits = result["logits"].shape
@@ -719,7 +720,7 @@ def write_graph(folder, program, result, known, output=None):
 
 
 def _require_known(folder, graph, weights):
-    """Refuses what every later command would refuse; where this file is alone, they do."""
+    """Refuses graphs that every later command would refuse; if this file is used alone, those commands do."""
     try:
         from fastdfkd_jax.convert.graph import read_graph
         from fastdfkd_jax.errors import UserError
@@ -732,7 +733,7 @@ def _require_known(folder, graph, weights):
 
 
 def _safetensors(state):
-    """The file format in a few lines, because this script may be where only torch and numpy are."""
+    """Writes the safetensors format directly, because this script may run with only torch and numpy."""
     header, offset = {}, 0
     for name, array in state.items():
         kind = {"f": "F", "i": "I", "u": "U", "b": "BOOL"}[array.dtype.kind]
@@ -747,7 +748,7 @@ def _safetensors(state):
 def _write_bytes(path, content):
     temporary = f"{path}.{secrets.token_hex(8)}.tmp"
     try:
-        with open(temporary, "xb") as file:  # a new file: never through a link that waits there
+        with open(temporary, "xb") as file:  # a new file, so that no existing link is followed
             file.write(content)
         os.replace(temporary, path)
     finally:
@@ -774,7 +775,7 @@ def _check_normalisation(known, channels):
 
 
 def _run_command(options):
-    """Records as asked; returns the line to print."""
+    """Records as requested; returns the line to print."""
     known = {key: value for key in ("mean", "std") if (value := getattr(options, key))}
     module, channels, size, program = _open(options)
     _check_normalisation(known, channels)
@@ -792,7 +793,7 @@ def _run_command(options):
 
 
 def main(arguments=None, program=None):
-    """Runs the command under this name; returns its exit status, 2 for a mistake of the input."""
+    """Runs the command under this name; returns its exit status, 2 if the input is wrong."""
     verbose = False
     try:
         options = _parse(arguments, program)
@@ -813,7 +814,7 @@ def main(arguments=None, program=None):
 
 
 def _complain(message, verbose):
-    """Prints an error on one line, a long one without its end: PyTorch's texts begin with what fails."""
+    """Prints an error on one line; the end of a long one is cut, because PyTorch names the failure first."""
     message = f"error: {message}"
     if not verbose and len(message) > MAX_MESSAGE:
         message = f"{message[: MAX_MESSAGE - 3]}..."
@@ -821,7 +822,7 @@ def _complain(message, verbose):
 
 
 if __name__ == "__main__":
-    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, which removes what is half-written
+    for name in ("SIGTERM", "SIGHUP"):  # end as with Ctrl-C, which removes half-written files
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
             signal.signal(getattr(signal, name), signal.default_int_handler)
     sys.exit(main())

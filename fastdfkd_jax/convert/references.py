@@ -1,4 +1,4 @@
-"""What PyTorch computes with a checkpoint's weights: from our twin, the user's module, or a recorded file."""
+"""PyTorch's outputs with a checkpoint's weights: from our twin, the user's module, or a recorded file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spe
     Args:
       target: 'FILE.py:FACTORY'.
       ours: the weights under our names.
-      names: those of the code base that the weights come from, tried where the module has none that we know.
+      names: the names in the weights' code base, tried if the module has no names that we know.
       spec: the network.
 
     Raises:
@@ -68,10 +68,10 @@ def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> 
 
 
 def from_file(path: str) -> Arrays:
-    """Reads what `record.py` wrote.
+    """Reads a file that `record.py` wrote.
 
     Raises:
-      UserError: the file is missing, damaged, too large or something else.
+      UserError: the file is missing, damaged, too large or of another kind.
     """
     file = expanded(path)
     try:
@@ -82,7 +82,7 @@ def from_file(path: str) -> Arrays:
         raise
     except FileNotFoundError as error:
         raise UserError(f"there is no reference {path}: record one with convert/record.py") from error
-    except Exception as error:  # a damaged archive raises nearly anything, from zlib.error to MemoryError
+    except Exception as error:  # a damaged archive can raise almost anything, from zlib.error to MemoryError
         raise UserError(f"{path} is not an .npz that convert/record.py wrote, or is damaged") from error
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
@@ -93,7 +93,7 @@ def from_file(path: str) -> Arrays:
 
 
 def _fault(arrays: Arrays) -> str | None:
-    """The first array whose type or shape no recording has."""
+    """Describes the first array whose type or shape does not fit a recording."""
     images, labels, logits = arrays["images"], arrays["labels"], arrays["logits"]
     floats = [name for name in arrays if name != "labels" and not name.startswith("state/")]
     if wrong := [name for name in floats if not np.issubdtype(arrays[name].dtype, np.floating)]:
@@ -114,10 +114,10 @@ def _is_moment(name: str, array: np.ndarray) -> bool:
 
 
 def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
-    """A reference with its moments and state under our names.
+    """Returns a reference with its moments and state under our names.
 
     Raises:
-      UserError: its image size, classes or BatchNorms are not those of the network.
+      UserError: its image size, classes or BatchNorms differ from the network's.
     """
     _check_sizes(arrays, network.spec, title)
     entries = naming.expected_entries(network)
@@ -139,7 +139,7 @@ def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
 
 
 def _owner(module: str, network: Network) -> str:
-    """The name under which a network has a BatchNorm that goes by two."""
+    """Returns the network's name of a BatchNorm that has two names."""
     suffix = ".running_mean"
     ties = network.others.ties if network.others else {}
     return ties.get(module + suffix, module + suffix).removesuffix(suffix)

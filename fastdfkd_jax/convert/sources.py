@@ -1,4 +1,4 @@
-"""Checkpoints as read, less what is no part of a network, and the spec that their entries and the user tell."""
+"""Reads checkpoints without extra entries, and determines the spec from the entries and the user's options."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Say = Callable[[str], object]
 
 
 class Source(NamedTuple):
-    """A checkpoint as read, by its own names.
+    """A checkpoint as read, with its own names.
 
     Attributes:
       path: the file, or the folder of a recorded graph.
       state: f32 arrays and int64 counters.
-      metadata: what `save_network` stored beside them; {} for a file of another origin.
-      taken: the keys that led to the weights in the file, '' where they were bare.
+      metadata: the metadata that `save_network` stored; {} for a file of another origin.
+      taken: the keys that led to the weights in the file, '' if they were bare.
     """
 
     path: Path
@@ -48,13 +48,13 @@ class Source(NamedTuple):
 def read_source(
     path: str | os.PathLike[str], choice: Choice = ALL, known: Collection[str] = (), say: Say = logging.warning
 ) -> Source:
-    """Reads a checkpoint of any kind and drops the entries that are no part of a network (`choosing.trim`).
+    """Reads a checkpoint of any kind and drops entries that are not part of a network (`choosing.trim`).
 
     Args:
       path: the file.
-      choice: which of its entries are the weights.
-      known: names of the network's entries where they are known.
-      say: is told, in a line each, what else the file holds and what was dropped.
+      choice: selects the weights among its entries.
+      known: names of the network's entries, if known.
+      say: called with one line for each alternative in the file and each kind of dropped entry.
     """
     path = Path(path)
     content = weight_files.read(path, choice)
@@ -68,7 +68,7 @@ def read_source(
 
 
 def not_normalised(path: Path) -> UserError:
-    """The mistake of a checkpoint without a normalisation."""
+    """Returns the error for a checkpoint without a normalisation."""
     return UserError(
         f"{path} does not say how its images are normalised: give --mean and --std (for instance {_USUAL})"
     )
@@ -84,22 +84,22 @@ def find_spec(
     std: tuple[float, ...] | None = None,
     needs_normalization: bool = True,
 ) -> NetworkSpec:
-    """The spec of a checkpoint: what is given, else what is stored in it, else what its entries tell.
+    """Returns the spec of a checkpoint: from the arguments, else from stored metadata, else from its entries.
 
     Args:
       source: the checkpoint.
-      arch, num_classes, image_size, mean, std: what the caller knows.
-      needs_normalization: whether a mean and std that are neither given nor stored are an error.
+      arch, num_classes, image_size, mean, std: the values that the caller knows.
+      needs_normalization: whether it is an error if mean and std are neither given nor stored.
 
     Raises:
-      UserError: something needed is not known, or the number of classes is another one.
+      UserError: something required is unknown, or the number of classes differs.
     """
     said, names = source.metadata, [field.name for field in dataclasses.fields(NetworkSpec)]
     stored: dict[str, Any] = {name: said[name] for name in names if name in said}
     if arch is None and str(stored.get("arch", "")).startswith(f"{graph.ARCH}:"):
         raise UserError(f"{source.path} has the weights of a recorded graph: name its folder with --arch")
     counts = {"num_classes": guess.guess_classes, "channels": guess.guess_channels}
-    if is_registered(arch or stored.get("arch", "")):  # what its layers are called only its author knows
+    if is_registered(arch or stored.get("arch", "")):  # only its author knows its layers' names
         told = {"num_classes": num_classes, "channels": None if mean is None else len(mean)}
         stored = {name: value for name, value in told.items() if value} | stored
         counts = {name: count for name, count in counts.items() if name not in stored}
@@ -134,7 +134,7 @@ def _told_arch(source: Source) -> str:
             f"{source.path} holds several networks, under {listed(starts)}: choose one with --prefix {starts[0]}"
         ) from error
     if task_of(arch) == "segmentation" and any(naming.DEEPLAB_HEAD[0] in name for name in source.state):
-        # Another stride is another function of the same weights; torchvision's is always 8, the port's is either.
+        # With another stride the same weights give other outputs; torchvision's is always 8, the port's either.
         told = "%s does not tell its output stride, which is taken for 8: a network of 16 is of architecture %s_os16"
         logging.warning(told, source.path, arch)
     return arch

@@ -1,4 +1,4 @@
-"""PyTorch's files, read without running anything that they name, and within the limits on memory."""
+"""Reads PyTorch files without running anything that they name, within the memory limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 from fastdfkd_jax.errors import UserError, one_line, shortened
 from fastdfkd_jax.storage import limits
 
-# Values that training scripts save beside the weights. An object that takes any arguments and keeps none stands for
-# each of them, so that nothing of the named module is imported, called or changed.
+# Values that training scripts save beside the weights. Each is replaced by an object that accepts any arguments and
+# keeps none, so that nothing in the named module is imported, called or changed.
 _VALUES = (
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -46,23 +46,23 @@ _MAPPINGS = (
 
 
 class Inert:
-    """Stands for a value that is not needed: takes any arguments and any state, and keeps nothing."""
+    """A placeholder for an unneeded value; it accepts any arguments and any state, and keeps nothing."""
 
     __slots__ = ()
 
     def __new__(cls, *_arguments: object) -> Inert:
-        """Makes one of any arguments."""
+        """Accepts any arguments."""
         return object.__new__(cls)
 
     def __init__(self, *_arguments: object):
         pass
 
     def __setstate__(self, _state: object) -> None:
-        """Ignores the state: nothing is set."""
+        """Ignores the state."""
 
 
 class InertMapping:
-    """Stands for a class of dictionaries: each becomes an `OrderedDict`, without its other arguments."""
+    """A placeholder for a class of dictionaries; each becomes an `OrderedDict` without its other arguments."""
 
     def __new__(cls, *_arguments: object) -> Any:
         """Makes an empty dictionary, which the unpickler fills."""
@@ -70,7 +70,7 @@ class InertMapping:
 
 
 def import_torch() -> Any:
-    """Gives the module torch.
+    """Returns the module torch.
 
     Raises:
       UserError: it is not installed.
@@ -83,33 +83,33 @@ def import_torch() -> Any:
 
 
 def load(path: Path) -> Any:
-    """Unpickles a file of PyTorch: tensors, containers, numbers and text; `Inert` for the values of `_VALUES`.
+    """Unpickles a PyTorch file: tensors, containers, numbers and text, and `Inert` for the values of `_VALUES`.
 
     Raises:
-      UserError: it is damaged, of another format, too large, or names a class or function that is not allowed.
+      UserError: it is damaged, of another format or too large, or names a class or function that is not allowed.
     """
     torch = import_torch()
     _require_size(path)
     try:
-        # Given an open file, PyTorch cannot go by the name.
+        # With an open file, PyTorch cannot infer the format from the name.
         with warnings.catch_warnings(), _stand_ins(torch), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # of old storage classes; whoever reads cannot mend the file
+            warnings.simplefilter("ignore")  # about old storage classes; the reader cannot change the file
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:
-        # Damaged input can raise nearly anything in the unpickler, from KeyError to OSError and MemoryError.
+        # Damaged input can raise almost anything in the unpickler, from KeyError to OSError and MemoryError.
         raise UserError(_why_unreadable(path, str(error))) from error
 
 
 def _stand_ins(torch: Any) -> Any:
-    """Lets the unpickler meet the values of `_VALUES` and `_MAPPINGS`, each of which it replaces."""
+    """Lets the unpickler accept the values of `_VALUES` and `_MAPPINGS`, and replaces each."""
     pairs = [(Inert, name) for name in _VALUES] + [(InertMapping, name) for name in _MAPPINGS]
     return torch.serialization.safe_globals(pairs)
 
 
 def _require_size(path: Path) -> None:
-    """Checks the size that an archive declares, before anything of it is unpacked."""
+    """Checks the size that an archive declares before unpacking anything."""
     limits.require_bytes(path.stat().st_size, path)
     if not _is_archive(path):
         return
@@ -117,7 +117,7 @@ def _require_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             total = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # a damaged directory of the archive raises nearly anything
+    except Exception as error:  # a damaged archive directory can raise almost anything
         raise UserError(_damaged(path)) from error
     limits.require_bytes(total, path)
     if not any(name.endswith("data.pkl") for name in names):
@@ -126,16 +126,16 @@ def _require_size(path: Path) -> None:
 
 
 def _is_archive(path: Path) -> bool:
-    # As PyTorch decides it. Weights of the old format may have the mark of an archive's end by chance.
+    # PyTorch's test. Weights in the old format may contain an archive's end mark by chance.
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def to_arrays(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Copies tensors to arrays, every float as float32.
+    """Copies tensors to arrays, with every float as float32.
 
     Raises:
-      UserError: one is quantised or sparse, or all together are too large.
+      UserError: a tensor is quantised or sparse, or all together are too large.
     """
     torch = import_torch()
     total = 0
@@ -149,7 +149,7 @@ def to_arrays(path: Path, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
             raise UserError(f"{label} in {path} has no values (a 'meta' tensor): save the network with its weights")
         if tensor.is_complex():
             raise UserError(f"{label} in {path} is complex: expected floating-point weights")
-        # A view of one number may claim any size, and it is the copy that takes the memory.
+        # A view of one number may declare any size; only the copy takes the memory.
         total += tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
         limits.require_bytes(total, path)
     return {name: _to_array(path, name, tensor) for name, tensor in tensors.items()}
@@ -186,7 +186,7 @@ def _why_unreadable(path: Path, message: str) -> str:
 
 
 def _wanted_global(path: Path, message: str) -> str | None:
-    """Which function or class the pickle would call, found without running it."""
+    """Finds the function or class that the pickle would call, without running it."""
     if match := re.search(r"GLOBAL (\S+)", message):
         return one_line(match[1])
     if _is_archive(path) or "operand" not in message:

@@ -18,13 +18,13 @@ from fastdfkd_jax.convert.checkpoints import Build, Opened
 from fastdfkd_jax.convert.weight_files import read_state_dict, write_safetensors
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 
-# float32 sums in another order differ by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.
-# Moments of channels that hardly vary lose another digit to cancellation.
+# Summing float32 in another order changes results by about 1e-6; a swapped axis or a wrong epsilon by 1e-2 and more.
+# Moments of nearly constant channels lose another digit to cancellation.
 TOLERANCES = {"logits": 1e-4, "gradient": 1e-4, "moments": 1e-3, "bits": 0.0}
-# Of activations, relative to their mean. It counts where they hardly vary: DeepLab's pooled branch has one value an
-# image, and images of noise have nearly the same.
+# Rounding of activations relative to their mean. It matters if they are nearly constant: DeepLab's pooled branch has
+# one value per image, which is nearly the same for all noise images.
 _ROUNDING = 1e-6
-TWIN, SAME_WEIGHTS = "our PyTorch twin", "weights of the reference"  # of titles in a report
+TWIN, SAME_WEIGHTS = "our PyTorch twin", "weights of the reference"  # titles in a report
 GRADIENTS = ("cross_entropy", "batch_norm")
 
 
@@ -32,8 +32,9 @@ class Check(NamedTuple):
     """One comparison.
 
     Attributes:
-      name: what was compared.
-      error: max|ours - reference| / max|reference|; of a variance that is all rounding, to what rounding may leave.
+      name: the compared quantity.
+      error: max|ours - reference| / max|reference|; for a variance that is only rounding error, relative to the largest
+        rounding error.
       magnitude: max|reference|.
       tolerance: the largest error that passes.
     """
@@ -45,12 +46,12 @@ class Check(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance (a NaN is not)."""
+        """True if the error is within the tolerance (a NaN is not)."""
         return self.error <= self.tolerance
 
 
 class Report(NamedTuple):
-    """The checks of one checkpoint and what it was compared with."""
+    """The checks of one checkpoint and the reference that it was compared with."""
 
     spec: NetworkSpec
     reference: str
@@ -58,7 +59,7 @@ class Report(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return all(check.passed for check in self.checks)
 
 
@@ -69,18 +70,18 @@ def verify(
 
     Args:
       path: a checkpoint of any kind, or the folder of a recorded graph.
-      torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture, or what was
-        recorded with the graph.
-      reference: an `.npz` that `record.py` wrote; torch is then needed for a torch checkpoint only.
+      torch_factory: 'FILE.py:FACTORY' of the user's own module; by default our twin of the architecture, or the
+        reference recorded with the graph.
+      reference: an `.npz` that `record.py` wrote; torch is then needed only for a torch checkpoint.
       known: `choice` and `say` as in `sources.read_source`, `arch`, `num_classes` and `image_size` as in
         `sources.find_spec`.
 
     Returns:
       The checks: logits, every BatchNorm's input mean and variance, two image gradients, the round trip
-      through our file format, and the weights where the reference brings its own.
+      through our file format, and the weights if the reference has its own.
 
     Raises:
-      UserError: the checkpoint is not sound, or the reference is none of this network.
+      UserError: the checkpoint is invalid, or the reference belongs to another network.
     """
     opened = checkpoints.open_checkpoint(path, needs_normalization=False, **known)
     source, network = opened.source, opened.build()
@@ -105,17 +106,17 @@ def verify(
 
 
 def run_network(network: Network, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the network computes in float32 from network input f32[B, C, H, W], PyTorch's layout.
+    """Runs the network in float32 on network input f32[B, C, H, W], PyTorch's layout.
 
     Returns:
-      'logits' f32[B, num_classes], or f32[B, num_classes, H, W], and 'moments/NAME/mean' and '/var' f32[C] of every
+      'logits' f32[B, num_classes], or f32[B, num_classes, H, W], and 'moments/NAME/mean' and '/var' f32[C] for every
       BatchNorm's input.
     """
     with jax.default_matmul_precision("highest"):
-        # Weights are an argument: what is computed of constants alone XLA would compute while it compiles.
+        # Weights are an argument, because XLA would evaluate expressions of constants while it compiles.
         run = jax.jit(lambda variables, x: network.apply(variables, x.transpose(0, 2, 3, 1), moments=True))
         outputs = run(variables, jnp.asarray(images))
-    # A map is NHWC here and NCHW there.
+    # A map is NHWC in JAX and NCHW in PyTorch.
     result = {"logits": np.moveaxis(np.asarray(outputs.logits), -1, 1)}
     for path, moment in flatten_dict(dict(outputs.moments)).items():
         result[f"moments/{'.'.join(path[:-1])}/{path[-1]}"] = np.asarray(moment)
@@ -125,16 +126,16 @@ def run_network(network: Network, variables: Mapping[str, Any], images: np.ndarr
 def image_gradients(
     make: Build, variables: Mapping[str, Any], images: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Gradients of two losses with respect to the image, computed in float64.
+    """Returns the gradients of two losses with respect to the image, computed in float64.
 
-    In float32 a few of a wide network's million ReLUs stand so near their kink that rounding decides them; one of
-    them moves the gradient by a thousandth, in any two implementations.
+    In float32, a few of a wide network's million ReLUs are so near their kink that rounding decides them. One of them
+    changes the gradient by a thousandth between any two implementations.
 
     Args:
-      make: gives the network in double precision.
+      make: builds the network in double precision.
       variables: its variables.
       images: network input, f32[B, C, H, W].
-      labels: i32[B], or i32[B, H, W] of a map.
+      labels: i32[B], or i32[B, H, W] for a map.
 
     Returns:
       'gradient/cross_entropy' and 'gradient/batch_norm' (`record.losses`), f64[B, C, H, W].
@@ -156,7 +157,7 @@ def image_gradients(
 
 
 def compare(make: Build, variables: Mapping[str, Any], reference: Mapping[str, np.ndarray]) -> list[Check]:
-    """Checks of what our network computes against a reference under our names (`references.in_our_names`)."""
+    """Compares our network's outputs with a reference under our names (`references.in_our_names`)."""
     images, labels = reference["images"], reference["labels"]
     checks = []
     for name, array in run_network(make(), variables, images).items():
@@ -167,7 +168,7 @@ def compare(make: Build, variables: Mapping[str, Any], reference: Mapping[str, n
         checks.append(_check(title, array, reference[name], kind, least))
     gradients = image_gradients(make, variables, images, labels)
     if not count_batch_norms(variables):
-        del gradients["gradient/batch_norm"]  # a distance of no moments: the row would compare zeros
+        del gradients["gradient/batch_norm"]  # without BatchNorm the row would compare zeros
     for name, array in gradients.items():
         kind, _, rest = name.partition("/")
         checks.append(_check(f"image gradient of {rest}", array, reference[name], kind))
@@ -175,13 +176,13 @@ def compare(make: Build, variables: Mapping[str, Any], reference: Mapping[str, n
 
 
 def _least_variance(mean: np.ndarray, var: np.ndarray) -> float:
-    """The magnitude of variances whose tolerance is what rounding of the activations may do to these."""
+    """Returns the magnitude below which a variance may be rounding error of the activations."""
     rounding, deviation = _ROUNDING * float(np.abs(mean).max()), float(np.sqrt(var.max()))
     return (2 * deviation * rounding + rounding**2) / TOLERANCES["moments"]
 
 
 def _check(name: str, found: np.ndarray, reference: np.ndarray, kind: str, least: float = 0.0) -> Check:
-    """One check of an array, its error relative to the reference's magnitude, or to `least` if that is more."""
+    """Checks an array; its error is relative to the reference's magnitude, or to `least` if that is larger."""
     magnitude = float(np.max(np.abs(reference), initial=0.0))
     if found.shape != reference.shape:
         return Check(name, float("inf"), magnitude, TOLERANCES[kind])
@@ -190,7 +191,7 @@ def _check(name: str, found: np.ndarray, reference: np.ndarray, kind: str, least
 
 
 def _round_trip(opened: Opened, variables: Mapping[str, Any]) -> Check:
-    """Checkpoint to variables to our file and back to the checkpoint's own names, bit for bit."""
+    """Converts the checkpoint to variables, to our file and back to its own names, and compares bit for bit."""
     counters = {name: array for name, array in opened.state.items() if name.endswith(naming.COUNTER)}
     state = naming.state_of(opened.build(), variables)
     state = {name: array for name, array in state.items() if not name.endswith(naming.COUNTER)}
@@ -212,7 +213,7 @@ def _same_weights(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
 
 
 def _same(name: str, found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> Check:
-    """One check over whole state dictionaries; infinite where names, types or only signs of zero differ."""
+    """Checks whole state dictionaries; the error is infinite if names, types or only signs of zero differ."""
     magnitude = max((float(np.abs(array).max(initial=0)) for array in reference.values()), default=0.0)
     error = float("inf")
     if found.keys() == reference.keys():

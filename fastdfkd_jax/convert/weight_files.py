@@ -1,4 +1,4 @@
-"""Reading and writing state dictionaries: PyTorch files without trusting them, safetensors without torch."""
+"""Reads and writes state dictionaries: PyTorch files without trusting them, safetensors without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["CONTAINERS", "import_torch", "read", "read_state_dict", "write_safet
 
 State = dict[str, np.ndarray]
 
-# Of files to write. What a file holds that is read, its first bytes tell.
+# Suffixes of files to write. When reading, the first bytes determine the format.
 TORCH_SUFFIXES = (".pth", ".pt", ".th")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 METADATA_KEY = stored_metadata.KEY
@@ -39,8 +39,8 @@ _SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-_ALIGNMENT = 8  # of a safetensors header, in bytes
-# How files begin that people take for checkpoints.
+_ALIGNMENT = 8  # alignment of a safetensors header, in bytes
+# First bytes of files that people mistake for checkpoints.
 _OTHERS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run git lfs pull",
     b"<": "is a web page (HTML or XML), not the file itself: download it again",
@@ -55,9 +55,9 @@ class Content(NamedTuple):
 
     Attributes:
       state: arrays by the file's own names; every float is float32.
-      metadata: what `write_safetensors` stored, or what Keras's network is known to be ({} in others).
-      taken: the keys that lead to the weights in the file, '' where they are bare.
-      notes: one line each for the user: averaged weights that were there too, and entries that were dropped.
+      metadata: the metadata that `write_safetensors` stored, or the known spec of Keras's network; else {}.
+      taken: the keys that lead to the weights in the file, '' if they are bare.
+      notes: one line each for the user on averaged weights in the file and on dropped entries.
     """
 
     state: State
@@ -67,7 +67,7 @@ class Content(NamedTuple):
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]]:
-    """Reads a checkpoint (`read`); what the user should know of the choice is logged.
+    """Reads a checkpoint (`read`) and logs the notes on the choice.
 
     Returns:
       The arrays by the file's own names, and the metadata that `write_safetensors` stored.
@@ -79,15 +79,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]
 
 
 def read(path: str | os.PathLike[str], choice: Choice | None = None) -> Content:
-    """Reads a checkpoint. Its first bytes tell the format, and the name does not matter.
+    """Reads a checkpoint of the format that its first bytes show, whatever its name.
 
     Args:
-      path: a file of PyTorch (bare, or under one of the usual keys), a safetensors file, for which torch is not
-        needed, or the `model.json` of a network of `convert.keras`.
-      choice: which weights to take, where a file has several.
+      path: a PyTorch file (bare weights, or under one of the usual keys), a safetensors file, which does not need
+        torch, or the `model.json` of a network for `convert.keras`.
+      choice: selects the weights if a file has several.
 
     Raises:
-      UserError: the file is missing, empty, damaged, too large, no checkpoint, or asks for more than tensors.
+      UserError: the file is missing, empty, damaged, too large, not a checkpoint, or refers to more than tensors.
     """
     path = expanded(path)
     start = _first_bytes(path)
@@ -119,7 +119,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:
-    # Eight bytes for the header's length, then the header, JSON. A zip archive or a pickle begins otherwise.
+    # Eight bytes for the header's length, then the JSON header. A zip archive or a pickle begins differently.
     named = path.suffix.lower() == ".safetensors"
     if start[8:9] == b"{":
         return named or struct.unpack("<Q", start[:8])[0] <= path.stat().st_size
@@ -136,7 +136,7 @@ def _read_safetensors(path: Path) -> Content:
         raise UserError(f"{path} is not a safetensors file, or is truncated: {reason}") from error
     wide = sum(2 * len(entry["data"]) for entry in entries.values() if entry["dtype"] in ("F16", "BF16"))
     limits.require_bytes(path.stat().st_size + wide, path)
-    # In the file's order, which tells the last layer; `deserialize` gives another at every call.
+    # The file's order shows the last layer; `deserialize` returns another order at every call.
     state = {name: _safetensors_array(path, name, entries[name]) for name in order}
     return Content(state, stored_metadata.parse(path, stored.get(METADATA_KEY, "{}")))
 
@@ -167,12 +167,12 @@ def _read_torch(path: Path, start: bytes, choice: Choice) -> Content:
 
 
 def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], metadata: Mapping) -> None:
-    """Writes a state dictionary with our metadata, whole or not at all.
+    """Writes a state dictionary with our metadata, atomically.
 
     Args:
       path: the file to write or replace.
       state: arrays by name.
-      metadata: anything JSON can hold; `read_state_dict` gives it back.
+      metadata: any JSON value; `read_state_dict` returns it.
 
     Raises:
       UserError: the file cannot be written.
@@ -183,7 +183,7 @@ def write_safetensors(path: str | os.PathLike[str], state: Mapping[str, np.ndarr
 
 
 def _in_fixed_order(content: bytes) -> bytes:
-    """A safetensors file with the keys of its metadata sorted, which the library writes in another order each time."""
+    """Sorts the metadata keys of a safetensors file, because the library writes them in a different order each time."""
     end = _ALIGNMENT + struct.unpack("<Q", content[:_ALIGNMENT])[0]
     header = json.loads(content[_ALIGNMENT:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -193,7 +193,7 @@ def _in_fixed_order(content: bytes) -> bytes:
 
 
 def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
-    """Writes a bare PyTorch state dictionary, whole or not at all.
+    """Writes a bare PyTorch state dictionary, atomically.
 
     Raises:
       UserError: torch is not installed, or the file cannot be written.
@@ -207,14 +207,14 @@ def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes bytes under a temporary name beside the target, then renames it onto the target.
 
-    What killed writers of this file left behind is removed.
+    Temporary files of killed writers of this file are removed.
 
     Raises:
-      UserError: the folder is missing or read-only, or the disk is full; nothing is left behind.
+      UserError: the folder is missing or read-only, or the disk is full; no temporary file remains.
     """
     path = expanded(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}, which is a folder: give the name of a file")
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of earlier releases
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # named by earlier releases
         old.unlink(missing_ok=True)
     write_atomically(path, lambda file: file.write(content))

@@ -1,7 +1,7 @@
-"""Convolutions of networks, fast on CPUs: all that other rooms use, and only `models` and `convert/graph` do.
+"""Convolutions that are fast on CPUs; this is the whole interface, used only by `models` and `convert/graph`.
 
 `conv2d`, `upsampled_conv2d` and `transposed_conv2d` choose the algorithm by shape: minimal filtering, several columns
-or a few images at a time, sums of matrix products. Their `form`, one of `CONV_FORMS`, gives XLA's own instead.
+or a few images at a time, or sums of matrix products. Their `form`, one of `CONV_FORMS`, can select XLA's own instead.
 """
 
 from fastdfkd_jax.cpu_conv.chunks import map_in_chunks

@@ -1,9 +1,9 @@
-"""A batch in chunks of a few images, for work whose intermediate arrays should stay in a core's cache.
+"""Processes a batch in chunks of a few images, so that intermediate arrays stay in a core's cache.
 
-Each device's share of the batch is a group of its own, so that a loop over chunks runs over no axis that is laid over
-devices: chunk i has the i-th images of every group. Chunks are cut from and put into the second axis, for a
+Each device's share of the batch is a separate group, so that a loop over chunks never runs over an axis that is divided
+among devices: chunk i has the i-th images of every group. Chunks are read and written along the second axis, because a
 transposition would be a pass through memory. Every loop takes its chunks from an array of the same shape, whatever
-their length: XLA then computes an input that two loops share, a layer's and its gradient's, once.
+their length, so that XLA computes an input that two loops share, a layer's and its gradient's, only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tree = Any
 
 
 def images_a_chunk(batch: int, most: int) -> int:
-    """Images of one device in a chunk: at most so many, at least one, a divisor of the device's share."""
+    """Returns images of one device per chunk: at most `most`, at least one, a divisor of the device's share."""
     images = batch // _groups(batch)
     chunk = max(1, min(images, most))
     while images % chunk:
@@ -30,7 +30,7 @@ def images_a_chunk(batch: int, most: int) -> int:
 
 
 def concatenated(f: Callable[[Array], Tree], x: Array, images: int) -> Tree:
-    """`f` of each chunk [groups * images, ...] of x [B, ...], and its results of the same length together again."""
+    """Applies `f` to each chunk [groups * images, ...] of x [B, ...] and joins the results of the same length."""
     parts = _split(x)
     groups, length = parts.shape[:2]
 
@@ -49,12 +49,12 @@ def concatenated(f: Callable[[Array], Tree], x: Array, images: int) -> Tree:
 
 
 def map_in_chunks(f: Callable[[Array], Tree], x: Array, most: int) -> Tree:
-    """`f` of x [B, ...], at most so many images of a device at a time; f maps each image by itself."""
+    """Applies `f` to x [B, ...], at most `most` images of a device at a time; f must treat images separately."""
     return concatenated(f, x, images_a_chunk(x.shape[0], most))
 
 
 def summed(f: Callable[[Array, Array, int], Array], x: Array, y: Array, images: int) -> Array:
-    """The sum of `f(chunk of x, chunk of y, groups)` over chunks; f keeps groups apart on its first axis."""
+    """Sums `f(chunk of x, chunk of y, groups)` over chunks; f keeps groups separate on its first axis."""
     x, y = _split(x), _split(y)
     groups, length = x.shape[:2]
 
@@ -67,17 +67,17 @@ def summed(f: Callable[[Array, Array, int], Array], x: Array, y: Array, images: 
 
 
 def image_by_image(x: Array) -> Array:
-    """[B, ...] to [images of a group, groups, ...], for a scan; on each device nothing moves."""
+    """Reshapes [B, ...] to [images of a group, groups, ...] for a scan; nothing moves within a device."""
     return _split(x).swapaxes(0, 1)
 
 
 def _split(x: Array) -> Array:
-    """[B, ...] to [groups, images of a group, ...]."""
+    """Reshapes [B, ...] to [groups, images of a group, ...]."""
     return x.reshape(_groups(x.shape[0]), -1, *x.shape[1:])
 
 
 def _take(parts: Array, i: Array, images: int) -> Array:
-    """Chunk i as one batch, [groups * images, ...]."""
+    """Returns chunk i as one batch, [groups * images, ...]."""
     chunk = lax.dynamic_slice_in_dim(parts, i * images, images, 1)
     return chunk.reshape(-1, *chunk.shape[2:])
 

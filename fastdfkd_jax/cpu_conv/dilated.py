@@ -1,4 +1,4 @@
-"""Dilated convolutions in forms that XLA compiles well on CPU, and where a network dilates in place of striding."""
+"""Dilated convolutions in forms that XLA compiles well on CPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Array = jax.Array
 
 
 def dilated_conv(x: Array, kernel: Array, dilation: int) -> Array:
-    """Convolution of stride 1 whose taps lie `dilation` pixels apart, padded so that the size stays.
+    """Applies a convolution of stride 1 with taps `dilation` pixels apart, padded to keep the size.
 
     Args:
       x: f32[B, H, W, I].
-      kernel: f32[n, n, I, O] of an odd side.
+      kernel: f32[n, n, I, O] with odd n.
       dilation: pixels from tap to tap.
 
     Returns:
@@ -27,7 +27,7 @@ def dilated_conv(x: Array, kernel: Array, dilation: int) -> Array:
 
 
 def _interleaved(x: Array, kernel: Array, dilation: int) -> Array:
-    """Pixels that are a multiple of the dilation apart meet no others: plain convolutions of that many small images."""
+    """Convolves each residue class of pixels modulo the dilation as a separate small image, as they never interact."""
     batch, height, width, channels = x.shape
     rows, columns = -(-height // dilation), -(-width // dilation)
     behind = ((0, rows * dilation - height), (0, columns * dilation - width))
@@ -39,7 +39,7 @@ def _interleaved(x: Array, kernel: Array, dilation: int) -> Array:
 
 
 def _sum_of_overlaps(x: Array, kernel: Array, dilation: int) -> Array:
-    """A matrix product for each tap, of the pixels that meet it: where taps reach far, most meet the padding only."""
+    """Sums one matrix product per tap over the pixels that it meets; distant taps mostly meet padding."""
     centre = kernel.shape[0] // 2
     total = x @ kernel[centre, centre]
     for i in range(kernel.shape[0]):
@@ -54,5 +54,5 @@ def _sum_of_overlaps(x: Array, kernel: Array, dilation: int) -> Array:
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, tuple[int, int]]:
-    """Pixels of a line that outputs meet at a shift, and how many outputs before and behind meet none."""
+    """Returns the pixels of a line that outputs meet at a shift, and how many outputs before and after meet none."""
     return slice(max(shift, 0), length + min(shift, 0)), (max(-shift, 0), max(shift, 0))

@@ -1,7 +1,7 @@
 """The three convolutions of networks, each in a form that is fast on CPUs and in XLA's own.
 
-Every array is NHWC, every kernel HWIO. The form 'cpu' has gradients that XLA compiles well on CPU, and reverse mode
-only; the form 'xla' is for accelerators, and for `jvp` and second derivatives.
+Every array is NHWC, every kernel HWIO. The form 'cpu' has gradients that XLA compiles well on CPU, in reverse mode
+only. The form 'xla' is for accelerators, and for `jvp` and second derivatives.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def conv2d(
     *,
     form: str = "cpu",
 ) -> Array:
-    """2-D convolution.
+    """Applies a 2-D convolution.
 
     Args:
       x: f32[B, H, W, I].
       kernel: f32[h, w, I / groups, O].
-      stride: of both axes, or of the rows and of the columns.
-      padding: zeros on every side, or those before and behind the rows, and the columns.
-      dilation: pixels from tap to tap, of both axes or of the rows and of the columns.
-      groups: into how many groups the channels of both sides fall.
+      stride: stride of both axes, or of rows and of columns.
+      padding: zeros on every side, or those before and after the rows and the columns.
+      dilation: pixels from tap to tap, on both axes or for rows and for columns.
+      groups: number of groups of the input and output channels.
       form: one of `CONV_FORMS`.
 
     Returns:
@@ -46,7 +46,7 @@ def conv2d(
     """
     side = kernel.shape[0]
     odd_square = side == kernel.shape[1] and side % 2 == 1
-    # Recorded graphs give their padding by side, and so keep the general form: this one rounds differently.
+    # Recorded graphs give padding by side and so use the general form, which rounds differently from this one.
     keeps_size = odd_square and stride == 1 and isinstance(padding, int) and padding == side // 2 * dilation
     if form == "cpu" and groups == 1 and isinstance(dilation, int) and dilation > 1 and keeps_size:
         return dilated_conv(x, kernel, dilation)
@@ -66,7 +66,7 @@ def conv2d(
 
 
 def upsampled_conv2d(x: Array, kernel: Array, *, form: str = "cpu") -> Array:
-    """The 3x3 convolution, padded by one, of the input doubled by nearest neighbour.
+    """Applies a 3x3 convolution with padding 1 to the input doubled by nearest neighbour.
 
     Args:
       x: f32[B, H, W, I].
@@ -83,11 +83,11 @@ def upsampled_conv2d(x: Array, kernel: Array, *, form: str = "cpu") -> Array:
 
 
 def transposed_conv2d(x: Array, kernel: Array, *, form: str = "cpu") -> Array:
-    """The transposed 4x4 convolution of stride 2 and padding 1.
+    """Applies the transposed 4x4 convolution of stride 2 and padding 1.
 
     Args:
       x: f32[B, H, W, I].
-      kernel: f32[4, 4, I, O], in PyTorch's sense: an input pixel puts its multiple of the kernel into the output.
+      kernel: f32[4, 4, I, O], in PyTorch's sense: an input pixel adds its multiple of the kernel to the output.
       form: one of `CONV_FORMS`.
 
     Returns:

@@ -1,7 +1,7 @@
 """Convolutions of any stride, padding, dilation and groups, with gradients in forms that XLA compiles well on CPU.
 
 XLA's own gradients of these are many times slower inside a `while` body on CPU (docs/performance.md), and its grouped
-convolutions are slow everywhere there. Every array is NHWC, every kernel HWIO. Forward mode is refused by `custom_vjp`.
+convolutions are always slow on CPU. Every array is NHWC, every kernel HWIO. `custom_vjp` does not support forward mode.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Array = jax.Array
 Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
 
-_WIDE, _MOST = 32, 8  # channels of a merged group that the faster library wants, and merged groups that are enough
+_WIDE, _MOST = 32, 8  # channels of a merged group for the faster library, and most merged groups
 
 
 def general_conv(
     x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair = (1, 1), groups: int = 1
 ) -> Array:
-    """2-D convolution.
+    """Applies a 2-D convolution.
 
     Args:
       x: f32[B, H, W, I].
       kernel: f32[h, w, I / groups, O].
-      stride, dilation: of the rows and of the columns.
-      edges: zeros before and behind the rows, and the columns.
-      groups: into how many groups the channels of both sides fall.
+      stride, dilation: those of rows and of columns.
+      edges: zeros before and after the rows and the columns.
+      groups: number of groups of the input and output channels.
 
     Returns:
       f32[B, H', W', O].
@@ -56,9 +56,9 @@ def general_conv(
 
 
 def merged_groups(kernel: Array, groups: int) -> list[Array]:
-    """A grouped kernel [h, w, i, groups o] as a few wider ones, which are zero between the groups that each unites.
+    """Merges a grouped kernel [h, w, i, groups o] into a few wider ones, with zeros between the merged groups.
 
-    Most of their products are with zeros, and still take a fraction of the time of narrow groups on CPU.
+    Most of their products are with zeros, but they take a fraction of the time of narrow groups on CPU.
     """
     height, width, inputs, outputs = kernel.shape
     united = next(
@@ -73,7 +73,7 @@ def merged_groups(kernel: Array, groups: int) -> list[Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def uneven_conv(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
-    """`general_conv` of one group, whose gradients are those of a sum of matrix products, one a tap."""
+    """Applies `general_conv` with one group, with gradients as a sum of matrix products, one per tap."""
     return lax.conv_general_dilated(
         x, kernel, stride, edges, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -101,15 +101,15 @@ uneven_conv.defvjp(_uneven_forward, _uneven_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: Array, kernel: Array, stride: Pair, dilation: Pair) -> Array:
-    """Every channel by its own filter, without padding: shifted multiply-adds, which XLA makes one loop of.
+    """Filters every channel separately, without padding, by shifted multiply-adds that XLA fuses into one loop.
 
     Args:
       x: f32[B, H, W, C].
       kernel: f32[h, w, C].
-      stride, dilation: of the rows and of the columns.
+      stride, dilation: those of rows and of columns.
 
-    Returns:
-      f32[B, H', W', C].
+      Returns:
+        f32[B, H', W', C].
     """
     taps = _taps(x, kernel.shape[:2], stride, dilation)
     return sum((part * kernel[i, j] for i, j, part in taps), jnp.zeros((), x.dtype))
@@ -121,7 +121,7 @@ def _depthwise_forward(x, kernel, stride, dilation):
 
 def _depthwise_backward(stride, dilation, residuals, dy):
     x, kernel = residuals
-    # As far as the kernel reaches; rows that no window saw lie behind.
+    # The extent of the kernel; rows beyond it were in no window.
     reach = [d * (size - 1) for d, size in zip(dilation, kernel.shape[:2], strict=True)]
     edges = [
         (far, x.shape[axis] - 1 - step * (dy.shape[axis] - 1), step - 1)
@@ -136,7 +136,7 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Array:
-    """Image by image, and rows before columns: XLA sums the first of three axes several times faster than others."""
+    """Sums image by image, rows before columns, because XLA sums the first of three axes several times faster."""
     windows = [window for _, _, window in _windows(x.shape[1:3], size, stride, dilation)]
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
@@ -155,7 +155,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, size: tuple[int, ...], strid
 
 
 def _taps(x: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Iterator[tuple[int, int, Array]]:
-    """What every tap of a kernel of this size meets in x, [B, H', W', C]."""
+    """Yields the part of x that every tap of a kernel of this size meets, [B, H', W', C]."""
     for i, j, (rows, columns) in _windows(x.shape[1:3], size, stride, dilation):
         yield i, j, x[:, rows, columns]
 
@@ -163,7 +163,7 @@ def _taps(x: Array, size: tuple[int, ...], stride: Pair, dilation: Pair) -> Iter
 def _windows(
     lengths: tuple[int, ...], size: tuple[int, ...], stride: Pair, dilation: Pair
 ) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """The rows and columns that every tap of a kernel of this size meets in an image of these lengths."""
+    """Yields the rows and columns that every tap of a kernel of this size meets in an image of these lengths."""
     last = [
         (length - far * (taps - 1) - 1) // step * step
         for length, taps, step, far in zip(lengths, size, stride, dilation, strict=True)

@@ -1,7 +1,7 @@
 """Kernel gradients of convolutions as matrix products, for CPUs.
 
-XLA's own take four to seven times as long there, in a loop more. Every array is NHWC, every kernel HWIO, every stride
-and padding the same on both axes.
+XLA's own take four to seven times as long on CPUs, and longer in a loop. Every array is NHWC, every kernel HWIO, every
+stride and padding the same on both axes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jax import lax
 from fastdfkd_jax.cpu_conv import chunks, winograd
 
 Array = jax.Array
-_CHUNK_BYTES = 2_000_000  # of shifted copies; best on a core with 1 MB of L2
+_CHUNK_BYTES = 2_000_000  # of shifted copies; the best value on a core with 1 MB of L2
 
 
 def kernel_gradient(x: Array, dy: Array, kernel_shape: tuple[int, ...], stride: int, padding: int) -> Array:
-    """The adjoint of a convolution in its kernel, by minimal filtering or as sums of products.
+    """Returns the adjoint of a convolution in its kernel, by minimal filtering or as sums of products.
 
-    The products are of a few images at a time, so that the shifted copies stay in the cache: made of the whole batch,
-    three copies of both arrays go through memory twice.
+    The products use a few images at a time, so that the shifted copies stay in the cache. For the whole batch, three
+    copies of both arrays would go through memory twice.
 
     Args:
       x: f32[B, H, W, I].
@@ -37,7 +37,7 @@ def kernel_gradient(x: Array, dy: Array, kernel_shape: tuple[int, ...], stride: 
     if stride == padding == 1 and winograd.fits(x.shape, kernel_shape, x.dtype):
         return winograd.kernel_gradient(x, dy)
     height, width, inputs, outputs = kernel_shape
-    thin = stride == 1 and height * width * outputs < width * inputs  # what either way copies of a pixel
+    thin = stride == 1 and height * width * outputs < width * inputs  # compares the copies per pixel of both ways
     copied = height * width * outputs if thin else width * inputs + height * outputs
     bytes_of_copies = math.prod(dy.shape[1:3]) * copied * x.dtype.itemsize
     chunk = chunks.images_a_chunk(x.shape[0], _CHUNK_BYTES // bytes_of_copies)
@@ -57,7 +57,7 @@ def kernel_gradient(x: Array, dy: Array, kernel_shape: tuple[int, ...], stride: 
 
 
 def _products_with_shifted_gradient(x: Array, dy: Array, kernel_shape, padding: int) -> Array:
-    """The input times all shifts of the output gradient, for few outputs and stride 1.
+    """Multiplies the input by all shifts of the output gradient, for few outputs and stride 1.
 
     d kernel[i, j] = sum over (b, r, c) of x[b, r, c] dy[b, r + padding - i, c + padding - j].
 
@@ -87,10 +87,10 @@ def _products_with_shifted_gradient(x: Array, dy: Array, kernel_shape, padding: 
 
 
 def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) -> Array:
-    """Column shifts of the input times row shifts of the output gradient, one product a row phase.
+    """Multiplies column shifts of the input by row shifts of the output gradient, one product per row phase.
 
     d kernel[i, j] = sum over (b, r, c) of x[b, stride r + i, stride c + j] dy[b, r, c]. With i = stride q + p
-    the shift by q is put on dy, so that a 3x3 kernel costs one product of [3 I] by [3 O] channels instead
+    the shift by q is applied to dy, so that a 3x3 kernel costs one product of [3 I] by [3 O] channels instead
     of nine thin ones or a nine-fold patch matrix (measured 2 to 7 times faster on CPU).
 
     Args:
@@ -110,7 +110,7 @@ def _tap_products(x: Array, dy: Array, kernel_shape, stride: int, padding: int) 
         jnp.zeros((), x.dtype),
         [(0, 0, 0), (0, 0, 0), (padding, behind, 0), (padding, padding, 0), (0, 0, 0)],
     )
-    # Padded once, not for every shift: a concatenation of padded arrays takes XLA four times as long.
+    # Padded once, because a concatenation of arrays padded for every shift takes XLA four times as long.
     dy = jnp.pad(dy, ((0, 0), (0, 0), (most, most), (0, 0), (0, 0)))
     products = []
     for phase in range(min(stride, height)):

@@ -18,12 +18,12 @@ from fastdfkd_jax.cpu_conv.kernel_gradient import kernel_gradient
 
 Array = jax.Array
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_THIN = 16  # channels up to which minimal filtering takes longer than several columns at a time
+_THIN = 16  # up to this number of channels, several columns at a time are faster than minimal filtering
 _CHUNK_BYTES = 600_000  # of the input in one chunk, or of the output if that has more channels; for 1 MB of L2
 
 
 def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int = 1) -> Array:
-    """Plain 2-D convolution; `padding` is zeros before and behind, the same for both axes."""
+    """Applies a plain 2-D convolution; `padding` is zeros before and after, the same for both axes."""
     far = (dilation, dilation)
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [padding, padding], rhs_dilation=far, dimension_numbers=_DIMENSIONS
@@ -32,12 +32,12 @@ def convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dil
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def square_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Square-stride 2-D convolution with gradients written in forms that XLA compiles well on CPU.
+    """Applies a 2-D convolution of equal strides, with gradients in forms that XLA compiles well on CPU.
 
     XLA's own gradient convolutions run 20 times slower inside a `while` body on CPU, because they are
     canonicalised in the entry computation only. Here the input gradient is an ordinary
-    convolution with the flipped kernel, and the kernel gradient a loop of matrix products. Forward mode
-    (`jvp`) is refused by `custom_vjp`: second derivatives and forward mode need XLA's own form.
+    convolution with the flipped kernel, and the kernel gradient a loop of matrix products. `custom_vjp` does not
+    support forward mode (`jvp`), so second derivatives and forward mode need XLA's own form.
 
     Args:
       x: f32[B, H, W, I].
@@ -67,9 +67,9 @@ square_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same numbers as `convolve`: by minimal filtering, or otherwise a few images at a time.
+    """Computes the same as `convolve` by minimal filtering, or otherwise a few images at a time.
 
-    A chunk of images and its result stay in the cache between the operations that need them; XLA pads a copy for a
+    A chunk of images and its result stay in the cache between the operations that need them: XLA pads a copy for a
     strided convolution, and moves the columns of a thin one.
     """
     thin = max(kernel.shape[2:]) <= _THIN
@@ -81,20 +81,20 @@ def _convolve_fast(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def _in_chunks(f: Callable[[Array], Array], x: Array, kernel: Array) -> Array:
-    """`f`, a convolution by a kernel, of a few images of x at a time."""
+    """Applies `f`, a convolution by a kernel, to a few images of x at a time."""
     bytes_of_image = math.prod(x.shape[1:3]) * max(kernel.shape[2:]) * x.dtype.itemsize
     return chunks.concatenated(f, x, chunks.images_a_chunk(x.shape[0], _CHUNK_BYTES // bytes_of_image))
 
 
 def _convolve_columns(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """The same numbers as `convolve`, in thin layers several columns at a time.
+    """Computes the same as `convolve`, with several columns at a time in thin layers.
 
-    XLA leaves convolutions of few channels to a slower library than the others, so neighbouring columns of the output
-    become channels: more products, each in a fraction of the time.
+    XLA uses a slower library for convolutions of few channels, so neighbouring output columns become channels. This
+    needs more products, but each takes a fraction of the time.
     """
     width, inputs, outputs = kernel.shape[1:]
     columns = x.shape[2] + 2 * padding - width + 1
-    enough = 64 if inputs < 8 else 32  # channels that the faster library wants
+    enough = 64 if inputs < 8 else 32  # channels for which XLA uses the faster library
     at_once = [n for n in (2, 4, 8) if columns % n == 0 and n * outputs < 2 * enough]
     if stride > 1 or inputs > _THIN or outputs >= 32 or not at_once:
         return convolve(x, kernel, stride, (padding, padding))
@@ -107,7 +107,7 @@ def _convolve_columns(x: Array, kernel: Array, stride: int, padding: int) -> Arr
 
 
 def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int) -> Array:
-    """The transposed convolution, as plain ones."""
+    """Computes the transposed convolution by plain convolutions."""
     size = kernel.shape[0]
     transposed = kernel.swapaxes(2, 3)
     if stride == 1:
@@ -123,10 +123,10 @@ def _input_gradient(dy: Array, kernel: Array, x_shape, stride: int, padding: int
 
 
 def _strided_input_gradient(dy: Array, transposed: Array, x_shape, stride: int, padding: int) -> Array:
-    """A small convolution for every phase of the rows, whose channels are all phases of the columns.
+    """Applies a small convolution per phase of the rows, whose channels are all phases of the columns.
 
     On either axis dx[stride r + a] = sum over o of kernel[a + padding - stride o] dy[r + o]. One convolution of dy
-    with zeros between its rows and columns would give the same, but multiply by zero three times of four.
+    with zeros between its rows and columns would give the same result, but three of four products would be with zero.
     """
     size, _, outputs, inputs = transposed.shape
     rows, cols = (-(-side // stride) for side in x_shape[1:3])
@@ -160,7 +160,7 @@ def _strided_input_gradient(dy: Array, transposed: Array, x_shape, stride: int, 
 
 @jax.custom_vjp
 def transposed_conv(x: Array, kernel: Array) -> Array:
-    """The transposed 4x4 convolution of stride 2 and padding 1, and gradients as of `square_conv`.
+    """Applies the transposed 4x4 convolution of stride 2 and padding 1, with gradients as in `square_conv`.
 
     Args:
       x: f32[B, H, W, I].
@@ -187,7 +187,7 @@ transposed_conv.defvjp(_transposed_forward, _transposed_backward)
 
 
 def double(x: Array) -> Array:
-    """Nearest-neighbour upsampling by two: [B, H, W, C] to [B, 2H, 2W, C]."""
+    """Upsamples by two with nearest neighbours: [B, H, W, C] to [B, 2H, 2W, C]."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
@@ -195,12 +195,12 @@ def double(x: Array) -> Array:
 
 @jax.custom_vjp
 def doubled_conv(x: Array, kernel: Array) -> Array:
-    """The 3x3 convolution, padded by one, of the doubled input, without ever doubling it.
+    """Applies a 3x3 convolution with padding 1 to the doubled input, without ever doubling it.
 
-    An even output row sees the rows r-1, r, r of the small input, an odd one r, r, r+1: two taps each, of
-    which one is a sum. So all four phases are one 2x2 convolution of the small input with four times the
-    outputs: 2.25 times fewer products. Its gradients are those of one 4x4 convolution of stride 2, from the large
-    array to the small one, which moves no phases about.
+    An even output row sees the rows r-1, r, r of the small input, an odd one r, r, r+1. Each has two taps, one of
+    which is a sum. All four phases are therefore one 2x2 convolution of the small input with four times the
+    outputs, which needs 2.25 times fewer products. The gradients are those of one 4x4 convolution of stride 2 from the
+    large array to the small one, which rearranges no phases.
 
     Args:
       x: f32[B, H, W, I].
@@ -239,7 +239,7 @@ doubled_conv.defvjp(_doubled_forward, _doubled_backward)
 
 
 def _blur(kernel: Array, axis: int) -> Array:
-    """A kernel of one tap more along an axis: what sums two neighbours first, or last."""
+    """Returns a kernel with one more tap along an axis, which sums two neighbours first, or last."""
     before = [(0, 0)] * kernel.ndim
     behind = list(before)
     before[axis], behind[axis] = (1, 0), (0, 1)
@@ -247,7 +247,7 @@ def _blur(kernel: Array, axis: int) -> Array:
 
 
 def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
-    """The two taps of even and of odd outputs along one axis."""
+    """Returns the two taps of even and of odd outputs along one axis."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return (
         jnp.concatenate([first, middle + last], axis),

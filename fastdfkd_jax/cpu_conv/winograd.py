@@ -1,8 +1,9 @@
 """3x3 convolutions with a quarter of the products: minimal filtering F(4x4, 3x3), for CPUs.
 
-Four outputs of a filter of three taps need six products, not twelve: both are polynomials that are multiplied at six
-points (Winograd 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). On both axes a tile
-of 4x4 outputs takes 36 products a pair of channels, not 144. With `B` for inputs, `G` for kernels, `A` for outputs
+Four outputs of a filter of three taps need six products instead of twelve, because both are polynomials that can be
+multiplied at six points (Winograd 1980; Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). On
+both axes a tile of 4x4 outputs takes 36 products per pair of channels instead of 144. With `B` for inputs, `G` for
+kernels, `A` for outputs
 
     tile of y = A ((G kernel G') * (B tile of x B')) A',
 
@@ -34,10 +35,10 @@ _FEWEST_PRODUCTS = 25_000_000  # of a plain convolution: half a millisecond
 
 
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices B [6, 6], G [6, 3] and A [4, 6] of the points 0, ±3/4, ±3/2 and infinity (Cook and Toom).
+    """Returns matrices B [6, 6], G [6, 3] and A [4, 6] of the points 0, ±3/4, ±3/2 and infinity (Cook and Toom).
 
-    With these the largest error in float32 is a fifth of that of the usual 0, ±1, ±2, and five times a plain
-    convolution's.
+    With these points the largest float32 error is a fifth of that with the usual 0, ±1, ±2, and five times that of a
+    plain convolution.
     """
     points = [Fraction(0), *(sign * Fraction(n, 4) for n in (3, 6) for sign in (1, -1))]
 
@@ -60,17 +61,17 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 _B, _G, _A = _transforms()
-# Of an input whose rows and columns are doubled first: six rows are four of the small input, two of them twice.
+# For an input whose rows and columns are doubled first: six rows are four of the small input, two of them twice.
 _B_DOUBLED = _B @ np.repeat(np.eye(4), (1, 2, 2, 1), axis=0)
-# Of outputs of which two rows and two columns each are added, the adjoint of doubling.
+# For outputs whose pairs of rows and columns are added, the adjoint of doubling.
 _A_HALVED = np.repeat(np.eye(2), 2, axis=1) @ _A
 
 
 def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype, *, doubled: bool = False) -> bool:
-    """Whether a convolution of stride 1 and padding 1 is done here: whole tiles, enough work, no short floats.
+    """Returns True if this module computes a convolution of stride 1 and padding 1: whole tiles, enough work, no bf16.
 
-    With few channels the transforms take longer than the products that they save, a small convolution does not repay
-    the longer compilation, and bf16 would lose digits.
+    With few channels the transforms take longer than the saved products. A small convolution does not repay the longer
+    compilation. bf16 and other short floats would lose digits.
     """
     whole = all(side % (2 if doubled else _OUTPUTS) == 0 for side in x_shape[1:3])
     products = math.prod(x_shape[:3]) * (4 if doubled else 1) * math.prod(kernel_shape)
@@ -79,22 +80,22 @@ def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype, *, doub
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """The convolution of [B, H, W, I] by [3, 3, I, O]: [B, H, W, O]; H and W are multiples of 4."""
+    """Convolves [B, H, W, I] with [3, 3, I, O] to [B, H, W, O]; H and W are multiples of 4."""
     return _filter(x, kernel, _B, _A)
 
 
 def convolve_doubled(x: Array, kernel: Array) -> Array:
-    """The convolution of the doubled input, [B, H, W, I] to [B, 2H, 2W, O]; H and W are even."""
+    """Convolves the doubled input, [B, H, W, I] to [B, 2H, 2W, O]; H and W are even."""
     return _filter(x, kernel, _B_DOUBLED, _A)
 
 
 def convolve_halved(x: Array, kernel: Array) -> Array:
-    """The convolution, whose outputs are then added two by two on both axes: [B, H, W, I] to [B, H/2, W/2, O]."""
+    """Convolves and then adds the outputs in pairs on both axes: [B, H, W, I] to [B, H/2, W/2, O]."""
     return _filter(x, kernel, _B, _A_HALVED)
 
 
 def kernel_gradient(x: Array, dy: Array, *, doubled: bool = False) -> Array:
-    """The adjoint of `convolve`, or of `convolve_doubled`, in the kernel: [3, 3, I, O]."""
+    """Returns the adjoint of `convolve`, or of `convolve_doubled`, in the kernel: [3, 3, I, O]."""
     b = _B_DOUBLED if doubled else _B
     chunk = _images_a_chunk(x, b)
     points, inputs, outputs = _POINTS**2, x.shape[-1], dy.shape[-1]
@@ -110,7 +111,7 @@ def kernel_gradient(x: Array, dy: Array, *, doubled: bool = False) -> Array:
 
 
 def _filter(x: Array, kernel: Array, b: np.ndarray, a: np.ndarray) -> Array:
-    """Tiles of the input by `b`, products, tiles of the output by `a`, chunk by chunk."""
+    """Transforms input tiles by `b`, multiplies, and transforms output tiles by `a`, chunk by chunk."""
     inputs, outputs = kernel.shape[2:]
     points = jnp.asarray(np.kron(_G, _G), x.dtype) @ kernel.reshape(_TAPS**2, -1)
     points = points.reshape(_POINTS**2, inputs, outputs)
@@ -129,15 +130,15 @@ def _images_a_chunk(x: Array, b: np.ndarray) -> int:
 
 
 def _stride(b: np.ndarray) -> int:
-    """From a tile of the input to the next: neighbours share two rows."""
+    """Returns the distance between input tiles; neighbours share two rows."""
     return b.shape[1] - 2
 
 
 def _tiles(x: Array, matrix: np.ndarray, overlap: int) -> Array:
-    """`matrix` applied to the rows and columns of every tile: [N, H, W, C] to [36, N * tiles, C].
+    """Applies `matrix` to the rows and columns of every tile: [N, H, W, C] to [36, N * tiles, C].
 
-    Tiles that overlap by two begin one row and column before the image. Others have rows of zeros put around them too,
-    for then XLA writes the chunk before it takes rows from it, three times as fast as where they lie.
+    Tiles that overlap by two begin one row and column before the image. Other tiles get rows of zeros around them too,
+    because XLA then copies the chunk before it takes rows from it, which is three times as fast.
     """
     images, height, width, channels = x.shape
     size, stride = matrix.shape[1], matrix.shape[1] - overlap
@@ -154,16 +155,16 @@ def _tiles(x: Array, matrix: np.ndarray, overlap: int) -> Array:
 
 
 def _untiled(tiles: Array, matrix: np.ndarray, images: int, rows: int, cols: int) -> Array:
-    """`matrix` [p, 6] applied to both axes of points: [36, N * tiles, O] to [N, p rows, p cols, O]."""
+    """Applies `matrix` [p, 6] to both axes of points: [36, N * tiles, O] to [N, p rows, p cols, O]."""
     size, channels = matrix.shape[0], tiles.shape[-1]
     transform = jnp.asarray(matrix, tiles.dtype)
-    # Images stay the first part of the axis that they share, or a batch laid over devices would be gathered here.
+    # Images stay the first part of their shared axis; otherwise a batch divided among devices would be gathered here.
     y = jnp.tensordot(transform, tiles.reshape(_POINTS, _POINTS, -1), 1)
     y = _from_left(transform, y).reshape(size, size, images, rows, cols, channels)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(images, rows * size, cols * size, channels)
 
 
 def _from_left(matrix: Array, x: Array) -> Array:
-    """One matrix times every x[i]; broadcast, because XLA would otherwise move the long axis about."""
+    """Multiplies every x[i] by one matrix; it is broadcast, because XLA would otherwise move the long axis."""
     matrices = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
     return lax.dot_general(matrices, x, (((2,), (1,)), ((0,), (0,))))

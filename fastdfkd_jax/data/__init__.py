@@ -74,23 +74,23 @@ def load(
 
     Args:
       source: one of `SOURCES`.
-      split: `NAME` or `NAME[start:stop]`; of TFDS whatever TFDS understands.
+      split: `NAME` or `NAME[start:stop]`; for TFDS, any split that TFDS accepts.
       data_dir: the folder that holds prepared TFDS data sets (`cifar10/3.0.2/`) or is one, or torchvision's
-        (`cifar-10-batches-py/`), by default `DEFAULT_DATA_DIR`; what a relative FILE or DIR is relative to.
-      image_size: side in pixels to which the images of a folder are brought; other sources keep theirs.
-      crop: of pictures of any size, of a folder, of TFDS or as JPEG files in an `.npz`: part of the shorter side that
-        the square of `image_size` pixels at their centre spans; 0.875 is ImageNet's; 0 for the above.
-      short_side: of images with a class for every pixel (camvid, nyuv2, pairs), which take neither of these: pixels to
-        which their shorter side is brought, masks by the nearest pixel; None keeps them.
-      class_names: names of a network's classes in the order of its outputs, or a text file with one a line: classes
-        of the data set get the numbers of their names there, so that a folder may have a part of ImageNet's classes.
+        (`cifar-10-batches-py/`); by default `DEFAULT_DATA_DIR`. A relative FILE or DIR is relative to it.
+      image_size: side in pixels to which the images of a folder are resized; other sources keep their size.
+      crop: for pictures of any size (a folder, TFDS, or JPEG files in an `.npz`), the share of the shorter side that
+        the central square covers, which is resized to `image_size`; 0.875 is ImageNet's; 0 for no crop.
+      short_side: for images with a class for every pixel (camvid, nyuv2, pairs), instead of the two above: pixels to
+        which the shorter side is resized, masks by the nearest pixel; None keeps the size.
+      class_names: names of a network's classes in the order of its outputs, or a text file with one name per line.
+        The data set's classes get the numbers of their names there, so a folder may hold some of ImageNet's classes.
 
     Returns:
-      A `Dataset`, of maps from the sources just named; the same source and split always give the same examples in the
-      same order.
+      A `Dataset`, with maps for camvid, nyuv2 and pairs. The same source and split always give the same examples in
+      the same order.
 
     Raises:
-      UserError: the source or the split is unknown, or the data are missing, damaged or another data set.
+      UserError: the source or the split is unknown, or the data are missing, damaged or another data set's.
     """
     dataset = _read(source, split, data_dir, image_size, crop, short_side)
     if class_names is None or class_names == "":
@@ -108,7 +108,7 @@ def _read(
     crop: float,
     short_side: int | None,
 ) -> Dataset:
-    """`load` with the classes as the source numbers them."""
+    """Does the same as `load`, with the classes as the source numbers them."""
     kind, _, name = source.partition(":")
     if not 0 <= crop <= 1 or (crop and image_size is None):
         raise UserError(f"crop must be from 0 to 1, and 0 without an image size, found {crop} with {image_size}")
@@ -144,7 +144,7 @@ def _path(name: str, data_dir: str | os.PathLike | None) -> Path:
 
 
 def _require_map_options(source: str, image_size: int | None, crop: float, short_side: int | None) -> None:
-    """Raises UserError where an option of `load` is not for maps."""
+    """Raises UserError if an option of `load` does not apply to maps."""
     if image_size is not None or crop:
         raise UserError(
             f"{source} takes no image size and no crop, found {image_size} and {crop}: a short side brings images and "

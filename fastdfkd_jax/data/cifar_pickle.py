@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision stores them, read without running what the file asks for."""
+"""Reads torchvision's CIFAR-10 and CIFAR-100 without running any code in the files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastdfkd_jax.storage import limits
 
 
 class _Layout(NamedTuple):
-    """Where a data set's files lie and what their entries are called."""
+    """The location of a data set's files and the names of their entries."""
 
     folder: str
     splits: dict[str, list[str]]
@@ -48,12 +48,12 @@ def read(name: str, split: str, root: Path) -> Dataset:
     """Reads 'train' or 'test' of 'cifar10' or 'cifar100'.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       split: 'train' or 'test'.
       root: the folder that holds `cifar-10-batches-py/` or `cifar-100-python/`, or that folder itself.
 
     Raises:
-      UserError: the name or split is unknown, a file is missing or damaged, wants more than arrays, or holds
+      UserError: the name or split is unknown, or a file is missing or damaged, contains more than arrays, or holds
         another data set.
     """
     if name not in _LAYOUTS:
@@ -97,15 +97,15 @@ def _batch(path: Path, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"expected uint8[{len(labels)}, 3072] in {path}, found {kind}{shape}: fetch the file from its publisher"
         )
-    # Stored plane by plane.
+    # The images are stored plane by plane.
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
 def _labels(found: Any, path: Path) -> np.ndarray:
-    """Labels as i64[N], of a list or an array of integers."""
+    """Converts a list or an array of integers to labels i64[N]."""
     if isinstance(found, np.ndarray) and found.ndim == 1:
         return found.astype(np.int64)
-    # Large ones would not fit into the array.
+    # Larger integers would not fit into the array.
     if isinstance(found, list | tuple) and all(type(item) is int and 0 <= item < 2**31 for item in found):
         return np.array(found, np.int64)
     raise UserError(f"expected a list of labels from 0 in {path}, found others: fetch the file from its publisher")
@@ -122,7 +122,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise UserError(f"expected the file {path}, found none: unpack the archive again") from error
     except UserError as error:
         raise UserError(f"refused to unpickle {path}: {error}; fetch the file from its publisher") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost anything
         raise UserError(f"cannot unpickle {path} ({type(error).__name__}): unpack the archive again") from error
     raise UserError(f"expected a dict in {path}, found {type(content).__name__}: fetch the file from its publisher")
 

@@ -1,4 +1,4 @@
-"""What a data set is, the checks that all sources share, and the grammar of splits."""
+"""The type of data sets, the checks that all sources share, and the grammar of splits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastdfkd_jax.storage import limits
 if TYPE_CHECKING:
     from fastdfkd_jax.models import NetworkSpec
 
-# The label of a pixel that has no class, as in most sets of masks.
+# The label of a pixel without a class, as in most sets of masks.
 VOID = 255
 _SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
-# Usual names of the three splits, without case, signs, digits and a word like "set".
+# Usual names of the three splits, ignoring case, punctuation, digits and words such as "set".
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate", "dev"),
@@ -34,9 +34,9 @@ class Dataset(NamedTuple):
 
     Attributes:
       images: uint8[N, H, W, C].
-      labels: int32[N], class indices from 0, or of maps uint8[N, H, W] with `VOID` where a pixel has no class
-        (a quarter of int32's memory, and no set here has more classes).
-      class_names: a name for every class, or None where the source has none.
+      labels: int32[N], class indices from 0; for maps uint8[N, H, W], with `VOID` for pixels without a class
+        (uint8 needs a quarter of int32's memory and suffices for all data sets here).
+      class_names: a name for every class, or None if the source has none.
     """
 
     images: np.ndarray
@@ -48,8 +48,8 @@ class Split(NamedTuple):
     """A split such as 'train[:5000]' or 'test[20%:]'.
 
     Attributes:
-      name: of the whole split.
-      start, stop: bounds as written, examples or percent; None where left out.
+      name: name of the whole split.
+      start, stop: bounds as written, in examples or percent; None if omitted.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Split(NamedTuple):
 
 
 def parse_split(split: str) -> Split:
-    """Reads `NAME` or `NAME[start:stop]`, with bounds in examples or in percent, as TFDS writes them.
+    """Parses `NAME` or `NAME[start:stop]`, with bounds in examples or in percent, in TFDS's syntax.
 
     Raises:
-      UserError: the text is neither.
+      UserError: the text has neither form.
     """
     match = _SPLIT.fullmatch(split)
     if match is None:
@@ -70,14 +70,14 @@ def parse_split(split: str) -> Split:
 
 
 def kind_of(name: str) -> str | None:
-    """'train', 'val' or 'test' where a split is usually called so ('Training_Set', 'valid', 'test2017'), else None."""
+    """Returns 'train', 'val' or 'test' for a usual name ('Training_Set', 'valid', 'test2017'), else None."""
     letters = re.sub(r"[^a-z]", "", name.casefold())
     forms = (letters, _SET.sub("", letters))
     return next((kind for kind, names in SPLIT_NAMES.items() if any(form in names for form in forms)), None)
 
 
 def rows(split: Split, count: int) -> slice:
-    """The rows between a split's bounds, of the `count` that the whole split has.
+    """Returns the rows between a split's bounds, out of the `count` rows of the whole split.
 
     Raises:
       UserError: there are none.
@@ -96,7 +96,7 @@ def rows(split: Split, count: int) -> slice:
 
 
 def take(dataset: Dataset, split: Split) -> Dataset:
-    """The examples between a split's bounds, in the order in which they lie.
+    """Returns the examples between a split's bounds, in their stored order.
 
     Raises:
       UserError: there are none.
@@ -106,15 +106,15 @@ def take(dataset: Dataset, split: Split) -> Dataset:
 
 
 def unknown_split(split: str, source: str, available: Sequence[str]) -> UserError:
-    """The error for a split that a source does not have."""
+    """Returns the error for a split that a source does not have."""
     return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Reads the names of classes from a UTF-8 text file, one a line.
+    """Reads the names of classes from a UTF-8 text file with one per line.
 
     Raises:
-      UserError: the file is missing or no text, or a line is empty.
+      UserError: the file is missing or not text, or a line is empty.
     """
     try:
         limits.require_bytes(limits.require_regular(path, "file of class names"), path)
@@ -129,15 +129,15 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def renumbered(dataset: Dataset, names: Sequence[str], source: str) -> Dataset:
-    """Numbers the classes of a data set by their places in `names`, which may have more of them.
+    """Numbers the classes of a data set by their positions in `names`, which may contain more names.
 
     Args:
-      dataset: with names of classes.
-      names: of a network's classes, in the order of its outputs.
-      source: of the data set, for messages.
+      dataset: a data set with class names.
+      names: names of a network's classes, in the order of its outputs.
+      source: the data set's source, for messages.
 
     Raises:
-      UserError: the data set has a class for every pixel or no names, or a class is not in `names`, or twice.
+      UserError: the data set has maps or no names, or a class is missing from `names` or occurs twice.
     """
     own = dataset.class_names
     if own is None or dataset.labels.ndim != 1:
@@ -159,7 +159,7 @@ def renumbered(dataset: Dataset, names: Sequence[str], source: str) -> Dataset:
 
 
 def in_channels(dataset: Dataset, channels: int) -> Dataset:
-    """Repeats grey images for a network that takes colours; any other data set stays as it is."""
+    """Repeats grey images for a network with colour input; returns any other data set unchanged."""
     if dataset.images.shape[-1] != 1 or channels != 3:
         return dataset
     return dataset._replace(images=np.repeat(dataset.images, 3, axis=-1))
@@ -173,16 +173,16 @@ def collected(images: Iterable[np.ndarray], count: int, where: str) -> list[np.n
 
     Args:
       images: uint8[H, W] or uint8[H, W, C], `count` of them.
-      count: how many.
+      count: number of images.
       where: the place they come from, for the message.
 
-    Raises:
-      UserError: they would take too much memory.
+      Raises:
+        UserError: they would take too much memory.
     """
     found: list[np.ndarray] = []
     for image in images:
         if not found:
-            limits.require_bytes(2 * count * image.nbytes, where)  # once each, and once stacked
+            limits.require_bytes(2 * count * image.nbytes, where)  # the images separately and stacked
         found.append(image)
     return found
 
@@ -190,12 +190,12 @@ def collected(images: Iterable[np.ndarray], count: int, where: str) -> list[np.n
 def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.ndarray:
     """Stacks uint8[H, W] and uint8[H, W, C] images to uint8[N, H, W, C].
 
-    Grey images among coloured ones become coloured; grey images alone keep one channel.
+    Grey images among colour images become colour images; if all are grey, they keep one channel.
 
     Args:
       images: at least one image.
       where: the place they came from, for the message.
-      remedy: what to do about mixed sizes, for the message.
+      remedy: advice for mixed sizes, for the message.
 
     Raises:
       UserError: the sizes are mixed.
@@ -215,19 +215,19 @@ def stack(images: Sequence[np.ndarray], where: str, remedy: str = _CROP) -> np.n
 def require(dataset: Dataset, spec: NetworkSpec, square: int = 0) -> Dataset:
     """Checks that a network can be evaluated on a data set.
 
-    A segmentation network takes images of any size, where it was not recorded with one, and may have outputs beyond the
-    classes, as one for void.
+    A segmentation network takes images of any size, unless it was recorded with one. It may have more outputs than
+    classes, for example one for void.
 
     Args:
-      dataset: to evaluate, or to learn from.
-      spec: the network's.
-      square: side in pixels of what is cut out of images with maps before the network sees them; 0 for whole images.
+      dataset: the data set for evaluation or training.
+      spec: the network's spec.
+      square: side in pixels of the square cut from images with maps before the network sees them; 0 for whole images.
 
     Returns:
       The data set.
 
     Raises:
-      UserError: the task, the images' shape or the classes are not those of the spec.
+      UserError: the task, the images' shape or the classes do not match the spec.
     """
     maps, wants_maps = dataset.labels.ndim == 3, spec.gives_maps
     if maps != wants_maps:
@@ -254,7 +254,7 @@ def require(dataset: Dataset, spec: NetworkSpec, square: int = 0) -> Dataset:
 
 
 def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> None:
-    """What a network for maps asks of its images' sides and of its classes."""
+    """Checks that the images' sides and classes fit a network for maps."""
     if spec.num_classes > VOID:
         raise UserError(
             f"the {spec.arch} network has {spec.num_classes} classes: expected at most {VOID}, which is void in maps"
@@ -270,15 +270,15 @@ def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> N
 
 
 def class_title(dataset: Dataset, number: int) -> str:
-    """A class's name, or its number where it has none; a network may have more outputs than the data have classes."""
+    """Returns a class's name, or its number if it has none; a network may have more outputs than classes."""
     names = dataset.class_names or ()
     return names[number] if number < len(names) else f"class {number}"
 
 
 def count_classes(dataset: Dataset) -> int:
-    """Its classes, where they have names; else as many as its largest label asks for."""
+    """Returns the number of named classes, or the number implied by the largest label."""
     labels = dataset.labels
     if dataset.class_names is not None:
         return len(dataset.class_names)
-    # Void is no class of maps, but may be one of a thousand of images.
+    # 255 is void in maps, but may be one of a thousand classes of images.
     return int(labels.max() if labels.ndim == 1 else labels.max(where=labels != VOID, initial=0)) + 1

@@ -38,10 +38,10 @@ def read(split: str) -> Dataset:
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:
-    """Enlarges bilinearly, uint8[N, 8, 8] of 0 to 16 to uint8[N, 16, 16, 1] of 0 to 255."""
+    """Enlarges images bilinearly, uint8[N, 8, 8] of 0 to 16 to uint8[N, 16, 16, 1] of 0 to 255."""
     images = images * (255 / 16)
     for axis in (1, 2):
-        # Pixel centres at quarters: each new pixel is 3/4 of its own and 1/4 of the nearest neighbour.
+        # Pixel centres lie at quarters: each new pixel is 3/4 its own old pixel and 1/4 the nearest neighbour.
         last = images.shape[axis] - 1
         indices = np.arange(images.shape[axis])
         before = images.take(np.maximum(indices - 1, 0), axis)

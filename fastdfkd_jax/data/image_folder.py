@@ -1,4 +1,4 @@
-"""Images in one folder a class, and Tiny-ImageNet's validation folder."""
+"""Reads images from one folder per class, and Tiny-ImageNet's validation folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _LISTED = 5
 
 
 def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
-    """Reads `DIR/SPLIT/CLASS/**/image`, or `DIR/CLASS/**/image` where DIR has no splits.
+    """Reads `DIR/SPLIT/CLASS/**/image`, or `DIR/CLASS/**/image` if DIR has no splits.
 
     A split's folder may have another usual name ('training_set', 'Test', 'valid'). A folder with `images/` and
-    `val_annotations.txt` is read as Tiny-ImageNet's. Classes are numbered by their sorted names (by value where all are
-    numbers), those of the training split where it exists, so that all splits number them alike. A folder without images
-    is a class too: those after it keep their numbers.
+    `val_annotations.txt` is read as Tiny-ImageNet's. Classes are numbered by their sorted names (by value if all are
+    numbers). The names come from the training split if it exists, so that all splits have the same numbers. A folder
+    without images is a class too, so that later classes keep their numbers.
 
     Args:
       directory: DIR.
       split: name of the split.
-      square: if given, what is cut out of each image.
+      square: the square to cut out of each image, if any.
 
     Raises:
       UserError: the folder is missing, empty or has no labels; a file is damaged; sizes are mixed.
@@ -58,7 +58,7 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
 
 
 def _place(directory: Path, split: str) -> Path:
-    """The folder of a split, or `directory` where it has none."""
+    """Returns the folder of a split, or `directory` if it has none."""
     if (directory / split).is_dir():
         return directory / split
     splits, kind = _splits(directory), kind_of(split)
@@ -72,7 +72,7 @@ def _place(directory: Path, split: str) -> Path:
 
 
 def _splits(directory: Path) -> dict[str, list[Path]]:
-    """The folders of splits by their kind; a lone 'training' among others may be a class."""
+    """Finds the folders of splits by kind; a lone 'training' among other folders may be a class."""
     folders = [path for path in sorted(directory.iterdir()) if path.is_dir() and not listing.is_leftover(path.name)]
     kinds: dict[str, list[Path]] = {}
     for path in folders:
@@ -91,7 +91,7 @@ def _class_folders(place: Path) -> list[str]:
 def _by_class(place: Path) -> list[tuple[Path, str]]:
     names = _class_folders(place)
     if names == ["images"]:
-        # Tiny-ImageNet's test split; as a class folder it would score one class.
+        # This is Tiny-ImageNet's test split; read as a class folder it would have a single class.
         raise UserError(f"the images of {place} have no labels: choose a split that has, such as val")
     found = {name: listing.listed(place / name) for name in names}
     direct = listing.listed(place, below=False)

@@ -1,4 +1,4 @@
-"""Finds the pictures of a folder, and says what else lies there."""
+"""Lists the pictures of a folder, and reports its other files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fastdfkd_jax.data.pictures import SUFFIXES
 
 log = logging.getLogger("fastdfkd_jax.data")
 
-# What file managers leave in folders, beside names that begin with a dot (`._x`, `.DS_Store`, `.ipynb_checkpoints`).
+# Leftovers of file managers, besides names that begin with a dot (`._x`, `.DS_Store`, `.ipynb_checkpoints`).
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
 _LISTED = 3
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
       pictures: in the order of their paths.
-      others: files of other suffixes.
-      leftovers: hidden files and what file managers leave, such folders being one where nothing below counts.
+      others: files with other suffixes.
+      leftovers: hidden files and leftovers of file managers; such a folder counts as one entry.
     """
 
     pictures: tuple[Path, ...]
@@ -33,7 +33,7 @@ class Listing(NamedTuple):
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or was left by a file manager."""
+    """Returns True if a file or folder of this name is hidden or was left by a file manager."""
     return name.startswith(".") or name.casefold() in _LEFTOVERS
 
 
@@ -42,8 +42,8 @@ def listed(place: Path, *, below: bool = True, suffixes: Collection[str] = SUFFI
 
     Args:
       place: the folder.
-      below: whether the folders in it count too, at any depth.
-      suffixes: of pictures, in lower case.
+      below: whether to include folders in it, at any depth.
+      suffixes: suffixes of pictures, in lower case.
     """
     kinds: tuple[list[Path], list[Path], list[Path]] = ([], [], [])
     for root, folders, files in os.walk(place):
@@ -58,7 +58,7 @@ def listed(place: Path, *, below: bool = True, suffixes: Collection[str] = SUFFI
 
 
 def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
-    """Logs in one line how many files of a place are not read, and which."""
+    """Logs in one line which files of a place are not read, and how many."""
     found = list(listings)
     others = [path for listing in found for path in listing.others]
     leftovers = [path for listing in found for path in listing.leftovers]
@@ -82,7 +82,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def in_order(names: Iterable[str], where: object) -> list[str]:
-    """Sorts names of classes: by value where all are numbers, which is said where text would sort otherwise."""
+    """Sorts class names, by value if all are numbers; logs it if text order would differ."""
     as_text = sorted(names)
     if not as_text or not all(name.isascii() and name.isdigit() for name in as_text):
         return as_text

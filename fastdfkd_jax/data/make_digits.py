@@ -1,6 +1,6 @@
 """Makes `digits.npz` from scikit-learn's copy: `python -m fastdfkd_jax.data.make_digits [FILE]`.
 
-The file is part of the package; this documents where it came from. It needs scikit-learn, which is not a
+The file is part of the package; this module documents its origin. It needs scikit-learn, which is not a
 dependency.
 """
 

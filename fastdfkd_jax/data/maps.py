@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: the checks and the resizing that their sources share."""
+"""Checks and resizes images with a class for every pixel, for all their sources."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SIZES = "make them of one size, by a short side where they have one aspect"
 
 
 class Classes(NamedTuple):
-    """What the values of a source's masks mean.
+    """The meaning of the values in a source's masks.
 
     Attributes:
-      names: of the classes, or None where any value below `VOID` may be one.
-      void: the value of a pixel without a class, beside `VOID`.
-      hint: what a value beyond the classes may come from, for the message.
+      names: names of the classes, or None if any value below `VOID` may be a class.
+      void: the value of a pixel without a class, in addition to `VOID`.
+      hint: a possible cause of values beyond the classes, for the message.
     """
 
     names: tuple[str, ...] | None
@@ -32,7 +32,7 @@ class Classes(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image, uint8[H, W] or uint8[H, W, 3], its mask, uint8[H, W], and where they lie."""
+    """An image, uint8[H, W] or uint8[H, W, 3], its mask, uint8[H, W], and their location."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -43,16 +43,16 @@ def collect(pairs: Iterable[Pair], classes: Classes, short_side: int | None, whe
     """Checks and resizes pairs one by one and stacks them.
 
     Args:
-      pairs: at least one.
-      classes: of the masks.
-      short_side: pixels, or None for the size they have.
+      pairs: at least one pair.
+      classes: classes of the masks.
+      short_side: new shorter side in pixels, or None to keep the size.
       where: the place they came from, for the message.
 
     Returns:
       A `Dataset` of maps.
 
     Raises:
-      UserError: a mask is not of its image's size or has other classes; sizes are mixed.
+      UserError: a mask does not have its image's size or has other classes; or sizes are mixed.
     """
     images, masks = [], []
     for pair in pairs:
@@ -64,7 +64,7 @@ def collect(pairs: Iterable[Pair], classes: Classes, short_side: int | None, whe
 
 
 def _checked(pair: Pair, classes: Classes) -> np.ndarray:
-    """The mask with `VOID` for the source's own value of it."""
+    """Returns the mask with the source's void value replaced by `VOID`."""
     size, expected = ("x".join(map(str, array.shape[:2])) for array in (pair.mask, pair.image))
     if size != expected:
         raise UserError(f"expected the mask {pair.where} to be of its image's {expected} pixels, found {size}")
@@ -80,17 +80,17 @@ def _checked(pair: Pair, classes: Classes) -> np.ndarray:
 
 
 def read_folders(images: Path, masks: Path, split: Split, classes: Classes, short_side: int | None) -> Dataset:
-    """Reads the pictures of one folder with the masks of the same names in another, in the order of the names.
+    """Reads pictures from one folder and masks of the same names from another, in the order of the names.
 
     Args:
       images: a folder of pictures.
       masks: a folder of palette or grey PNG files of class indices.
-      split: of which the bounds count; only what is between them is read.
-      classes: of the masks.
-      short_side: pixels, or None for the size they have.
+      split: split whose bounds limit what is read.
+      classes: classes of the masks.
+      short_side: new shorter side in pixels, or None to keep the size.
 
-    Raises:
-      UserError: a picture lacks its mask or a mask its picture, one is damaged or no mask, or as `collect`.
+      Raises:
+        UserError: a picture lacks its mask or a mask its picture, a file is damaged or not a mask, or as in `collect`.
     """
     pictures_by_name, masks_by_name = _by_name(images, pictures.SUFFIXES), _by_name(masks, {".png"})
     if not pictures_by_name:
@@ -128,13 +128,13 @@ def _image(path: Path) -> np.ndarray:
 
 
 def _bits(path: Path) -> int:
-    """Bits of a sample, as a PNG's header says."""
+    """Returns the bits per sample in a PNG's header."""
     with path.open("rb") as file:
         return file.read(25)[-1]
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Reads uint8[H, W], class indices, of a PNG file: those of its palette, or grey levels.
+    """Reads class indices, uint8[H, W], from a PNG file with a palette or grey levels.
 
     Raises:
       UserError: the file is damaged or another kind of picture.
@@ -145,7 +145,7 @@ def read_mask(path: Path) -> np.ndarray:
             values = np.asarray(opened)
     except pictures.DAMAGED as error:
         raise UserError(f"cannot read the mask {path}: it is damaged or of another kind; restore it") from error
-    # Grey levels of fewer bits are stretched to 0 to 255 when they are read, and JPEG changes them.
+    # Reading stretches grey levels of fewer bits to 0 to 255, and JPEG changes them.
     if kind != "PNG" or mode not in ("P", "L") or (mode == "L" and bits != 8):
         found = f"{bits}-bit {mode}" if kind == "PNG" else kind
         raise UserError(

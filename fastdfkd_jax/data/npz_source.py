@@ -1,4 +1,4 @@
-"""Labelled images in an `.npz` file."""
+"""Reads labelled images from an `.npz` file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _LISTED = 6
 
 
 def read(path: Path, split: str, square: Square | None = None) -> Dataset:
-    """Reads the images and labels of a split, or `images` and `labels`, which are the whole of any split.
+    """Reads a split's images and labels, or `images` and `labels`, which are used whole for any split.
 
     The arrays of a split are called `x_SPLIT` and `y_SPLIT`, or `SPLIT_images` and `SPLIT_labels` as in MedMNIST; other
-    usual names do too (`find`). Images are uint8 in [0, 255] or floats in [0, 1], [N, H, W, C] or grey [N, H, W].
-    Labels are integers, or names of classes, [N] or [N, 1]. In place of `images` there may be JPEG files, `jpeg` and
+    usual names work too (`find`). Images are uint8 in [0, 255] or floats in [0, 1], [N, H, W, C] or grey [N, H, W].
+    Labels are integers, or names of classes, [N] or [N, 1]. `images` may be replaced by JPEG files in `jpeg` and
     `offsets` (`pictures.concatenated`).
 
     Args:
-      path: of the file.
+      path: path of the file.
       split: name of the split.
-      square: if given, what is cut out of each JPEG file's picture.
+      square: the square to cut out of each JPEG picture, if any.
 
     Returns:
-      A `Dataset`, with names of classes where the labels are names: these are numbered in sorted order.
+      A `Dataset`. If the labels are names, they become its class names, numbered in sorted order.
 
     Raises:
-      UserError: the file is missing or damaged, has other entries, or they do not fit together.
+      UserError: the file is missing or damaged, has other entries, or its arrays do not match.
     """
     names = names_of(path)
     images, labels = find(names, split, _IMAGES), find(names, split, _LABELS)
@@ -61,12 +61,12 @@ def read(path: Path, split: str, square: Square | None = None) -> Dataset:
 
 
 def find(names: Iterable[str], split: str, titles: Collection[str] = _IMAGES) -> str | None:
-    """The name of a split's images, or labels, among those of an archive's arrays; None where there is none.
+    """Finds the name of a split's images, or labels, among an archive's arrays; None if there is none.
 
     Args:
-      names: of the arrays, in lower case or upper.
-      split: as it was asked for; '' for arrays that belong to no split.
-      titles: usual names of what is looked for.
+      names: names of the arrays, in any case.
+      split: the requested split; '' for arrays that belong to no split.
+      titles: usual names of the images or labels.
     """
     by_lower = {name.casefold(): name for name in sorted(names)}
     splits = dict.fromkeys((split.casefold(), *SPLIT_NAMES.get(kind_of(split) or "", ())))
@@ -75,7 +75,7 @@ def find(names: Iterable[str], split: str, titles: Collection[str] = _IMAGES) ->
 
 
 def named(names: Iterable[str]) -> str:
-    """The first of some names for a message."""
+    """Lists the first of some names for a message."""
     listed = list(names)
     return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "") or "nothing"
 
@@ -90,10 +90,10 @@ def _decoded(content: dict[str, np.ndarray], where: str, square: Square | None) 
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> Dataset:
-    """Brings images to uint8[N, H, W, C] and labels to int32[N].
+    """Converts images to uint8[N, H, W, C] and labels to int32[N].
 
     Raises:
-      UserError: shapes, types or ranges are others.
+      UserError: shapes, types or ranges are wrong.
     """
     if images.ndim == 3:
         images = images[..., None]
@@ -111,7 +111,7 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> Dataset:
 
 
 def _numbered(labels: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels as int32[N], and the names of the classes where the labels are names."""
+    """Returns labels as int32[N], and the names of the classes if the labels are names."""
     if labels.dtype.kind in "US":
         try:
             texts = labels if labels.dtype.kind == "U" else np.char.decode(labels, "utf-8")
@@ -139,7 +139,7 @@ def _as_bytes(images: np.ndarray, where: str) -> np.ndarray:
     found = str(images.dtype)
     if images.dtype.kind in "iufb":
         found += f" from {images.min()} to {images.max()}"
-    # Negated, so that NaN is refused too.
+    # The condition is negated so that NaN is refused too.
     if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
         raise UserError(f"expected uint8 images or floats in [0, 1] in {where}, found {found}: convert them")
     return np.rint(images * 255).astype(np.uint8)
@@ -147,7 +147,7 @@ def _as_bytes(images: np.ndarray, where: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[npz.Arrays]:
-    """Opens an archive; UserError where it is none, or turns out to be damaged as its arrays are read."""
+    """Opens an archive; raises UserError if it is none, or if reading its arrays shows that it is damaged."""
     if not path.exists():
         raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
     try:
@@ -167,16 +167,16 @@ def _opened(path: Path) -> Iterator[npz.Arrays]:
 
 
 def names_of(path: Path) -> list[str]:
-    """The names of an archive's arrays; UserError where it is none."""
+    """Returns the names of an archive's arrays; raises UserError if it is not an archive."""
     with _opened(path) as arrays:
         return list(arrays)
 
 
 def load(path: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Those arrays of an `.npz` archive that are wanted (None: all) and there, after their declared sizes are checked.
+    """Reads the wanted arrays (None: all) that an `.npz` archive has, after checking their declared sizes.
 
     Raises:
-      UserError: it is no archive, is damaged, holds Python objects under these names, or takes too much memory.
+      UserError: it is not an archive, is damaged, holds Python objects under these names, or takes too much memory.
     """
     with _opened(path) as arrays:
         return {name: arrays[name] for name in (arrays if wanted is None else wanted) if name in arrays}

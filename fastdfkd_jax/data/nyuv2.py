@@ -32,16 +32,16 @@ log = logging.getLogger("fastdfkd_jax.data.nyuv2")  # not __name__, which is __m
 URL = "http://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/nyu_depth_v2_labeled.mat"
 META_URL = "https://github.com/ankurhanda/nyuv2-meta-data"
 _RAW, _MIDDLE = 894, 40
-_CACHE = 2**26  # bytes: chunks of the file may span several images
+_CACHE = 2**26  # bytes; a chunk of the file may span several images
 _SECONDS_BETWEEN_LINES = 10
 
 
 class Meta(NamedTuple):
-    """What the three files of `META_URL` say.
+    """The contents of the three files of `META_URL`.
 
     Attributes:
       classes: uint8[895], the class from 0, or `VOID`, of each raw label; raw 0 is unlabelled.
-      splits: the split of every image by its number from 1, in the order of the numbers.
+      splits: the split of every image, ordered by the images' numbers from 1.
     """
 
     classes: np.ndarray
@@ -54,14 +54,14 @@ def prepare(file: Path, meta: Path, to: Path) -> dict[str, int]:
     Args:
       file: the official MATLAB file: `images`, uint8[N, 3, W, H], and `labels`, uint16[N, W, H], as HDF5 gives them.
       meta: the folder of the class mappings and the splits.
-      to: a folder that is not there yet or empty; it appears when all is written.
+      to: a new or empty folder; it appears when everything is written.
 
     Returns:
       The number of images of each split.
 
     Raises:
-      UserError: a file is missing, damaged or another one, h5py is not installed, the target is not empty, or the disk
-        is full.
+      UserError: a file is missing, damaged or the wrong one, h5py is not installed, the target is not empty, or the
+        disk is full.
     """
     known = read_meta(meta)
     counts: dict[str, int] = {"train": 0, "test": 0}
@@ -92,7 +92,7 @@ def read_meta(folder: Path) -> Meta:
     """Reads `classMapping40.mat`, `class13Mapping.mat` and `splits.mat`.
 
     Raises:
-      UserError: one is missing, damaged or another file.
+      UserError: one is missing, damaged or the wrong file.
     """
     middle = _numbers(folder / "classMapping40.mat", "mapClass")
     coarse = _numbers(folder / "class13Mapping.mat", "classMapping13", "labels13")
@@ -116,17 +116,17 @@ def read_meta(folder: Path) -> Meta:
 
 
 def _numbers(path: Path, name: str, field: str | None = None) -> np.ndarray:
-    """i64[N], the variable `name` of a MATLAB file, or a field of that structure."""
+    """Reads the variable `name` of a MATLAB file, or a field of that structure, as i64[N]."""
     import scipy.io
 
     if not path.exists():
         raise UserError(f"expected {path}, found none: give --meta the folder of {META_URL}")
-    # MATLAB compresses by deflate, which makes 1 byte of 1,032 at most.
+    # MATLAB compresses with deflate, by a factor of 1,032 at most.
     limits.require_bytes(1032 * limits.require_regular(path, "file"), path)
     try:
         value = scipy.io.loadmat(str(path))[name]
         return np.asarray(value[field][0, 0] if field else value).ravel().astype(np.int64)
-    except Exception as error:  # a damaged MATLAB file can raise nearly anything
+    except Exception as error:  # a damaged MATLAB file can raise almost anything
         raise UserError(
             f"cannot read {name} of {path}: it is damaged or another file; fetch it from {META_URL}"
         ) from error
@@ -134,7 +134,7 @@ def _numbers(path: Path, name: str, field: str | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The file's images and labels, of which rows are read when they are asked for."""
+    """Opens the file's images and labels, whose rows are read on demand."""
     try:
         import h5py
     except ImportError as error:
@@ -166,7 +166,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _read(images: Any, labels: Any, number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """uint8[H, W, 3] and uint16[H, W] of an image by its number from 1: HDF5 gives MATLAB's axes in reverse."""
+    """Reads uint8[H, W, 3] and uint16[H, W] of an image by its number from 1; HDF5 reverses MATLAB's axes."""
     try:
         image, raw = images[number - 1], labels[number - 1]
     except OSError as error:
@@ -175,7 +175,7 @@ def _read(images: Any, labels: Any, number: int, path: Path) -> tuple[np.ndarray
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, prepares and says what was written; `argv` begins with the program's name."""
+    """Parses the arguments, prepares the data and reports the result; `argv` begins with the program's name."""
     parser = OneLineParser(
         prog="python -m fastdfkd_jax.data.nyuv2",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""Encoded pictures of any size, and the squares that are evaluated."""
+"""Encoded pictures of any size, and the squares that are cut out of them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from PIL import Image
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage import limits
 
-# Everything that Pillow raises on a damaged picture.
+# All exceptions that Pillow raises on a damaged picture.
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError),
     *(MemoryError, OverflowError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-# Files that are taken for pictures wherever a folder of them is read.
+# Suffixes of pictures when a folder is read.
 SUFFIXES = frozenset(
     {
         *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif"),
         *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga"),
     }
 )
-# Pillow goes by the content and not by the suffix. Left out is what it reads with another program (EPS starts
-# Ghostscript), and what is no picture file.
+# Pillow detects formats by content, not by suffix. Formats that it reads with another program (EPS starts
+# Ghostscript) and formats that are not pictures are left out.
 _FORMATS = (
     *("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "JPEG2000", "TGA"),
     *("ICO", "PCX", "SGI", "PSD", "QOI", "DDS"),
@@ -44,7 +44,7 @@ class Square(NamedTuple):
 
     Attributes:
       size: side in pixels.
-      crop: part of the shorter side that it spans; 0.875 is ImageNet's (256 pixels, of which 224).
+      crop: share of the shorter side that it covers; 0.875 is ImageNet's (224 of 256 pixels).
     """
 
     size: int
@@ -53,14 +53,14 @@ class Square(NamedTuple):
 
 @contextlib.contextmanager
 def opened(file: Path | BinaryIO | bytes, where: object) -> Iterator[Image.Image]:
-    """Opens a picture whose size is within the limits; its pixels are not yet read.
+    """Opens a picture whose size is within the limits, without reading its pixels yet.
 
     Args:
       file: its path, file or content.
-      where: names it in messages.
+      where: its name in messages.
 
-    Raises:
-      UserError: it has too many pixels or is no regular file.
+      Raises:
+        UserError: it has too many pixels or is not a regular file.
       any of `DAMAGED`: it is damaged or of another kind.
     """
     if isinstance(file, Path):
@@ -73,7 +73,7 @@ def opened(file: Path | BinaryIO | bytes, where: object) -> Iterator[Image.Image
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that the installed Pillow has."""
+    """Returns those of `_FORMATS` that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -83,7 +83,7 @@ _lock, _pillow = threading.Lock(), {"open": 0, "limit": Image.MAX_IMAGE_PIXELS}
 
 @contextlib.contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Lifts Pillow's limit, which is the whole process's and warns at half of ours, while any picture is open here."""
+    """Lifts Pillow's process-wide limit, which warns at half of ours, while a picture is open here."""
     with _lock:
         if not _pillow["open"]:
             _pillow["limit"] = Image.MAX_IMAGE_PIXELS
@@ -99,11 +99,11 @@ def _without_pillows_limit() -> Iterator[None]:
 
 
 def read(file: Path | BinaryIO | bytes, where: object) -> Image.Image:
-    """Reads a picture's pixels (of an animation the first), 8 bits a sample: grey ones as mode L.
+    """Reads a picture's pixels (the first frame of an animation), 8 bits a sample; grey ones as mode L.
 
     Raises:
-      UserError: as `opened`, or the samples have no known range.
-      any of `DAMAGED`: as `opened`.
+      UserError: as in `opened`, or the samples have no known range.
+      any of `DAMAGED`: as in `opened`.
     """
     with opened(file, where) as picture:
         picture.load()
@@ -111,17 +111,17 @@ def read(file: Path | BinaryIO | bytes, where: object) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image, where: object) -> Image.Image:
-    """Scales grey levels of 16 bits, and floats in [0, 1], to 0 to 255; Pillow would cut them off at 255."""
+    """Scales 16-bit grey levels and floats in [0, 1] to 0 to 255, where Pillow would clip them."""
     mode = picture.mode
     if not mode.startswith(("I", "F")):
         return picture
     values = np.asarray(picture).astype(np.float32)
-    # Pillow holds 16 bits of PNG and PPM as I;16 or, by version, as I.
+    # Depending on its version, Pillow stores 16 bits of PNG and PPM as I;16 or as I.
     if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
         values = values / 257
     elif mode == "F" and values.size and values.max() <= 1:
         values = values * 255
-    # Negated, so that NaN is refused too.
+    # The condition is negated so that NaN is refused too.
     if not (values.min() >= 0 and values.max() <= 255):
         raise UserError(
             f"expected levels from 0 to 255, 16 bits, or floats in [0, 1] in the picture {where}, found mode {mode} "
@@ -131,15 +131,15 @@ def _to_8_bits(picture: Image.Image, where: object) -> Image.Image:
 
 
 def decode(file: Path | BinaryIO | bytes, square: Square | None = None, where: object = None) -> np.ndarray:
-    """Reads a picture, uint8[H, W] of a grey one, uint8[H, W, 3] of any other.
+    """Reads a picture as uint8[H, W] if grey, else as uint8[H, W, 3].
 
     Args:
       file: its path, file or content.
-      square: what to cut out, after bringing the shorter side to `size / crop` pixels; None for the whole.
-      where: names it in messages, by default its path.
+      square: the square to cut out after resizing the shorter side to `size / crop` pixels; None for the whole.
+      where: its name in messages, by default its path.
 
     Raises:
-      UserError, any of `DAMAGED`: as `read`.
+      UserError, any of `DAMAGED`: as in `read`.
     """
     picture = read(file, where or (file if isinstance(file, Path) else "in memory"))
     picture = picture if picture.mode == "L" else to_mode(picture, "RGB")
@@ -149,7 +149,7 @@ def decode(file: Path | BinaryIO | bytes, square: Square | None = None, where: o
 def to_mode(picture: Image.Image, mode: str) -> Image.Image:
     """Converts a picture to mode RGB or L, without its transparency."""
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-        picture = picture.convert("RGBA")  # Pillow warns of the direct way
+        picture = picture.convert("RGBA")  # Pillow warns about a direct conversion
     return picture.convert(mode)
 
 
@@ -164,10 +164,10 @@ def _cut(image: Image.Image, square: Square) -> Image.Image:
 
 
 def resize(image: np.ndarray, short_side: int, resampling: Image.Resampling) -> np.ndarray:
-    """Brings the shorter side of uint8[H, W] or uint8[H, W, 3] to so many pixels and keeps the aspect.
+    """Resizes the shorter side of uint8[H, W] or uint8[H, W, 3] to `short_side` pixels and keeps the aspect ratio.
 
-    Bilinear resampling averages where it makes smaller; nearest takes the value at the centre of the new pixel and
-    makes no other.
+    Bilinear resampling averages when it shrinks. Nearest takes the value at the centre of the new pixel and
+    produces no new values.
     """
     scale = short_side / min(image.shape[:2])
     height, width = (max(short_side, round(side * scale)) for side in image.shape[:2])
@@ -178,10 +178,10 @@ def resize(image: np.ndarray, short_side: int, resampling: Image.Resampling) -> 
 
 
 def concatenated(content: Mapping[str, np.ndarray], where: object) -> list[np.ndarray]:
-    """The files that lie one after another in `jpeg`, u8[bytes], the i-th from `offsets[i]` to `offsets[i + 1]`.
+    """Returns the files stored in `jpeg`, u8[bytes]; the i-th lies from `offsets[i]` to `offsets[i + 1]`.
 
     Raises:
-      UserError: they are of other types, or the offsets are not within `jpeg` and growing.
+      UserError: they have other types, or the offsets do not increase within `jpeg`.
     """
     files, offsets = content["jpeg"], content["offsets"]
     is_list = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 0

@@ -1,8 +1,8 @@
 """Reads pickles of plain data without Python's unpickler, which calls whatever a file names.
 
-A small machine runs the opcodes of protocols 0 to 5 and builds only dicts, lists, tuples, numbers, text, bytes, and
-NumPy arrays of integers, which it makes itself. Nothing that a file names is imported or called: the few names by which
-NumPy and Python store arrays and bytes are known here by their text, and any other is refused.
+A small machine runs the opcodes of protocols 0 to 5. It builds only dicts, lists, tuples, numbers, text, bytes, and
+NumPy arrays of integers. Nothing that a file names is imported or called. The few names by which NumPy and Python store
+arrays and bytes are recognised as text, and any other name is refused.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _INTEGERS = {f"{sign}{size}" for sign in "iu" for size in (1, 2, 4, 8)}
 
 
 class _Name(NamedTuple):
-    """Something that the file would have imported."""
+    """A name that the file would have imported."""
 
     module: str
     name: str
 
 
 class _Type:
-    """An integer type whose byte order comes in a later opcode."""
+    """An integer type whose byte order is set by a later opcode."""
 
     def __init__(self, code: str):
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """Takes the state of `numpy.dtype`: version, byte order, and nothing of fields."""
+        """Takes the state of `numpy.dtype`: version and byte order, without fields."""
         if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise UserError("it holds an array of another type than integers")
         order = _text(state[1])
@@ -47,7 +47,7 @@ class _Type:
 
 
 class _Array:
-    """An array that comes in a later opcode."""
+    """An array whose content is set by a later opcode."""
 
     value: np.ndarray | None = None
 
@@ -65,7 +65,7 @@ def _text(item: Any) -> str:
 
 
 def _array(content: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
-    """What `numpy._core.numeric._frombuffer` makes."""
+    """Returns the result of `numpy._core.numeric._frombuffer`."""
     shape = shape if type(shape) is tuple else (shape,)
     sizes_known = all(type(side) is int and side >= 0 for side in shape)
     if type(content) is not bytes or type(kind) is not _Type or not sizes_known or _text(order) not in "CFK":
@@ -92,7 +92,7 @@ def _make_scalar(kind: Any, content: Any) -> int:
 
 
 def _make_bytes(*arguments: Any) -> bytes:
-    if arguments:  # Python 3 stores b'' so in the older protocols, and nothing else
+    if arguments:  # Python 3 stores only b'' like this, in the older protocols
         raise UserError("it asks for bytes of something")
     return b""
 
@@ -120,13 +120,13 @@ def loads(content: bytes) -> Any:
     """Reads a pickle; byte strings of Python 2 stay bytes.
 
     Raises:
-      UserError: it asks for anything but plain data.
+      UserError: it contains anything but plain data.
       any exception: it is damaged.
     """
     machine, file = _Machine(), io.BytesIO(content)
     while code := file.read(1):
         opcode = _OPCODES[code.decode("latin-1")]
-        if opcode.name == "STRING":  # its reader takes ASCII alone
+        if opcode.name == "STRING":  # its reader accepts only ASCII
             argument: Any = codecs.escape_decode(pickletools.read_stringnl(file, decode=False))[0]
         else:
             argument = opcode.arg.reader(file) if opcode.arg else None
@@ -233,11 +233,11 @@ def _as_is(argument: Any) -> Any:
 
 
 def _as_bytes(argument: Any) -> bytes:
-    """Python 2's byte strings come from `pickletools` as text of these bytes."""
+    """Converts the text that `pickletools` returns for Python 2's byte strings to bytes."""
     return argument.encode("latin-1") if isinstance(argument, str) else bytes(argument)
 
 
-# Opcodes that push a value, with what makes it of their argument.
+# Opcodes that push a value, each with the function that makes it from the argument.
 _PUSHED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"), _as_is),
     **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _as_is),

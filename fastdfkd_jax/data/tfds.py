@@ -1,4 +1,4 @@
-"""TensorFlow Datasets in array_record format, read without TensorFlow (it is needed only to prepare them)."""
+"""Reads TensorFlow Datasets in array_record format without TensorFlow, which is needed only to prepare them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from fastdfkd_jax.data.pictures import Square
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage import limits
 
-# What the well-known names must contain: classes and the shape of an image.
+# Expected number of classes and image shape of well-known data sets.
 _EXPECTED = {"cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}
 _VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){1,2}")
-_CHUNK = 256  # records that are held encoded at a time
+_CHUNK = 256  # encoded records in memory at a time
 _BYTES_PER_NAME = 64
 _REASON = 100
 
 
 def read(name: str, split: str, root: Path, square: Square | None = None) -> Dataset:
-    """Reads a split of a prepared data set, of the newest version where none is named.
+    """Reads a split of a prepared data set, of the newest version unless one is named.
 
-    TFDS shuffles when it prepares, by a hash of the example's key, so that 'train[:5000]' is the same set
-    everywhere; here the set is put into the order of its ids, where it has any.
+    TFDS shuffles by a hash of the example's key when it prepares data, so 'train[:5000]' is the same set
+    everywhere. Here the set is sorted by its ids, if it has any.
 
     Args:
-      name: of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32'), and with a
-        version if another than the newest is wanted ('cifar10:3.0.2', 'cifar10:3.*.*').
-      split: whatever TFDS understands ('test', 'train[:5000]', 'train[:10]+test').
+      name: name of the data set, with its configuration if it has one ('cifar10', 'imagenet_resized/32x32'), and with a
+        version to read another than the newest ('cifar10:3.0.2', 'cifar10:3.*.*').
+      split: any split that TFDS accepts ('test', 'train[:5000]', 'train[:10]+test').
       root: the folder that holds `NAME/VERSION/`, or NAME or VERSION itself.
-      square: if given, what is cut out of each image.
+      square: the square to cut out of each image, if any.
 
     Raises:
-      UserError: it is not there, not in a format for random access, damaged, or another data set.
+      UserError: it is missing, not in a format with random access, damaged, or another data set.
     """
     builder, name = _open(name, root)
     features = builder.info.features
@@ -76,7 +76,7 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
 def _decoded(
     builder: Any, name: str, source: Any, square: Square | None, labels: list[Any], ids: list[Any]
 ) -> Iterator[np.ndarray]:
-    """Yields the images of a split, and adds their labels, and their ids where there are any, to the lists."""
+    """Yields the images of a split, and appends their labels, and their ids if any, to the lists."""
     for record in _records(builder, name, source):
         labels.append(record["label"])
         if "id" in record:
@@ -85,10 +85,10 @@ def _decoded(
 
 
 def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
-    """Yields the images of a split as they are stored, in TFDS's order, a few in memory at a time.
+    """Yields the encoded images of a split in TFDS's order, a few in memory at a time.
 
     Raises:
-      UserError: as `read`, but for labels, which need not be there.
+      UserError: as in `read`, but labels are optional.
     """
     builder, name = _open(name, root)
     if "image" not in builder.info.features:
@@ -109,7 +109,7 @@ def _how_to_get(name: str) -> str:
 
 
 def _find(name: str, version: str, root: Path) -> Path:
-    """The newest folder of a version that is asked for, below `root`, or `root` where it is one or the data set's."""
+    """Returns the newest folder of a requested version below `root`, which may also be that or the data set's own."""
     if not root.is_dir():
         raise UserError(f"expected the data directory {root}, found no such folder: {_how_to_get(name)}")
     parts = name.split("/")
@@ -134,7 +134,7 @@ def _version_of(path: Path) -> list[int]:
 
 
 def _open(name: str, root: Path) -> tuple[Any, str]:
-    """The reader of a data set ('NAME' or 'NAME:VERSION'), and its name."""
+    """Returns the reader of a data set ('NAME' or 'NAME:VERSION'), and its name."""
     name, _, version = name.partition(":")
     head, _, tail = name.rpartition("/")
     if head and _VERSION.fullmatch(tail) and not any((root / name).glob("*/dataset_info.json")):  # NAME/VERSION
@@ -142,7 +142,7 @@ def _open(name: str, root: Path) -> tuple[Any, str]:
     if version and not _VERSION.fullmatch(version):
         raise UserError(f"expected a version such as 3.0.2 or 3.*.* after tfds:{name}:, found {version!r}")
     directory = _find(name, version, root)
-    # A second to import, and of use to this source alone.
+    # It takes a second to import, and only this source needs it.
     import tensorflow_datasets as tfds
 
     tfds_features.require_known(directory, name)
@@ -166,8 +166,8 @@ def _source(builder: Any, name: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        # PNG and JPEG are decoded here by pillow, which TFDS would do too, after a warning on OpenCV.
-        # No other picture of an example is decoded at all: its size would be checked by nobody.
+        # PNG and JPEG are decoded here by Pillow, which TFDS would use too, after a warning about OpenCV.
+        # Other pictures of an example are not decoded, because nothing would check their size.
         keys = {"image", *tfds_features.pictures_of(builder.info.features)}
         skipped = {key: tfds.decode.SkipDecoding() for key in keys}
         source = builder.as_data_source(split, decoders=skipped)
@@ -183,7 +183,7 @@ def _source(builder: Any, name: str, split: str) -> Any:
 def _read(builder: Any, name: str, source: Any, rows: range) -> list[dict[str, Any]]:
     try:
         return source.__getitems__(list(rows))
-    except Exception as error:  # RuntimeError, DecodeError, IndexError ... by the layer that stumbles
+    except Exception as error:  # RuntimeError, DecodeError, IndexError ... depending on the failing layer
         raise UserError(
             f"corrupt or missing record of tfds:{name} in {builder.data_path} ({_line(error)}): "
             "restore the file or prepare the data set anew"
@@ -198,5 +198,5 @@ def _decode(encoded: bytes, name: str, square: Square | None) -> np.ndarray:
 
 
 def _line(error: Exception) -> str:
-    """The first line of a message, short enough to be part of another."""
+    """Returns the first line of a message, shortened to fit into another."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:_REASON]

@@ -10,21 +10,21 @@ from typing import Any
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage import limits
 
-# Both spellings that protobuf reads, and that of older versions (beside "content").
+# Both spellings that protobuf reads, and the older versions' (beside "content").
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 _OLDER_NAMES = {"tensorflow_datasets.core.features.feature.Tensor"}  # TFDS keeps it under this name too
 _DESCRIPTIONS = {".json", ".txt"}
 
 
 def require_known(directory: Path, name: str) -> None:
-    """Refuses a data set whose features are not TFDS's own, or whose files are not plain ones.
+    """Refuses a data set whose features are not TFDS's own, or whose files are not regular.
 
     Args:
-      directory: of its version, with `features.json`.
-      name: of the data set, for messages.
+      directory: folder of its version, with `features.json`.
+      name: name of the data set, for messages.
 
     Raises:
-      UserError: a feature is of another class, or a description is damaged, no file, or too large.
+      UserError: a feature is of another class, or a description is damaged, not a regular file, or too large.
     """
     for path in sorted(directory.iterdir()):
         if path.is_dir():
@@ -52,9 +52,9 @@ def require_known(directory: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def without_imports() -> Iterator[None]:
-    """Within it, TFDS looks up classes of features among its own, where it would else import what a name says.
+    """Restricts TFDS to its own feature classes, where it would otherwise import whatever a name refers to.
 
-    `require_known` sees the names of a description as it is written. TFDS also parses JSON within its strings.
+    `require_known` checks the names in a description as written, but TFDS also parses JSON within its strings.
     """
     import tensorflow_datasets as tfds
 
@@ -74,21 +74,24 @@ def without_imports() -> Iterator[None]:
 
 
 def pictures_of(features: Any) -> list[str]:
-    """The names of an example's features that hold an encoded picture."""
+    """Returns the names of an example's features that hold an encoded picture."""
     import tensorflow_datasets as tfds
 
     return [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
 
 
 def is_class_label(feature: Any) -> bool:
-    """Whether a feature is a class; its `names` are not looked at, which TFDS makes of their number, however large."""
+    """Returns True if a feature is a class.
+
+    Its `names` are not read, because TFDS builds them from their number, however large.
+    """
     import tensorflow_datasets as tfds
 
     return isinstance(feature, tfds.features.ClassLabel)
 
 
 def _known_classes() -> set[str]:
-    """Full names of TFDS's own classes of features."""
+    """Returns the full names of TFDS's own feature classes."""
     import tensorflow_datasets as tfds
 
     base = tfds.features.FeatureConnector
@@ -97,7 +100,7 @@ def _known_classes() -> set[str]:
 
 
 def _class_names(content: Any) -> set[str]:
-    """Every text in a nest of JSON that TFDS may take for the name of a class."""
+    """Returns every text in nested JSON that TFDS may use as a class name."""
     found, left = set(), [content]
     while left:
         item = left.pop()

@@ -1,4 +1,4 @@
-"""Pictures of any size, without labels, as random square crops: stand-ins for the data that a teacher saw."""
+"""Random square crops of unlabelled pictures of any size, which stand in for the teacher's training data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastdfkd_jax.data import listing, npz_source, pictures, tfds
 from fastdfkd_jax.errors import UserError
 
 SOURCES = ("tfds:NAME", "npz:FILE", "folder:DIR")
-# Of the shorter side: smaller crops show texture only.
+# Share of the shorter side; smaller crops show only texture.
 _SMALLEST_CROP = 0.3
 _CHUNK = 1024
 _CHANNELS = ((), (1,), (3,), (4,))
@@ -23,22 +23,22 @@ _CHANNELS = ((), (1,), (3,), (4,))
 def stream(
     source: str, split: str, root: Path, *, image_size: int, channels: int, crops: int, limit: int
 ) -> Iterator[np.ndarray]:
-    """Reads pictures one by one and cuts crops out of them, the same ones at every call.
+    """Reads pictures one by one and yields crops in chunks, the same ones at every call.
 
-    In parts, because those of ImageNet take 4 GB of memory at 32 pixels and 63 GB at 128.
+    They come in chunks, because the crops of ImageNet take 4 GB of memory at 32 pixels and 63 GB at 128.
 
     Args:
-      source: 'tfds:NAME' with a feature 'image'; 'npz:FILE' with `images` (or `x_SPLIT`), or with `jpeg`, all files one
-        after another, and `offsets`; 'folder:DIR' with pictures at any depth, of which the folder's names mean nothing.
-      split: of TFDS or of an `.npz`.
-      root: folder of TFDS data sets; what a relative FILE or DIR is relative to.
-      image_size: side of a crop as it is kept, in pixels.
+      source: 'tfds:NAME' with a feature 'image'; 'npz:FILE' with `images` (or `x_SPLIT`), or with `jpeg`, concatenated
+        files, and `offsets`; 'folder:DIR' with pictures at any depth, whose folder names are ignored.
+      split: split of TFDS or of an `.npz`.
+      root: folder of TFDS data sets; a relative FILE or DIR is relative to it.
+      image_size: side in pixels of a stored crop.
       channels: 3, or 1 for grey.
-      crops: of each picture: squares of random place, their side between 0.3 and 1 of the picture's shorter one.
-      limit: most crops in all; 0 for any number.
+      crops: crops per picture: squares at random places, with a side of 0.3 to 1 times the picture's shorter side.
+      limit: largest total number of crops; 0 for no limit.
 
     Yields:
-      uint8[N, image_size, image_size, channels], N being 1 to 1024.
+      uint8[N, image_size, image_size, channels], with N from 1 to 1024.
 
     Raises:
       UserError: the source is unknown, empty or damaged.

@@ -1,1 +1,1 @@
-"""The student's state, its KD step, and soft labels that stand for the teacher."""
+"""The student's state, its KD step, and stored soft labels that replace the teacher."""

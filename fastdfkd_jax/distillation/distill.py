@@ -20,13 +20,13 @@ Loss = Callable[[Tree, Outputs, Outputs, Array], Array]
 
 
 class Objective(NamedTuple):
-    """What a student minimises.
+    """The student's objective.
 
     Attributes:
-      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image, of whose terms
-        each is either linear in the (one-hot) label or does not look at it, so that labels can be mixed.
-      init: `init(key) -> extra`, what is trained beside the student; () for nothing.
-      optimizer: of the extra trainables, or None.
+      loss: `loss(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, a loss for each image. Each term must be
+        linear in the (one-hot) label or independent of it, so that labels can be mixed.
+      init: `init(key) -> extra`, parameters that are trained beside the student; () for nothing.
+      optimizer: optimizer of these extra parameters, or None.
     """
 
     loss: Loss
@@ -35,14 +35,14 @@ class Objective(NamedTuple):
 
 
 class StudentState(NamedTuple):
-    """All that changes while a student learns.
+    """The complete state of a student in training.
 
     Attributes:
       params, batch_stats: the student's variables.
-      opt_state: of the optimizer.
+      opt_state: state of the optimizer.
       step: i32[], KD steps taken.
-      extra: what is trained beside the student (`Objective.init`).
-      extra_opt_state: of its optimizer.
+      extra: parameters trained beside the student (`Objective.init`).
+      extra_opt_state: state of their optimizer.
       averaged: running average of the student's variables, which is then evaluated and exported; () for none.
     """
 
@@ -56,19 +56,19 @@ class StudentState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Tree]:
-        """The student's variables as a `Network` takes them."""
+        """Returns the student's variables in the form that a `Network` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def result(self) -> dict[str, Tree]:
-        """The variables to evaluate and export: the average where there is one, else the latest."""
+        """Returns the variables to evaluate and export: the average if there is one, else the latest."""
         return self.averaged or self.variables
 
 
 def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -> optax.Schedule:
-    """Cosine from `peak` to `final` over `calls` synthesis calls, constant within a call (METHOD 1.8).
+    """Returns a cosine from `peak` to `final` over `calls` synthesis calls, constant within a call (METHOD 1.8).
 
-    As in PyTorch's CosineAnnealingLR stepped once an epoch: the first call runs at the peak, the end point
+    As in PyTorch's CosineAnnealingLR stepped once an epoch, the first call runs at the peak, and the end point
     is reached only after the last one.
     """
 
@@ -80,19 +80,19 @@ def cosine_by_call(peak: float, final: float, calls: int, steps_per_call: int) -
 
 
 def milestones_by_call(peak: float, milestones: Sequence[int], decay: float, steps_per_call: int) -> optax.Schedule:
-    """`peak`, times `decay` after each of these numbers of calls with KD (METHOD section 6)."""
+    """Returns `peak`, multiplied by `decay` after each listed number of calls with KD (METHOD section 6)."""
     return optax.piecewise_constant_schedule(peak, {call * steps_per_call: decay for call in milestones})
 
 
 def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
-    """A schedule that the first `steps` steps, at least 1, rise to linearly: step i runs at (i + 1) / steps of it."""
+    """Adds a linear warm-up of `steps` steps, at least 1, to a schedule: step i runs at (i + 1) / steps of it."""
     return lambda step: schedule(step) * jnp.minimum(jnp.asarray(step + 1, float) / steps, 1)
 
 
 def average(averaged: Tree, latest: Tree, step: Any, decay: float) -> Tree:
-    """The exponential moving average after KD step `step`, counted from 1, of trees of one structure.
+    """Returns the exponential moving average of two trees after KD step `step`, counted from 1.
 
-    The decay is min(decay, step / (step + 9)), so that the initial weights are soon forgotten.
+    The decay is min(decay, step / (step + 9)), so that the initial weights soon lose their influence.
     """
     share = 1 - jnp.minimum(decay, step / (step + 9.0))
     return jax.tree.map(lambda old, new: old + share.astype(old.dtype) * (new - old), averaged, latest)
@@ -101,14 +101,14 @@ def average(averaged: Tree, latest: Tree, step: Any, decay: float) -> Tree:
 def sgd(
     schedule: optax.Schedule, momentum: float, weight_decay: float, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay joins the gradient before the momentum, the rate comes after it."""
+    """Returns PyTorch's SGD: weight decay is added before the momentum, the learning rate is applied after it."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum or None, nesterov=nesterov)
     )
 
 
 def adam(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """PyTorch's Adam, whose weight decay joins the gradient."""
+    """Returns PyTorch's Adam, with weight decay added to the gradient."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(schedule))
 
 
@@ -119,9 +119,9 @@ def from_variables(
     key: Any = None,
     ema_decay: float = 0.0,
 ) -> StudentState:
-    """A student that starts from given variables; what an objective trains beside it is drawn by the key.
+    """Makes a student that starts from given variables; the key draws an objective's extra parameters.
 
-    A copy of the variables starts the average where there is one, as compiled steps take both over.
+    If there is an average, it starts from a copy of the variables, because compiled steps donate both.
     """
     params = variables["params"]
     state = StudentState(params, variables["batch_stats"], optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -134,7 +134,7 @@ def from_variables(
 
 
 def kd_loss(temperature: float) -> Loss:
-    """Vanilla KD at a temperature (Eq. 12)."""
+    """Returns the loss of vanilla KD at a temperature (Eq. 12)."""
     return lambda extra, student, teacher, labels: losses.distillation(teacher.logits, student.logits, temperature)
 
 
@@ -154,19 +154,20 @@ def make_step(
 
     Args:
       teacher, student: the networks; images are normalised with the teacher's constants.
-      optimizer: the student's.
-      loss: of each image (`Objective.loss`).
-      extra_optimizer: of what is trained beside the student, or None.
-      ema_decay: of the average of the student's variables (`average`); 0 for none.
-      network_input: whether images are as the networks take them; then they are neither augmented nor normalised.
-      views: how images are shown; None for the defaults. The teacher sees mixed images too, so that its answer is their
-        label. Maps of labels are shown as their images.
-      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
+      optimizer: the student's optimizer.
+      loss: the loss of each image (`Objective.loss`).
+      extra_optimizer: optimizer of the parameters trained beside the student, or None.
+      ema_decay: decay of the average of the student's variables (`average`); 0 for none.
+      network_input: True if images are already in the networks' input range; they are then neither augmented nor
+        normalised.
+      views: how images are augmented; None for the defaults. The teacher sees the mixed images too, so its output is
+        their label. Label maps are augmented like their images.
+      square: side in pixels of a random crop that is first cut from larger images; 0 for whole images.
 
     Returns:
-      `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`, images being f32[B, H, W, C]
-      in [0, 1], labels i32[B] or maps int[B, H, W], weights f32[B] of the images in the loss. Info holds the scalars
-      'loss' and 'agreement' (share of equal predictions in the augmented batch) and, where there are weights,
+      `step(state, teacher_vars, images, key, labels=None, weights=None) -> (state, info)`. Images are f32[B, H, W, C]
+      in [0, 1], labels i32[B] or maps int[B, H, W]; weights f32[B] weight the images in the loss. Info holds the
+      scalars 'loss' and 'agreement' (share of equal predictions in the augmented batch). With weights it also holds
       'difficulty', f32[B], KL(p_t || p_s) in nats.
     """
     shown_as = views or augment.ViewOptions()
@@ -196,19 +197,19 @@ def make_step_from_stored(
     extra_optimizer: optax.GradientTransformation | None = None,
     ema_decay: float = 0.0,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
-    """Builds the KD step that knows what the teacher said (`soft_labels.make_labeller`) and does not run it.
+    """Builds a KD step that uses stored teacher outputs (`soft_labels.make_labeller`) instead of the teacher.
 
     Args:
-      student: the network, whose images are normalised as the teacher's.
-      optimizer: the student's.
-      loss: of each image; it may look at the teacher's logits, over the temperature, and at nothing else of it.
-      temperature: of KD.
-      extra_optimizer: of what is trained beside the student, or None.
+      student: the network; its images are normalised with the teacher's constants.
+      optimizer: the student's optimizer.
+      loss: the loss of each image; of the teacher it may use only the logits divided by the temperature.
+      temperature: the KD temperature.
+      extra_optimizer: optimizer of the parameters trained beside the student, or None.
       ema_decay: as in `make_step`.
 
     Returns:
-      `step(state, images, view, soft_labels, key, labels=None) -> (state, info)`, images being f32[B, H, W, C] in
-      [0, 1] before they are shown; the key is that of `make_step`, which makes the same of it up to float16's rounding.
+      `step(state, images, view, soft_labels, key, labels=None) -> (state, info)`. Images are f32[B, H, W, C] in [0, 1]
+      before augmentation. With the same key, `make_step` takes the same step up to float16 rounding.
     """
     spec = student.spec
     learn = _make_learner(student, optimizer, loss, extra_optimizer, ema_decay)
@@ -230,13 +231,13 @@ def _make_learner(
     extra_optimizer: optax.GradientTransformation | None,
     ema_decay: float,
 ) -> Callable[..., tuple[StudentState, dict[str, Array]]]:
-    """What a KD step is once the teacher has answered."""
+    """Builds the part of a KD step that follows the teacher's outputs."""
 
     def losses_of(extra: Tree, outputs: Outputs, target: Outputs, labels: Any, mix: augment.Mix | None, shape: Any):
         values = loss(extra, outputs, target, labels)
         if mix is None or labels is None:
             return values
-        # Linear in the label, as a cross-entropy is: that of the mixed label. What looks at no label stays as it is.
+        # Terms linear in the label, such as cross-entropy, get that of the mixed label. Other terms are unchanged.
         share = augment.own_share(mix, shape)
         return share * values + (1 - share) * loss(extra, outputs, target, labels[mix.partner])
 
@@ -245,7 +246,7 @@ def _make_learner(
     ):
         def objective(params: Tree, extra: Tree):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            # Of the views' key, so that a student without dropout meets the same views as ever.
+            # Derived from the views' key, so that the views are the same with and without dropout.
             outputs = student.apply(variables, images, train=True, key=jax.random.fold_in(key, 1))
             values = losses_of(extra, outputs, target, labels, view.mix, images.shape)
             return (values if weights is None else weights * values).mean(), outputs

@@ -43,6 +43,6 @@ class KDOptions(ViewOptions, section="kd"):
 
     @property
     def views(self) -> ViewOptions:
-        """The fields that say how the student is shown images."""
+        """Returns the fields that set how images are augmented for the student."""
         names = [each.name for each in dataclasses.fields(ViewOptions)]
         return ViewOptions(**{name: getattr(self, name) for name in names})

@@ -1,8 +1,8 @@
-"""What a teacher said of a view, in few bytes: it runs once a view, and any number of students learn from that.
+"""The teacher's outputs on a view, stored compactly: it runs once, and any number of students can learn from it.
 
-After FKD (Shen and Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV 2022). Either all
-logits, which serve any temperature, or the k largest probabilities at the temperature of KD, the rest of the mass being
-spread evenly over the other classes: FKD's marginal smoothing.
+Based on FKD (Shen and Xing, *A Fast Knowledge Distillation Framework for Visual Recognition*, ECCV 2022). Either all
+logits are stored, which fit any temperature, or the k largest probabilities at the KD temperature. In the second case
+the remaining mass is spread evenly over the other classes, as in FKD's marginal smoothing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fastdfkd_jax.models import Network
 Array = jax.Array
 Tree = Any
 
-# Float16's smallest number: what it rounds to 0 is raised to this, so that logarithms are finite.
+# Float16's smallest number. Values that round to 0 are raised to it, so that logarithms are finite.
 _LEAST = 2.0**-24
 
 
 class SoftLabels(NamedTuple):
-    """A batch's answers of the teacher.
+    """The teacher's outputs for a batch.
 
     Attributes:
-      values: f16[B, C] logits, or f16[B, k + 1] probabilities, of the k likeliest classes and of all others together.
-      classes: u16[B, k], the likeliest first; None where all logits are kept.
+      values: f16[B, C] logits, or f16[B, k + 1] probabilities of the k likeliest classes and of all others together.
+      classes: u16[B, k], the likeliest first; None if all logits are kept.
     """
 
     values: Array
@@ -37,12 +37,12 @@ class SoftLabels(NamedTuple):
 
 
 class LabelledViews(NamedTuple):
-    """What a student needs of one KD step in place of the teacher; of several steps with a leading axis.
+    """The data that replace the teacher in one KD step, or in several with a leading axis.
 
     Attributes:
-      rows: i32[B], which images of D'.
-      view: how they are shown (`augment.compact`).
-      labels: what the teacher said of that.
+      rows: i32[B], indices of the images in D'.
+      view: how the images are augmented (`augment.compact`).
+      labels: the teacher's outputs on the augmented images.
     """
 
     rows: Array
@@ -51,27 +51,27 @@ class LabelledViews(NamedTuple):
 
 
 def encode(logits: Array, temperature: float, top_k: int) -> SoftLabels:
-    """Keeps logits f32[B, C] of up to 65,536 classes; `top_k` is how many probabilities of each, 0 for all logits.
+    """Encodes logits f32[B, C] of up to 65,536 classes as all logits (`top_k` 0) or `top_k` probabilities.
 
-    Logits lose their mean, which no softmax sees, so that float16 rounds no more than it must.
+    The mean of the logits is removed, which changes no softmax, to keep float16's rounding error small.
     """
     if not top_k:
         return SoftLabels((logits - logits.mean(-1, keepdims=True)).astype(jnp.float16))
     probabilities = jax.nn.softmax(logits / temperature)
     largest, classes = jax.lax.top_k(probabilities, top_k)
-    # The mass of the others is kept too: where the teacher is sure, 1 less a sum of float16 is nothing but rounding.
+    # The others' mass is stored too: for a confident teacher, 1 minus a sum of float16 is mostly rounding error.
     others = probabilities.at[_images(logits), classes].set(0, unique_indices=True)
     values = jnp.concatenate([largest, others.sum(-1, keepdims=True)], -1)
     return SoftLabels(values.astype(jnp.float16), classes.astype(jnp.uint16))
 
 
 def decode(labels: SoftLabels, classes: int, temperature: float) -> Array:
-    """Logits f32[B, classes] whose softmax at the temperature is what was kept, up to float16's rounding.
+    """Returns logits f32[B, classes] whose softmax at the temperature is the stored one, up to float16's rounding.
 
     Args:
-      labels: of a batch.
-      classes: how many there are.
-      temperature: of KD; where k probabilities were kept, that at which they were.
+      labels: the labels of a batch.
+      classes: number of classes.
+      temperature: the KD temperature; for k stored probabilities, the one at which they were stored.
     """
     values = labels.values.astype(jnp.float32)
     if labels.classes is None:
@@ -89,7 +89,7 @@ def make_labeller(
 ) -> Callable[[Tree, Array, Array], tuple[augment.View, SoftLabels]]:
     """Builds `label(teacher_vars, images, key) -> (view, labels)`, the teacher's part of a KD step.
 
-    Images are f32[B, H, W, C] in [0, 1]; the view is the one that `distill.make_step` draws by the same key.
+    Images are f32[B, H, W, C] in [0, 1]. `distill.make_step` draws the same view from the same key.
     """
 
     def label(teacher_vars: Tree, images: Array, key: Array) -> tuple[augment.View, SoftLabels]:
@@ -101,7 +101,7 @@ def make_labeller(
 
 
 def shapes(classes: int, top_k: int, views: augment.ViewOptions, batch: int) -> LabelledViews:
-    """Shape and type of every array of one step."""
+    """Returns shape and type of every array of one step."""
 
     def make(logits: Array) -> LabelledViews:
         view = augment.draw_view(jax.random.key(0), (batch, 1, 1, 1), views)
@@ -111,11 +111,14 @@ def shapes(classes: int, top_k: int, views: augment.ViewOptions, batch: int) -> 
 
 
 def bytes_per_view(classes: int, top_k: int, views: augment.ViewOptions, batch: int) -> float:
-    """Bytes on disk of one view: its image's row, its parameters (a batch shares a box of CutMix) and its labels."""
+    """Returns the bytes of one view on disk: its image's row, its parameters and its labels.
+
+    A batch shares one CutMix box.
+    """
     leaves = jax.tree.leaves(shapes(classes, top_k, views, batch))
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves) / batch
 
 
 def _images(batch: Array) -> Array:
-    """i32[B, 1], to index a row's entries by."""
+    """Returns i32[B, 1], which indexes the rows when a row's entries are indexed."""
     return jnp.arange(len(batch))[:, None]

@@ -1,1 +1,1 @@
-"""How good a network is on labelled data."""
+"""Evaluation of networks on labelled data."""

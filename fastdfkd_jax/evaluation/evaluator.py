@@ -1,4 +1,4 @@
-"""What a network reaches on labelled images."""
+"""Evaluates a network on labelled images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
     """Builds `evaluate(variables, dataset) -> measurements`, which compiles once for all data sets of one size.
 
     Args:
-      network: images are normalised by its spec.
-      batch_size: images a step; the last step is padded to it.
+      network: the network; its spec normalises the images.
+      batch_size: images per step; the last step is padded to it.
 
     Returns:
-      A function that gives what the score of the network's task reads (`scores.of_task`), and `count` (images). It
-      raises UserError when the data set does not fit the network (`data.require`).
+      A function that returns the measurements of the score of the network's task (`scores.of_task`), and `count`
+      (images). It raises UserError if the data set does not fit the network (`data.require`).
     """
     spec, score = network.spec, scores.of_task(network.spec)
     split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch_size,))))
 
-    # Defined here, so that the compiled function is this evaluator's own and its traces can be counted.
+    # Defined here, so that each evaluator has a separate compiled function, whose traces can be counted.
     def sums_of_batch(variables, images, labels):
         inputs = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
         return score.sums(network.apply(variables, inputs).logits, labels)
@@ -42,7 +42,7 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
         data.require(dataset, spec)
         total = len(dataset.labels)
-        variables = parallel.copy(variables)  # those of a run may be bound to other devices than a batch here
+        variables = parallel.copy(variables)  # a run's variables may be on other devices than a batch here
         sums = []
         for start in range(0, total, batch_size):
             rows = slice(start, start + batch_size)
@@ -51,7 +51,7 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
             images = np.pad(images, (padding, *[(0, 0)] * (images.ndim - 1)))
             labels = np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1)), constant_values=-1)
             sums.append(step(variables, images, labels))
-        # Added on the host in float64: a float32 sum of many batches would lose digits.
+        # Summed on the host in float64, because a float32 sum of many batches would lose digits.
         whole = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *jax.device_get(sums))
         return {**score.read(whole, data.count_classes(dataset)), "count": total}
 

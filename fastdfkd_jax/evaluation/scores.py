@@ -1,6 +1,6 @@
-"""What is measured of a network on labelled images, by its task: sums over batches on the device, and what they say.
+"""Scores of a network on labelled images, by task: sums over batches on the device, and measurements from them.
 
-A label outside [0, C), as -1 or the 255 of void pixels, is not known and is left out of every score.
+A label outside [0, C), such as -1 or 255 for void pixels, is unknown and is left out of every score.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _TOP = 5
 
 
 class Score(NamedTuple):
-    """How a task is measured.
+    """The score of a task.
 
     Attributes:
-      name: of the main measurement, which is in percent.
-      title: the same for tables and plots.
-      sums: `sums(logits f32[B, ..., C], labels int[B, ...]) -> Sums`, which add up over batches.
-      read: `read(Sums of the whole, added up in float64, classes of the data) -> {name: measurement}`.
+      name: name of the main measurement, which is in percent.
+      title: its title in tables and plots.
+      sums: `sums(logits f32[B, ..., C], labels int[B, ...]) -> Sums`, which are added over batches.
+      read: `read(total Sums in float64, classes of the data) -> {name: measurement}`.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Score(NamedTuple):
 
 
 def of_task(spec: NetworkSpec) -> Score:
-    """The score of a network's task."""
+    """Returns the score of a network's task."""
     return SEGMENTATION if spec.gives_maps else CLASSIFICATION
 
 
 def top_sums(logits: Array, labels: Array) -> Sums:
-    """Images, correct first guesses, labels among the first five, and summed cross-entropies, f32[] each.
+    """Counts images, correct first predictions and labels among the first five, and sums cross-entropies, f32[] each.
 
-    A row with a logit that is not finite counts as wrong, whatever `argmax` makes of it. Labels are int[B], logits
-    f32[B, C]; 'top5' is there with more than five classes.
+    A row with a logit that is not finite counts as wrong, whatever `argmax` returns. Labels are int[B], logits
+    f32[B, C]. 'top5' is included with more than five classes.
     """
     classes = logits.shape[-1]
     known, labels = _known(labels, classes)
@@ -57,42 +57,42 @@ def top_sums(logits: Array, labels: Array) -> Sums:
 
 
 def read_top(sums: Sums, classes: int) -> dict[str, Any]:
-    """'accuracy' and, where there is, 'top5' in percent, and 'loss', the mean cross-entropy in nats."""
+    """Returns 'accuracy' and, if included, 'top5' in percent, and 'loss', the mean cross-entropy in nats."""
     count = float(sums["count"])
     shares = {name: 100 * float(sums[name]) / count for name in ("accuracy", "top5") if name in sums}
     return {**shares, "loss": float(sums["loss"]) / count}
 
 
 def confusion_sums(logits: Array, labels: Array) -> Sums:
-    """The confusion matrix and the summed cross-entropy of known pixels.
+    """Returns the confusion matrix and the summed cross-entropy of known pixels.
 
     Args:
       logits: f32[B, H, W, C].
       labels: int[B, H, W].
 
     Returns:
-      'confusion' i32[C, C + 1], a row for each label and a column for each prediction; the last column is of pixels
-      with a logit that is not finite, whose prediction is none. 'loss' f32[].
+      'confusion' i32[C, C + 1], a row for each label and a column for each prediction; the last column counts pixels
+      with a logit that is not finite, which have no prediction. 'loss' f32[].
     """
     classes = logits.shape[-1]
     known, labels = _known(labels, classes)
     predicted = jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), classes)
-    # What is not known falls behind the last cell.
+    # Unknown pixels fall behind the last cell.
     cells = jnp.where(known, labels * (classes + 1) + predicted, classes * (classes + 1))
     counts = jnp.bincount(cells.reshape(-1), length=classes * (classes + 1) + 1)[:-1]
     return {"confusion": counts.reshape(classes, classes + 1), "loss": _loss(logits, labels, known)}
 
 
 def read_confusion(sums: Sums, classes: int) -> dict[str, Any]:
-    """Mean intersection over union and more (METHOD section 4).
+    """Returns the mean intersection over union and more (METHOD section 4).
 
     Args:
-      sums: of `confusion_sums`.
-      classes: of the data; a network may have more outputs, as one for void, whose pixels are misses and no class.
+      sums: sums of `confusion_sums`.
+      classes: classes of the data; pixels assigned to a network's other outputs, such as void, count as misses.
 
     Returns:
-      'miou', the mean over the classes that some pixel has or is taken for, and 'pixel_accuracy' in percent; 'iou',
-      of each class in percent, None for the other classes; 'loss', the mean cross-entropy of a pixel in nats.
+      'miou', the mean over the classes that occur as a label or a prediction, and 'pixel_accuracy' in percent;
+      'iou' of each class in percent, None for the other classes; 'loss', the mean cross-entropy per pixel in nats.
     """
     confusion = np.asarray(sums["confusion"], np.float64)
     hits = np.diag(confusion)
@@ -114,7 +114,7 @@ SEGMENTATION = Score("miou", "mIoU", confusion_sums, read_confusion)
 
 
 def _known(labels: Array, classes: int) -> tuple[Array, Array]:
-    """Which labels are known, and labels that are valid indices."""
+    """Returns a mask of the known labels, and labels that are valid indices."""
     labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < classes)
     return known, jnp.where(known, labels, 0)
@@ -125,5 +125,5 @@ def _loss(logits: Array, labels: Array, known: Array) -> Array:
 
 
 def score_key(summary: Mapping[str, Any], name: str) -> str:
-    """A key such as 'student_{}_last' with the score of a run's task in it; older records are all of accuracy."""
+    """Fills the score of a run's task into a key such as 'student_{}_last'; older records all have accuracy."""
     return name.format(summary.get("score", "accuracy"))

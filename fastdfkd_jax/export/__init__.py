@@ -1,1 +1,1 @@
-"""The images of a run as other programs read them; `fastdfkd images --help`."""
+"""Exports a run's images in formats that other programs read; see `fastdfkd images --help`."""

@@ -29,7 +29,7 @@ log = logging.getLogger("fastdfkd_jax.export")  # not __name__, which is __main_
 FORMATS = {"folder": folder_writer.write, "tfds": tfds_writer.write}
 LABELS = TEACHER, ASKED = "teacher", "asked"
 _SECONDS_BETWEEN_LINES = 30
-_MOST_THREADS = 8  # more would wait for the disk
+_MOST_THREADS = 8  # more threads would wait for the disk
 
 
 class Written(NamedTuple):
@@ -37,7 +37,7 @@ class Written(NamedTuple):
 
     Attributes:
       counts: i64[num_classes + 1], images of each class, and last those without a label.
-      agreement: of the teacher with the classes that were asked for; None where it did not label the images.
+      agreement: the teacher's agreement with the target classes; None if it did not label the images.
     """
 
     counts: np.ndarray
@@ -49,15 +49,15 @@ def export(place: Path, to: Path, file_format: str, num_classes: int | None = No
 
     Args:
       place: a run's workdir, or its `pool` folder.
-      to: a folder that is not there yet or empty; it appears when all is written.
+      to: a new or empty folder; it appears when everything is written.
       file_format: one of `FORMATS`.
-      num_classes: by default the teacher's or, where it does not label the images, what the workdir tells.
-      label: 'teacher', the class that the teacher predicts, or 'asked', the class that was asked for. A teacher of
-        segmentation predicts no class of an image as a whole, and the labels are those of 'asked'.
+      num_classes: by default the teacher's or, if it does not label the images, the workdir's.
+      label: 'teacher', the class that the teacher predicts, or 'asked', the target class. A segmentation teacher
+        predicts no class of an image as a whole, and the labels are those of 'asked'.
 
     Raises:
-      UserError: there are no images, a shard is damaged or does not fit, the number of classes is not known, the
-        target is not empty, the disk is full, or the teacher is to label the images and cannot be loaded.
+      UserError: there are no images, a shard is damaged or does not fit, the number of classes is unknown, the
+        target is not empty, the disk is full, or the labelling teacher cannot be loaded.
     """
     paths = images.shards(place)
     pool, agreement = paths[0].absolute().parent, None
@@ -77,7 +77,7 @@ def export(place: Path, to: Path, file_format: str, num_classes: int | None = No
 
 
 def _counted(batches: Iterable[Batch], counts: np.ndarray, total: int) -> Iterator[Batch]:
-    """Adds each batch to `counts` and says now and then how many of the `total` shards are written."""
+    """Adds each batch to `counts` and reports progress through the `total` shards at intervals."""
     told = time.monotonic()
     for index, batch in enumerate(batches):
         if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, writes and says what was written; `argv` begins with the program's name."""
+    """Parses the arguments, writes the images and reports the result; `argv` begins with the program's name."""
     arguments = _parser().parse_args(argv[1:])
     parallel.split_cpu(0)
     with stopped_in_one_line(arguments.to):

@@ -1,4 +1,4 @@
-"""The teacher's answer to each image that is exported, in place of the class that was asked for."""
+"""Labels exported images with the teacher's predictions instead of the target classes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fastdfkd_jax.models import Forms, Network
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.digest import digest
 
-_BATCH = 256  # images that the teacher is shown at once
+_BATCH = 256  # images per teacher pass
 _OTHERWISE = "give --label asked for the classes that were asked for"
 
 
 @dataclasses.dataclass
 class Agreement:
-    """Counts of the images that are of the class that was asked for, kept as they are read.
+    """Counts of images whose prediction is the target class, updated as they are read.
 
     Attributes:
-      asked: images of which a class was asked.
-      agreed: those of them that the teacher predicts to be of this class.
+      asked: images with a target class.
+      agreed: images among them that the teacher assigns to this class.
     """
 
     asked: int = 0
@@ -40,16 +40,16 @@ class Agreement:
 
 
 def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
-    """The teacher of a run, by the run's config.json; None where it is for segmentation and gives no class.
+    """Loads a run's teacher from the run's config.json; returns None for a segmentation teacher.
 
     Args:
-      workdir: of the run; a relative path of its teacher is relative to the current folder, as it was for the run.
+      workdir: workdir of the run; its teacher's relative path is relative to the current folder, as it was for the run.
 
     Returns:
       The network and its variables.
 
     Raises:
-      UserError: there is no config.json, or the teacher that it names cannot be read or has other weights by now.
+      UserError: there is no config.json, or its teacher cannot be read or has other weights now.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -77,12 +77,12 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
 
 
 def labelled(batches: Iterable[Batch], network: Network, variables: Any, agreement: Agreement) -> Iterator[Batch]:
-    """Yields the batches with the class that the teacher finds likeliest as the label of every image.
+    """Yields the batches, with every image labelled by the class that the teacher finds likeliest.
 
     Args:
-      batches: whose images are u8[N, H, W, C] and labels i32[N] those that were asked for, -1 for none.
-      network, variables: a teacher that classifies.
-      agreement: counts its answers.
+      batches: batches with images u8[N, H, W, C] and target classes as labels i32[N], -1 for none.
+      network, variables: a classification teacher.
+      agreement: counts its predictions.
 
     Raises:
       UserError: the teacher takes images of another shape.
@@ -101,7 +101,7 @@ def labelled(batches: Iterable[Batch], network: Network, variables: Any, agreeme
 
 
 def _answers(network: Network) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """Builds `answer(variables, images) -> i32[N]`, compiled once; its steps are of one size, the last one padded."""
+    """Builds `answer(variables, images) -> i32[N]`, compiled once for batches of one size; the last is padded."""
     spec = network.spec
     split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (_BATCH,))))
 

@@ -1,4 +1,4 @@
-"""Images in one folder a class, as torchvision's ImageFolder and our `folder:DIR` read them."""
+"""Writes images to one folder per class, as torchvision's ImageFolder and our `folder:DIR` read them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ UNLABELLED = "unlabelled"
 
 
 def class_names(num_classes: int) -> list[str]:
-    """Names whose sorted order is that of the classes: their numbers, with zeros in front."""
+    """Returns names that sort in the order of the classes: their numbers with leading zeros."""
     width = len(str(num_classes - 1))
     return [f"{index:0{width}d}" for index in range(num_classes)]
 
 
 def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: Executor) -> None:
-    """Writes `DIR/CLASS/NUMBER.png`, NUMBER that of the image in the pool, and a folder for each class without images.
+    """Writes `DIR/CLASS/NUMBER.png`, with NUMBER from the pool, and empty folders for classes without images.
 
     Images without labels become `DIR/unlabelled/NUMBER.png`, without folders of classes.
 
     Args:
-      batches: at least one.
+      batches: at least one batch.
       directory: an empty folder.
       num_classes: more than any label.
-      threads: what encodes and writes the files.
+      threads: executor that encodes and writes the files.
 
     Raises:
-      UserError: some images have labels and some have not, which such a folder cannot tell.
+      UserError: only some of the images have labels, which such a folder cannot represent.
       OSError: the disk is full.
     """
     names = class_names(num_classes)
@@ -40,7 +40,7 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
     for start, images, labels in batches:
         kinds |= set((labels >= 0).tolist())
         if len(kinds) > 1:
-            # A folder more would count as a class more.
+            # An extra folder would count as an extra class.
             raise UserError("some of the images have no label, which folders of classes cannot tell: use --format tfds")
         folders = [directory / (names[label] if label >= 0 else UNLABELLED) for label in labels]
         for folder in set(folders):

@@ -1,4 +1,4 @@
-"""The images that are exported: a run's shards, one in memory at a time, and the number of their classes."""
+"""Reads the images to export, one shard in memory at a time, and determines the number of classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     Attributes:
       start: the first image's number in the pool, from 0.
       images: uint8[N, H, W, C].
-      labels: i32[N]; -1 where not known.
+      labels: i32[N]; -1 if unknown.
     """
 
     start: int
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 def shards(place: Path) -> list[Path]:
-    """The shards of a pool in the order in which they were made.
+    """Returns the shards of a pool in the order in which they were made.
 
     Args:
       place: a run's workdir, or its `pool` folder.
@@ -48,20 +48,20 @@ def shards(place: Path) -> list[Path]:
             f"{pool} holds no pool shards: give the workdir of a run whose method keeps its images, or its pool folder"
         )
     for index, path in enumerate(found):
-        # Found before hours of work, not after them.
+        # Checked before hours of work, not after them.
         if path.name != f"{index:06d}.npz":
             read_shard(pool / f"{index:06d}.npz")
     return found
 
 
 def count_classes(pool: Path) -> int:
-    """How many classes there are, with or without images: the student's, else the teacher's by the run's config.
+    """Returns the number of classes, with or without images: the student's, else the teacher's in the run's config.
 
     Args:
       pool: the folder of the shards, in a workdir.
 
     Raises:
-      UserError: the workdir does not tell.
+      UserError: the workdir does not contain it.
     """
     student, config = pool.parent / "student.safetensors", pool.parent / "config.json"
     known = read_state_dict(student)[1].get("num_classes") if student.is_file() else None
@@ -81,11 +81,11 @@ def read(paths: list[Path], num_classes: int) -> Iterator[Batch]:
     """Yields the shards one by one.
 
     Args:
-      paths: of the shards.
-      num_classes: labels must be less.
+      paths: paths of the shards.
+      num_classes: upper bound of the labels, exclusive.
 
     Raises:
-      UserError: a shard is damaged, or has images of another shape than the first or of a class that is not there.
+      UserError: a shard is damaged, or its images differ in shape from the first or have an invalid class.
     """
     start, shape = 0, None
     for path in paths:
@@ -107,7 +107,7 @@ def _check(rows: Rows, path: Path, shape: tuple[int, ...], num_classes: int) -> 
 
 
 def encode(image: np.ndarray) -> bytes:
-    """uint8[H, W, 1 or 3] as a PNG file, grey or in colour."""
+    """Encodes uint8[H, W, 1 or 3] as a PNG file, grey or in colour."""
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A TFDS data set in array_record files, written without TensorFlow."""
+"""Writes a TFDS data set as array_record files, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from fastdfkd_jax.export.images import Batch, encode
 
 NAME, VERSION, SPLIT = "synthesised", "1.0.0", "train"
-# Of pixels in a file: large enough to be few, small enough to be copied one by one.
+# Bytes of pixels per file: large enough for few files, small enough to copy them one by one.
 _FILE_BYTES = 2**28
 
 
 def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: Executor) -> None:
-    """Writes the split `train` of the data set `synthesised`, its records in the order of the pool.
+    """Writes the split `train` of the data set `synthesised`, with its records in the order of the pool.
 
-    TFDS's writer makes groups of one record, so that a reader decompresses no more than it asks for.
+    TFDS's writer makes groups of one record, so that a reader decompresses only what it requests.
 
     Args:
-      batches: at least one; images without labels keep -1, which is what TFDS has for them.
+      batches: at least one; images without labels keep -1, as in TFDS.
       directory: an empty folder.
       num_classes: more than any label.
-      threads: what encodes the images.
+      threads: executor that encodes the images.
 
     Raises:
       OSError: the disk is full.
@@ -41,7 +41,7 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
         if writer is not None:
             writer.close_all()
     except RuntimeError as error:
-        # What array_record makes of a failed write.
+        # array_record wraps the error of a failed write.
         for code in (errno.ENOSPC, errno.EDQUOT):
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code)) from error
@@ -49,7 +49,7 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
 
 
 def _writer(directory: Path, shape: tuple[int, ...], num_classes: int) -> Any:
-    # A second to import, and of use to this format alone.
+    # It takes a second to import, and only this format needs it.
     import tensorflow_datasets as tfds
 
     features = {

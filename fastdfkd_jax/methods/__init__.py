@@ -1,1 +1,1 @@
-"""Data-free methods; `base` is the contract that each keeps."""
+"""Data-free methods; `base` defines the interface that each implements."""

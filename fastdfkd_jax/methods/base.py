@@ -1,4 +1,4 @@
-"""The contract that every method keeps; the host loop knows nothing else of it."""
+"""The interface that every method implements; the host loop relies on nothing else."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Tree = Any
 LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]
 
 
-# How long a batch lives: in D' to the end of the run; for the next few student steps; or there is none, and D' is data.
+# Lifetime of a batch: in D' until the run ends; for the next student steps; or no batch, because D' is real data.
 POOL, ONCE, DATA = "pool", "once", "data"
 
-# What a method is given of the world, from the least to the most.
+# The data that a method uses, from the least to the most.
 TEACHER_ONLY = "teacher only"
 OTHER_DATA = "teacher and other real data"
 ORIGINAL_DATA = "the teacher's training data"
@@ -44,14 +44,14 @@ class LaneOptions(Options, section="fastdfkd"):
 
 
 class Batch(NamedTuple):
-    """What one synthesis call made.
+    """The result of one synthesis call.
 
     Attributes:
-      images: f32[N, H, W, C] in [0, 1]; of a method whose batches live once f32[M, N, H, W, C], M batches that
-        the student's steps take in turn, as `Method.network_input` says.
-      labels: i32[N] or i32[M, N], the classes that were asked for, -1 for none.
-      kept: bool[], whether the images join D'; a call may only prepare those to come.
-      weights: tree of arrays that is stored beside images that are kept, a generator's for instance; () for nothing.
+      images: f32[N, H, W, C] in [0, 1]. With lifetime `ONCE`, f32[M, N, H, W, C]: M batches that the student's steps
+        take in turn, in the range that `Method.network_input` defines.
+      labels: i32[N] or i32[M, N], the target classes; -1 for none.
+      kept: bool[], True if the images join D'; False if the call only prepares later images.
+      weights: tree of arrays to store with kept images, for example a generator's; () for nothing.
     """
 
     images: Array
@@ -64,13 +64,13 @@ class Info(NamedTuple):
     """Health signals of a synthesis call; None where a method has none.
 
     Attributes:
-      losses: f32[] by name: the terms of the loss at the call's last step, and of methods that take many steps the
-        whole loss at their 'first' and 'last'.
-      agreement: f32[], the share of images, or pixels, of which teacher and student predict the same class.
+      losses: f32[] by name: the terms of the loss at the call's last step. Methods that take many steps add the
+        whole loss at their 'first' and 'last' step.
+      agreement: f32[], the share of images, or pixels, for which teacher and student predict the same class.
       moment_gap: f32[], the distance of the images' BatchNorm moments from the teacher's statistics (Eq. 13).
-      moment_gap_by_step: f32[at most 50], the same at steps of the call, the first and the last among them.
+      moment_gap_by_step: f32[at most 50], the same at steps of the call, including the first and the last.
       predicted: i32[C], how often the teacher predicts each class.
-      on_target: f32[], the share of images that the teacher predicts to be of the class that was asked for.
+      on_target: f32[], the share of images for which the teacher predicts the target class.
     """
 
     losses: Mapping[str, Array] = {}
@@ -81,31 +81,31 @@ class Info(NamedTuple):
     on_target: Array | None = None
 
     def records(self) -> dict[str, Array]:
-        """The signals that are not None, under their names in `metrics.jsonl`."""
+        """Returns the signals that are not None, under their names in `metrics.jsonl`."""
         named = {"by_step/moment_gap" if n == "moment_gap_by_step" else n: v for n, v in self._asdict().items()}
         terms = {f"loss/{name}": value for name, value in named.pop("losses").items()}
         return terms | {name: value for name, value in named.items() if value is not None}
 
 
 def lanes_in_turn(num_tasks: int) -> LaneMap:
-    """Lanes one after another, on one device."""
+    """Maps over the lanes one after another, on one device."""
     return lambda f, stacked, shared: jax.lax.map(lambda lane: f(lane, shared), stacked)
 
 
 class Setting(NamedTuple):
-    """What a run gives to the method that is built for it.
+    """The part of a run's configuration that a method is built with.
 
     Attributes:
-      teacher, student: the networks; only their functions are bound, never their variables.
-      batch: images of a synthesis batch.
-      calls: synthesis calls of the whole run.
-      warmup_calls: first calls in which the student does not learn; it may go on learning when synthesis has ended.
-      steps_per_call: student steps of each other call.
+      teacher, student: the networks; the method binds only their functions, never their variables.
+      batch: images in a synthesis batch.
+      calls: synthesis calls in the whole run.
+      warmup_calls: first calls, in which the student does not learn; it may continue to learn after the last call.
+      steps_per_call: student steps in each later call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
-      forms: precision and convolutions of what the method builds.
-      temperature: of KD.
-      has_original_data: whether the real images that a run is given are those that the teacher was trained on.
-      lane_map: `lane_map(num_tasks)` gives a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
+      forms: precision and convolutions of the networks that the method builds.
+      temperature: the KD temperature.
+      has_original_data: True if the run's real images are those that the teacher was trained on.
+      lane_map: `lane_map(num_tasks)` returns a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
         leading axis (`parallel.lane_map`).
     """
 
@@ -123,21 +123,22 @@ class Setting(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method as pure functions, its static parts bound when it is built.
+    """A method as pure functions, with its static parts bound when it is built.
 
     Attributes:
       init: `init(key, teacher_vars) -> state`.
       synthesize: `synthesize(state, teacher_vars, student_vars, key) -> (state, Batch, Info)`.
-      images_per_call: how many images a synthesis call makes.
-      steps_per_round: student steps that a batch which lives once serves.
-      lifetime: `POOL`, the batch is appended to D' (Algorithm 1 line 11); `ONCE`, it is used for the next student
-        steps and dropped; `DATA`, nothing is synthesised and D' is what the run was given.
-      network_input: whether images are as the networks take them rather than in [0, 1]; such are not augmented.
-      objective: what the student minimises, or None for vanilla KD (Eq. 12).
-      needs_labels: whether the student learns the images' own labels.
-      select: `select(teacher_vars, images) -> f32[N]`, by which given data are chosen, the lowest first; or None.
+      images_per_call: images that a synthesis call makes.
+      steps_per_round: student steps on a batch with lifetime `ONCE`.
+      lifetime: `POOL` appends the batch to D' (Algorithm 1 line 11); `ONCE` uses it for the next student steps and
+        drops it; `DATA` synthesises nothing, and D' is the run's real data.
+      network_input: True if images are already in the networks' input range rather than in [0, 1]; they are then not
+        augmented.
+      objective: the student's objective, or None for vanilla KD (Eq. 12).
+      needs_labels: True if the student learns the images' own labels.
+      select: `select(teacher_vars, images) -> f32[N]`, a score that selects real data, the lowest first; or None.
       knows: `TEACHER_ONLY`, `OTHER_DATA` or `ORIGINAL_DATA`.
-      class_advice: how to bring more images on target; '' where no class is asked for, or by no term of the loss.
+      class_advice: advice on how to bring more images on target; '' if the loss has no term for a target class.
     """
 
     init: Callable[[Array, Tree], Tree]
@@ -154,19 +155,19 @@ class Method(NamedTuple):
 
 
 def asked_classes(key: Array, count: int, spec: NetworkSpec) -> Array:
-    """A class for each of so many images, i32[count], uniformly; -1 where a network gives maps and none is asked."""
+    """Draws `count` target classes uniformly, i32[count]; -1 where a network outputs maps, which have no target."""
     if spec.gives_maps:
         return jnp.full(count, -1, jnp.int32)
     return jax.random.randint(key, (count,), 0, spec.num_classes)
 
 
 def on_target(predicted: Array, labels: Array, spec: NetworkSpec) -> Array | None:
-    """`Info.on_target` of predictions i32[...] and the classes asked for; None where a network gives maps."""
+    """Returns `Info.on_target` for predictions and target classes, i32[...]; None where a network outputs maps."""
     return None if spec.gives_maps else (predicted == labels).mean()
 
 
 def class_advice(class_weight: tuple[str, float], statistics_weight: tuple[str, float]) -> str:
-    """`Method.class_advice` of two weights of a loss, each the name of its config key and its value."""
+    """Returns `Method.class_advice` for two weights of a loss, each given as its config key and its value."""
     (name, weight), (other, found) = class_weight, statistics_weight
     if not weight:
         return ""
@@ -174,15 +175,15 @@ def class_advice(class_weight: tuple[str, float], statistics_weight: tuple[str, 
 
 
 def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:
-    """UserError where a weight asks for a class term on images of which no class is asked."""
+    """Raises UserError if the class term has a weight but the images have no target class."""
     expected = "0 for a teacher of segmentation, of whose images no class is asked"
     require(not (spec.gives_maps and weight), key, expected, weight)
 
 
 def moment_gaps(moments: Tree, teacher_vars: Tree, by_step: Array | None = None) -> dict[str, Array]:
-    """`Info.moment_gap`, and `Info.moment_gap_by_step` of the gaps of a call's steps, f32[steps], where given.
+    """Returns `Info.moment_gap` and, if given a call's gaps f32[steps], `Info.moment_gap_by_step`.
 
-    Empty for a teacher without BatchNorm: a gap of 0 would say that its statistics are met.
+    Returns nothing for a teacher without BatchNorm, because a gap of 0 would mean that the statistics match.
     """
     if not count_batch_norms(teacher_vars):
         return {}
@@ -191,7 +192,7 @@ def moment_gaps(moments: Tree, teacher_vars: Tree, by_step: Array | None = None)
 
 
 def evenly(values: Array, most: int = 50) -> Array:
-    """At most so many of [N, ...], the first and the last among them, for a record that stays readable."""
+    """Picks at most `most` of [N, ...], including the first and the last, to keep records readable."""
     count = len(values)
     if count <= most:
         return values

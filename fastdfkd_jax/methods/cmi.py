@@ -1,6 +1,6 @@
-"""CMI, contrastive model inversion (Fang et al. 2021): a generator from scratch for every batch, whose images differ.
+"""CMI, contrastive model inversion (Fang et al. 2021): trains a new generator for every batch of diverse images.
 
-The inversion loss of every call is joined by a contrast with the images of earlier calls (METHOD 1.5).
+The inversion loss of every call includes a contrast with the images of earlier calls (METHOD 1.5).
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class CMIOptions(Options, section="cmi"):
 
 
 class CMIState(NamedTuple):
-    """What is carried from call to call; the generator is not.
+    """The state carried from call to call; the generator is not part of it.
 
     Attributes:
-      head: of the contrast; () without one.
-      head_opt_state: of its optimizer.
+      head: parameters of the contrastive head; () without a contrast.
+      head_opt_state: state of the head's optimizer.
       bank: features of earlier images, `bank_bytes` of memory; () without a contrast.
     """
 
@@ -81,13 +81,13 @@ def build(options: CMIOptions, setting: Setting) -> Method:
     """Binds networks, options and the generator.
 
     Raises:
-      UserError: the bank holds less than one batch, or the teacher has nothing to contrast images by.
+      UserError: the bank holds less than one batch, or the teacher has no features to contrast.
     """
     return build_of_images(options, setting, parametrization.of_kind("generator", options.generator, 0, setting))
 
 
 def build_of_images(options: CMIOptions, setting: Setting, representation: Representation) -> Method:
-    """`build` for any representation of the images."""
+    """Does the same as `build` for any representation of the images."""
     teacher, student = setting.teacher, setting.student
     size = options.bank_size
     require(size >= setting.batch, "cmi.bank_size", f"at least synthesis_batch={setting.batch}", size)
@@ -116,13 +116,13 @@ class _Bound:
     """The method with its static parts.
 
     Attributes:
-      options, setting: static choices, and what the run gives.
+      options, setting: static choices, and the run's setting.
       representation: the generator.
-      described: the teacher, as it gives what images are described by.
-      describe: f32[B, D] of its outputs; None without a contrast.
+      described: the teacher, extended to output the features.
+      describe: maps its outputs to features f32[B, D]; None without a contrast.
       inversion_loss: the loss of Eq. 13.
-      adam: of generator and latents.
-      head_adam: of the head.
+      adam: optimizer of the generator and latents.
+      head_adam: optimizer of the head.
     """
 
     options: CMIOptions
@@ -142,7 +142,7 @@ class _Bound:
         return CMIState(head, self.head_adam.init(head), contrastive.init_bank(self.options.bank_size, dim))
 
     def synthesize(self, state: CMIState, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
+        """Runs one call; the arguments are those of `Method.synthesize`."""
         options, batch, spec = self.options, self.setting.batch, self.setting.teacher.spec
         label_key, latents_key, generator_key, steps_key = jax.random.split(key, 4)
         labels = jax.random.randint(label_key, (batch,), 0, spec.num_classes)
@@ -168,7 +168,7 @@ class _Bound:
         return state, Batch(images, labels), _info(done, labels, teacher_vars, spec)
 
     def _loss(self, params: tuple[Tree, Tree], key: Array, labels: Array, bank: Tree, frozen: Frozen):
-        """The inversion loss and the contrast, of generator with latents and of the head."""
+        """Returns the inversion loss plus the contrast, as a function of generator, latents and head."""
         options, (made, head) = self.options, params
         view_key, local_key, others_key = jax.random.split(key, 3)
         images = self.representation.render(made["generator"], made["latents"])
@@ -183,7 +183,7 @@ class _Bound:
         return total + options.contrastive_weight * term, (images, views, observed)
 
     def _local_view(self, key: Array, images: Array) -> Array:
-        """A part of each image, as the teacher takes it."""
+        """Returns a random crop of each image, resized and normalised for the teacher."""
         crop_key, flip_key = jax.random.split(key)
         view = augment.random_resized_crop(crop_key, images, self.options.local_scale)
         view = augment.random_flip(flip_key, view) if self.options.inversion.flip else view
@@ -192,7 +192,7 @@ class _Bound:
 
 
 def describing(teacher: Network, features: str) -> tuple[Network, Callable[[Outputs], Array]]:
-    """A network that gives what the features need, and what makes f32[B, D] of its outputs."""
+    """Returns a network that outputs the features, and a function from its outputs to f32[B, D]."""
 
     def of_batch_norms(outputs: Outputs) -> Array:
         return jnp.concatenate(jax.tree.leaves(outputs.image_means), -1)
@@ -206,7 +206,7 @@ def describing(teacher: Network, features: str) -> tuple[Network, Callable[[Outp
 
 
 def feature_dim(teacher: Network, features: str) -> int:
-    """Features of one image: channels of all BatchNorms together, or of all stages."""
+    """Counts the features of one image: channels of all BatchNorms together, or of all stages."""
     network, describe = describing(teacher, features)
 
     def features_of(variables: Tree, image: Array) -> Array:
@@ -216,13 +216,13 @@ def feature_dim(teacher: Network, features: str) -> int:
 
 
 def _shapes(network: Network) -> tuple[Tree, Any]:
-    """A network's variables and one image, without values."""
+    """Returns the shapes of a network's variables and of one image, without values."""
     image = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0)), image
 
 
 def _require_features(teacher: Network, features: str) -> None:
-    """UserError where a teacher has no features of this kind."""
+    """Raises UserError if a teacher has no features of this kind."""
     arch = teacher.spec.arch
     if features == "batch_norm":
         expected = f"'blocks' for the teacher {arch}, which has no BatchNorm (or cmi.contrastive_weight=0)"
@@ -234,15 +234,15 @@ def _require_features(teacher: Network, features: str) -> None:
 
 
 def bank_bytes(options: CMIOptions, teacher: Network) -> int:
-    """Memory of the bank on every device and in every checkpoint: bank_size x 2 views x features x 4 bytes.
+    """Returns the memory of the bank, needed on every device and in every checkpoint.
 
-    WRN-40-2 has 2,704 channels in its BatchNorms: 1.77 GB by default.
+    It is bank_size x 2 views x features x 4 bytes. WRN-40-2 has 2,704 channels in its BatchNorms: 1.77 GB by default.
     """
     return contrastive.bank_bytes(options.bank_size, feature_dim(teacher, options.features))
 
 
 def _pair(first: optax.GradientTransformation, second: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Two optimizers side by side, of the two parts of the parameters."""
+    """Combines two optimizers for the two parts of the parameters."""
 
     def init(params: Any):
         return first.init(params[0]), second.init(params[1])

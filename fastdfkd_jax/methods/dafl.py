@@ -1,6 +1,6 @@
-"""DAFL (Chen et al., ICCV 2019): images that the teacher is sure of, of all classes, with strong features (METHOD 6).
+"""DAFL (Chen et al., ICCV 2019): images of all classes with confident predictions and strong features (METHOD 6).
 
-The generator does not look at the student. As in the official code both learn on the same images, in one joint step.
+The generator does not use the student. As in the official code, both learn on the same images in one joint step.
 """
 
 from __future__ import annotations

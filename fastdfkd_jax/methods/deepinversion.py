@@ -1,6 +1,6 @@
-"""DeepInversion and Adaptive DeepInversion (Yin et al. 2020): every batch's pixels are optimised from noise.
+"""DeepInversion and Adaptive DeepInversion (Yin et al. 2020): optimises every batch's pixels from noise.
 
-Nothing is learned from call to call. METHOD 1.6 is the form that FastDFKD's tables compare with, METHOD 6 the original.
+Nothing is learned from call to call. METHOD 1.6 is the form that FastDFKD's tables compare with; METHOD 6 the original.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class DeepInversionOptions(Options, section="deepinversion"):
 
 
 class DeepInversionState(NamedTuple):
-    """What is carried from call to call.
+    """The state carried from call to call.
 
     Attributes:
       call: i32[], synthesis calls so far.
@@ -107,12 +107,12 @@ class DeepInversionState(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What the loss depends on and does not change during one call.
+    """The inputs of the loss that do not change during one call.
 
     Attributes:
       teacher_vars, student_vars: the networks' variables; no gradient is taken with respect to them.
       labels: i32[B].
-      student_on: f32[], whether the terms that ask the student count.
+      student_on: f32[], 1 if the terms that use the student count, else 0.
     """
 
     teacher_vars: Tree
@@ -122,7 +122,7 @@ class Frozen(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one evaluation of the loss shows: unweighted terms, the view, the teacher's moments and predictions."""
+    """The outputs of one loss evaluation: unweighted terms, the view, the teacher's moments and predictions."""
 
     terms: dict[str, Array]
     view: Array
@@ -134,15 +134,15 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     """Binds networks and options.
 
     Raises:
-      UserError: the teacher takes no images of half the size, as `half_size_steps` need; or it gives maps, and there is
-        a class term.
+      UserError: the teacher cannot take images of half the size, which `half_size_steps` needs; or it outputs maps and
+        the loss has a class term.
     """
     teacher, student = setting.teacher, setting.student
     pixels = parametrization.laid_out(parametrization.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
     require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)
-    # As FastDFKD has it: the student's opinion counts from the last call that it does not learn in.
+    # As in FastDFKD, the student's terms count from the last call in which it does not learn.
     student_start = max(1, setting.warmup_calls)
 
     def init(key: Array, teacher_vars: Tree) -> DeepInversionState:
@@ -178,7 +178,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         stage = run_stage(x, full_key, frozen, options.num_steps, half=False)
 
         kept = stage.best_params if options.images == "best" else stage.params
-        # What was clipped in normalised space may be off by a rounding here.
+        # Pixels clipped in normalised space may exceed [0, 1] by a rounding error.
         images = jnp.clip(pixels.render({}, kept), 0, 1)
         last: Observed = stage.last
         student_predicted = student.apply(student_vars, last.view).logits.argmax(-1)
@@ -194,7 +194,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
 def _info(
     last: Observed, by_step: Array, gaps: Array, student_predicted: Array, frozen: Frozen, spec: NetworkSpec
 ) -> Info:
-    """Of a call's last view, and of the losses and gaps of all its steps."""
+    """Returns the signals of a call's last view, and of the losses and gaps of all its steps."""
     return Info(
         losses={**last.terms, "first": by_step[0], "last": by_step[-1]},
         agreement=(last.predicted == student_predicted).mean(),
@@ -209,7 +209,7 @@ def make_loss(
 ) -> Callable[[Array, Array, Frozen], tuple[Array, Observed]]:
     """Builds `loss(pixels, key, frozen) -> (total, Observed)`; pixels are normalised, the key draws the view.
 
-    Terms of weight 0 cost nothing once compiled; without a term that asks it, nor does the student.
+    Terms of weight 0 cost nothing once compiled. The student is not run if no term uses it.
     """
     jitter = options.jitter // 2 if half else options.jitter
     weights = {
@@ -219,7 +219,7 @@ def make_loss(
         "tv_l2": options.tv_l2,
         "l2": options.l2,
         "adversarial": options.adversarial_weight,
-        # Over no layers it would be a term of 0.
+        # Without BatchNorm layers the term would always be 0.
         "student_feature": has_batch_norms(student) * options.feature_weight * options.student_feature_weight,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
@@ -259,7 +259,7 @@ def make_loss(
 
 
 def draw_labels(key: Array, batch: int, spec: NetworkSpec, kind: str) -> Array:
-    """Classes to ask for, i32[batch]: 'uniform' or 'balanced' (a random order of all classes, repeated)."""
+    """Draws target classes, i32[batch]: 'uniform' or 'balanced' (a random order of all classes, repeated)."""
     if kind == "uniform" or spec.gives_maps:
         return asked_classes(key, batch, spec)
     return jnp.resize(jax.random.permutation(key, spec.num_classes), (batch,)).astype(jnp.int32)
@@ -273,7 +273,7 @@ def _adversarial(teacher_logits: Array, student_logits: Array, options: DeepInve
 
 
 def _rate(options: DeepInversionOptions, steps: int) -> float | optax.Schedule:
-    """The learning rate of a stage: constant, or up to the peak by equal parts and down by half a cosine (METHOD 6)."""
+    """Returns a stage's learning rate: constant, or a linear rise and half a cosine down (METHOD 6)."""
     peak, rise = options.lr, min(options.rate_warmup_steps, steps)
     if options.schedule == "constant":
         return peak

@@ -1,4 +1,4 @@
-"""DFAD (Fang et al., 2019): generator and student play on the L1 distance of the logits (METHOD 6)."""
+"""DFAD (Fang et al., 2019): an adversarial game of generator and student on the L1 distance of logits (METHOD 6)."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def build(options: DFADOptions, setting: Setting) -> Method:
 
 
 def distance(teacher_logits: Array, student_logits: Array) -> Array:
-    """Mean absolute difference of each image's logits, f32[B], of f32[B, ..., C]."""
+    """Returns the mean absolute difference of each image's logits, f32[B], for logits f32[B, ..., C]."""
     return losses.of_images(jnp.abs(teacher_logits - student_logits))

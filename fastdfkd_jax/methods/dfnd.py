@@ -1,7 +1,7 @@
-"""DFND (Chen et al., CVPR 2021): the teacher picks from unlabelled images, and its mistakes on them are modelled.
+"""DFND (Chen et al., CVPR 2021): the teacher selects unlabelled images, and a matrix models its label noise.
 
-METHOD section 6. Images that the teacher is surest of are kept; beside KD the student learns the teacher's labels
-through a matrix of how these may be wrong: its diagonal is the teacher's accuracy, its other entries are learned.
+METHOD section 6. The images with the most confident predictions are kept. Beside KD, the student learns the teacher's
+labels through a noise matrix. Its diagonal is the teacher's accuracy; its other entries are learned.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def build(options: DFNDOptions, setting: Setting) -> Method:
 
 
 def selection(teacher: Network):
-    """`select(teacher_vars, images) -> f32[N]`: the cross-entropy of the teacher with its own prediction."""
+    """Returns `select(teacher_vars, images) -> f32[N]`, the teacher's cross-entropy with its own prediction."""
 
     def select(teacher_vars: Any, images: Array) -> Array:
         logits = teacher.apply(teacher_vars, augment.normalize(images, teacher.spec.mean, teacher.spec.std)).logits
@@ -60,9 +60,9 @@ def selection(teacher: Network):
 
 
 def noise_matrix(logits: Array, accuracy: float) -> Array:
-    """f32[C, C] of p(the teacher says j | the class is i): `accuracy` on the diagonal, rows that sum to 1.
+    """Returns f32[C, C] of p(teacher predicts j | class i): `accuracy` on the diagonal, rows that sum to 1.
 
-    The rest of a row is shared by the softmax of its other logits.
+    The other entries of a row share the remainder by the softmax of their logits.
     """
     diagonal = jnp.eye(len(logits), dtype=bool)
     others = softmax(jnp.where(diagonal, -jnp.inf, logits), axis=-1)
@@ -70,7 +70,7 @@ def noise_matrix(logits: Array, accuracy: float) -> Array:
 
 
 def noise_loss(matrix_logits: Array, student_logits: Array, teacher_logits: Array, accuracy: float) -> Array:
-    """-log p(the teacher's label) of each image, f32[B], the student's prediction passing through the noise matrix."""
+    """Returns -log p(the teacher's label) of each image, f32[B], with the noise matrix applied to the student."""
     log_matrix = jnp.log(jnp.maximum(noise_matrix(matrix_logits, accuracy), 1e-12))
     said = teacher_logits.argmax(-1)
     return -of_images(jax.scipy.special.logsumexp(log_softmax(student_logits) + log_matrix.T[said], axis=-1))

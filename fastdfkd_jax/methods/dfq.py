@@ -1,6 +1,6 @@
 """DFQ (Choi et al., CVPR workshops 2020): adversarial images that match the teacher's BatchNorm statistics (METHOD 6).
 
-The generator alone is trained during the warm-up calls.
+During the warm-up calls only the generator is trained.
 """
 
 from __future__ import annotations

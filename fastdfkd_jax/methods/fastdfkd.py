@@ -1,7 +1,7 @@
 """FastDFKD, Algorithm 1 of the paper: k-step adaptation, synthesis and meta update of one call.
 
-The reuse strategies of Table 5 are the same code: 'meta' learns the start of every call, 'sequential' starts
-where the last call ended, 'none' starts afresh.
+The same code covers the reuse strategies of Table 5: 'meta' learns the start of every call, 'sequential' starts
+where the last call ended, 'none' reinitialises.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
 
 
 class FastDFKDState(NamedTuple):
-    """What is carried from call to call.
+    """The state carried from call to call.
 
     Attributes:
-      latents: z-hat, f32[num_tasks, B, ...], or a tree of such.
+      latents: z-hat, f32[num_tasks, B, ...], or a tree of such arrays.
       generator: theta-hat.
-      opt_state: of the outer optimizer.
-      accumulators: Eq. 14.
+      opt_state: state of the outer optimizer.
+      accumulators: the running moments of Eq. 14.
       call: i32[], synthesis calls so far.
     """
 
@@ -106,7 +106,7 @@ class FastDFKDState(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """One task's share of a call: adapted parameters, their (pseudo-)gradient, what they made and how steps went."""
+    """One lane's share of a call: adapted parameters, their (pseudo-)gradient, images and statistics of the steps."""
 
     adapted: Tree
     gradient: Tree
@@ -121,9 +121,9 @@ def build(options: FastDFKDOptions, setting: Setting) -> Method:
     """Binds networks, options and optimizers.
 
     Raises:
-      UserError: the generator makes no images of the teacher's size, or no latents that the representation can make;
-        optax has no such outer optimizer; the devices cannot share the lanes; or a class is to be asked of a teacher
-        that gives maps.
+      UserError: the generator does not support the teacher's image size or the representation's latents; optax has no
+        such outer optimizer; the lanes cannot be divided among the devices; or the loss has a class term and the
+        teacher outputs maps.
     """
     bound = _Bound(
         options,
@@ -143,10 +143,10 @@ class _Bound:
     """The method with its static parts.
 
     Attributes:
-      options, setting: static choices, and what the run gives.
+      options, setting: static choices, and the run's setting.
       representation: generator or pixels.
       inner: optimizer of the parameters {'latents', 'generator'} within a call, fresh at every call.
-      outer: optimizer of the meta parameters, the same tree.
+      outer: optimizer of the meta parameters, which have the same tree.
       lane_map: maps `f(lane, shared)` over the lanes.
       loss: the inversion loss.
     """
@@ -168,13 +168,13 @@ class _Bound:
         return FastDFKDState(latents, generator, opt_state, accumulators, jnp.zeros((), jnp.int32))
 
     def synthesize(self, state: FastDFKDState, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
+        """Runs one call; the arguments are those of `Method.synthesize`."""
         options, teacher = self.options, self.setting.teacher
         state = state._replace(call=state.call + 1)
         start_key, lanes_key = jax.random.split(key)
         state = self._start(start_key, state)
-        # One call before the first with KD, as the released code counts (METHOD 1.1).
-        adversarial_on = jnp.where(state.call >= max(1, self.setting.warmup_calls), 1.0, 0.0)  # of the precision in use
+        # Starts one call before the first with KD, as in the released code (METHOD 1.1).
+        adversarial_on = jnp.where(state.call >= max(1, self.setting.warmup_calls), 1.0, 0.0)  # default precision
         frozen = Frozen(teacher_vars, student_vars, state.accumulators, adversarial_on)
 
         keys = jax.random.split(lanes_key, options.num_tasks)
@@ -184,13 +184,13 @@ class _Bound:
         accumulators = moments.update(state.accumulators, seen, options.inversion.accumulator_weight)
         state = _meta_update(state._replace(accumulators=accumulators), lanes, self.outer, options)
         batch = Batch(
-            lanes.images.reshape(-1, *lanes.images.shape[2:]),  # lanes become one batch, Algorithm 1 line 11
+            lanes.images.reshape(-1, *lanes.images.shape[2:]),  # merges the lanes into one batch, Algorithm 1 line 11
             lanes.labels.reshape(-1),
         )
         return state, batch, _info(lanes, seen, teacher_vars, teacher.spec)
 
     def _run_lane(self, lane: tuple[Array, Array], shared: tuple[Tree, Frozen]) -> _Lane:
-        """Algorithm 1 lines 6 to 10 and the gradient of line 14, for one loss L_i (its labels and views)."""
+        """Runs Algorithm 1 lines 6 to 10 and the gradient of line 14 for one loss L_i (its labels and views)."""
         options, representation = self.options, self.representation
         latents, key = lane
         generator, frozen = shared
@@ -223,19 +223,22 @@ class _Bound:
         return _Lane(adapted.params, gradient, images, labels, adapted.losses, adapted.watched, adapted.last[1])
 
     def _labels(self, key: Array) -> Array:
-        """The classes that a lane asks for, i32[B], or those that its latents have."""
+        """Draws the target classes of a lane, i32[B], unless its latents determine them."""
         if self.representation.labels is None:
             return asked_classes(key, self.setting.batch, self.setting.teacher.spec)
         return self.representation.labels(key, self.setting.batch)
 
     def _draw(self, key: Array) -> Tree:
-        """Latents of all lanes."""
+        """Draws the latents of all lanes."""
         keys = jax.random.split(key, self.options.num_tasks)
         lanes = [self.representation.draw(lane_key, self.setting.batch) for lane_key in keys]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *lanes)
 
     def _start(self, key: Array, state: FastDFKDState) -> FastDFKDState:
-        """Algorithm 1 line 5 and the re-initialisations: everything is computed and selected by a traced flag."""
+        """Applies Algorithm 1 line 5 and the re-initialisations.
+
+        All alternatives are computed, and a traced flag selects one.
+        """
         options, representation = self.options, self.representation
         latents_key, generator_key = jax.random.split(key)
 
@@ -259,17 +262,17 @@ class _Bound:
 
 
 def _outer_params(latents: Array, generator: Tree, options: FastDFKDOptions) -> Tree:
-    """The meta parameters: z-hat is among them only where it is meta-learned (Eq. 11)."""
+    """Returns the meta parameters; they include z-hat only if it is meta-learned (Eq. 11)."""
     return {"generator": generator, **({"latents": latents} if options.latents_update == "meta" else {})}
 
 
 def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOptions) -> FastDFKDState:
-    """Algorithm 1 line 14 (Eq. 11), or what the other reuse strategies put in its place."""
+    """Applies Algorithm 1 line 14 (Eq. 11), or its replacement in the other reuse strategies."""
     reduce = {"mean": lambda x: x.mean(0), "sum": lambda x: x.sum(0)}[options.task_reduction]
     if options.latents_update == "adapted":
         state = state._replace(latents=lanes.adapted["latents"])
     if options.reuse == "sequential":
-        # Several lanes end in several places; their mean is the one start that they share.
+        # Each lane ends with its own parameters; the shared start is their mean.
         ended = jax.tree.map(lambda x: x.mean(0), lanes.adapted["generator"])
         return state._replace(generator=ended)
     if options.reuse == "none":
@@ -277,7 +280,7 @@ def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOpt
     params = _outer_params(state.latents, state.generator, options)
     gradient = {"generator": jax.tree.map(reduce, lanes.gradient["generator"])}
     if "latents" in params:
-        gradient["latents"] = lanes.gradient["latents"]  # each lane owns its latents
+        gradient["latents"] = lanes.gradient["latents"]  # latents are per lane
     updates, opt_state = outer.update(gradient, state.opt_state, params)
     params: Tree = optax.apply_updates(params, updates)
     return state._replace(
@@ -286,7 +289,7 @@ def _meta_update(state: FastDFKDState, lanes: _Lane, outer, options: FastDFKDOpt
 
 
 def _info(lanes: _Lane, seen: Tree, teacher_vars: Tree, spec: NetworkSpec) -> Info:
-    """The mean over the lanes."""
+    """Averages the signals over the lanes."""
     terms = {name: value.mean() for name, value in lanes.observed.terms.items()}
     return Info(
         losses={**terms, "first": lanes.losses[:, 0].mean(), "last": lanes.losses[:, -1].mean()},

@@ -1,8 +1,8 @@
-"""Generative DFD (Luo et al., 2020): one generator after another, for a class or a group of classes each (METHOD 6).
+"""Generative DFD (Luo et al., 2020): trains a sequence of generators, each for one or more classes (METHOD 6).
 
-Each is trained to be classified as asked and to match the teacher's BatchNorm statistics, then makes its images for D'
-and makes way for the next. It lives in the state, so the memory is that of one generator, and its training is cut into
-calls, so that a run that is killed repeats little of it.
+Each generator is trained so that its images get the target class and match the teacher's BatchNorm statistics. It then
+makes its images for D', and the next generator replaces it. The state holds only one generator, so memory does not
+grow. Training is split into calls, so that a killed run repeats little of it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Tree = Any
 
 @dataclass(frozen=True)
 class GenerativeDFDOptions(Options, section="generative_dfd"):
-    """Static choices (METHOD section 6); the recipe is ours, as none was released.
+    """Static choices (METHOD section 6); the recipe is ours because none was released.
 
-    Calls beyond one pass over the classes begin another, with new generators.
+    Calls beyond one pass over the classes start another pass with new generators.
     """
 
     generator: str = option(
@@ -64,11 +64,11 @@ class GenerativeDFDOptions(Options, section="generative_dfd"):
 
 
 class State(NamedTuple):
-    """What is carried from call to call.
+    """The state carried from call to call.
 
     Attributes:
-      generator: parameters of the one in training.
-      opt_state: of its optimizer.
+      generator: parameters of the current generator.
+      opt_state: state of its optimizer.
       call: i32[], synthesis calls so far.
     """
 
@@ -81,7 +81,7 @@ def build(options: GenerativeDFDOptions, setting: Setting) -> Method:
     """Binds options and networks.
 
     Raises:
-      UserError: the run has too few calls for one pass over the classes, or the student would learn before there are
+      UserError: the run has too few calls for one pass over the classes, or the student would start before there are
         images.
     """
     spec = setting.teacher.spec
@@ -115,11 +115,11 @@ class _Bound:
     """The method with its static parts.
 
     Attributes:
-      options, setting: static choices, and what the run gives.
-      generator: the networks that are trained one after another.
-      optimizer: of each.
-      size: classes of a group.
-      groups: how many there are; the last may be smaller.
+      options, setting: static choices, and the run's setting.
+      generator: the network that is trained anew for each group.
+      optimizer: the optimizer of each generator.
+      size: classes in a group.
+      groups: number of groups; the last may be smaller.
     """
 
     options: GenerativeDFDOptions
@@ -134,7 +134,7 @@ class _Bound:
         return State(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def synthesize(self, state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
+        """Runs one call; the arguments are those of `Method.synthesize`."""
         options, spec = self.options, self.setting.teacher.spec
         fresh_key, train_key, image_key = jax.random.split(key, 3)
         group = state.call // options.calls_per_generator % self.groups
@@ -160,7 +160,7 @@ class _Bound:
         return State(params, opt_state, state.call + 1), Batch(*rows, kept, {"generator": params}), info
 
     def _start(self, key: Array, state: State) -> tuple[Tree, Tree]:
-        """Parameters and optimizer of the generator in training, which is a new one where a group begins."""
+        """Returns parameters and optimizer state of the current generator, a new one if a group begins."""
         fresh = self.generator.init(key)
         begins = state.call % self.options.calls_per_generator == 0
         return jax.tree.map(
@@ -170,7 +170,7 @@ class _Bound:
         )
 
     def _draw(self, key: Array, group: Array) -> tuple[Array, Array]:
-        """A batch of latents with their one-hot classes, and the classes, i32[N]; the last group may be smaller."""
+        """Draws a batch of latents with one-hot classes, and the classes i32[N]; the last group may be smaller."""
         batch, first = self.setting.batch, group * self.size
         latent_key, class_key = jax.random.split(key)
         present = jnp.minimum(self.size, self.setting.teacher.spec.num_classes - first)
@@ -181,7 +181,7 @@ class _Bound:
         ), first + member
 
     def _render(self, params: Tree, latents: Array) -> Array:
-        """Images in [0, 1], as they are stored: what lies outside is clipped here, and not behind the loss's back."""
+        """Renders images in [0, 1], clipped as they are stored, so that the loss sees the stored images."""
         spec = self.setting.teacher.spec
         images = self.setting.split(self.generator.apply(params, latents))
         if not self.generator.network_input:
@@ -213,5 +213,5 @@ class _Bound:
         learned = student.apply(student_vars, augment.normalize(images, spec.mean, spec.std))
         found = health(taught, learned, teacher_vars, spec.num_classes)
         if self.groups > 1:
-            found = found._replace(predicted=None)  # one group's images are no measure of the balance of classes
+            found = found._replace(predicted=None)  # one group's images do not measure class balance
         return found._replace(on_target=on_target(taught.logits.argmax(-1), labels, spec))

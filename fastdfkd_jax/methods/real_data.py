@@ -1,4 +1,4 @@
-"""What needs no synthesis, because D' is real data: training from scratch, and vanilla KD (METHOD section 5)."""
+"""Methods without synthesis, whose D' is real data: training from scratch and vanilla KD (METHOD section 5)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class KDOnDataOptions(Options, section="kd_on_data"):
 
 
 def scratch(options: Options, setting: Setting) -> Method:
-    """The student learns the labels, by cross-entropy; the teacher has no part in it."""
+    """Builds training from scratch: the student learns the labels by cross-entropy, without the teacher."""
     objective = Objective(lambda extra, student, teacher, labels: losses.known_cross_entropies(student.logits, labels))
     return on_data(objective, ORIGINAL_DATA)._replace(needs_labels=True)
 
 
 def kd(options: KDOnDataOptions, setting: Setting) -> Method:
-    """Vanilla KD (Eq. 12) on real images, and the cross-entropy with their labels where they are known."""
+    """Builds vanilla KD (Eq. 12) on real images, plus cross-entropy with their labels where they are known."""
     distilled = kd_loss(setting.temperature)
 
     def loss(extra: Any, student, teacher, labels: Array) -> Array:
@@ -44,7 +44,7 @@ def kd(options: KDOnDataOptions, setting: Setting) -> Method:
 
 
 def on_data(objective: Objective, knows: str) -> Method:
-    """A method of data: nothing is carried and nothing synthesised."""
+    """Builds a method on real data: it has no state and synthesises nothing."""
 
     def synthesize(state, teacher_vars, student_vars, key):
         raise AssertionError("a method of data synthesises nothing")

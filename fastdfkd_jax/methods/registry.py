@@ -1,6 +1,6 @@
-"""The methods by name, each with what builds it and its options, which are its sections of the config.
+"""The methods by name, each with its build function and its options, which are sections of the config.
 
-Adding a method is an import, and a line anywhere in `METHODS`: the config has a section for each of its options.
+To add a method, import it and add a line anywhere in `METHODS`. Its options then get sections in the config.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fastdfkd_jax.options import Options, option
 
 
 class Entry(NamedTuple):
-    """A method.
+    """A registered method.
 
     Attributes:
       build: `build(options, setting) -> Method`.
-      options: class of the options; `Options` of a method without any.
-      maps: whether it serves teachers that give maps (segmentation) too.
-      statistics: key of the weight of its term of the teacher's BatchNorm statistics; '' where it has no such term.
+      options: class of the options; `Options` if there are none.
+      maps: True if it also supports teachers that output maps (segmentation).
+      statistics: config key of the weight of its BatchNorm statistics term; '' if it has no such term.
     """
 
     build: Callable[[Any, base.Setting], base.Method]
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
     @property
     def sections(self) -> set[str]:
-        """The sections of the config that it reads and not all methods do."""
+        """Returns the config sections that this method reads and not every method does."""
         return {kind.section for kind in options.kinds(self.options)}
 
 
@@ -81,10 +81,10 @@ class MethodOptions(Options, section="method"):
 
 
 def sections() -> dict[str, type[Options]]:
-    """The class of each section that methods read."""
+    """Returns the options class of each section that methods read."""
     return options.by_section(kind for entry in METHODS.values() for kind in options.kinds(entry.options))
 
 
 def other_sections(name: str) -> set[str]:
-    """Sections that some method reads and this one does not: what they say is nothing to its runs."""
+    """Returns sections that only other methods read; a run of this method ignores them."""
     return set().union(*(entry.sections for entry in METHODS.values())) - METHODS[name].sections

@@ -1,6 +1,6 @@
 """ZSKT (Micaelli and Storkey, NeurIPS 2019): images on which the student is far from the teacher (METHOD 6).
 
-The student takes its ten steps on one batch, and matches the teacher's spatial attention beside its predictions.
+The student takes ten steps on each batch. It matches the teacher's predictions and its spatial attention.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def build(options: ZSKTOptions, setting: Setting) -> Method:
     """Binds options and networks.
 
     Raises:
-      UserError: attention transfer is asked for between networks whose stages are of two kinds or do not pair up.
+      UserError: attention transfer is on, but the networks' stages differ in kind or do not pair up.
     """
     if options.attention_weight:
         _require_pairs(setting.teacher, setting.student)
@@ -69,13 +69,13 @@ def build(options: ZSKTOptions, setting: Setting) -> Method:
 
 
 def divergence(teacher: Outputs, student: Outputs, reduction: str = "mean") -> Array:
-    """KL(p_teacher || p_student) of each image, f32[B]; by 'mean', as published, over the number of classes."""
+    """Returns KL(p_teacher || p_student) of each image, f32[B]; 'mean', as published, divides by the classes."""
     divergences = losses.kl_divergence(teacher.logits, student.logits)
     return divergences / teacher.logits.shape[-1] if reduction == "mean" else divergences
 
 
 def student_loss(attention_weight: float, kl_reduction: str = "mean") -> Loss:
-    """The divergence and the weighted attention transfer, each image's sum over the blocks."""
+    """Returns each image's divergence plus the weighted attention transfer, summed over the blocks."""
 
     def loss(extra: Any, student: Outputs, teacher: Outputs, labels: Array) -> Array:
         total = divergence(teacher, student, kl_reduction)
@@ -89,10 +89,10 @@ def student_loss(attention_weight: float, kl_reduction: str = "mean") -> Loss:
 
 
 def attention(block: Array) -> Array:
-    """Spatial attention of activations [B, h, w, c]: the channels' mean square, as a unit vector f32[B, h w]."""
+    """Returns the spatial attention of [B, h, w, c]: the channels' mean square, as a unit vector f32[B, h w]."""
     block = block.astype(jnp.promote_types(block.dtype, jnp.float32))
     energy = jnp.square(block).mean(-1).reshape(len(block), -1)
-    # The small number keeps the gradient of an image of zeros finite.
+    # The small constant keeps the gradient finite for an image of zeros.
     return energy * lax.rsqrt(jnp.square(energy).sum(-1, keepdims=True) + 1e-24)
 
 
@@ -105,14 +105,14 @@ def _require_pairs(teacher: Network, student: Network) -> None:
 
 def _require_one_kind(teacher: str, student: str) -> None:
     kinds = [stages_of(arch) for arch in (teacher, student)]
-    # Published for WRN -> WRN, both of which give sums before the ReLU (METHOD section 8).
+    # It was published for WRN -> WRN, whose stages both output sums before the ReLU (METHOD section 8).
     found = " and ".join(f"{kind or 'unknown'} of {arch}" for kind, arch in zip(kinds, (teacher, student), strict=True))
     expected = "0 where the stages of teacher and student are not of one kind"
     require(kinds[0] == kinds[1] != "", "zskt.attention_weight", expected, found)
 
 
 def _blocks(network: Network) -> tuple[Any, ...]:
-    """The blocks' shapes for one image."""
+    """Returns the blocks' shapes for one image."""
     variables = jax.eval_shape(network.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
     return jax.eval_shape(lambda variables, image: network.apply(variables, image).blocks, variables, image)

@@ -1,6 +1,6 @@
 """Networks by name and generators, each as a NamedTuple of pure functions.
 
-`build(NetworkSpec("wrn40_2", num_classes=10))` gives a `Network`, `build_generator()` a `Generator`. Both take
+`build(NetworkSpec("wrn40_2", num_classes=10))` returns a `Network`, `build_generator()` a `Generator`. Both take
 `forms`, the precision and the form of convolutions: `Forms(jnp.bfloat16, "xla")` for an accelerator.
 """
 

@@ -27,12 +27,12 @@ class _Family(NamedTuple):
     """Architectures that share a module.
 
     Attributes:
-      pattern: what a name must match in full.
-      usual: members to name in messages and to go through in tests.
-      module: the matched name's module class with its sizes bound; None where no such member exists.
-      stages: what its networks give as `Outputs.blocks`, as `stages_of` says.
-      image_size: side of the images that the family was published for, in pixels.
-      task: what its networks are for, as `NetworkSpec.task`.
+      pattern: regular expression that must match the whole name.
+      usual: members that messages list and tests cover.
+      module: returns the matched name's module class with its sizes bound; None if no such member exists.
+      stages: kind of its networks' `Outputs.blocks`, as listed in `stages_of`.
+      image_size: side in pixels of the images that the family was published for.
+      task: the networks' task, as in `NetworkSpec.task`.
     """
 
     pattern: str
@@ -55,7 +55,7 @@ def _cifar_resnet(match: re.Match[str]) -> Callable[..., Any] | None:
     if depth < 8 or (depth - 2) % 6:
         return None
     widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
-    # The ports differ: the one with the thin networks has option A, the one with the x4 widths option B.
+    # The ports differ: the thin networks have option A, those with 4x widths option B.
     return partial(CifarResNet, depth, widths, shortcut or ("b" if wide else "a"))
 
 
@@ -67,7 +67,7 @@ _THIN = ("resnet8", "resnet20", "resnet20b", "resnet32", "resnet44", "resnet56",
 
 _BACKBONES = ("resnet50", "resnet18", "mobilenetv2")
 
-# The first match counts: resnet50 is the one of four stages, not the thin one of depth 6n + 2.
+# The first match counts: resnet50 is the network with four stages, not the thin one of depth 6n + 2.
 _FAMILIES = (
     _Family(r"wrn(\d+)_(\d+)", ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"), _wide_resnet, "sums"),
     _Family(
@@ -97,7 +97,7 @@ _FAMILIES = (
         rf"deeplabv3_({'|'.join(_BACKBONES)})(_os16)?",
         tuple(f"deeplabv3_{backbone}{stride}" for backbone in _BACKBONES for stride in ("", "_os16")),
         _deeplab,
-        "",  # those of the backbone
+        "",  # the backbone's stages
         image_size=128,
         task="segmentation",
     ),
@@ -116,19 +116,19 @@ def register(
     image_size: int = 32,
     task: str = "classification",
 ) -> None:
-    """Adds an architecture of your own, for instance at the top of a config file; a second call replaces the first.
+    """Registers your own architecture, for example at the top of a config file; a second call replaces the first.
 
     Args:
-      name: as `teacher.arch` and `student.arch` take it.
-      module: a linen module with the attributes `num_classes`, `train` and `forms` (`models.Forms`), which maps
-        f32[B, H, W, C] to (logits, features, blocks); `WideResNet` is an example. Only `layers.BatchNorm` gives
-        methods the moments that they match.
-      stages: kind of the blocks, as `stages_of` says.
-      image_size: side of the images that it is meant for, in pixels.
-      task: what it is for, as `NetworkSpec.task`.
+      name: the value for `teacher.arch` and `student.arch`.
+      module: a linen module with the attributes `num_classes`, `train` and `forms` (`models.Forms`). It maps
+        f32[B, H, W, C] to (logits, features, blocks); `WideResNet` is an example. Methods can match the moments
+        only of `layers.BatchNorm`.
+      stages: kind of the blocks, as listed in `stages_of`.
+      image_size: side in pixels of the images that it is meant for.
+      task: its task, as in `NetworkSpec.task`.
 
     Raises:
-      UserError: the package has an architecture of that name.
+      UserError: the package already has an architecture of that name.
     """
     if any(re.fullmatch(family.pattern, name) for family in _FAMILIES):
         raise UserError(f"the name {name!r} belongs to an architecture of the package: register yours under another")
@@ -144,7 +144,7 @@ def _find(arch: str) -> tuple[_Family, Callable[..., Any]] | None:
 
 
 def arch_names() -> tuple[str, ...]:
-    """Names of the package's usual architectures, for messages and tests (others, such as wrn28_10, exist)."""
+    """Returns the package's usual architectures, for messages and tests (others, such as wrn28_10, exist)."""
     return tuple(name for family in _FAMILIES for name in family.usual)
 
 
@@ -153,32 +153,33 @@ def _nearest(arch: str) -> str:
 
 
 def is_known(arch: str) -> bool:
-    """Whether `build` knows this name."""
+    """Returns True if `build` knows this name."""
     return _find(arch) is not None
 
 
 def is_registered(arch: str) -> bool:
-    """Whether a user has added an architecture of this name."""
+    """Returns True if a user has added an architecture of this name."""
     return arch in _registered
 
 
 def usual_image_size(arch: str) -> int:
-    """Side, in pixels, of the images that an architecture was published for; 32 where the name is not known."""
+    """Returns the side in pixels of the images that an architecture was published for; 32 for unknown names."""
     found = _find(arch)
     return 32 if found is None else found[0].image_size
 
 
 def task_of(arch: str) -> str:
-    """What an architecture is for, as `NetworkSpec.task`; 'classification' where the name is not known."""
+    """Returns an architecture's task, as in `NetworkSpec.task`; 'classification' for unknown names."""
     found = _find(arch)
     return "classification" if found is None else found[0].task
 
 
 def stages_of(arch: str) -> str:
-    """The kind of an architecture's `Outputs.blocks`; '' where it is not known, as of a recorded graph.
+    """Returns the kind of an architecture's `Outputs.blocks`; '' if unknown, as for a recorded graph.
 
-    'sums' of residual branches before a BatchNorm and a ReLU (WRN), 'activated sums' after their ReLU (ResNet),
-    'activations' of plain convolutions after their ReLU (VGG), or 'projections', sums without a ReLU (MobileNetV2).
+    The kinds are 'sums' of residual branches before a BatchNorm and a ReLU (WRN), 'activated sums' after their ReLU
+    (ResNet), 'activations' of plain convolutions after their ReLU (VGG), and 'projections', sums without a ReLU
+    (MobileNetV2).
     """
     found = _find(arch)
     return "" if found is None else found[0].stages
@@ -188,7 +189,7 @@ def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
     """Builds the network that a spec names.
 
     Args:
-      spec: architecture, classes, input size and normalisation; its task becomes the architecture's own.
+      spec: architecture, classes, input size and normalisation; its task is replaced by the architecture's.
       forms: precision and convolutions.
 
     Raises:

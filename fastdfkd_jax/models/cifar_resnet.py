@@ -1,4 +1,4 @@
-"""The thin residual networks for CIFAR of He et al. 2016, depth 6n + 2, with both kinds of shortcut."""
+"""The thin residual networks for CIFAR of He et al. 2016, with depth 6n + 2 and both kinds of shortcut."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SHORTCUTS = ("a", "b")
 
 
 class CifarResNet(nn.Module):
-    """Three stages of basic blocks; names are those of the common PyTorch port.
+    """Three stages of basic blocks, with the names of the common PyTorch port.
 
     Attributes:
-      depth: layers counted as published, 6n + 2.
+      depth: number of layers as counted in the paper, 6n + 2.
       widths: channels of the stem and of the three stages.
-      shortcut: where the shape changes, 'a' strides and adds zero channels in equal parts in front and
-        behind (no parameters), 'b' is a 1x1 convolution with BatchNorm.
+      shortcut: kind of shortcut where the shape changes. 'a' strides and adds equally many zero channels before and
+        after (no parameters); 'b' is a 1x1 convolution with BatchNorm.
       num_classes: outputs.
     """
 
@@ -61,7 +61,7 @@ class CifarResNet(nn.Module):
 
 
 def stride_and_pad(x: jax.Array, stride: int, features: int) -> jax.Array:
-    """The option-A shortcut: [B, H, W, C] to [B, H/stride, W/stride, features], zeros around C."""
+    """Applies the option-A shortcut: [B, H, W, C] to [B, H/stride, W/stride, features], with zeros around C."""
     missing = features - x.shape[-1]
     widths = ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2))
     return jnp.pad(x[:, ::stride, ::stride], widths)

@@ -1,4 +1,7 @@
-"""DeepLabv3 for segmentation (Chen et al. 2017) in the form and names of the common PyTorch port (METHOD section 3)."""
+"""DeepLabv3 for segmentation (Chen et al. 2017), in the form and with the names of the common PyTorch port.
+
+See METHOD section 3.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,22 @@ from fastdfkd_jax.models.layers import (
 )
 
 _WIDTH = 256
-_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}  # of the pyramid's 3x3 convolutions, by output stride
+_RATES = {8: (12, 24, 36), 16: (6, 12, 18)}  # dilations of the pyramid's 3x3 convolutions, by output stride
 _HEAD = "classifier.classifier"
 _DEPTHS = {"resnet18": 18, "resnet50": 50}
 
 
 class DeepLabV3(nn.Module):
-    """A dilated backbone, a pyramid of dilated convolutions and the image's mean, and logits for every pixel.
+    """A dilated backbone, a pyramid of dilated convolutions and image pooling, and logits for every pixel.
 
-    The backbone dilates where it would stride past `output_stride`. MobileNetV2 ends before its last 1x1 convolution,
-    and pads each whole block in place of its 3x3 convolution (`mobilenet.trunk`), which computes something else.
+    The backbone dilates where it would stride past `output_stride`. MobileNetV2 ends before its last 1x1 convolution.
+    It pads each whole block instead of its 3x3 convolution (`mobilenet.trunk`), which gives different values.
 
     Attributes:
       backbone: 'resnet18', 'resnet50' or 'mobilenetv2'.
-      output_stride: 8 or 16, pixels of the image to one of the backbone's output.
-      num_classes: outputs of each pixel.
-      dropout: share of the pyramid's values that is dropped in training, where there is a key for it.
+      output_stride: 8 or 16, image pixels per pixel of the backbone's output.
+      num_classes: outputs for each pixel.
+      dropout: share of the pyramid's values that is dropped in training if a key is given.
     """
 
     backbone: str
@@ -53,7 +56,7 @@ class DeepLabV3(nn.Module):
     def __call__(self, x: jax.Array):
         """Maps f32[B, H, W, C] to (logits f32[B, H, W, num_classes], features f32[B, 256], the stages' activations).
 
-        The features are the mean over pixels of what the last convolution, a 1x1, takes.
+        The features are the mean over pixels of the input of the last convolution, a 1x1.
         """
         conv, norm = partial(Conv, forms=self.forms), partial(BatchNorm, self.train, dtype=self.forms.dtype)
         size = x.shape[1:3]
@@ -72,7 +75,7 @@ class DeepLabV3(nn.Module):
         return mobilenet.trunk(conv, norm, depthwise, x, self.output_stride, True, _block_name)
 
     def _pyramid(self, conv: Callable, norm: Callable, x: jax.Array) -> jax.Array:
-        """Five branches of [B, h, w, C], concatenated and projected: [B, h, w, 256]."""
+        """Applies five branches to [B, h, w, C], then concatenates and projects them: [B, h, w, 256]."""
 
         def branch(x: jax.Array, name: str, first: int = 0, **sizes: int) -> jax.Array:
             x = conv(_WIDTH, name=f"{_HEAD}.0.{name}.{first}", **sizes)(x)
@@ -92,5 +95,5 @@ def _block_name(index: int) -> str:
 
 
 def resized(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize of f32[B, h, w, C] to [B, height, width, C], of pixel centres (PyTorch's align_corners=False)."""
+    """Resizes f32[B, h, w, C] bilinearly to [B, height, width, C], as PyTorch does with align_corners=False."""
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)

@@ -1,4 +1,4 @@
-"""The convolution of each channel by itself, as the mobile networks have it."""
+"""The depthwise convolution of the mobile networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastdfkd_jax.models.layers import flat_normal, he_normal_fan_out
 
 
 class DepthwiseConv(nn.Module):
-    """Square convolution of each channel by itself.
+    """A square convolution of each channel separately.
 
     Attributes:
       size: side of the kernel, odd.
       stride: of both axes.
-      same: TensorFlow's padding 'same', which at a stride has more zeros behind than before.
-      padding: otherwise zeros on each side; by default size // 2.
+      same: whether to use TensorFlow's padding 'same', which with a stride has more zeros after than before.
+      padding: zeros on each side if not `same`; by default size // 2.
       dilation: pixels from tap to tap.
     """
 
@@ -44,12 +44,15 @@ class DepthwiseConv(nn.Module):
 
 
 def same_edges(shape: tuple[int, ...], size: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros before and behind the rows and columns of [B, H, W, C], by TensorFlow's padding 'same'."""
+    """Returns the zeros before and after the rows and columns of [B, H, W, C] in TensorFlow's padding 'same'."""
     needed = [max((-(-length // stride) - 1) * stride + size - length, 0) for length in shape[1:3]]
     rows, columns = ((zeros // 2, zeros - zeros // 2) for zeros in needed)
     return rows, columns
 
 
 def he_normal_of_one_filter(key, shape, dtype=jnp.float32) -> jax.Array:
-    """N(0, 2 / (h w)), variance as second argument: a depthwise kernel's initialisation in the EfficientNets."""
+    """Draws N(0, 2 / (h w)), the EfficientNets' initialisation of a depthwise kernel.
+
+    The second argument of N is the variance.
+    """
     return math.sqrt(2 / math.prod(shape[:2])) * flat_normal(key, shape, dtype)

@@ -20,7 +20,7 @@ from fastdfkd_jax.models.layers import (
     he_normal_fan_out,
 )
 
-# Of each stage: blocks, side of the kernel, stride of the first, expansion, channels.
+# For each stage: blocks, side of the kernel, stride of the first block, expansion, channels.
 _STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
@@ -32,7 +32,7 @@ class EfficientNetLite0(nn.Module):
     """Inverted residual blocks without squeeze and excitation, ReLU6, TensorFlow's padding.
 
     Attributes:
-      num_classes: outputs. In training, a fifth of the features is dropped where there is a key for it; blocks are not.
+      num_classes: outputs. In training, a fifth of the features is dropped if a key is given; blocks are never dropped.
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""Which BatchNorms come first in a network: trees of moments are in the order of names, not of the forward pass."""
+"""Finds the first BatchNorms of a network, because trees of moments are ordered by name, not by forward pass."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastdfkd_jax.models.network import Network
 
 
 def first_batch_norms(network: Network) -> tuple[bool, ...]:
-    """Whether each BatchNorm sees images that have passed no other one, in the order of the tree of moments.
+    """Returns, in the order of the tree of moments, True for each BatchNorm whose input passed no other one.
 
-    The moments of such a layer depend on no running statistics; the traced program tells, and nothing is computed.
-    A network with several stems has several.
+    The moments of such a layer depend on no running statistics. The program is only traced, nothing is computed.
+    A network with several stems has several first BatchNorms.
     """
     variables = jax.eval_shape(network.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *network.spec.input_shape), jnp.float32)
@@ -32,7 +32,7 @@ def first_batch_norms(network: Network) -> tuple[bool, ...]:
 
 
 def _depend(program: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
-    """Which outputs of a program depend on any of its marked inputs."""
+    """Marks the outputs of a program that depend on any of its marked inputs."""
     marked = {variable for variable, mark in zip(program.invars, inputs, strict=True) if mark}
 
     def is_marked(atom: Any) -> bool:
@@ -47,12 +47,12 @@ def _depend(program: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
 
 
 def _body(equation: Any) -> Jaxpr | None:
-    """The program that an equation runs once on its own arguments, as rematerialisation does; None for others."""
+    """Returns the program that an equation runs once on its arguments, as in rematerialisation; else None."""
     bodies = [value for value in equation.params.values() if isinstance(value, ClosedJaxpr | Jaxpr)]
     if len(bodies) != 1:
         return None
     body = bodies[0].jaxpr if isinstance(bodies[0], ClosedJaxpr) else bodies[0]
     sizes = (len(body.invars), len(body.outvars))
-    # A loop's body has as many, but what it leaves in one place may come from another in the next round.
+    # A loop's body has as many, but its outputs may depend on other positions in the next round.
     looped = equation.primitive.name in ("scan", "while")
     return body if not looped and sizes == (len(equation.invars), len(equation.outvars)) else None

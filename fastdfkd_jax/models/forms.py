@@ -1,4 +1,4 @@
-"""How networks and generators compute: in which precision, and with which form of convolutions."""
+"""The precision and the form of convolutions that networks and generators compute with."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from fastdfkd_jax.cpu_conv import CONV_FORMS
 from fastdfkd_jax.errors import UserError
 
-# Of `Forms.conv` in earlier versions, whose runs are recorded with these names; and the present ones.
+# Earlier names of `Forms.conv`, which recorded runs may have, and the present ones.
 OLD_NAMES = {"canonical": "cpu", "native": "xla"}
 
 
 @dataclass(frozen=True)
 class Forms:
-    """How a network or generator computes.
+    """The precision and the form of convolutions of a network or generator.
 
     Attributes:
-      dtype: of convolutions and activations; parameters, moments, logits and a generator's images stay float32.
-      conv: form of the convolutions. 'cpu' has gradients that are fast on CPUs and refuses forward mode; 'xla' leaves
-        gradients to XLA, for accelerators, `jvp` and exact MAML.
+      dtype: type of convolutions and activations; parameters, moments, logits and a generator's images stay float32.
+      conv: form of the convolutions. 'cpu' has gradients that are fast on CPUs but no forward-mode differentiation.
+        'xla' leaves gradients to XLA, for accelerators, `jvp` and exact MAML.
 
     Raises:
       UserError: `conv` is not one of `cpu_conv.CONV_FORMS`.

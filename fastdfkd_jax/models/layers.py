@@ -1,7 +1,7 @@
-"""Linen layers with PyTorch's conventions: convolution, linear layer, BatchNorm that shows its moments.
+"""Linen layers with PyTorch's conventions: convolution, linear layer, and BatchNorm that exposes its moments.
 
-Every array is NHWC, every kernel HWIO. Parameter names are linen's (`kernel`, `scale`, `bias`); module
-names are the PyTorch names of the architecture, dots included, so that `convert.naming` needs one rule.
+Every array is NHWC, every kernel HWIO. Parameter names are linen's (`kernel`, `scale`, `bias`). Module
+names are the architecture's PyTorch names, dots included, so that `convert.naming` needs only one rule.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fastdfkd_jax.models.forms import Forms
 
 Array = jax.Array
 
-# Names of what rematerialisation may keep (`network.rematerialised`).
+# Names of the values that rematerialisation may keep (`network.rematerialised`).
 CONVOLUTION, BLOCK = "convolution", "block"
 
 
 def flat_normal(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Standard normal numbers of a shape, the same as `jax.random.normal` gives.
+    """Draws standard normal numbers of a shape, the same as `jax.random.normal`.
 
-    Drawn as a vector, because XLA takes ten times longer to compile a four-dimensional draw on CPU.
+    They are drawn as a vector, because XLA takes ten times longer to compile a four-dimensional draw on CPU.
     """
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
@@ -39,41 +39,41 @@ def _bounded(key: Array, shape: tuple[int, ...], dtype, fan_in: int) -> Array:
 
 
 def torch_uniform(key, shape, dtype=jnp.float32) -> Array:
-    """PyTorch's default for convolution and linear kernels: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Draws PyTorch's default convolution and linear kernels: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     return _bounded(key, shape, dtype, math.prod(shape[:-1]))
 
 
 def torch_bias(fan_in: int) -> Callable[..., Array]:
-    """PyTorch's default for biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Returns PyTorch's default initialiser of biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     return lambda key, shape, dtype=jnp.float32: _bounded(key, shape, dtype, fan_in)
 
 
 def normal(deviation: float) -> Callable[..., Array]:
-    """N(0, deviation^2)."""
+    """Returns an initialiser that draws N(0, deviation^2)."""
     return lambda key, shape, dtype=jnp.float32: deviation * flat_normal(key, shape, dtype)
 
 
 def he_normal_fan_in(key, shape, dtype=jnp.float32) -> Array:
-    """N(0, 2 / fan_in), variance as second argument: the initialisation of the thin CIFAR ResNets."""
+    """Draws N(0, 2 / fan_in), variance as second argument: the initialisation of the thin CIFAR ResNets."""
     return math.sqrt(2 / math.prod(shape[:-1])) * flat_normal(key, shape, dtype)
 
 
 def he_normal_fan_out(key, shape, dtype=jnp.float32) -> Array:
-    """N(0, 2 / (h w out)), variance as second argument: the initialisation of WRN and VGG."""
+    """Draws N(0, 2 / (h w out)), variance as second argument: the initialisation of WRN and VGG."""
     deviation = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
     return deviation * flat_normal(key, shape, dtype)
 
 
 class Conv(nn.Module):
-    """Square 2-D convolution, PyTorch's padding convention.
+    """A square 2-D convolution with PyTorch's padding convention.
 
     Attributes:
       features: output channels.
       size: side of the kernel.
       stride: stride of both axes.
-      padding: zeros on each side; by default size // 2, times the dilation.
+      padding: zeros on each side; by default size // 2 times the dilation.
       dilation: pixels from tap to tap.
-      use_bias: whether a bias is added, initialised as `bias_init` or as PyTorch does.
+      use_bias: whether a bias is added, initialised by `bias_init` or as in PyTorch.
       forms: precision and convolutions.
     """
 
@@ -103,7 +103,7 @@ class Conv(nn.Module):
 
 
 class DoubledConv(nn.Module):
-    """3x3 convolution without bias of the input doubled by nearest neighbour."""
+    """A 3x3 convolution without bias of the input, doubled by nearest-neighbour interpolation."""
 
     features: int
     forms: Forms = Forms()
@@ -116,7 +116,7 @@ class DoubledConv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear layer with PyTorch's default initialisation; computes in the precision of its weights."""
+    """A linear layer with PyTorch's default initialisation; computes in the precision of its weights."""
 
     features: int
     kernel_init: Callable[..., Array] = torch_uniform
@@ -131,18 +131,18 @@ class Dense(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over N, H and W with PyTorch's conventions, and the moments of its input as data.
+    """BatchNorm over N, H and W with PyTorch's conventions, which also exposes the moments of its input.
 
-    The batch is normalised with its biased variance while the running variance is updated with the unbiased
-    one, as PyTorch does (linen's own module uses the biased one for both), so that statistics converted in
-    either direction mean the same. When the collection 'moments' is mutable, the input's mean and biased
-    variance, f32[C] each, are stored there under the names that 'batch_stats' uses; when 'image_means' is, the
-    mean of each image, f32[B, C], as 'mean'.
+    As in PyTorch, the batch is normalised with its biased variance, and the running variance is updated with the
+    unbiased one. Linen's own module uses the biased one for both. Statistics therefore keep their meaning when they are
+    converted in either direction. If the collection 'moments' is mutable, it receives the input's mean and biased
+    variance, f32[C] each, under the names that 'batch_stats' uses. If 'image_means' is mutable, it receives the mean of
+    each image, f32[B, C], as 'mean'.
 
     Attributes:
       train: normalise with the batch's statistics and update the running ones.
-      tracked: whether there are running statistics; without, `train` must be set.
-      decay: weight of the old running statistics (PyTorch's momentum 0.1 is decay 0.9).
+      tracked: whether there are running statistics; if not, `train` must be set.
+      decay: weight of the old running statistics (decay 0.9 is PyTorch's momentum 0.1).
       epsilon: added to the variance.
     """
 
@@ -175,7 +175,7 @@ class BatchNorm(nn.Module):
         return x * multiplier.astype(self.dtype) + shift.astype(self.dtype)
 
     def _update_running(self, batch: tuple[Array, Array] | None, count: int, channels) -> tuple[Array, Array]:
-        """Statistics as they came in; in training the new ones are stored for the caller of `apply`."""
+        """Returns the statistics before this pass; in training stores the new ones for the caller of `apply`."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
         before = mean.value, var.value
@@ -187,17 +187,17 @@ class BatchNorm(nn.Module):
 
 
 def end_of_block(x: Array) -> Array:
-    """The array as it is, named as what a block leaves to the next one."""
+    """Returns the array unchanged, but named as the output of a block for rematerialisation."""
     return checkpoint_name(x, BLOCK)
 
 
 def at_least_float32(x: Array) -> Array:
-    """Widens bf16, whose sums lose digits; double precision, in which implementations are compared, stays."""
+    """Widens bf16, whose sums lose digits; keeps double precision, in which implementations are compared."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def input_moments(x: Array) -> tuple[Array, Array]:
-    """Mean and biased variance of [..., C] over all axes but the last, f32[C] each (METHOD 1.1)."""
+    """Returns mean and biased variance of [..., C] over all axes but the last, f32[C] each (METHOD 1.1)."""
     x = at_least_float32(x)
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
@@ -208,19 +208,19 @@ def input_moments(x: Array) -> tuple[Array, Array]:
 
 
 def image_means(x: Array) -> Array:
-    """Mean of each image by channel: [B, ..., C] to f32[B, C]."""
+    """Returns the mean of each image by channel: [B, ..., C] to f32[B, C]."""
     return at_least_float32(x).mean(tuple(range(1, x.ndim - 1)))
 
 
 def global_average_pool(x: Array) -> Array:
-    """Mean over H and W: [B, H, W, C] to f32[B, C]."""
+    """Returns the mean over H and W: [B, H, W, C] to f32[B, C]."""
     return at_least_float32(x).mean((1, 2))
 
 
 def max_pool(x: Array) -> Array:
-    """3x3 maximum pooling of stride 2, padded by one: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C].
+    """Applies 3x3 maximum pooling of stride 2 and padding 1: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C].
 
-    Maxima of three slices an axis, for the reason, and with the ties, of `halve`.
+    It takes maxima of three slices per axis, for the same reason as `halve` and with the same treatment of ties.
     """
     for axis in (1, 2):
         outputs = -(-x.shape[axis] // 2)
@@ -235,10 +235,10 @@ def max_pool(x: Array) -> Array:
 
 
 def halve(x: Array) -> Array:
-    """2x2 maximum pooling of stride 2: [B, H, W, C] to [B, H // 2, W // 2, C], an odd last row dropped.
+    """Applies 2x2 maximum pooling of stride 2: [B, H, W, C] to [B, H // 2, W // 2, C]; drops an odd last row.
 
-    Pairwise maxima, because the gradient of XLA's windowed maximum is 17 times slower on CPU. At a tie the
-    gradient is shared where PyTorch gives it to the first; after a ReLU ties are of zeros, which pass none.
+    It takes pairwise maxima, because the gradient of XLA's windowed maximum is 17 times slower on CPU. At a tie the
+    gradient is shared, whereas PyTorch passes it to the first. After a ReLU ties are zeros, which pass no gradient.
     """
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

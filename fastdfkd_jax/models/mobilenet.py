@@ -22,7 +22,7 @@ from fastdfkd_jax.models.layers import (
 )
 from fastdfkd_jax.models.strides import place_strides
 
-# Of each stage: expansion, channels, blocks, stride of the first.
+# For each stage: expansion, channels, blocks, stride of the first block.
 _STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
@@ -33,7 +33,7 @@ class MobileNetV2(nn.Module):
     """Inverted residual blocks: 1x1 to `expansion` times the channels, 3x3 of each channel, 1x1 without activation.
 
     Attributes:
-      num_classes: outputs. In training, a fifth of the features is dropped where there is a key for it.
+      num_classes: outputs. In training, a fifth of the features is dropped if a key is given.
     """
 
     num_classes: int
@@ -66,19 +66,19 @@ def trunk(
     pads_blocks: bool = False,
     name_of: Callable[[int], str] = _usual_name,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The stem and the 17 blocks, for a module's compact `__call__`.
+    """Applies the stem and the 17 blocks, within a module's compact `__call__`.
 
     Args:
       conv, norm, depthwise: build a convolution, a BatchNorm and a `DepthwiseConv`, all but sizes and name bound.
       x: f32[B, H, W, C].
-      output_stride: of the result; stages that would go past it dilate.
-      pads_blocks: no convolution is padded, the stem neither, but the input of each block's branch is, by the dilation
-        on each side. The zeros pass the expansion and its BatchNorm, are its shift after that (and count in the
-        moments), and so are none where the 3x3 meets them; in the usual form they are.
-      name_of: of the stem, 0, and of the blocks, 1 to 17.
+      output_stride: stride of the result; stages that would exceed it dilate.
+      pads_blocks: pads the input of each block's branch by the dilation on each side, and no convolution, not even the
+        stem. The zeros pass through the expansion and its BatchNorm, count in the moments, and equal its shift when
+        they reach the 3x3 convolution; in the usual form they are zeros there.
+      name_of: returns the name of the stem, 0, and of the blocks, 1 to 17.
 
     Returns:
-      f32[B, h, w, 320], and what each of the seven stages gives.
+      f32[B, h, w, 320], and the output of each of the seven stages.
     """
     zeros = 0 if pads_blocks else None
     x = conv(32, 3, 2, zeros, name=f"{name_of(0)}.0")(x)

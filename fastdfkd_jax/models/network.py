@@ -1,4 +1,4 @@
-"""The contract of every network: pure functions over variables, all of interest returned as data."""
+"""The interface of every network: pure functions of variables that return every output as data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REMATERIALISATIONS = ("none", *_KEPT)
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a checkpoint does not say about its network.
+    """The properties of a network that its weights do not determine.
 
     Attributes:
       arch: name in the registry (`models.build`), or 'graph:NAME' of a recorded network.
@@ -31,7 +31,7 @@ class NetworkSpec:
       image_size: side of the square input in pixels.
       channels: channels of the input.
       mean, std: per-channel normalisation of images in [0, 1].
-      task: 'classification', or 'segmentation', whose logits are a map: a class for every pixel.
+      task: 'classification', or 'segmentation', whose logits are a map with a class for every pixel.
     """
 
     arch: str
@@ -44,7 +44,7 @@ class NetworkSpec:
 
     @property
     def gives_maps(self) -> bool:
-        """Whether logits and labels are maps, so that no class can be asked of an image as a whole."""
+        """True if logits and labels are maps, so that an image as a whole has no class."""
         return self.task == "segmentation"
 
     @property
@@ -54,17 +54,17 @@ class NetworkSpec:
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives.
+    """The outputs of one forward pass.
 
     Attributes:
-      logits: f32[B, num_classes]; of a segmentation network f32[B, H, W, num_classes].
+      logits: f32[B, num_classes]; for a segmentation network f32[B, H, W, num_classes].
       features: f32[B, D], the penultimate features.
       blocks: the activations after each stage, f32[B, h, w, c] each.
       moments: tree like `batch_stats`: mean and biased variance, f32[C], of every BatchNorm's
-        input over N, H and W; empty unless asked for.
-      batch_stats: the running statistics after this pass; those that went in unless `train`.
-      image_means: of every BatchNorm by its name {'mean': f32[B, C]}, its input's mean over H and W of each image;
-        empty unless asked for.
+        input over N, H and W; empty unless requested.
+      batch_stats: the running statistics after this pass; unchanged unless `train`.
+      image_means: for every BatchNorm by name {'mean': f32[B, C]}, each image's mean of its input over H and W;
+        empty unless requested.
     """
 
     logits: Array
@@ -76,11 +76,11 @@ class Outputs(NamedTuple):
 
 
 class OtherEntries(NamedTuple):
-    """Entries of a PyTorch state dictionary that are no variables.
+    """Entries of a PyTorch state dictionary that are not variables.
 
     Attributes:
-      fixed: arrays by name: buffers that do not train, and what belongs to layers that are not used.
-      ties: names of entries that are the tensor of another one, to the name of that.
+      fixed: arrays by name: buffers that do not train, and entries of unused layers.
+      ties: maps the name of an entry that shares another entry's tensor to the other's name.
     """
 
     fixed: Mapping[str, Any]
@@ -94,8 +94,8 @@ class Network(NamedTuple):
       spec: classes, input, normalisation and task.
       init: `init(key) -> variables` with the collections 'params' and 'batch_stats'.
       apply: `apply(variables, images, train=False, moments=False, key=None, image_means=False) -> Outputs`; images
-        are normalised f32[B, H, W, C]. In training a network that has dropout drops where it is given a `key`.
-      others: what else a network of another code base has in its state dictionary; of ours None.
+        are normalised f32[B, H, W, C]. In training, dropout is active only if a `key` is given.
+      others: the other state dictionary entries of a network from another code base; None for our networks.
     """
 
     spec: NetworkSpec
@@ -105,7 +105,7 @@ class Network(NamedTuple):
 
 
 def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
-    """Wraps a linen module whose `__call__(images)` gives (logits, features, blocks).
+    """Wraps a linen module whose `__call__(images)` returns (logits, features, blocks).
 
     Args:
       make: `make(train)` builds the module in training or in evaluation mode.
@@ -114,7 +114,7 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
 
     def init(key: Array) -> Variables:
         variables = make(True).init(key, jnp.zeros((1, *spec.input_shape)))
-        # A network without BatchNorm has no such collection; callers may rely on the key.
+        # A network without BatchNorm has no such collection, but callers rely on the key.
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
     def apply(
@@ -136,13 +136,13 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
 
 
 def rematerialised(network: Network, kind: str) -> Network:
-    """The same network, which keeps less for its backward pass and computes the rest again there.
+    """Returns the same network with rematerialisation: it stores less for the backward pass and recomputes the rest.
 
     Args:
-      network: one of ours; recorded ones have no blocks.
-      kind: 'none'; 'activations' keeps the convolutions' outputs (BatchNorms and ReLUs are computed again);
-        'blocks' keeps what each block leaves to the next (one more forward pass). On the CPU little is
-        saved: XLA merges most of what is computed again with the first time.
+      network: one of our networks; recorded ones have no blocks.
+      kind: 'none'; 'activations' stores the convolutions' outputs and recomputes BatchNorms and ReLUs;
+        'blocks' stores the blocks' outputs and costs one more forward pass. On the CPU little is
+        saved, because XLA merges most recomputation with the first computation.
     """
     if kind == "none":
         return network
@@ -155,9 +155,9 @@ def rematerialised(network: Network, kind: str) -> Network:
 
 
 def in_chunks(network: Network, most: int) -> Network:
-    """The same network for predicting on a CPU, `most` images of a device at a time: activations stay in its cache.
+    """Returns the same network for prediction on a CPU, with `most` images per device at a time, to fit the cache.
 
-    Only evaluation of outputs alone goes by chunks; what else is asked for needs the whole batch.
+    Only plain evaluation is split into chunks; training, moments and image means need the whole batch.
     """
 
     def apply(variables: Variables, images: Array, **asked: Any) -> Outputs:
@@ -175,15 +175,15 @@ def in_chunks(network: Network, most: int) -> Network:
 
 
 def count_parameters(variables: Variables) -> int:
-    """Number of trainable scalars."""
+    """Counts the trainable scalars."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def count_batch_norms(variables: Variables) -> int:
-    """Number of BatchNorm layers (each holds a mean and a variance)."""
+    """Counts the BatchNorm layers (each holds a mean and a variance)."""
     return len(jax.tree.leaves(variables["batch_stats"])) // 2
 
 
 def has_batch_norms(network: Network) -> bool:
-    """True where a network has a BatchNorm; nothing is computed."""
+    """Returns True if a network has a BatchNorm, without computing anything."""
     return count_batch_norms(jax.eval_shape(network.init, jax.random.key(0))) > 0

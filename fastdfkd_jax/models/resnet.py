@@ -28,14 +28,14 @@ _EXPANSION = 4
 
 
 class ResNet(nn.Module):
-    """Post-activation residual network; names are those of the common PyTorch ports (METHOD section 3).
+    """A post-activation residual network with the names of the common PyTorch ports (METHOD section 3).
 
     Attributes:
-      depth: 18, 34 or 50; the last with bottlenecks, which stride in their 3x3 convolution unless `v1`.
+      depth: 18, 34 or 50. ResNet-50 has bottlenecks, which stride in their 3x3 convolution unless `v1`.
       imagenet: a 7x7 stem of stride 2 and pooling before the stages, torchvision's names and initialisation; else a
         3x3 stem of stride 1, no pooling, and the names of the CIFAR port.
       num_classes: outputs.
-      v1: bottlenecks stride in their first convolution, as published, and BatchNorms add 1e-3, as Keras has it.
+      v1: whether bottlenecks stride in their first convolution, as published, and BatchNorms add 1e-3, as in Keras.
     """
 
     depth: int
@@ -67,18 +67,18 @@ def trunk(
     prefix: str = "",
     output_stride: int = 32,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """What comes before pooling, for a module's compact `__call__`.
+    """Applies the layers before pooling, within a module's compact `__call__`.
 
     Args:
       conv, norm: build a convolution and a BatchNorm, all but sizes and name bound.
       x: f32[B, H, W, C].
-      depth, imagenet, v1: as `ResNet` has them.
-      prefix: stands before all names.
-      output_stride: of the result; stages that would go past it dilate. A basic block's second convolution is dilated
-        as those after it, because it follows the one that would stride.
+      depth, imagenet, v1: as in `ResNet`.
+      prefix: prefix of all names.
+      output_stride: stride of the result; stages that would exceed it dilate. A basic block's second convolution is
+        dilated like those after it, because it follows the one that would stride.
 
     Returns:
-      f32[B, h, w, 512 or 2048], and what each of the four stages gives.
+      f32[B, h, w, 512 or 2048], and the output of each of the four stages.
     """
     counts, bottleneck = DEPTHS[depth]
     branch = partial(_bottleneck_branch, v1) if bottleneck else _basic_branch
@@ -101,14 +101,14 @@ def trunk(
 
 
 def _basic_branch(conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, steps: Steps):
-    """Two 3x3 convolutions to `width` channels, before the sum and its ReLU."""
+    """Applies two 3x3 convolutions to `width` channels, before the sum and its ReLU."""
     first = conv(width, 3, steps.stride, dilation=steps.first, name=f"{name}.conv1")
     x = nn.relu(norm(name=f"{name}.bn1")(first(x)))
     return norm(name=f"{name}.bn2")(conv(width, dilation=steps.rest, name=f"{name}.conv2")(x))
 
 
 def _bottleneck_branch(v1: bool, conv: Callable, norm: Callable, name: str, x: jax.Array, width: int, steps: Steps):
-    """1x1, 3x3 and 1x1 convolutions to four times `width` channels, before the sum and its ReLU."""
+    """Applies 1x1, 3x3 and 1x1 convolutions to four times `width` channels, before the sum and its ReLU."""
     first, second = (steps.stride, 1) if v1 else (1, steps.stride)
     x = nn.relu(norm(name=f"{name}.bn1")(conv(width, 1, first, name=f"{name}.conv1")(x)))
     wide = conv(width, 3, second, dilation=steps.first, name=f"{name}.conv2")

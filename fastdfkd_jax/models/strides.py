@@ -1,4 +1,4 @@
-"""Where a network strides, and where it dilates instead."""
+"""Chooses where a network strides and where it dilates instead."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Steps(NamedTuple):
-    """How a stage of a network goes over its input.
+    """The strides and dilations of one stage of a network.
 
     Attributes:
-      stride: of the convolution that may stride.
+      stride: stride of the convolution that may stride.
       first: dilation of that convolution.
-      rest: dilation of all that follow.
+      rest: dilation of all later convolutions.
     """
 
     stride: int
@@ -21,15 +21,15 @@ class Steps(NamedTuple):
 
 
 def place_strides(strides: Iterable[int], reached: int, output_stride: int) -> list[Steps]:
-    """The steps of every stage of a network whose output is no coarser than a stride.
+    """Returns the steps of every stage of a network whose output stride is limited.
 
-    Past that stride a stage does not stride; what follows in it, and all later stages, dilate instead. At the pixels
-    that striding would have kept, the network then computes what it computed before ("a trous").
+    Past that limit a stage does not stride. Its later convolutions and all later stages dilate instead. At the pixels
+    that striding would have kept, the network then computes the same values ("a trous").
 
     Args:
-      strides: those of the stages.
+      strides: the stages' strides.
       reached: the stride of the first stage's input.
-      output_stride: that of the last one's output, at most.
+      output_stride: the largest stride of the last stage's output.
     """
     found, dilation = [], 1
     for stride in strides:

@@ -19,14 +19,14 @@ from fastdfkd_jax.models.layers import (
     normal,
 )
 
-# Convolutions of each of the five blocks.
+# The number of convolutions in each of the five blocks.
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Plain convolutional network; names are those of the common PyTorch port.
+    """A plain convolutional network with the names of the common PyTorch port.
 
     Attributes:
       depth: 8, 11 or 13 layers with weights.
@@ -48,7 +48,7 @@ class VGG(nn.Module):
             bias_init=nn.initializers.zeros,
             forms=self.forms,
         )
-        # The network was drawn up for 32x32; twice that is halved once more to end equally small.
+        # The network was designed for 32x32; for 64x64 one more pooling gives the same final size.
         pools = (False, True, True, True, x.shape[1] == 64)
 
         blocks = []
@@ -56,7 +56,7 @@ class VGG(nn.Module):
             if pool:
                 x = halve(x)
             for i in range(count):
-                # In the port a convolution, its BatchNorm and its ReLU take three places of a sequence.
+                # In the port, a convolution, its BatchNorm and its ReLU take three places in a sequence.
                 x = conv(width, name=f"block{block}.{3 * i}")(x)
                 x = BatchNorm(self.train, dtype=self.forms.dtype, name=f"block{block}.{3 * i + 1}")(x)
                 x = nn.relu(x)

@@ -12,10 +12,10 @@ from fastdfkd_jax.models.layers import BatchNorm, Conv, Dense, end_of_block, glo
 
 
 class WideResNet(nn.Module):
-    """Pre-activation residual network of depth 6n + 4; names are those of the common PyTorch port.
+    """A pre-activation residual network of depth 6n + 4 with the names of the common PyTorch port.
 
     Attributes:
-      depth: number of convolutional layers counted as published, 6n + 4.
+      depth: number of convolutional layers as counted in the paper, 6n + 4.
       widen: width multiplier w; stages have 16w, 32w and 64w channels.
       num_classes: outputs.
     """

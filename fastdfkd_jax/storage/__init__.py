@@ -1,1 +1,1 @@
-"""Files, written whole or not at all, and read within limits."""
+"""Files that are written atomically and read within limits."""

@@ -13,7 +13,7 @@ Tree = Any
 
 
 def digest(tree: Tree) -> str:
-    """SHA-256 over all leaves of a tree, their paths and shapes."""
+    """Returns the SHA-256 of all leaves of a tree, their paths and shapes."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
@@ -23,6 +23,6 @@ def digest(tree: Tree) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

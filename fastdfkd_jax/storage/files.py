@@ -1,4 +1,4 @@
-"""Writing files so that a reader never finds half of one."""
+"""Writes files so that a reader never finds a partial one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file beside `path`, makes it durable and renames it into place.
 
     Raises:
-      UserError: the folder cannot be written or the disk is full; nothing is left behind.
+      UserError: the folder cannot be written or the disk is full; no temporary file remains.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process; or a link, whose target is not ours
+        temporary.unlink(missing_ok=True)  # left by a killed process; or a link to a foreign file
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: a file that was renamed may else have its old name after a power cut."""
+    """Makes the names in a folder durable; otherwise a renamed file may revert to its old name after a power cut."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -49,7 +49,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; UserError where that cannot be."""
+    """Makes a folder and its parents; raises UserError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,15 +57,15 @@ def make_folder(path: Path) -> None:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """Opens a file that is not a symbolic link, whose target might be anybody's."""
+    """Opens a file that is not a symbolic link, because a link's target may belong to anybody."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def lock_folder(path: Path) -> IO[str]:
-    """Makes a folder and locks it against a second run; the lock lives as long as the returned file.
+    """Makes a folder and locks it against a second run, as long as the returned file is open.
 
     Raises:
-      UserError: another run has it, or it cannot be written.
+      UserError: another run has locked it, or it cannot be written.
     """
     make_folder(path)
     try:
@@ -82,12 +82,12 @@ def lock_folder(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `target` that takes its name when the block ends, and is removed when it fails.
+    """Yields an empty folder beside `target` that is renamed to it when the block succeeds, and removed if it fails.
 
-    What a killed process left of it is replaced.
+    Leftovers of a killed process are replaced.
 
     Raises:
-      UserError: the target holds something or is being written, or the disk is full or cannot be written.
+      UserError: the target is not empty or is being written, or the disk is full or cannot be written.
     """
     target = expanded(target).resolve()
     _require_free(target)
@@ -108,7 +108,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         except OSError as error:
             raise disk_error(target, error, then="it begins anew") from error
         finally:
-            # Not there any more where all went well.
+            # It no longer exists if all went well.
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
@@ -116,10 +116,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stopped_in_one_line(target: Path) -> Iterator[None]:
-    """Around a `whole_folder`: a signal that asks to end unwinds the block, so that nothing half-written stays.
+    """Makes termination signals unwind the block around a `whole_folder`, so that no partial folder remains.
 
     Raises:
-      UserError: one came.
+      UserError: a signal arrived.
     """
     try:
         with signals.unwinding():
@@ -146,11 +146,11 @@ def _clear(folder: Path) -> None:
 
 
 class AppendFile:
-    """A file that grows by whole records: what a full disk has cut off is taken back.
+    """A file that grows by whole records; a record cut off by a full disk is removed.
 
     Args:
-      path: the file; its folder is made where it is missing.
-      length: bytes to keep of what it holds; the rest is cut off.
+      path: the file; its folder is made if missing.
+      length: bytes of its content to keep; the rest is cut off.
     """
 
     def __init__(self, path: Path, length: int = 0):
@@ -163,7 +163,7 @@ class AppendFile:
             raise disk_error(path, error) from error
 
     def append(self, record: bytes) -> None:
-        """Writes a record; UserError, and nothing of it, where the disk is full."""
+        """Writes a record; if the disk is full, raises UserError and writes nothing."""
         start = self._size()
         try:
             while record:
@@ -184,12 +184,12 @@ class AppendFile:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Closes the file; nothing is pending."""
+        """Closes the file; no writes are pending."""
         self._file.close()
 
 
 def disk_error(path: Path, error: OSError, then: str = "it goes on") -> UserError:
-    """What a failed write means to the user, in one line; `then` is what the same command does once there is space."""
+    """Describes a failed write to the user in one line; `then` says what a rerun does once there is space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left for {path}: free some and run the same command again, {then}")
     if error.errno == errno.ELOOP:

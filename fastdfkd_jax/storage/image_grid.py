@@ -1,4 +1,4 @@
-"""Many images as one picture."""
+"""Writes many images as one picture."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def write_grid(path: Path, images: np.ndarray, columns: int = 16, scale: int = 2
       path: the file.
       images: uint8[N, H, W, C].
       columns: images in a row.
-      scale: pixels of the picture for a pixel of an image.
-      rows: the most that are shown; 0 for as many as columns.
+      scale: picture pixels per image pixel.
+      rows: largest number of rows; 0 for as many as columns.
     """
     images = np.asarray(images)[: columns * (rows or columns)]
     used = -(-len(images) // columns)

@@ -1,4 +1,4 @@
-"""Limits on what a file may ask of the machine. Every reader checks them before it allocates.
+"""Limits on the memory and picture size that a file may require. Every reader checks them before it allocates.
 
 Two environment variables raise (or lower) them: `FASTDFKD_MAX_GB`, for the memory that the contents of one file may
 take, and `FASTDFKD_MAX_PIXELS`, for the size of one picture.
@@ -15,7 +15,7 @@ from typing import Any
 from fastdfkd_jax.errors import UserError
 
 MEMORY_VARIABLE, PIXELS_VARIABLE = "FASTDFKD_MAX_GB", "FASTDFKD_MAX_PIXELS"
-# Pillow refuses pictures above this number by default.
+# Pillow refuses pictures with more pixels by default.
 MAX_PIXELS = 178_956_970
 # Descriptions (graphs, configurations, metadata) take kilobytes to a few megabytes.
 MAX_JSON_BYTES = 256 * 2**20
@@ -23,21 +23,21 @@ _SHARE_OF_MEMORY = 0.75
 
 
 def max_bytes() -> int:
-    """Most bytes that the contents of one file may take in memory: three quarters of the machine's by default."""
+    """Returns the most memory for the contents of one file: three quarters of the machine's by default."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return int(_setting(MEMORY_VARIABLE, _SHARE_OF_MEMORY * memory / 1e9) * 1e9)
 
 
 def max_pixels() -> int:
-    """Most pixels that one picture may have."""
+    """Returns the most pixels that one picture may have."""
     return int(_setting(PIXELS_VARIABLE, MAX_PIXELS))
 
 
 def require_bytes(count: int, where: object) -> None:
-    """Refuses contents of so many bytes where they are above `max_bytes`.
+    """Refuses contents of more than `max_bytes`.
 
     Raises:
-      UserError: they are.
+      UserError: `count` is larger.
     """
     most = max_bytes()
     if count > most:
@@ -48,10 +48,10 @@ def require_bytes(count: int, where: object) -> None:
 
 
 def require_pixels(width: int, height: int, where: object) -> None:
-    """Refuses a picture of this size where it has more than `max_pixels`.
+    """Refuses a picture of more than `max_pixels`.
 
     Raises:
-      UserError: it has.
+      UserError: it has more.
     """
     most = max_pixels()
     if width * height > most:
@@ -62,14 +62,14 @@ def require_pixels(width: int, height: int, where: object) -> None:
 
 
 def require_regular(path: Path, kind: str) -> int:
-    """Size in bytes of a regular file; a device, pipe or socket could be endless or never answer.
+    """Returns the size in bytes of a regular file; a device, pipe or socket could be endless or never answer.
 
     Args:
-      path: of the file, which must exist.
-      kind: names it in the message.
+      path: path of the file, which must exist.
+      kind: its name in the message.
 
-    Raises:
-      UserError: it is no regular file.
+      Raises:
+        UserError: it is not a regular file.
       OSError: it does not exist or is not accessible.
     """
     status = path.stat()
@@ -96,9 +96,9 @@ def read_json(path: Path, kind: str) -> Any:
     """Reads a JSON file of bounded size and depth.
 
     Raises:
-      UserError: it is no regular file.
+      UserError: it is not a regular file.
       OSError: it cannot be read.
-      ValueError: as `parse_json`, or it is not text.
+      ValueError: as in `parse_json`, or it is not text.
     """
     size = require_regular(path, kind)
     if size > MAX_JSON_BYTES:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the blocks of a file that a command replaces, each between marks of its own."""
+"""Markdown tables, and the marked blocks of a file that a command replaces."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _END = "<!-- /results -->"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int | None = None) -> str:
-    """A table, a line each for the head, the alignment and every row.
+    """Formats a table, with one line each for the head, the alignment and every row.
 
     Args:
       head: the columns' names.
       rows: cells, as `str` writes them.
-      left: how many columns stand at the left, those after them at the right as numbers do; None for all.
+      left: number of left-aligned columns; later ones are right-aligned, as for numbers; None for all.
     """
     alignment = ["---" if left is None or column < left else "---:" for column in range(len(head))]
     lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, alignment, *rows)]
@@ -25,12 +25,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int | Non
 
 
 def insert(text: str, block: str, name: str = "") -> str:
-    """Replaces what stands between the marks of a document, `<!-- results NAME -->` and `<!-- /results -->`.
+    """Replaces the text between the marks of a document, `<!-- results NAME -->` and `<!-- /results -->`.
 
     Args:
       text: the document.
       block: whole lines to put there.
-      name: of the mark; '' for the one without.
+      name: name of the mark; '' for the unnamed one.
 
     Raises:
       UserError: the document has no such marks.
@@ -44,14 +44,14 @@ def insert(text: str, block: str, name: str = "") -> str:
 
 
 def insert_all(document: Path, blocks: Mapping[str, str]) -> None:
-    """Puts each block between its marks of a Markdown file; those that the file has no marks for are left out.
+    """Puts each block between its marks in a Markdown file; blocks without marks in the file are left out.
 
     Args:
       document: the file.
       blocks: whole lines by the name of their mark.
 
     Raises:
-      UserError: the file cannot be read, or has a place for none of them.
+      UserError: the file cannot be read, or has marks for none of them.
     """
     try:
         text = document.read_text(encoding="utf-8")
@@ -67,5 +67,5 @@ def insert_all(document: Path, blocks: Mapping[str, str]) -> None:
 
 
 def start_mark(name: str = "") -> str:
-    """The line after which a table of this name stands in a document."""
+    """Returns the line that precedes a table of this name in a document."""
     return f"<!-- results {name} -->" if name else "<!-- results -->"

@@ -1,8 +1,8 @@
 """Reads `.npz` files with checked sizes, and keeps folders of numbered shards of arrays.
 
-A shard is an uncompressed `.npz`, whose zip checksums find damage. It is written whole or not at all and is never
-changed, so that a killed run loses at most the one that was being written, and one that goes on from an earlier point
-deletes what came after it.
+A shard is an uncompressed `.npz`, whose zip checksums detect damage. It is written atomically and never changed. A
+killed run therefore loses at most the shard that was being written. A run that continues from an earlier point deletes
+the later shards.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.files import write_atomically
 
-# Every exception that zipfile, zlib and NumPy's header parser raise on a damaged archive. RuntimeError: a spoiled flag
-# reads as encryption or as an unknown compression, a nested header exceeds the recursion limit.
+# Every exception that zipfile, zlib and NumPy's header parser raise on a damaged archive. RuntimeError: a damaged flag
+# looks like encryption or an unknown compression, or a nested header exceeds the recursion limit.
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, MemoryError, OverflowError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError, RuntimeError),
@@ -32,18 +32,18 @@ DAMAGED = (
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
-    (3, 0): np.lib.format.read_array_header_2_0,  # differs in the encoding of field names alone
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs only in the encoding of field names
 }
 _MAGIC = b"\x93NUMPY"
-_REASON = 80  # characters of a library's message that are shown
+_REASON = 80  # shown characters of a library's message
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """The arrays of an open `.npz`, each of which is read when it is asked for.
+    """The arrays of an open `.npz`, each read on demand.
 
     Args:
       archive: the open zip file.
-      where: names the file in messages.
+      where: the file's name in messages.
     """
 
     def __init__(self, archive: zipfile.ZipFile, where: object):
@@ -54,9 +54,9 @@ class Arrays(Mapping[str, np.ndarray]):
         """Reads one array after checking its declared size.
 
         Raises:
-          KeyError: there is none of this name.
-          UserError: it would take more memory than a file may.
-          any of `DAMAGED`: it is damaged or no plain array.
+          KeyError: there is no array of this name.
+          UserError: it would exceed the memory limit of a file.
+          any of `DAMAGED`: it is damaged or not a plain array.
         """
         member = self._members[name]
         limits.require_bytes(member.file_size, f"{name} of {self._where}")
@@ -67,11 +67,11 @@ class Arrays(Mapping[str, np.ndarray]):
 
     @property
     def declared_bytes(self) -> int:
-        """Bytes that all arrays say they take, unpacked."""
+        """Returns the declared unpacked size of all arrays in bytes."""
         return sum(member.file_size for member in self._members.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._members  # a Mapping's own would read the array
+        return name in self._members  # Mapping's default would read the array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -81,14 +81,14 @@ class Arrays(Mapping[str, np.ndarray]):
 
 
 def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the header of an array that lies in `size` bytes from the file's position on.
+    """Reads the header of an array that occupies `size` bytes from the file's position.
 
     Returns:
       Its shape, whether it is in Fortran order, and its type.
 
     Raises:
       ValueError: the array is larger than these bytes, or holds Python objects.
-      any of `DAMAGED`: it is no array, or damaged.
+      any of `DAMAGED`: it is not an array, or damaged.
     """
     start = file.tell()
     if file.read(len(_MAGIC)) != _MAGIC:
@@ -105,35 +105,35 @@ def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool,
 
 @contextlib.contextmanager
 def opened(path: Path, kind: str) -> Iterator[Arrays]:
-    """Opens an `.npz`; UserError where it is no regular file, else any of `DAMAGED`."""
+    """Opens an `.npz`; raises UserError if it is not a regular file, or any of `DAMAGED`."""
     limits.require_regular(path, kind)
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         yield Arrays(archive, path)
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of a library's exception on one short line."""
+    """Returns the message of a library's exception as one short line."""
     return shortened(error, _REASON) or type(error).__name__
 
 
 def path_of(directory: Path, index: int) -> Path:
-    """File of the shard with this index, counted from 0."""
+    """Returns the file of the shard with this index, counted from 0."""
     return directory / f"{index:06d}.npz"
 
 
 def write(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes one shard durably; UserError, and nothing left behind, where the disk is full."""
+    """Writes one shard durably; if the disk is full, raises UserError and leaves nothing behind."""
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def read(path: Path, names: list[str], kind: str, remedy: str) -> list[np.ndarray]:
-    """Reads arrays of a shard, their checksums verified.
+    """Reads arrays of a shard and verifies their checksums.
 
     Args:
-      path: of the shard.
-      names: of the arrays.
-      kind: what to call the shard.
-      remedy: what to do where it cannot be read.
+      path: path of the shard.
+      names: names of the arrays.
+      kind: the shard's title in messages.
+      remedy: advice if it cannot be read.
 
     Raises:
       UserError: it is missing or damaged, has no such arrays, or they would take too much memory.
@@ -144,7 +144,7 @@ def read(path: Path, names: list[str], kind: str, remedy: str) -> list[np.ndarra
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
-    """Turns what a missing or damaged shard raises into a UserError of one line."""
+    """Converts the exceptions of a missing or damaged shard to a UserError of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
 
 
 def truncate(directory: Path, count: int) -> None:
-    """Deletes the shards from `count` on, and anything half-written."""
+    """Deletes the shards from `count` on, and any partial files."""
     for path in directory.glob("*.npz"):
         if not path.stem.isdigit() or int(path.stem) >= count:
             path.unlink()
@@ -163,7 +163,7 @@ def truncate(directory: Path, count: int) -> None:
 
 
 def count(directory: Path) -> int:
-    """How many shards there are from 0 on without a gap."""
+    """Counts the shards from 0 on without a gap."""
     index = 0
     while path_of(directory, index).exists():
         index += 1
@@ -171,10 +171,10 @@ def count(directory: Path) -> int:
 
 
 class Sums:
-    """Checksums of a folder's shards, as their directories have them; the data are not read.
+    """Checksums of a folder's shards from their zip directories; the data are not read.
 
     Attributes:
-      known: of the shards that were found so far.
+      known: checksums of the shards found so far.
     """
 
     def __init__(self, directory: Path, kind: str, remedy: str):
@@ -182,13 +182,13 @@ class Sums:
         self.known: list[str] = []
 
     def first(self, count: int) -> list[str]:
-        """A string for each of the first `count` shards; UserError where one is missing or damaged."""
+        """Returns a string for each of the first `count` shards; raises UserError if one is missing or damaged."""
         for index in range(len(self.known), count):
             self.known.append(sum_of(path_of(self._directory, index), self._kind, self._remedy))
         return self.known[:count]
 
 
 def sum_of(path: Path, kind: str, remedy: str) -> str:
-    """The names and CRC-32 of a shard's arrays; UserError where it is missing or damaged."""
+    """Returns names and CRC-32 of a shard's arrays; raises UserError if it is missing or damaged."""
     with reading(path, kind, remedy), zipfile.ZipFile(path) as archive:
         return " ".join(f"{member.filename}:{member.CRC:08x}" for member in archive.infolist())

@@ -1,4 +1,4 @@
-"""Networks of other code bases, from the graphs that `torch.export` makes of them: `read(folder)`, then `build`."""
+"""Networks of other code bases, from graphs that `torch.export` records: `read(folder)`, then `build`."""
 
 from fastdfkd_jax.convert.graph.read_graph import ARCH, Recorded, build, read
 

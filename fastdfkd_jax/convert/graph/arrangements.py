@@ -1,4 +1,4 @@
-"""Operations on shapes: they arrange numbers and compute none."""
+"""Operations on shapes, which rearrange values without computing any."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _slice(self: Laid, **which: Any) -> Laid:
 
 @operation("aten.slice_scatter.default")
 def _slice_scatter(self: Laid, src: Laid, **which: Any) -> Laid:
-    """What an assignment to a slice becomes."""
+    """Implements an assignment to a slice."""
     return self.map(self.array.at[_index(self, **which)].set(arranged(src, self.order)))
 
 
@@ -139,7 +139,7 @@ def _split(self: Laid, dim: int, **how: Any) -> tuple[Laid, ...]:
 
 @operation("aten.constant_pad_nd.default", "aten.pad.default")
 def _pad(self: Laid, pad: Sequence[int], **rest: Any) -> Laid:
-    """`pad` is (before, behind) of the last axis, then of the one before it; negative where it cuts off."""
+    """Pads or, where negative, crops; `pad` is (before, after) of the last axis, then of the one before it."""
     edges = [(0, 0)] * len(self.order)
     for i in range(len(pad) // 2):
         edges[self.at(-1 - i)] = (pad[2 * i], pad[2 * i + 1])

@@ -1,7 +1,7 @@
-"""Arrays whose axes lie in another order than their logical one, so that a permutation moves nothing.
+"""Arrays whose axes are stored in another order than the logical one, so that a permutation moves no data.
 
-PyTorch's graphs speak of NCHW; convolutions here are fast on NHWC. A `Laid` keeps both: operations name logical axes,
-the array keeps the order in which it is, and only what needs another order pays for it.
+PyTorch's graphs use NCHW; convolutions here are fast on NHWC. A `Laid` keeps both: operations name logical axes, and
+the array keeps its order. Only operations that need another order pay for it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ CHANNELS_LAST = (0, 2, 3, 1)
 
 
 class Laid(NamedTuple):
-    """An array and the logical axis that each of its axes is.
+    """An array and the logical axis of each of its axes.
 
     Attributes:
       array: the values.
-      order: `order[i]` is the logical axis that lies at axis i.
+      order: `order[i]` is the logical axis stored at axis i.
     """
 
     array: Array
@@ -34,40 +34,40 @@ class Laid(NamedTuple):
         return tuple(self.array.shape[self.order.index(axis)] for axis in range(len(self.order)))
 
     def at(self, axis: int) -> int:
-        """Where a logical axis, counted from either end, lies."""
+        """Returns the stored position of a logical axis, counted from either end."""
         return self.order.index(axis % len(self.order))
 
     def map(self, array: Array) -> Laid:
-        """Another array of the same order."""
+        """Wraps another array with the same order."""
         return Laid(array, self.order)
 
 
 def plain(array: Array) -> Laid:
-    """An array that lies as it is meant."""
+    """Wraps an array that is stored in logical order."""
     return Laid(array, tuple(range(array.ndim)))
 
 
 def arranged(value: Laid, order: Sequence[int]) -> Array:
-    """The array with its axes in this order of logical ones."""
+    """Returns the array with its axes in this order of logical axes."""
     if value.order == tuple(order):
         return value.array
     return value.array.transpose([value.order.index(axis) for axis in order])
 
 
 def logical(value: Laid) -> Array:
-    """The array as PyTorch would have it."""
+    """Returns the array in PyTorch's order."""
     return arranged(value, range(len(value.order)))
 
 
 def permuted(value: Laid, axes: Sequence[int]) -> Laid:
-    """New logical axis i is old axis `axes[i]`; nothing moves."""
+    """Makes old axis `axes[i]` the new logical axis i, without moving data."""
     rank = len(value.order)
     position = {old % rank: new for new, old in enumerate(axes)}
     return Laid(value.array, tuple(position[axis] for axis in value.order))
 
 
 def reshaped(value: Laid, shape: Sequence[int]) -> Laid:
-    """The logical reshape: axes that are split or kept stay where they lie, those that are merged come together."""
+    """Reshapes logically: split or kept axes stay in place, merged axes are moved together."""
     shape = _without_wildcard(value.shape, shape)
     groups = _groups(value.shape, shape)
     group_of = {axis: group for group in groups for axis in group[0]}
@@ -88,7 +88,7 @@ def _without_wildcard(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Fewest axes of either shape that hold the same elements, from the first on; axes of one go with a neighbour."""
+    """Returns minimal groups of axes of both shapes with the same elements; axes of length 1 join a neighbour."""
     if not old or not new:
         return [(tuple(range(len(old))), tuple(range(len(new))))]
     groups: list[tuple[list[int], list[int]]] = []
@@ -113,7 +113,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[int, ...
 
 
 def together(first: Laid, second: Laid) -> tuple[Array, Array, tuple[int, ...]]:
-    """Two values as arrays of one order that broadcast as the logical ones do."""
+    """Returns two values as arrays in one order that broadcast like the logical ones."""
     if len(first.order) < len(second.order):
         b, a, order = together(second, first)
         return a, b, order

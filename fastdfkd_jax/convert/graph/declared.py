@@ -1,4 +1,4 @@
-"""Checks of graph.json before anything is made of it: types, and the sizes that it declares."""
+"""Checks the types and declared sizes in graph.json before anything is built from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastdfkd_jax.storage.limits import require_bytes, require_pixels
 
 TASKS = {"classification": 2, "segmentation": 4}  # axes of the logits
 _FLOAT_BYTES = 4
-_MAX_AXES, _MAX_LENGTH = 64, 2**40  # PyTorch's tensors have at most so many axes; no axis of a network is as long
+_MAX_AXES, _MAX_LENGTH = 64, 2**40  # PyTorch's limit on axes; longer than any axis of a network
 
 
 def _is_count(value: Any, least: int = 1) -> bool:
@@ -69,7 +69,7 @@ def check_declared(description: Mapping[str, Any], path: Path) -> None:
     """Refuses a description whose parts have wrong types or declare sizes above the machine's limits.
 
     Raises:
-      UserError: one of them does.
+      UserError: a type is wrong or a size is above the limit.
     """
     if missing := _CHECKS.keys() - description.keys():
         raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}: record the network again")

@@ -1,4 +1,4 @@
-"""Exported graphs as networks: every BatchNorm's input moments as data, in evaluation and in training."""
+"""Exported graphs as networks, which return every BatchNorm's input moments in evaluation and in training."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Array = jax.Array
 Variables = Mapping[str, Any]
 VariablePath = tuple[str, str, str]  # collection, module, leaf
 
-# Not in the table: they depend on more than their arguments.
+# Not in the table, because they depend on more than their arguments.
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
 DROPOUT = "fastdfkd_jax.dropout.default"
-# What only moves numbers about is not what a stage gives.
+# Operations that only move values are not the output of a stage.
 _MOVES = ("aten.slice.Tensor", "aten.pad.default", "aten.constant_pad_nd.default", "aten.cat.default")
 _LINEAR_INPUT = {products.LINEAR: "input", products.ADDED_PRODUCT: "mat1"}
-_MOMENTUM = 0.1  # of running statistics, where a module averages over all batches instead
+_MOMENTUM = 0.1  # of running statistics, if a module averages over all batches instead
 
 
 class Graph(NamedTuple):
@@ -41,8 +41,8 @@ class Graph(NamedTuple):
       images: name of the input.
       output: name of the logits' node; [B, classes], or [B, classes, H, W].
       nodes: in order; each has 'name', 'op' and 'args', the arguments by PyTorch's name.
-      leaves: where in the variables that is, which a placeholder stands for.
-      constants: what other placeholders stand for.
+      leaves: the path in the variables that each placeholder refers to.
+      constants: the values of the other placeholders.
     """
 
     images: str
@@ -53,12 +53,12 @@ class Graph(NamedTuple):
 
 
 def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables], forms: Forms) -> Network:
-    """The graph as a network under the contract of all networks.
+    """Wraps the graph in the interface of all networks.
 
     Args:
       graph: nodes of known operations.
       spec: its input and classes.
-      init: gives fresh variables of a key.
+      init: draws fresh variables from a key.
       forms: precision and convolutions.
     """
     head = _last_linear(graph)
@@ -89,13 +89,13 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
                 own = {"form": forms.conv} if op in spatial.CONVOLUTIONS else {}
                 arguments = {argument: run.resolved(given) for argument, given in node["args"].items()}
                 value = OPERATIONS[op](**arguments, **own)
-            if name not in wide:  # of which a student learns: logits keep what their sums were made in
+            if name not in wide:  # a student learns from logits, so they keep the precision of their sums
                 value = jax.tree.map(partial(_rounded, dtype=forms.dtype), value, is_leaf=_is_laid)
             run.values[name] = value
             if _is_laid(value) and len(value.order) == 4 and name in of_images and op not in _MOVES:
                 blocks[value.shape[2:]] = value
         output = run.values[graph.output]
-        # A map of logits is NHWC, as every other.
+        # Maps of logits are NHWC, like all maps.
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
         features = at_least_float32(logical(run.values[features_of])) if features_of else logits
         stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
@@ -105,7 +105,7 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
 
 
 class _Asked(NamedTuple):
-    """What a pass also gives of every BatchNorm's input (`models.Outputs`)."""
+    """The extra outputs that a pass returns for every BatchNorm's input (`models.Outputs`)."""
 
     moments: bool
     image_means: bool
@@ -115,9 +115,9 @@ class _Pass:
     """One forward pass.
 
     Attributes:
-      values: what every node gave, every placeholder stands for.
-      batch_stats: running statistics, as the BatchNorms so far leave them.
-      moments, image_means: of the inputs of the BatchNorms so far, if they are asked for.
+      values: the result of every node and the value of every placeholder.
+      batch_stats: running statistics after the BatchNorms so far.
+      moments, image_means: those of the BatchNorm inputs so far, if requested.
     """
 
     def __init__(self, graph: Graph, variables: Variables, images: Array, dtype: Any, train: bool, asked: _Asked, key):
@@ -132,7 +132,7 @@ class _Pass:
         self.image_means: dict[str, Any] = {}
 
     def resolved(self, argument: Any) -> Any:
-        """An argument as a value."""
+        """Returns the value of an argument."""
         if isinstance(argument, list):
             return [self.resolved(item) for item in argument]
         if not isinstance(argument, dict):
@@ -142,7 +142,7 @@ class _Pass:
         return self.values[argument["node"]] if "node" in argument else argument["other"]
 
     def batch_norm(self, arguments: Mapping[str, Any]) -> Laid:
-        """A BatchNorm's output; its statistics are kept."""
+        """Returns a BatchNorm's output and stores its statistics."""
         holder = arguments["running_mean"]["node"]
         if holder not in self._graph.leaves:
             return self._instance_norm(arguments)
@@ -161,7 +161,7 @@ class _Pass:
         return y
 
     def _instance_norm(self, arguments: Mapping[str, Any]) -> Laid:
-        """What a decomposed InstanceNorm with running statistics is: its statistics are repeated, not entries."""
+        """Evaluates a decomposed InstanceNorm with running statistics, which are repeated, not entries."""
         if self._train:
             raise _untrainable(arguments["running_mean"]["node"])
         names = ("input", "running_mean", "running_var", "weight", "bias")
@@ -172,7 +172,7 @@ class _Pass:
         return self._leaves[self._graph.leaves[argument["node"]]] if argument else None
 
     def dropout(self, arguments: Mapping[str, Any], number: int) -> Laid:
-        """A dropout's output; every node of the graph has a key of its own."""
+        """Returns a dropout's output; every node of the graph has its own key."""
         x = self.resolved(arguments["input"])
         if not self._train or self._key is None:
             return x
@@ -195,7 +195,7 @@ def _batch_norm(
     train: bool,
     wants_moments: bool,
 ) -> tuple[Laid, dict[str, Array], Mapping[str, Array]]:
-    """The normalised value, the moments of the input, and the running statistics after it (`layers.BatchNorm`)."""
+    """Returns the normalised value, the input's moments, and the new running statistics (`layers.BatchNorm`)."""
     momentum = arguments["momentum"] or _MOMENTUM
     mean, var = running["mean"], running["var"]
     last = (*(axis for axis in value.order if axis != 1), 1)
@@ -215,7 +215,7 @@ def _batch_norm(
 
 
 def _dropout(key: Array, value: Laid, rate: float, channels: bool) -> Laid:
-    """What is kept, by 1 / (1 - rate); of whole channels where only these are dropped."""
+    """Drops values, or whole channels if `channels`, and scales the kept ones by 1 / (1 - rate)."""
     batch_and_channel = [value.array.shape[i] if axis < 2 else 1 for i, axis in enumerate(value.order)]
     shape = batch_and_channel if channels else value.array.shape
     kept = jax.random.bernoulli(key, 1 - rate, shape)
@@ -227,20 +227,20 @@ def _constant(array: np.ndarray, dtype: Any) -> Array:
 
 
 def _in_precision(path: VariablePath, leaves: Mapping[Any, Array], dtype: Any) -> Array:
-    """Linear layers compute in the precision of their weights, as `layers.Dense`, everything else in the network's."""
+    """Keeps linear layers in the precision of their weights, as `layers.Dense`; casts everything else."""
     kernel = leaves.get((path[0], path[1], "kernel"))
     return leaves[path] if kernel is not None and kernel.ndim == 2 else leaves[path].astype(dtype)
 
 
 def _rounded(value: Any, dtype: Any) -> Any:
-    """A floating-point array as the network's precision has it; sums are made in a wider one."""
+    """Casts a floating-point array to the network's precision; sums use a wider one."""
     if isinstance(value, Laid) and jnp.issubdtype(value.array.dtype, jnp.floating):
         return value.map(value.array.astype(dtype))
     return value
 
 
 def _lying(path: VariablePath, leaf: Array) -> Laid:
-    """A leaf as its entry: kernels lie as [..., I, O]."""
+    """Wraps a leaf in the axis order of its entry; kernels are stored as [..., I, O]."""
     return Laid(leaf, from_torch_axes(leaf.ndim)) if path[-1] == "kernel" else plain(leaf)
 
 
@@ -254,7 +254,7 @@ def _last_linear(graph: Graph) -> Mapping[str, Any] | None:
 
 
 def _descendants(graph: Graph, name: str) -> set[str]:
-    """A node, and those whose values depend on it."""
+    """Returns a node and the nodes whose values depend on it."""
     from fastdfkd_jax.convert.record import references  # not above: `python -m` runs that file as a program
 
     found = {name}

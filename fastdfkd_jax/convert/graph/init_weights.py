@@ -16,15 +16,15 @@ Array = jax.Array
 
 
 def tree(flat: Mapping[VariablePath, Any]) -> dict[str, Any]:
-    """Variables of these leaves, with both collections even where one is empty."""
+    """Builds variables from these leaves, with both collections even if one is empty."""
     return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(flat))
 
 
 def shuffled(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Initial weights once more: kernels, and biases beside them, each with its own entries in another order.
+    """Draws initial weights again by permuting the entries of each kernel and of its bias.
 
-    Entries that were drawn alike, from whatever distribution, are as likely in any order. BatchNorms and parameters of
-    no usual layer, which may mean something by their places, stay.
+    Entries drawn from one distribution, whichever it is, are equally likely in any order. BatchNorms and parameters
+    outside the usual layers, whose positions may have a meaning, stay.
     """
     flat = _flat(recorded)
     new = {}
@@ -35,7 +35,7 @@ def shuffled(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redrawn(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """PyTorch's default initial values of convolutions, linear layers and BatchNorms; other parameters as recorded."""
+    """Draws PyTorch's default initial convolutions, linear layers and BatchNorms; keeps other parameters."""
     flat = _flat(recorded)
     new = {}
     for own, (path, leaf) in zip(jax.random.split(key, len(flat)), flat.items(), strict=True):
@@ -60,5 +60,5 @@ def _flat(variables: Mapping[str, Any]) -> dict[VariablePath, Array]:
 
 
 def _kernel(flat: Mapping[VariablePath, Array], path: VariablePath) -> Array | None:
-    """The kernel of the layer that a leaf belongs to."""
+    """Returns the kernel of the layer that a leaf belongs to."""
     return flat.get((path[0], path[1], "kernel"))

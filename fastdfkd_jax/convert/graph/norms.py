@@ -20,7 +20,7 @@ INSTANCE_NORM = "aten.instance_norm.default"
 
 
 def _standardised(x: Array, axes: Sequence[int], eps: float) -> Array:
-    """`x` less its mean over these axes, over its deviation, in at least single precision."""
+    """Subtracts the mean over these axes and divides by the deviation, in at least single precision."""
     x = at_least_float32(x)
     mean = x.mean(tuple(axes), keepdims=True)
     var = jnp.square(x - mean).mean(tuple(axes), keepdims=True)
@@ -28,7 +28,7 @@ def _standardised(x: Array, axes: Sequence[int], eps: float) -> Array:
 
 
 def _scaled(value: Laid, weight: Laid | None, bias: Laid | None) -> Laid:
-    """Scale and shift that broadcast against the last logical axes."""
+    """Applies a scale and a shift that broadcast against the last logical axes."""
     for factor, function in ((weight, jnp.multiply), (bias, jnp.add)):
         if factor is not None:
             a, b, order = together(value, factor)
@@ -37,13 +37,13 @@ def _scaled(value: Laid, weight: Laid | None, bias: Laid | None) -> Laid:
 
 
 def _by_channel(vector: Laid | None, rank: int) -> Laid | None:
-    """A vector of one entry a channel, to broadcast against values of this rank."""
+    """Reshapes a vector with one entry per channel to broadcast against values of this rank."""
     return None if vector is None else reshaped(vector, (*vector.shape, *(1,) * (rank - 2)))
 
 
 @operation("aten.group_norm.default")
 def _group_norm(input: Laid, num_groups: int, weight: Laid | None, bias: Laid | None, eps: float, **_: Any) -> Laid:
-    """Groups of channels, with all their pixels, by their own mean and biased variance in every image."""
+    """Normalises groups of channels, with all pixels, by each image's own mean and biased variance."""
     order = (0, *(axis for axis in input.order if axis > 1), 1)
     x = arranged(input, order)
     grouped = x.reshape(*x.shape[:-1], num_groups, x.shape[-1] // num_groups)
@@ -56,7 +56,7 @@ def _group_norm(input: Laid, num_groups: int, weight: Laid | None, bias: Laid | 
 def _native_group_norm(
     input: Laid, weight: Laid | None, bias: Laid | None, group: int, eps: float, **_: Any
 ) -> tuple[Laid, None, None]:
-    """The moments are only used by its own gradient."""
+    """Returns no moments, because only the operation's own gradient uses them."""
     return _group_norm(input, group, weight, bias, eps), None, None
 
 
@@ -71,7 +71,7 @@ def _instance_norm(
     eps: float,
     **_: Any,
 ) -> Laid:
-    """Channels by the moments of each image, or by running ones where the layer keeps them (evaluation only)."""
+    """Normalises channels by each image's moments, or by running ones if the layer has them (evaluation only)."""
     if use_input_stats or running_mean is None or running_var is None:
         return _group_norm(input, input.shape[1], weight, bias, eps)
     return normalised_by(input, running_mean, running_var, weight, bias, eps)
@@ -80,7 +80,7 @@ def _instance_norm(
 def normalised_by(
     input: Laid, running_mean: Laid, running_var: Laid, weight: Laid | None, bias: Laid | None, eps: float
 ) -> Laid:
-    """Channels by a given mean and variance."""
+    """Normalises channels by a given mean and variance."""
     multiplier = lax.rsqrt(at_least_float32(running_var.array) + eps)
     multiplier = multiplier if weight is None else multiplier * weight.array
     shift = -running_mean.array * multiplier + (0 if bias is None else bias.array)
@@ -92,7 +92,7 @@ def normalised_by(
 def _batch_norm_without_statistics(
     input: Laid, weight: Laid | None, bias: Laid | None, eps: float, **_: Any
 ) -> tuple[Laid, None, None]:
-    """Channels by the moments of the whole batch, in evaluation too; the layer has no running statistics."""
+    """Normalises channels by the batch's moments, in evaluation too, as the layer has no running statistics."""
     axes = [i for i, axis in enumerate(input.order) if axis != 1]
     y = input.map(_standardised(input.array, axes, eps))
     return _scaled(y, *(_by_channel(vector, len(input.order)) for vector in (weight, bias))), None, None
@@ -113,7 +113,7 @@ def _native_layer_norm(**arguments: Any) -> tuple[Laid, None, None]:
 
 @operation("aten.linalg_vector_norm.default")
 def _vector_norm(self: Laid, ord: float, dim: Sequence[int] | int | None, keepdim: bool, **_: Any) -> Laid:
-    """The gradient of a norm of zero is zero, as PyTorch's is, and not NaN."""
+    """Returns a vector norm whose gradient at zero is zero, as in PyTorch, rather than NaN."""
     rank = len(self.order)
     dims = [dim] if isinstance(dim, int) else dim or range(rank)
     axes = tuple(self.at(axis) for axis in dims)
@@ -142,7 +142,7 @@ def _norm(x: Array, order: float, axes: tuple[int, ...]) -> Array:
 
 @operation("aten._weight_norm.default", "aten._weight_norm_interface.default")
 def _weight_norm(v: Laid, g: Laid, dim: int) -> Laid:
-    """`v` with the norms `g`: of every index of the axis `dim`, or of the whole where it is -1."""
+    """Scales `v` to the norms `g`: for every index of the axis `dim`, or for the whole if it is -1."""
     axes = tuple(i for i, axis in enumerate(v.order) if dim == -1 or axis != dim)
     norm = v.map(_norm(at_least_float32(v.array), 2.0, axes))
     a, b, order = together(g, norm)

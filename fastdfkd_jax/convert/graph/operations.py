@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def _between(x: Array, low: float, high: float) -> Array:
-    """Bounded, and like PyTorch without a gradient at the bounds, where `jnp.clip` has half of one."""
+    """Clips with zero gradient at the bounds, like PyTorch; `jnp.clip` has half the gradient there."""
     return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 
 
@@ -63,7 +63,7 @@ def _hardtanh(self: Laid, min_val: float, max_val: float) -> Laid:
 
 @operation("aten.clamp.default")
 def _clamp(self: Laid, min: float | None, max: float | None) -> Laid:
-    """At a bound the gradient passes, unlike `hardtanh`'s."""
+    """Clips; unlike in `hardtanh`, the gradient passes at a bound."""
     x = self.array
     x = x if min is None else jnp.where(x >= min, x, min)
     return self.map(x if max is None else jnp.where(x <= max, x, max))
@@ -86,7 +86,7 @@ def _leaky_relu(self: Laid, negative_slope: float) -> Laid:
 
 @operation("aten.prelu.default", "aten._prelu_kernel.default")
 def _prelu(self: Laid, weight: Laid) -> Laid:
-    """One slope, or one a channel."""
+    """Applies PReLU with one slope, or one per channel."""
     slope = weight.array.ravel()
     shape = [-1 if axis == 1 else 1 for axis in self.order] if slope.size > 1 else ()
     return self.map(jnp.where(self.array > 0, self.array, self.array * slope.reshape(shape)))
@@ -106,7 +106,7 @@ def _power(self: Laid, exponent: float) -> Laid:
 @operation("aten.elu.default")
 def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
     x = self.array
-    below = jnp.where(x > 0, 0, x)  # or the other branch's overflow would reach the gradient
+    below = jnp.where(x > 0, 0, x)  # otherwise the other branch's overflow would reach the gradient
     return self.map(scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * below)))
 
 
@@ -139,11 +139,11 @@ def _subtracted_from(self: Any, other: Any, alpha: float = 1) -> Any:
     return _binary(operator.sub)(other, self, alpha)
 
 
-_LARGEST_SIZE = 2**40  # no axis of a network is as long
+_LARGEST_SIZE = 2**40  # longer than any axis of a network
 
 
 def _of_numbers(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Python's arithmetic on sizes; on lists or texts it could take any amount of memory."""
+    """Wraps Python's arithmetic for sizes only, because on lists or texts it could take any amount of memory."""
 
     def apply(**operands: Any) -> Any:
         values = operands["0"], operands["1"]
@@ -172,7 +172,7 @@ def _sym_size(self: Laid, dim: int) -> int:
 
 def _reduction(function: Callable[..., Array]) -> Callable[..., Laid]:
     def reduce(self: Laid, dim: int | Sequence[int] | None, keepdim: bool = False, **_: Any) -> Laid:
-        # No axes at all are all of them.
+        # No axes means all axes.
         dims = [dim] if isinstance(dim, int) else dim or range(len(self.order))
         dims = [axis % len(self.order) for axis in dims]
         kept = self.map(function(at_least_float32(self.array), tuple(self.at(axis) for axis in dims), keepdims=True))
@@ -199,7 +199,7 @@ def _log_softmax(self: Laid, dim: int, **_: Any) -> Laid:
 
 @operation("aten._to_copy.default")
 def _to_copy(self: Laid, dtype: str | None, **_: Any) -> Laid:
-    """Between floating-point types nothing changes: the network's own precision is chosen where it is built."""
+    """Keeps floating-point types, because the network's precision is chosen where it is built."""
     kind = (dtype or "torch.float32").removeprefix("torch.")
     floats = "float" in kind and jnp.issubdtype(self.array.dtype, jnp.floating)
     return self if floats else self.map(self.array.astype("float32" if "float" in kind else kind))

@@ -15,7 +15,7 @@ LINEAR, ADDED_PRODUCT = "aten.linear.default", "aten.addmm.default"
 
 @operation(LINEAR)
 def _linear(input: Laid, weight: Laid, bias: Laid | None) -> Laid:
-    """`weight` is [O, I], and lies as [I, O]."""
+    """Applies a linear layer; `weight` is logically [O, I] and stored as [I, O]."""
     y = logical(input) @ arranged(weight, (1, 0))
     return plain(y if bias is None else y + bias.array)
 
@@ -36,5 +36,5 @@ def _product(**factors: Laid) -> Laid:
 
 @operation("aten.einsum.default")
 def _einsum(equation: str, tensors: Sequence[Laid], **_: Any) -> Laid:
-    """The order of the products (`path`) changes rounding only."""
+    """Evaluates an einsum; the order of the products (`path`) changes only rounding."""
     return plain(jnp.einsum(equation, *map(logical, tensors)))

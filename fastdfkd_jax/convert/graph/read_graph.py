@@ -1,4 +1,4 @@
-"""Recorded graphs as files: `graph.json` and `weights.safetensors`, as `convert.record --graph` writes them."""
+"""Reads recorded graphs: `graph.json` and `weights.safetensors`, as `convert.record --graph` writes them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, OtherEntries
 from fastdfkd_jax.storage.limits import read_json, require_bytes
 
-ARCH = "graph"  # begins the `arch` of every recorded network's spec
+ARCH = "graph"  # prefix of `arch` in every recorded network's spec
 _ROOM = 160  # characters of a reason within a message
 
 
 class Recorded(NamedTuple):
-    """A folder as read.
+    """A recorded graph as read from its folder.
 
     Attributes:
-      folder: where it is.
-      description: what `record.describe` gave, with the classes, the task and what is known of the images.
-      weights: the state dictionary, and constants that are not in it, by name.
+      folder: path of the folder.
+      description: the result of `record.describe`, with the classes, the task and known properties of the images.
+      weights: the state dictionary and other constants, by name.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
     """Reads and checks a recorded graph; torch is not needed.
 
     Raises:
-      UserError: a file is missing, damaged or of another format; an operation is not known (all such are listed); the
+      UserError: a file is missing, damaged or of another format; an operation is unknown (all such are listed); or the
         weights do not fit.
     """
     from fastdfkd_jax.convert.record import GRAPH, WEIGHTS  # not above: `python -m` runs that file as a program
@@ -68,10 +68,10 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
 
 
 def check(recorded: Recorded) -> None:
-    """Checks a graph with its weights; nothing is computed.
+    """Checks a graph with its weights, without computing anything.
 
     Raises:
-      UserError: as `read`.
+      UserError: as in `read`.
     """
     from fastdfkd_jax.convert.record import GRAPH, WEIGHTS
 
@@ -82,7 +82,7 @@ def check(recorded: Recorded) -> None:
         found = _shape_of_logits(recorded)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged description, or an operation's unusual argument, leads to
+    except Exception as error:  # damaged descriptions or unusual arguments can raise anything
         reason = shortened(f"{type(error).__name__}: {error}", _ROOM)
         raise UserError(f"{folder / GRAPH} is damaged, or asks for what is not known ({reason})") from error
     classes = description["classes"]
@@ -91,7 +91,7 @@ def check(recorded: Recorded) -> None:
 
 
 def _shape_of_logits(recorded: Recorded) -> tuple[int, ...]:
-    """Of one image; nothing is computed, and no array within may be above the limit on memory."""
+    """Returns the shape for one image without computing; no array may exceed the memory limit."""
     unit = (1.0,) * recorded.description["channels"]
     network = build(recorded, mean=unit, std=unit)
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0)))
@@ -110,17 +110,17 @@ def build(
     std: Sequence[float],
     forms: Forms = Forms(),
 ) -> Network:
-    """The recorded graph as a network.
+    """Builds the network of a recorded graph.
 
     Args:
-      recorded: what `read` gave.
-      mean, std: per channel, how its images in [0, 1] are normalised.
+      recorded: the result of `read`.
+      mean, std: per-channel normalisation of images in [0, 1].
       forms: precision and convolutions.
 
     Returns:
-      The network. Where the recorded weights are a constructor's initial ones, its `init` shuffles each tensor of
-      convolutions and linear layers, which is another draw of the same kind wherever entries were drawn alike; where
-      they are not, it draws these and BatchNorms as PyTorch does by default. Other parameters stay as recorded.
+      The network. If the recorded weights are a constructor's initial ones, its `init` shuffles each tensor of
+      convolutions and linear layers, which is a new draw if all entries have one distribution. Otherwise `init` draws
+      these and BatchNorms with PyTorch's defaults. Other parameters stay as recorded.
     """
     description = recorded.description
     size, channels = description["image_size"], description["channels"]
@@ -133,7 +133,7 @@ def build(
     trained = {entries[holder]: path for holder, path in leaves.items()}
     ties = description["ties"]
     fixed = {
-        # A student has its own history.
+        # A student has seen no batches yet.
         name: np.zeros_like(array) if name.endswith("num_batches_tracked") else array
         for name, array in recorded.state.items()
         if name not in trained and name not in ties
@@ -165,7 +165,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
-    """Every operation is known, and every value that a node takes is there before it."""
+    """Checks that every operation is known and that every input of a node is defined before it."""
     from fastdfkd_jax.convert.record import GRAPH, references
 
     unknown: Counter[str] = Counter()
@@ -203,14 +203,14 @@ def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -
 
 
 def _ours(path: VariablePath, array: np.ndarray) -> np.ndarray:
-    """Our layout: HWIO for OIHW, [I, O] for [O, I]; a view, as a network is built more often than initialised."""
+    """Converts OIHW to HWIO and [O, I] to [I, O], as a view, because networks are built more often than initialised."""
     return array.transpose(from_torch_axes(array.ndim)) if path[-1] == "kernel" else array
 
 
 def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
-    """Where in the variables the entry of every placeholder is that trains, told by what uses it.
+    """Finds the path in the variables of every placeholder that trains, from the operations that use it.
 
-    Other buffers than running statistics, such as the kernel of a blur, are constants.
+    Buffers other than running statistics, such as the kernel of a blur, are constants.
     """
     entries, found = description["entries"], {}
 
@@ -219,7 +219,7 @@ def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
             return
         entry = entries[argument["node"]]
         path = (collection, entry.rpartition(".")[0], leaf)
-        # A function's own names, or a second one of the same kind in a module: the entry by its whole name, below.
+        # Names from a function, or a second layer of this kind in a module, are entered by the full name below.
         if entry == torch_name(path) and path not in found.values():
             found[argument["node"]] = path
         elif collection == "batch_stats":
@@ -231,7 +231,7 @@ def _leaves(description: Mapping[str, Any]) -> dict[str, VariablePath]:
         if op in (*CONVOLUTIONS, LINEAR):
             enter(arguments["weight"], "params", "kernel")
             enter(arguments["bias"], "params", "bias")
-        elif op == ADDED_PRODUCT:  # a linear layer, decomposed
+        elif op == ADDED_PRODUCT:  # a decomposed linear layer
             factor = nodes.get(arguments["mat2"]["node"], {})
             if factor.get("op") == PERMUTE:
                 enter(factor["args"]["self"], "params", "kernel")

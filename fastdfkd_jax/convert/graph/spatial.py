@@ -18,15 +18,15 @@ from fastdfkd_jax.models.layers import CONVOLUTION
 
 Array = jax.Array
 
-# The last one of the plane is what the others become where everything is decomposed.
+# Full decomposition turns the others into the last one.
 _PLANE = ("aten.conv2d.default", "aten.conv2d.padding", "aten.convolution.default")
 CONVOLUTIONS = (*_PLANE, "aten.conv1d.default", "aten.conv1d.padding")
-_LIES = (2, 3, 1, 0)  # the axes of a kernel, [O, I, h, w]
+_LIES = (2, 3, 1, 0)  # stored order of a kernel's axes [O, I, h, w]
 
 
 @operation("aten.conv1d.default", "aten.conv1d.padding")
 def _conv1d(input: Laid, weight: Laid, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], **rest):
-    """As a convolution of one row."""
+    """Evaluates a 1-D convolution as a 2-D one with a single row."""
     edges = padding if isinstance(padding, str) else (0, padding[0])
     two = {"stride": (1, stride[0]), "padding": edges, "dilation": (1, dilation[0])}
     image, kernel = (reshaped(value, (*value.shape[:2], 1, value.shape[2])) for value in (input, weight))
@@ -44,7 +44,7 @@ def _conv2d(
     dilation: Sequence[int],
     groups: int,
     form: str,
-    **_: Any,  # of transposed ones, which are refused
+    **_: Any,  # arguments of transposed convolutions, which are refused
 ) -> Laid:
     if len(input.order) == 3:
         return _conv1d(input, weight, stride, padding, dilation, bias=bias, groups=groups, form=form)
@@ -57,7 +57,7 @@ def _conv2d(
 
 
 def _edges(padding: Sequence[int] | str, reach: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros before and behind each axis; `reach` is how far a kernel sees beyond a pixel, both sides together."""
+    """Returns the zeros before and after each axis; `reach` is a kernel's total extent beyond a pixel on both sides."""
     if isinstance(padding, str):
         rows, columns = ((far // 2, far - far // 2) if padding == "same" else (0, 0) for far in reach)
     else:
@@ -73,7 +73,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 @operation("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
 def _adaptive_average(self: Laid, output_size: Sequence[int]) -> Laid:
-    """Every output is the mean of its window; windows may overlap where the sizes do not divide."""
+    """Averages each output's window; windows may overlap if the sizes do not divide."""
     x = arranged(self, CHANNELS_LAST)
     for axis, outputs in zip((1, 2), _pair(output_size), strict=True):
         size = x.shape[axis]
@@ -105,7 +105,7 @@ def _average_pool(
         return Laid(total / divisor_override, CHANNELS_LAST)
     counts = []
     for size, pad, span in zip(x.shape[1:3], _pair(padding), spans, strict=True):
-        # What counts: padding, if asked for, but never what rounding the number of windows up has added.
+        # Padding counts if requested; rows added by rounding the number of windows up never count.
         low, high = (-pad, size + pad) if count_include_pad else (0, size)
         counts.append(jnp.array([max(min(stop, high) - max(start, low), 1) for start, stop in span], x.dtype))
     return Laid(total / (counts[0][:, None] * counts[1])[:, :, None], CHANNELS_LAST)
@@ -128,14 +128,14 @@ def _max_pool(
 
 @operation("aten.max_pool2d_with_indices.default")
 def _max_pool_with_indices(**arguments: Any) -> tuple[Laid, None]:
-    """The indices are what nothing but its own gradient asks for."""
+    """Returns no indices, because only the operation's own gradient uses them."""
     return _max_pool(**arguments), None
 
 
 def _windows(x, kernel_size, stride, padding, dilation, ceil_mode, reduce, nothing):
-    """Windows of NHWC reduced slice by slice, axis by axis, and [start, stop) of every window of either axis.
+    """Reduces windows of NHWC slice by slice, axis by axis; returns also [start, stop) of every window on both axes.
 
-    Pairwise, because the gradient of XLA's windowed maximum is 17 times slower on CPU.
+    It works pairwise, because the gradient of XLA's windowed maximum is 17 times slower on CPU.
     """
     spans = []
     stride = stride or kernel_size
@@ -146,7 +146,7 @@ def _windows(x, kernel_size, stride, padding, dilation, ceil_mode, reduce, nothi
         room = length + 2 * pad - reach
         windows = (-(-room // step) if ceil_mode else room // step) + 1
         if ceil_mode and (windows - 1) * step >= length + pad:
-            windows -= 1  # a window may not begin in the padding behind
+            windows -= 1  # a window must not begin in the padding at the end
         behind = max(0, (windows - 1) * step + reach - length - pad)
         require_steps(max(size, windows))
         edges = [(0, 0)] * x.ndim
@@ -177,7 +177,7 @@ def _nearest(input: Laid, output_size: Sequence[int] | None, scale_factors: Sequ
 def _bilinear(
     input: Laid, output_size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None
 ) -> Laid:
-    """As a product with a matrix of at most two weights a row on either axis."""
+    """Resizes by a product with a matrix of at most two weights per row on either axis."""
     x = arranged(input, CHANNELS_LAST)
     for axis, size, scale in _resized(x, output_size, scale_factors):
         old = x.shape[axis]
@@ -196,7 +196,7 @@ def _bilinear(
 def _resized(
     x: Array, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None
 ) -> Iterator[tuple[int, int, float]]:
-    """Axis, new size, and how many pixels of the old image one of the new is: as the factor says, if one is given."""
+    """Returns axis, new size and old pixels per new pixel, which follows the scale factor if one is given."""
     for i, axis in enumerate((1, 2)):
         old = x.shape[axis]
         if output_size:

@@ -1,7 +1,7 @@
 """The table of ATen operations, which `operations` and `spatial` fill.
 
-Each takes the arguments of its operation by PyTorch's name, arrays as `Laid`, and gives a `Laid`, a tuple of them or a
-number. Axes are logical ones, as PyTorch counts them.
+Each function takes its operation's arguments by PyTorch's names, with arrays as `Laid`, and returns a `Laid`, a tuple
+of them or a number. Axes are logical, as PyTorch counts them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from fastdfkd_jax.errors import UserError
 
 OPERATIONS: dict[str, Callable[..., Any]] = {}
-MAX_STEPS = 2**14  # of an operation that is written out step by step, such as the places of a pooling window
+MAX_STEPS = 2**14  # of an operation that is unrolled, such as the positions of a pooling window
 
 
 def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enters a function in the table under ATen's names."""
+    """Registers a function in the table under ATen's names."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         OPERATIONS.update(dict.fromkeys(names, function))
@@ -26,7 +26,7 @@ def operation(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def require_steps(count: int) -> None:
-    """Refuses an operation that would be written out in so many steps that no memory holds them.
+    """Refuses an operation whose unrolled steps would not fit in memory.
 
     Raises:
       UserError: there are more than `MAX_STEPS`.

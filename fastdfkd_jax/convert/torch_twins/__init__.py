@@ -1,1 +1,1 @@
-"""The same networks as PyTorch modules, to compare with."""
+"""PyTorch versions of our networks, for comparison."""

@@ -1,7 +1,7 @@
-"""Our architectures as PyTorch modules, the reference that a conversion is verified against by default.
+"""Our architectures as PyTorch modules, the default reference that verifies a conversion.
 
-Written from the published descriptions, with the usual ports' module names, independently of the linen
-models. torch is imported when a twin is built, so that nothing else needs it.
+They were written from the published descriptions, with the usual ports' module names, independently of the linen
+models. torch is imported only when a twin is built, so that nothing else needs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def twin(spec: NetworkSpec) -> Any:
       spec: the network.
 
     Returns:
-      A module with PyTorch's initial weights; its forward takes NCHW images and gives logits, a map as NCHW.
+      A module with PyTorch's initial weights. Its forward takes NCHW images and returns logits; maps are NCHW.
 
     Raises:
       UserError: torch is not installed, or there is no twin of this architecture.
@@ -40,7 +40,7 @@ def twin(spec: NetworkSpec) -> Any:
 
 
 def _classifier(modules: dict[str, Any], forward: Any) -> Any:
-    """A module with these children and this forward function of (children, images)."""
+    """Builds a module with these children and this forward function of (children, images)."""
     nn = import_torch().nn
 
     class Classifier(nn.Module):
@@ -238,7 +238,7 @@ def _efficientnet_lite0(match: re.Match[str], spec: NetworkSpec) -> Any:
     functional = nn.functional
 
     class SameConv(nn.Conv2d):
-        """With TensorFlow's padding 'same', which PyTorch refuses at a stride."""
+        """A convolution with TensorFlow's padding 'same', which PyTorch refuses with a stride."""
 
         def forward(self, x):
             edges = []

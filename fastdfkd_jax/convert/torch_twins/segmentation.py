@@ -1,4 +1,4 @@
-"""DeepLabv3 as a PyTorch module, as `classifiers` has the other architectures."""
+"""DeepLabv3 as a PyTorch module; `classifiers` has the other architectures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastdfkd_jax.convert.weight_files import import_torch
 from fastdfkd_jax.models import NetworkSpec
 
 _RESNETS = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
-# Of each block of MobileNetV2: expansion, channels, stride.
+# For each block of MobileNetV2: expansion, channels, stride.
 _MOBILENET = (
     (1, 16, 1), (6, 24, 2), (6, 24, 1), (6, 32, 2), (6, 32, 1), (6, 32, 1), (6, 64, 2), (6, 64, 1), (6, 64, 1),
     (6, 64, 1), (6, 96, 1), (6, 96, 1), (6, 96, 1), (6, 160, 2), (6, 160, 1), (6, 160, 1), (6, 320, 1),
@@ -17,7 +17,7 @@ _MOBILENET = (
 
 
 def deeplab(match: re.Match[str], spec: NetworkSpec) -> Any:
-    """The module of a match of 'deeplabv3_(BACKBONE)(_os16)?'; its forward gives [B, classes, H, W]."""
+    """Builds the module for a match of 'deeplabv3_(BACKBONE)(_os16)?'; its forward returns [B, classes, H, W]."""
     nn = import_torch().nn
     output_stride = 16 if match[2] else 8
     resnet = _RESNETS.get(match[1])
@@ -29,7 +29,7 @@ def deeplab(match: re.Match[str], spec: NetworkSpec) -> Any:
         def __init__(self):
             super().__init__()
             self.backbone = backbone
-            # The inner name is that of the port.
+            # The inner name comes from the port.
             self.classifier = nn.Module()
             self.classifier.classifier = _head(channels, spec.num_classes, output_stride)
 
@@ -41,7 +41,7 @@ def deeplab(match: re.Match[str], spec: NetworkSpec) -> Any:
 
 
 def _resnet(colours: int, counts: tuple[int, ...], bottleneck: bool, output_stride: int) -> tuple[Any, int]:
-    """The stages up to the last, and their channels; written with the dilation of every convolution at its place."""
+    """Builds the stages up to the last, with each convolution's dilation written out; returns also their channels."""
     torch = import_torch()
     nn = torch.nn
 
@@ -77,7 +77,7 @@ def _resnet(colours: int, counts: tuple[int, ...], bottleneck: bool, output_stri
         "relu": nn.ReLU(),
         "maxpool": nn.MaxPool2d(3, 2, 1),
     }
-    # Stride of the first block, and dilations of the convolution that may stride there and of all others.
+    # Stride of the first block, dilation of its convolution that may stride, and dilation of all others.
     plans = {8: ((1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)), 16: ((1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2))}
     inputs = 64
     for stage, (count, (stride, first, rest)) in enumerate(zip(counts, plans[output_stride], strict=True), start=1):
@@ -90,7 +90,7 @@ def _resnet(colours: int, counts: tuple[int, ...], bottleneck: bool, output_stri
 
 
 def _mobilenet(colours: int, output_stride: int) -> tuple[Any, int]:
-    """The blocks up to the last, each with its branch's input padded; the port's two groups keep their numbers."""
+    """Builds the blocks up to the last, padding each branch's input; the port's two groups keep their numbers."""
     nn = import_torch().nn
 
     class Block(nn.Module):

@@ -1,1 +1,1 @@
-"""What several methods are made of."""
+"""Building blocks that several methods share."""

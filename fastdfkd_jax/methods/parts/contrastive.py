@@ -1,4 +1,4 @@
-"""Contrast between images (CMI, Fang et al. 2021): a head on the teacher's features, a bank of earlier ones."""
+"""Contrast between images (CMI, Fang et al. 2021): a head on the teacher's features, and a bank of earlier ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Bank(NamedTuple):
     """The features of the latest images, first in first out.
 
     Attributes:
-      rows: f32[size, 2, D], of each image's local and global view; those from `filled` on mean nothing.
-      filled: i32[], rows that mean something.
-      position: i32[], the row that is written next.
+      rows: f32[size, 2, D], features of each image's local and global view; rows from `filled` on are undefined.
+      filled: i32[], number of valid rows.
+      position: i32[], the next row to write.
     """
 
     rows: Array
@@ -31,13 +31,13 @@ class Bank(NamedTuple):
 
 
 def init_bank(size: int, dim: int) -> Bank:
-    """An empty bank of fixed size."""
+    """Returns an empty bank of fixed size."""
     zero = jnp.zeros((), jnp.int32)
     return Bank(jnp.zeros((size, 2, dim)), zero, zero)
 
 
 def bank_bytes(size: int, dim: int) -> int:
-    """Memory of a bank: size rows x 2 views x dim features x 4 bytes."""
+    """Returns the memory of a bank: size rows x 2 views x dim features x 4 bytes."""
     return size * 2 * dim * 4
 
 
@@ -50,15 +50,15 @@ def push(bank: Bank, rows: Array) -> Bank:
 
 
 def draw(key: Array, bank: Bank, count: int) -> tuple[Array, Array]:
-    """Different rows of the bank at random.
+    """Draws distinct rows of the bank at random.
 
     Args:
-      key: of the draw.
-      bank: may be empty, or filled in part.
-      count: rows to draw; all of the bank where it has no more.
+      key: random key.
+      bank: the bank, which may be empty or partly filled.
+      count: rows to draw; a smaller bank is returned whole.
 
     Returns:
-      f32[N, 2, D] and bool[N], which of them mean something: all, once N rows are filled.
+      f32[N, 2, D], and bool[N] that marks the valid rows. All are valid once N rows are filled.
     """
     size = len(bank.rows)
     numbers = jnp.where(jnp.arange(size) < bank.filled, jax.random.uniform(key, (size,)), -1.0)
@@ -67,7 +67,7 @@ def draw(key: Array, bank: Bank, count: int) -> tuple[Array, Array]:
 
 
 def init_head(key: Array, dim: int, width: int) -> Tree:
-    """A linear layer dim -> dim and one dim -> width, as PyTorch initialises them (METHOD 1.5)."""
+    """Draws a linear layer dim -> dim and one dim -> width with PyTorch's initialisation (METHOD 1.5)."""
 
     def layer(key: Array, outputs: int) -> dict[str, Array]:
         kernel_key, bias_key = jax.random.split(key)
@@ -78,24 +78,24 @@ def init_head(key: Array, dim: int, width: int) -> Tree:
 
 
 def embed(head: Tree, features: Array) -> Array:
-    """f32[N, D] to vectors of length 1, f32[N, width]: the head with a ReLU between its layers."""
+    """Maps f32[N, D] to unit vectors f32[N, width]: the head with a ReLU between its layers."""
     hidden = jax.nn.relu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"])
     vectors = hidden @ head["output"]["kernel"] + head["output"]["bias"]
     return vectors * lax.rsqrt(jnp.square(vectors).sum(-1, keepdims=True) + 1e-12)
 
 
 def contrastive_loss(head: Tree, views: Array, others: Array, valid: Array, temperature: float) -> Array:
-    """How badly an image's local view is told from other images' by its global view (METHOD 1.5).
+    """Returns the contrastive loss between an image's local view and all images' global views (METHOD 1.5).
 
-    logits = local · stopgrad(global)^T / temperature over the batch and the others; the cross-entropy with each row's
-    own image, its mean over the batch plus its mean over the others.
+    Over the batch and the others, logits = local · stopgrad(global)^T / temperature. The loss is the cross-entropy with
+    each row's own image: its mean over the batch plus its mean over the others.
 
     Args:
-      head: as `init_head` gives it.
+      head: parameters as returned by `init_head`.
       views: f32[B, 2, D], local and global features of the batch.
-      others: f32[N, 2, D], of earlier images.
-      valid: bool[N], which of these count, as rows and as columns; none of them is the batch's loss alone.
-      temperature: of the logits.
+      others: f32[N, 2, D], features of earlier images.
+      valid: bool[N], marks the others that count, as rows and as columns; with none, only the batch's loss remains.
+      temperature: divides the logits.
     """
     count = len(views)
     features = jnp.concatenate([views, others])

@@ -1,4 +1,4 @@
-"""The inversion loss L of Eq. 13 and 15 on rendered images: class, adversarial and feature terms."""
+"""The inversion loss L of Eq. 13 and 15 on rendered images, with class, adversarial and feature terms."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class InversionOptions(Options, section="inversion"):
 
     @property
     def class_advice(self) -> str:
-        """`Method.class_advice` of these weights."""
+        """Returns `Method.class_advice` for these weights."""
         weights = ("inversion.class_weight", self.class_weight), ("inversion.feature_weight", self.feature_weight)
         advice = class_advice(*weights)
         share = 1 - self.accumulator_weight
         if not advice or not self.feature_weight or self.feature == "momentum" or not 0 < share < 1:
             return advice
-        # The batch's share in Eq. 15 is the factor of the gradient (METHOD section 8).
+        # The batch's share in Eq. 15 scales the gradient (METHOD section 8).
         return f"{advice}; config.inversion.feature='momentum' (Eq. 15) weighs statistics {1 / share:.0f} times less"
 
 
 class Frozen(NamedTuple):
-    """What the loss depends on and does not change during one synthesis call.
+    """The inputs of the loss that do not change during one synthesis call.
 
     Attributes:
       teacher_vars, student_vars: the networks' variables; no gradient is taken with respect to them.
@@ -75,15 +75,15 @@ class Frozen(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one evaluation of the loss shows.
+    """The outputs of one loss evaluation.
 
     Attributes:
-      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each; of maps without the first, of a teacher
-        without BatchNorm without the last.
+      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each. Maps have no 'class' term; a teacher
+        without BatchNorm has no 'feature' term.
       moments: the teacher's BatchNorm input moments, a tree of f32[C].
-      predicted: i32[B], or of maps i32[B, H, W], the teacher's predictions.
-      agreement: f32[], share of the batch on which the student predicts the same.
-      described: what the loss was built to describe of the teacher's outputs; () for nothing.
+      predicted: the teacher's predictions, i32[B], or i32[B, H, W] for maps.
+      agreement: f32[], share of the batch for which the student predicts the same class.
+      described: the result of `describe` on the teacher's outputs; () without one.
     """
 
     terms: dict[str, Array]
@@ -101,12 +101,12 @@ def make_inversion_loss(
 ) -> Callable[[Array, Array, Array, Frozen], tuple[Array, Observed]]:
     """Builds `loss(images, labels, key, frozen) -> (total, Observed)`.
 
-    Images are f32[B, H, W, C] in [0, 1] before augmentation, labels i32[B]; the key draws the augmented view,
-    the same for teacher and student. One teacher pass serves all three terms, and `describe`, whose result on the
-    teacher's outputs is among what is observed.
+    Images are f32[B, H, W, C] in [0, 1] before augmentation, labels i32[B]. The key draws the augmented view,
+    which teacher and student share. One teacher pass computes all three terms and the input of `describe`, whose result
+    is part of `Observed`.
 
     Raises:
-      UserError: a class term is asked for of a teacher that gives maps.
+      UserError: the loss has a class term and the teacher outputs maps.
     """
     require_no_class_term(teacher.spec, "inversion.class_weight", options.class_weight)
     names_classes = not teacher.spec.gives_maps

@@ -1,13 +1,13 @@
-"""What the generative methods share: one generator for the whole run, trained against the student step by step.
+"""The common part of the generative methods: one generator for the whole run, trained against the student.
 
-A round is one step of the generator, or several, and the student's steps on images of it, which are dropped after that.
-The networks take the images as they come, without augmentation (METHOD 1.7). The adversarial terms see the real
-student; in one released code it is the teacher itself, and they vanish (METHOD T8).
+A round is one or more generator steps, followed by the student's steps on its images, which are then dropped.
+The networks take the images directly, without augmentation (METHOD 1.7). The adversarial terms use the real
+student; one released code uses the teacher itself, and the terms vanish (METHOD T8).
 
-`student_mode` says which BatchNorm statistics the student has in the generator's step (METHOD section 8). In official
-DFAD and ZSKT it is in training mode: it uses the batch's statistics, and its running ones move. Here it uses the
-batch's, but the running ones move only in the student's own steps, of which there are five or ten for each step of the
-generator, because `Method.synthesize` does not return the student.
+`student_mode` sets the BatchNorm statistics of the student in the generator's step (METHOD section 8). In official
+DFAD and ZSKT the student is in training mode: it uses the batch's statistics and updates its running ones. Here it also
+uses the batch's statistics, but updates the running ones only in its own steps, because `Method.synthesize` does not
+return the student. There are five or ten student steps for each generator step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastdfkd_jax.options import Options, option
 Array = jax.Array
 Tree = Any
 
-# Those whose latents are vectors.
+# The generators whose latents are vectors.
 GENERATORS = tuple(kind for kind in ALL_GENERATORS if kind != "spatial")
 STUDENT_IMAGES = ("step", "repeated", "fresh")
 STUDENT_MODES = ("train", "eval")
@@ -82,12 +82,12 @@ class OnlineGeneratorOptions(Options):
 
 
 class State(NamedTuple):
-    """What is carried from round to round.
+    """The state carried from round to round.
 
     Attributes:
-      generator: its parameters.
-      opt_state: of its optimizer.
-      averaged: the average of its parameters; () where there is none.
+      generator: the generator's parameters.
+      opt_state: state of its optimizer.
+      averaged: the average of its parameters; () without averaging.
       round: i32[], rounds so far.
     """
 
@@ -98,13 +98,13 @@ class State(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a generator's loss is computed of.
+    """The inputs of a generator's loss.
 
     Attributes:
-      teacher, student: the networks' outputs on a batch of its images; the teacher's with moments, the student's in
-        the mode that the options say.
-      statistics: the teacher's running statistics; an empty tree where it has no BatchNorm.
-      warm: bool[], whether this is the warm-up, in which the student does not learn.
+      teacher, student: the networks' outputs on a batch of generated images: the teacher's with moments, the student's
+        in the mode that the options set.
+      statistics: the teacher's running statistics; an empty tree if it has no BatchNorm.
+      warm: bool[], True during the warm-up, in which the student does not learn.
     """
 
     teacher: Outputs
@@ -113,18 +113,18 @@ class Seen(NamedTuple):
     warm: Array
 
 
-# `loss(seen) -> (total, terms)`: what the generator minimises, and the unweighted terms of it, f32[] each.
+# `loss(seen) -> (total, terms)`: the generator's loss and its unweighted terms, f32[] each.
 Loss = Callable[[Seen], tuple[Array, dict[str, Array]]]
 
 
 def build(options: OnlineGeneratorOptions, setting: Setting, loss: Loss, objective: Objective | None = None) -> Method:
-    """A generative method.
+    """Builds a generative method.
 
     Args:
       options: static choices.
-      setting: of the run.
-      loss: the generator's.
-      objective: the student's, or None for vanilla KD.
+      setting: the run's setting.
+      loss: the generator's loss.
+      objective: the student's objective, or None for vanilla KD.
     """
     spec = setting.teacher.spec
     sizes = (spec.image_size, spec.channels, options.latent_dim, options.width)
@@ -156,10 +156,10 @@ class _Bound:
     """The method with its static parts.
 
     Attributes:
-      options, setting, loss: as `build` is given them.
-      generator: the network.
-      render: its images as the networks take them.
-      optimizer: the generator's.
+      options, setting, loss: the arguments of `build`.
+      generator: the generator network.
+      render: renders its images in the networks' input range.
+      optimizer: the generator's optimizer.
       warmup_rounds: first rounds, in which the student does not learn.
     """
 
@@ -177,7 +177,7 @@ class _Bound:
         return State(params, self.optimizer.init(params), averaged, jnp.zeros((), jnp.int32))
 
     def synthesize(self, state: State, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One round; the names are those of `Method.synthesize`. Info is of the generator's last step."""
+        """Runs one round, with the arguments of `Method.synthesize`; Info describes the last generator step."""
         options = self.options
         *step_keys, sample_key, dropout_key = jax.random.split(key, options.generator_steps + 2)
 
@@ -199,11 +199,11 @@ class _Bound:
         else:
             given = images if options.student_images == "step" else None
             images = self._student_batch(state, latents, given)[None]
-        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no class is asked for
+        labels = jnp.full(images.shape[:2], -1, jnp.int32)  # no target class
         return state, Batch(images, labels), info._replace(losses=terms)
 
     def _step(self, state: State, latents: Array, teacher_vars: Tree, student_vars: Tree, dropout_key: Array):
-        """One Adam step of the generator, with the images before it, the loss's terms and the health signals."""
+        """Takes one Adam step; returns also the images before it, the loss's terms and the health signals."""
         setting, options = self.setting, self.options
         mode: dict[str, Any] = {"train": True, "key": dropout_key} if options.student_mode == "train" else {}
 
@@ -227,7 +227,7 @@ class _Bound:
         return self.setting.split(jax.random.normal(key, (self.setting.batch, *self.generator.latent_shape)))
 
     def _student_batch(self, state: State, latents: Array, images: Array | None = None) -> Array:
-        """Images for the student, those given or new ones; half are of the averaged generator where there is one."""
+        """Returns images for the student, given or new; with an averaged generator, it makes half of them."""
         remembered = self.setting.batch // 2 if self.options.ema_decay else 0
         images = self.render(state.generator, latents[remembered:]) if images is None else images[remembered:]
         if remembered:
@@ -236,7 +236,7 @@ class _Bound:
 
 
 def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, Array], Array]:
-    """`render(params, latents) -> images` as the networks take them, whatever the generator's head is."""
+    """Returns `render(params, latents) -> images` in the networks' input range, for any generator head."""
     if generator.network_input:
         return generator.apply
     spec = setting.teacher.spec
@@ -244,7 +244,7 @@ def as_network_input(generator: Generator, setting: Setting) -> Callable[[Tree, 
 
 
 def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: int) -> Info:
-    """The signals of a batch but for its losses, the teacher's outputs being with moments."""
+    """Returns a batch's signals without its losses; the teacher's outputs must include moments."""
     predicted = taught.logits.argmax(-1)
     return Info(
         losses={},
@@ -255,14 +255,14 @@ def health(taught: Outputs, learned: Outputs, teacher_vars: Tree, num_classes: i
 
 
 def generator_rate(options: OnlineGeneratorOptions, calls: int, steps_per_call: int) -> optax.Schedule:
-    """The generator's learning rate by its own steps, 0 being the first.
+    """Returns the generator's learning rate as a function of its own steps, counted from 0.
 
     Args:
       options: static choices.
-      calls: of the whole run, the warm-up included.
-      steps_per_call: the student's.
+      calls: synthesis calls in the whole run, including the warm-up.
+      steps_per_call: student steps per call.
     """
-    steps = _rounds_per_call(options, steps_per_call) * options.generator_steps  # of the generator, in a call
+    steps = _rounds_per_call(options, steps_per_call) * options.generator_steps  # generator steps per call
     factor = optax.cosine_decay_schedule(1.0, calls * steps) if options.cosine else optax.constant_schedule(1.0)
     drops = {call * steps: options.lr_decay for call in options.milestones}
     level = optax.piecewise_constant_schedule(options.lr, drops)

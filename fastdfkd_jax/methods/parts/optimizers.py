@@ -1,4 +1,4 @@
-"""The two optimizers of Algorithm 1: of the k inner steps, and of the meta parameters."""
+"""The two optimizers of Algorithm 1, for the k inner steps and for the meta parameters."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class MetaOptions(Options, section="meta"):
 
 
 def inner_optimizer(options: InnerOptions) -> optax.GradientTransformation:
-    """The optimizer of {'latents', 'generator'} within a call."""
+    """Returns the optimizer of {'latents', 'generator'} within a call."""
 
     def group(lr: float) -> optax.GradientTransformation:
         if options.optimizer == "sgd":
             return optax.sgd(lr)
-        # eps_root stays 0, as in PyTorch; exact MAML meets no zero second moment in practice.
+        # eps_root is 0, as in PyTorch. In practice exact MAML meets no second moment of zero.
         return optax.adam(lr, options.b1, options.b2)
 
     groups: dict[Hashable, optax.GradientTransformation] = {
@@ -51,10 +51,10 @@ def inner_optimizer(options: InnerOptions) -> optax.GradientTransformation:
 
 
 def meta_optimizer(options: MetaOptions) -> optax.GradientTransformation:
-    """The optimizer of the meta parameters.
+    """Returns the optimizer of the meta parameters.
 
     Raises:
-      UserError: optax has no optimizer of this name, or it does not take these arguments.
+      UserError: optax has no optimizer of this name, or it rejects these arguments.
     """
     name = options.optimizer
     make = getattr(optax, name, None)

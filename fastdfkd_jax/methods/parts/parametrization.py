@@ -1,4 +1,4 @@
-"""What is optimised to make a batch: a generator with its latents, or the pixels themselves."""
+"""The parameters that are optimised to make a batch: a generator with its latents, or the pixels themselves."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ REPRESENTATIONS = ("generator", "pixels", "noisy_layer")
 
 
 class Representation(NamedTuple):
-    """G(z; theta) for any kind of image parametrisation.
+    """An image parametrisation G(z; theta) of any kind.
 
     Attributes:
-      init: `init(key) -> theta`, as the network is first drawn.
+      init: `init(key) -> theta`, the network's first initialisation.
       draw: `draw(key, batch) -> z`, f32[batch, ...], or a tree.
       render: `render(theta, z) -> images`, f32[batch, H, W, C] in [0, 1].
       project: `project(z) -> z`, applied after each inner step.
-      reset: `reset(key, theta) -> theta`, all of it drawn anew.
-      reset_first_layer: `reset_first_layer(key, theta) -> theta`, the first layer drawn anew (METHOD T7).
-      labels: `labels(key, batch) -> i32[batch]`, the classes of the images where z decides them; else None.
+      reset: `reset(key, theta) -> theta`, with all parameters redrawn.
+      reset_first_layer: `reset_first_layer(key, theta) -> theta`, with the first layer redrawn (METHOD T7).
+      labels: `labels(key, batch) -> i32[batch]`, the images' classes if z determines them; else None.
     """
 
     init: Callable[[Array], Tree]
@@ -43,17 +43,17 @@ class Representation(NamedTuple):
 
 
 def of_kind(kind: str, options: GeneratorOptions, label_dim: int, setting: Setting) -> Representation:
-    """The representation of a run's images, laid over its devices.
+    """Builds the representation of a run's images, distributed over its devices.
 
     Args:
       kind: one of `REPRESENTATIONS`.
-      options: of the generator, where the kind has one.
-      label_dim: length of a label's embedding, where the kind has them.
-      setting: of the run.
+      options: generator options, for kinds with a generator.
+      label_dim: length of a label's embedding, for kinds with embeddings.
+      setting: the run's setting.
 
     Raises:
-      UserError: the generator makes no images of the teacher's size or takes no vectors; or the kind asks for classes
-        and the teacher gives maps.
+      UserError: the generator does not support the teacher's image size or takes no vectors; or the kind has target
+        classes and the teacher outputs maps.
     """
     spec = setting.teacher.spec
     if kind == "pixels":
@@ -69,7 +69,7 @@ def of_kind(kind: str, options: GeneratorOptions, label_dim: int, setting: Setti
 
 
 def from_generator(generator: Generator) -> Representation:
-    """Latents z ~ N(0, I) through a generator network."""
+    """Represents images by latents z ~ N(0, I) of a generator network."""
     return Representation(
         init=generator.init,
         draw=lambda key, batch: jax.random.normal(key, (batch, *generator.latent_shape)),
@@ -81,7 +81,7 @@ def from_generator(generator: Generator) -> Representation:
 
 
 def from_pixels(spec: NetworkSpec) -> Representation:
-    """Pixels in the network's normalised space, z ~ N(0, I), clipped to valid images (METHOD 1.6)."""
+    """Represents images by normalised pixels, z ~ N(0, I), clipped to valid images (METHOD 1.6)."""
 
     def clip(pixels: Array) -> Array:
         low = augment.normalize(jnp.zeros(spec.channels), spec.mean, spec.std)
@@ -89,7 +89,7 @@ def from_pixels(spec: NetworkSpec) -> Representation:
         return jnp.clip(pixels, low, high)
 
     def render(_: Tree, pixels: Array) -> Array:
-        # The first draw lies outside; afterwards `project` has clipped, and a second clip here would stop
+        # Only the first draw exceeds the valid range; later `project` has clipped. A second clip here would stop
         # the gradient of every pixel at the border.
         return augment.denormalize(pixels, spec.mean, spec.std)
 
@@ -104,20 +104,20 @@ def from_pixels(spec: NetworkSpec) -> Representation:
 
 
 def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, batch: int) -> Representation:
-    """Latents by noisy layers of label embeddings, after NAYER (Tran et al., CVPR 2024), without its text encoder.
+    """Makes latents from label embeddings by noisy layers, as in NAYER (Tran et al., CVPR 2024).
 
-    A noisy layer is a linear map that is drawn anew where latents would be: z holds as many as needed for a batch, each
-    of which makes one latent of every class. The embeddings are Gaussian and fixed, brought to mean 0 and variance 1
-    over the classes as NAYER's BatchNorm does; no class name is used, so that the method still knows the teacher only.
+    A noisy layer is a linear map that is redrawn whenever latents would be. z holds as many as a batch needs; each
+    makes one latent of every class. NAYER's text encoder is left out. The embeddings are Gaussian and fixed,
+    standardised over the classes as by NAYER's BatchNorm. No class name is used, so the method uses only the teacher.
 
     Args:
-      generator: of latent vectors.
-      num_classes: of the teacher.
+      generator: a generator of latent vectors.
+      num_classes: the teacher's classes.
       label_dim: length of an embedding.
-      batch: latents that `render` is to make.
+      batch: number of latents that `render` makes.
 
     Raises:
-      UserError: the generator's latents are no vectors.
+      UserError: the generator's latents are not vectors.
     """
     if len(generator.latent_shape) != 1:
         raise UserError("config.fastdfkd.representation='noisy_layer' makes vectors: expected another generator.kind")

@@ -1,4 +1,4 @@
-"""Generators of images from latent vectors, as pure functions of their parameters alone."""
+"""Generators of images from latent vectors, as pure functions of their parameters."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _RESET_DEVIATION = 0.02
 
 
 class Generator(NamedTuple):
-    """A generator as pure functions; it always normalises with the batch's own statistics.
+    """A generator as pure functions; it always normalises with the statistics of the batch.
 
     Attributes:
-      init: `init(key) -> params`, PyTorch's default initialisation; of 'dcgan' that of `reset`.
-      apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C], in [0, 1] or as
-        `network_input` says.
+      init: `init(key) -> params`, PyTorch's default initialisation; for 'dcgan' that of `reset`.
+      apply: `apply(params, latents) -> images`, f32[B, *latent_shape] to f32[B, H, W, C]; the range is [0, 1] unless
+        `network_input`.
       latent_shape: shape of one latent.
-      reset: `reset(key, params) -> params`, everything drawn anew (METHOD 1.5).
-      reset_first_layer: `reset_first_layer(key, params) -> params`, the first layer and the first
-        BatchNorm drawn anew (METHOD T7).
-      network_input: whether images are as a network takes them, by a last BatchNorm or tanh, rather than in [0, 1].
+      reset: `reset(key, params) -> params`, with everything redrawn (METHOD 1.5).
+      reset_first_layer: `reset_first_layer(key, params) -> params`, with the first layer and the first
+        BatchNorm redrawn (METHOD T7).
+      network_input: True if a last BatchNorm or tanh gives images in a network's input range rather than in [0, 1].
     """
 
     init: Callable[[Array], Params]
@@ -53,10 +53,12 @@ class Generator(NamedTuple):
 
 
 class SpatialGenerator(nn.Module):
-    """For ImageNet: a convolution of a latent map, four of doubled inputs, and one to the image (METHOD 1.4).
+    """The generator for ImageNet (METHOD 1.4).
+
+    It has a convolution of a latent map, four convolutions of doubled inputs, and one to the image.
 
     Attributes:
-      image_size: side of the images, a multiple of 16; that of the latents is a sixteenth.
+      image_size: side of the images, a multiple of 16; the latents' side is a sixteenth of it.
       channels: channels of the images.
       width: channels of the last three hidden layers; the first two have twice as many.
     """
@@ -86,7 +88,7 @@ class SpatialGenerator(nn.Module):
         return nn.sigmoid(at_least_float32(x))
 
 
-# Those whose images are in [0, 1], then all.
+# The generators whose images are in [0, 1], then all.
 GENERATORS = ("linear", "spatial", "large")
 ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in GENERATORS), "dcgan")
 
@@ -111,20 +113,20 @@ def build_generator(
     kind: str = "linear",
     forms: Forms = Forms(),
 ) -> Generator:
-    """Builds a generator; the defaults are the published one for CIFAR, with 2,328,899 parameters.
+    """Builds a generator; the defaults give the published one for CIFAR, with 2,328,899 parameters.
 
     Args:
-      image_size: side of the images in pixels, a multiple of 4, for 'dfq' of 8, for 'spatial' of 16, for 'dcgan' as
-        its class says.
+      image_size: side of the images in pixels, a multiple of 4; for 'dfq' of 8, for 'spatial' of 16, for 'dcgan' see
+        its class.
       channels: channels of the images.
       latent_dim: length of a latent vector, or channels of a latent map.
       width: channels of the last hidden layer.
-      kind: one of `ALL_GENERATORS`; 'spatial' with 224 pixels is the published one for ImageNet, 'dcgan' with 128 that
-        of DFAD for segmentation.
+      kind: one of `ALL_GENERATORS`. The published generators are 'spatial' with 224 pixels for ImageNet and 'dcgan'
+        with 128 pixels for segmentation with DFAD.
       forms: precision and convolutions.
 
     Raises:
-      UserError: the image size is not a positive multiple, or `kind` is not known.
+      UserError: the image size is not a positive multiple, or `kind` is unknown.
     """
     if kind not in ALL_GENERATORS:
         raise UserError(f"generator: expected one of {', '.join(ALL_GENERATORS)}, found {kind!r}")
@@ -152,14 +154,14 @@ def build_generator(
 
 
 def reset(key: Array, params: Params) -> Params:
-    """Draws every parameter anew: kernels N(0, 0.02), scales N(1, 0.02), biases 0 (METHOD 1.5)."""
+    """Redraws every parameter: kernels N(0, 0.02), scales N(1, 0.02), biases 0 (METHOD 1.5)."""
     return _redraw(key, params, scale_mean=1.0)
 
 
 def _reset_layers(names: Iterable[str], key: Array, params: Params) -> Params:
-    """Draws the first layer and the first BatchNorm, of these names, anew; the others stay (METHOD T7).
+    """Redraws the first layer and the first BatchNorm, given by name, and keeps the others (METHOD T7).
 
-    Kernel and scale are N(0, 0.02), biases 0: the released code centres the scale at 0 too, unlike `reset`.
+    Kernel and scale are N(0, 0.02), biases 0. Unlike `reset`, the released code centres the scale at 0 here too.
     """
     first = {name: params[name] for name in names}
     return {**params, **_redraw(key, first, scale_mean=0.0)}

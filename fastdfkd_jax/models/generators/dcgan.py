@@ -1,4 +1,4 @@
-"""The generator of transposed convolutions (Radford et al. 2015) that DFAD has for segmentation (METHOD section 6)."""
+"""The generator of transposed convolutions (Radford et al. 2015) that DFAD uses for segmentation (METHOD section 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 class TransposedConv(nn.Module):
-    """Transposed 4x4 convolution of stride 2 and padding 1, without bias."""
+    """A transposed 4x4 convolution of stride 2 and padding 1, without bias."""
 
     features: int
     forms: Forms = Forms()
@@ -29,8 +29,8 @@ class TransposedConv(nn.Module):
 class DcganGenerator(nn.Module):
     """A linear layer to a map of 8 pixels, transposed convolutions, a convolution and tanh.
 
-    Published for 128 pixels, four doublings; 256 take one more. The images are what a network takes that is trained
-    with mean and deviation 0.5.
+    It was published for 128 pixels, which take four doublings; 256 pixels take five. The images have the input range of
+    a network trained with mean and deviation 0.5.
 
     Attributes:
       image_size: side of the images, n 2^k pixels with n from 8 to 15.
@@ -47,19 +47,19 @@ class DcganGenerator(nn.Module):
 
     @property
     def doublings(self) -> int:
-        """How often the side is doubled."""
+        """The number of times that the side is doubled."""
         return max((self.image_size // 8).bit_length() - 1, 1)
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
-        """Maps f32[B, D] to images f32[B, image_size, image_size, channels] in (-1, 1), as a network takes them."""
+        """Maps f32[B, D] to f32[B, image_size, image_size, channels] in (-1, 1), a network's input range."""
 
         def norm(x: Array, place: int) -> Array:
             return BatchNorm(True, tracked=False, dtype=self.forms.dtype, name=f"conv_blocks.{place}")(x)
 
         base, wide = self.image_size >> self.doublings, 8 * self.width
         x = Dense(wide * base * base, name="l1.0")(latents)
-        # Channel-first as in PyTorch, as in the other generators.
+        # Channel-first as in PyTorch and in the other generators.
         x = norm(x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.forms.dtype), 0)
         place = 1
         for stage in range(self.doublings):

@@ -1,4 +1,4 @@
-"""Generators of images from a latent vector, as published: a linear layer, convolutions of doubled inputs, a head."""
+"""The published generators of images from a latent vector: a linear layer, convolutions of doubled inputs, a head."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells the published generators apart.
+    """The differences between the published generators.
 
     Attributes:
-      widths: channels of the hidden layers, in multiples of those of the last one.
+      widths: channels of the hidden layers, as multiples of the last layer's.
       linear_bias: whether the linear layer has a bias.
       first_norm: whether a BatchNorm follows the linear layer.
       first_activation: whether an activation follows that BatchNorm.
-      slope: of the leaky ReLUs; 0 for plain ones.
-      epsilon: of the BatchNorms between convolutions.
-      head: 'sigmoid' gives images in [0, 1]. The others end in a BatchNorm, and so in what a network takes: 'tanh'
-        before one without scale and bias, 'tanh_scaled' before one with a scale, 'affine' no tanh and both.
+      slope: slope of the leaky ReLUs; 0 for plain ones.
+      epsilon: epsilon of the BatchNorms between convolutions.
+      head: 'sigmoid' gives images in [0, 1]. The others end in a BatchNorm and give a network's input range: 'tanh'
+        has a tanh and no scale or bias, 'tanh_scaled' a tanh and a scale, 'affine' no tanh but scale and bias.
     """
 
     widths: tuple[int, ...]
@@ -48,7 +48,7 @@ class Architecture:
     head: str = "tanh"
 
 
-# The published width is 64 for all (METHOD 1.1, 1.7 and 6); the latents that they were published with follow.
+# The published width is 64 for all (METHOD 1.1, 1.7 and 6). The comments give the published latent lengths.
 ARCHITECTURES = {
     "linear": Architecture((2, 2, 1), head="sigmoid"),  # CMI's small one, FastDFKD; 256
     "large": Architecture((4, 2, 1), head="sigmoid"),  # CMI's LargeGenerator; 256, for DAFL 512
@@ -56,7 +56,7 @@ ARCHITECTURES = {
     "zskt": Architecture((2, 2, 1), head="affine"),  # 100
     "dfad": Architecture((2, 2, 1)),  # 256
     "dfq": Architecture((8, 4, 2, 1), first_norm=False, slope=0.0),  # 512
-    # Stages and widths of Luo et al. are not recorded: those of DAFL.
+    # Luo et al. do not report stages and widths; DAFL's are used.
     "generative_dfd": Architecture(
         (2, 2, 1), linear_bias=False, first_activation=True, epsilon=0.8, head="tanh_scaled"
     ),
@@ -64,13 +64,13 @@ ARCHITECTURES = {
 
 
 class VectorGenerator(nn.Module):
-    """A generator of a latent vector; module names count the layers of PyTorch's sequence.
+    """A generator from a latent vector; module names count the layers of PyTorch's sequence.
 
-    Published convolutions that a BatchNorm follows have a bias in some generators. With the batch's own statistics it
-    has no effect, nor a gradient, so there is none here.
+    Some published generators have a bias in convolutions before a BatchNorm. With the batch's statistics it has neither
+    effect nor gradient, so it is left out here.
 
     Attributes:
-      architecture: which one.
+      architecture: the generator's `Architecture`.
       image_size: side of the images, a multiple of 2 to the `doublings`.
       channels: channels of the images.
       width: channels of the last hidden layer.
@@ -84,17 +84,17 @@ class VectorGenerator(nn.Module):
 
     @property
     def doublings(self) -> int:
-        """How often the side is doubled."""
+        """The number of times that the side is doubled."""
         return len(self.architecture.widths) - 1
 
     @property
     def first_layer(self) -> tuple[str, ...]:
-        """The linear layer and the BatchNorm after it."""
+        """Names of the linear layer and of the BatchNorm after it."""
         return ("l1.0", "conv_blocks.0") if self.architecture.first_norm else ("l1.0",)
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
-        """Maps f32[B, D] to images f32[B, image_size, image_size, channels], in [0, 1] or as a network takes them."""
+        """Maps f32[B, D] to images f32[B, image_size, image_size, channels], in [0, 1] or a network's input range."""
         arch, places = self.architecture, _places()
 
         def norm(x: Array, epsilon: float) -> Array:
@@ -110,7 +110,7 @@ class VectorGenerator(nn.Module):
         if arch.first_activation:
             x = activated(x)
         for multiple in arch.widths[1:]:
-            next(places)  # the doubling
+            next(places)  # the doubling has a place too
             x = DoubledConv(multiple * self.width, forms=self.forms, name=next(places))(x)
             x = activated(norm(x, arch.epsilon))
         x = at_least_float32(Conv(self.channels, use_bias=True, forms=self.forms, name=next(places))(x))
@@ -122,7 +122,7 @@ class VectorGenerator(nn.Module):
             x = Dense(wide * base * base, name="l1.0")(latents)
         else:
             x = nn.Dense(wide * base * base, use_bias=False, kernel_init=torch_uniform, name="l1.0")(latents)
-        # Channel-first as in PyTorch, so that converting the kernel needs no rule of its own.
+        # Channel-first as in PyTorch, so that the kernel needs no special conversion rule.
         return x.reshape(-1, wide, base, base).transpose(0, 2, 3, 1).astype(self.forms.dtype)
 
     def _head(self, x: Array, places: Iterator[str]) -> Array:
