@@ -39,15 +39,19 @@ class ParallelOptions(Options, section="parallel"):
     task_devices: int = option(1, "devices that share the lanes (pmap)", at_least=1)
     batch_devices: int = option(
         0,
-        "devices that share each batch (sharding), or those of KD alone where lanes are shared; 0 for every core of a "
-        "CPU, the task_devices, or all devices of several processes, else 1",
+        "devices that share each batch (sharding), or only the KD batches when lanes are shared; 0 takes all "
+        "cores of a CPU, the task_devices or all devices of several processes, otherwise 1",
         at_least=0,
     )
-    cpu_devices: int = option(0, "split the CPU into so many devices; 0 for one a core", at_least=0)
-    hosts: str = option("one", "several: 'cluster' where JAX finds them, or HOST:PORT of process 0; docs/scale.md")
-    processes: int = option(0, "how many where hosts is HOST:PORT")
-    process: int = option(0, "the number of this one where hosts is HOST:PORT, from 0")
-    lost_after: float = option(100.0, "seconds without a sign of life after which another process is taken for lost")
+    cpu_devices: int = option(0, "number of devices that the CPU is split into; 0 for one per core", at_least=0)
+    hosts: str = option(
+        "one",
+        "how processes find each other: 'one' process only, 'cluster' if JAX detects it, or HOST:PORT of process "
+        "0 (docs/scale.md)",
+    )
+    processes: int = option(0, "number of processes when hosts is HOST:PORT")
+    process: int = option(0, "number of this process, from 0, when hosts is HOST:PORT")
+    lost_after: float = option(100.0, "seconds without a sign of life after which another process counts as lost")
 
     def __post_init__(self):
         super().__post_init__()

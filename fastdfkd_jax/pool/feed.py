@@ -36,11 +36,12 @@ class PoolOptions(Options, section="pool"):
     """D' itself."""
 
     place: str = option(
-        "device", "where the student's images are read from: 'device' memory, or 'disk' as it learns", choices=PLACES
+        "device", "place the student's images are read from: 'device' memory, or 'disk' during training", choices=PLACES
     )
     draw: str = option(
         "replacement",
-        "each image of a batch by itself; 'passes': each once in a shuffled pass, as released",
+        "how batches are drawn: 'replacement', each image independently, or 'passes', each once per shuffled pass "
+        "as in the released code",
         choices=DRAWS,
     )
     initial: str = option("", "folder of images, or an earlier run's workdir, to begin with")

@@ -25,15 +25,17 @@ _CHUNK = 1024  # images between which the chosen are looked through
 class TransferOptions(Options, section="transfer"):
     """Real images, for the methods that are given some and declare it; no other reads them."""
 
-    source: str = option("", "as data.source")
-    dir: str = option("", "as data.dir")
-    split: str = option("train", "as data.split")
-    short_side: int = option(0, "as data.short_side", at_least=0)
-    crops: int = option(
-        0, "0: a labelled data set as it is; n: n random crops of each picture, without labels", at_least=0
+    source: str = option("", "real images for methods that use them; same form as data.source")
+    dir: str = option("", "folder that holds the real images; same form as data.dir")
+    split: str = option("train", "split of the real images; same form as data.split")
+    short_side: int = option(
+        0, "shorter side in pixels that the real images are resized to; same as data.short_side", at_least=0
     )
-    limit: int = option(0, "most images; 0 for all", at_least=0)
-    select: int = option(0, "how many a method that chooses (DFND) keeps; 0 for all", at_least=0)
+    crops: int = option(
+        0, "random crops per picture, without labels; 0 reads the labelled data set unchanged", at_least=0
+    )
+    limit: int = option(0, "largest number of real images; 0 for all", at_least=0)
+    select: int = option(0, "number of images kept by a method that selects them (DFND); 0 for all", at_least=0)
 
 
 def read(

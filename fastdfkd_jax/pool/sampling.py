@@ -26,10 +26,14 @@ _LEAST = 1e-3
 class ReplayOptions(Options, section="replay"):
     """Exponents of how the student draws from D'; all zero is uniform sampling."""
 
-    class_exponent: float = option(0.0, "a; 1 draws every class that the teacher sees in D' equally often", at_least=0)
-    difficulty_exponent: float = option(0.0, "b, of the student's divergence from the teacher", at_least=0)
+    class_exponent: float = option(
+        0.0, "exponent a of class balance; 1 draws every class that the teacher sees in D' equally often", at_least=0
+    )
+    difficulty_exponent: float = option(
+        0.0, "exponent b of the student's divergence from the teacher; larger draws hard images more often", at_least=0
+    )
     importance_exponent: float = option(
-        0.0, "c, of the loss weight that undoes the bias; 1 makes the expected gradient that of uniform sampling",
+        0.0, "exponent c of the loss weight that undoes the bias; 1 gives the expected gradient of uniform sampling",
         at_least=0,
     )  # fmt: skip
 

@@ -31,13 +31,17 @@ class SoftLabelOptions(Options, section="soft_labels"):
     """The teacher answers once a view, and the student meets it again and again (FKD)."""
 
     steps: int = option(
-        0, "student steps that are stored, once all images are there; 0: it answers every step", at_least=0
+        0,
+        "student steps whose teacher outputs are stored, once all images are made; 0 to run the teacher at every step",
+        at_least=0,
     )
     top_k: int = option(
-        0, "probabilities stored of each view, the rest spread evenly; 0: all logits, float16", at_least=0
+        0, "probabilities stored per view, the remainder spread evenly; 0 to store all logits as float16", at_least=0
     )
-    dir: str = option("", "folder, which runs on the same images may share; '' for workdir/soft_labels")
-    seed: int = option(0, "of the stored views", at_least=0)
+    dir: str = option(
+        "", "folder of stored soft labels, which runs on the same images may share; '' for workdir/soft_labels"
+    )
+    seed: int = option(0, "random seed of the stored views", at_least=0)
 
 
 class Taught(NamedTuple):
