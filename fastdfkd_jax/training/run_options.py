@@ -1,4 +1,4 @@
-"""The options of a run: those of its course, which are the config's own keys, and the sections that every run reads."""
+"""The options of a run: the config's top-level keys, and the sections that every run reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """A run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as the published tables were made (METHOD section 2)."""
+    """The options of a whole run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as published (METHOD section 2)."""
 
     seed: int = option(0, "random seed", at_least=0)
     mode: str = option(
@@ -90,6 +90,6 @@ class RunOptions(Options):
 
 
 def every_kind() -> list[type[Options]]:
-    """Every class that a run or a method reads; several may be of one section, and one be there repeatedly."""
+    """Returns every class that a run or a method reads; sections and classes may occur more than once."""
     tops = (RunOptions, *(entry.options for entry in METHODS.values()))
     return [kind for top in tops for kind in kinds(top)]
