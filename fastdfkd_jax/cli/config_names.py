@@ -19,8 +19,8 @@ def find(name: str, command: str) -> tuple[Path, str | None]:
     """Finds the file and the variant of `NAME[:variant]` or `FILE.py[:variant]`.
 
     A name without `.py` is one of our configs, such as `quickstart`. For `compare`, `table1` means `compare/table1`;
-    for `pretrain`, `digits` means `pretrain_digits`. `configs/NAME.py` is also one of ours if no such file exists. Other
-    colons belong to the path.
+    for `pretrain`, `digits` means `pretrain_digits`. `configs/NAME.py` is also one of ours if no such file exists.
+    Other colons belong to the path.
 
     Raises:
       UserError: there is no such config.

@@ -52,27 +52,20 @@ class DeepInversionOptions(Options, section="deepinversion"):
         2000, "Adam steps on the pixels of a batch at full size; the k that Table 4 sets to 2, 5 and 10", at_least=1
     )
     half_size_steps: int = option(
-        0,
-        "Adam steps before the full-size ones, on images halved by 2x2 means; 0 for none (METHOD 6, setting 0)",
-        at_least=0,
+        0, "earlier Adam steps on images halved by 2x2 means; 0 for none (METHOD 6, setting 0)", at_least=0
     )
-    lr: float = option(
-        0.1, "learning rate of Adam in normalised pixels; Adam restarts at every call and stage", above=0
-    )
+    lr: float = option(0.1, "learning rate of Adam, restarted at every call and stage, in normalised pixels", above=0)
     b1: float = option(0.5, "first decay rate of Adam")
     b2: float = option(0.99, "second decay rate of Adam")
     schedule: str = option(
-        "constant",
-        "learning-rate schedule of each stage: 'constant', or 'cosine' after a linear warm-up (METHOD 6)",
-        choices=SCHEDULES,
+        "constant", "rate schedule of each stage: 'constant', or 'cosine' after a warm-up (METHOD 6)", choices=SCHEDULES
     )
     rate_warmup_steps: int = option(100, "steps of the linear warm-up before the cosine schedule", at_least=0)
     jitter: int = option(4, "largest random roll of the whole batch, in pixels; half of it at half size", at_least=0)
     flip: bool = option(True, "mirror the whole batch at random")
     labels: str = option(
         "uniform",
-        "choice of class labels: 'uniform', drawn for each image, or 'balanced', every class equally often, give "
-        "or take one (METHOD 6, CIFAR)",
+        "class labels: 'uniform', drawn for each image, or 'balanced', with equal counts up to one (METHOD 6, CIFAR)",
         choices=LABELS,
     )
     images: str = option(

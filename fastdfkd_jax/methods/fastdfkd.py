@@ -48,11 +48,7 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     """Static choices of Algorithm 1; METHOD section 0 gives the two readings of each."""
 
     num_steps: int = option(5, "inner steps per synthesis call (k in the paper)", at_least=1)
-    reuse: str = option(
-        "meta",
-        "starting point of each call: 'meta' (meta-learned), 'sequential' (the last call's result) or 'none' (Table 5)",
-        choices=REUSE,
-    )
+    reuse: str = option("meta", "start of each call: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)
     representation: str = option(
         "generator",
         "representation of the images: 'generator', 'pixels' (Table 5), or 'noisy_layer', after NAYER",
@@ -63,8 +59,7 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     reptile_scale: float = option(1.0, "factor on the Reptile difference (METHOD T1)")
     latents: str = option(
         "fresh",
-        "when z is drawn: at each call ('fresh'), every latents_period calls ('periodic') or once ('persistent') "
-        "(METHOD T2)",
+        "draws of z: at each call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
         choices=LATENTS,
     )
     latents_period: int = option(50, "calls between draws of z when latents is 'periodic'", at_least=1)
@@ -84,7 +79,7 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     )
     reset_first_layer_at: int = option(
         140,
-        "call, counted from 1, at which the generator's first layer l0 is initialised again (METHOD T7); 0 for never",
+        "call, counted from 1, at which the generator's layer l0 is reinitialised (METHOD T7); 0: never",
         at_least=0,
     )
     unroll: int | bool = option(1, "inner steps unrolled in the compiled loop; True for all", at_least=1)

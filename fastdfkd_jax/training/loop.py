@@ -119,8 +119,7 @@ class Training:
         finally:
             self._end_trace()
             self.metrics.close()
-            # Closing waits for the other processes, one of which may be lost.
-            if hosts.count() == 1 or sys.exc_info()[0] is None:
+            if hosts.count() == 1 or sys.exc_info()[0] is None:  # else closing might wait for a lost process
                 self.checkpoints.close()
             self.feed.close()
 
