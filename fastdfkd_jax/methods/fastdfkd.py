@@ -59,7 +59,7 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     reptile_scale: float = option(1.0, "factor on the Reptile difference (METHOD T1)")
     latents: str = option(
         "fresh",
-        "draws of z: at each call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
+        "draws of z: every call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
         choices=LATENTS,
     )
     latents_period: int = option(50, "calls between draws of z when latents is 'periodic'", at_least=1)
@@ -78,9 +78,7 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
         choices=IMAGES,
     )
     reset_first_layer_at: int = option(
-        140,
-        "call, counted from 1, at which the generator's layer l0 is reinitialised (METHOD T7); 0: never",
-        at_least=0,
+        140, "call, counted from 1, that reinitialises the generator's layer l0 (METHOD T7); 0 for never", at_least=0
     )
     unroll: int | bool = option(1, "inner steps unrolled in the compiled loop; True for all", at_least=1)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
