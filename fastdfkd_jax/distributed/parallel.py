@@ -47,8 +47,8 @@ class ParallelOptions(Options, section="parallel"):
     cpu_devices: int = option(0, "number of devices that the CPU is split into; 0 for one per core", at_least=0)
     hosts: str = option(
         "one",
-        "how processes find each other: 'one' process only, 'cluster' if JAX detects it, or HOST:PORT of process "
-        "0 (docs/scale.md)",
+        "discovery of other processes: 'one' for a single process, 'cluster' if JAX finds them, or HOST:PORT of "
+        "process 0 (docs/scale.md)",
     )
     processes: int = option(0, "number of processes when hosts is HOST:PORT")
     process: int = option(0, "number of this process, from 0, when hosts is HOST:PORT")

@@ -40,7 +40,7 @@ class PoolOptions(Options, section="pool"):
     )
     draw: str = option(
         "replacement",
-        "how batches are drawn: 'replacement', each image independently, or 'passes', each once per shuffled pass "
+        "drawing of batches: 'replacement', each image independently, or 'passes', each once per shuffled pass "
         "as in the released code",
         choices=DRAWS,
     )

@@ -39,7 +39,7 @@ class ReplayOptions(Options, section="replay"):
 
     @property
     def uniform(self) -> bool:
-        """Whether every image is equally likely."""
+        """True if every image is equally likely."""
         return not (self.class_exponent or self.difficulty_exponent)
 
 

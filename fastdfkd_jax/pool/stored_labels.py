@@ -125,7 +125,7 @@ class StoredLabels(Feed):
 
     @property
     def ready(self) -> bool:
-        """Whether all teacher outputs are stored."""
+        """True if all teacher outputs are stored."""
         return self._files is not None and self.labelled == self._making.count
 
     def saved(self) -> dict[str, Tree]:
