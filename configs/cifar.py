@@ -1,4 +1,4 @@
-"""What the configs for small images share: pairs and step counts of Table 1, and the protocols (METHOD section 2)."""
+"""Shared parts of the CIFAR configs: pairs and step counts of Table 1, and protocols (METHOD section 2)."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -33,7 +33,7 @@ DATASETS = {
 
 
 def make(dataset: str, variant: str | None) -> ConfigDict:
-    """FastDFKD's config of 'teacher-student-fastK[-protocol]...', or of 'smoke'."""
+    """Returns FastDFKD's config of 'teacher-student-fastK[-protocol]...', or of 'smoke'."""
     variant = variant or "wrn40_2-wrn16_1-fast5"
     if variant == "smoke":
         variant = "resnet20-wrn16_1-fast2-smoke"
@@ -53,12 +53,13 @@ def make(dataset: str, variant: str | None) -> ConfigDict:
 
 
 def make_method(published: Change, variant: str | None, recipes: Mapping[str, Change] | None = None) -> ConfigDict:
-    """Another method's config of 'dataset-teacher-student[-protocol]...', or of 'smoke'.
+    """Returns another method's config of 'dataset-teacher-student[-protocol]...', or of 'smoke'.
 
     Args:
       published: sets `method.name` and the method's published hyper-parameters.
-      variant: without one, WRN-40-2 -> WRN-16-1 on CIFAR-10.
-      recipes: protocols of this method alone, which set other hyper-parameters; they come before how long a run is.
+      variant: the default is WRN-40-2 -> WRN-16-1 on CIFAR-10.
+      recipes: protocols of this method only, which set other hyper-parameters; they are applied before those that set
+        the length of a run.
     """
     recipes = recipes or {}
     variant = variant or "cifar10-wrn40_2-wrn16_1"
@@ -80,7 +81,7 @@ def make_method(published: Change, variant: str | None, recipes: Mapping[str, Ch
 
 
 def pair_config(dataset: str, pair: str) -> ConfigDict:
-    """The defaults with a data set and a pair 'teacher-student'."""
+    """Returns the defaults with a data set and a pair 'teacher-student'."""
     config = default.get_config()
     config.teacher.arch, config.student.arch = pair.split("-")
     config.teacher.num_classes, mean, std = DATASETS[dataset]
@@ -91,7 +92,7 @@ def pair_config(dataset: str, pair: str) -> ConfigDict:
 
 
 def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
-    """Sets k with its rates, and what each protocol changes."""
+    """Sets k with its learning rates, then applies each protocol's changes."""
     config.fastdfkd.num_steps = steps
     config.inner.generator_lr, config.inner.latents_lr = STEPS[steps]
     config.meta.lr = STEPS[steps][0] * steps
@@ -100,11 +101,12 @@ def apply(config: ConfigDict, steps: int, protocols: Iterable[str]) -> None:
 
 
 def _short(config: ConfigDict) -> None:
-    """60 calls of 128 images, the first 5 without KD, then 60 KD steps of 128 after each: 3,300 in all.
+    """Shortens a run to 60 calls of 128 images and 3,300 student steps.
 
-    The student's recipe is the same for every method, but for its loss; a student that Adam was published for keeps it,
-    as its rate belongs to that loss. A generator's rate falls with the student's. A method whose student learns from
-    the first call on goes on doing so, and has the same number of KD steps.
+    The first 5 calls have no KD; after each of the others come 60 KD steps of 128 images. Every method trains the
+    student by the same recipe, except for its loss. A student that was published with Adam keeps Adam, whose learning
+    rate belongs to that loss. A generator's learning rate falls together with the student's. A method whose student
+    learns from the first call on still does so, with the same number of KD steps.
     """
     config.warmup_calls = 5 if config.warmup_calls else 0
     config.calls = 55 + config.warmup_calls
@@ -119,10 +121,10 @@ def _short(config: ConfigDict) -> None:
 
 
 def _paper(config: ConfigDict) -> None:
-    """The paper's letter: Eq. 6 gradient descent, Eq. 10-11 Reptile on z and theta, Eq. 13 JSD and deviations.
+    """Follows the paper's text: Eq. 6 gradient descent, Eq. 10-11 Reptile on z and theta, Eq. 13 JSD and deviations.
 
-    The paper gives neither alpha nor eta nor the period of line 5; these values are ours. Of six pairs, alpha from
-    1e-4 to 1e-2 and eta 0.5 or 1, this one had the lowest synthesis loss after 15 calls (docs/results.md).
+    The paper gives no values for alpha, eta or the period of line 5; these are ours. We tried six pairs, with alpha
+    from 1e-4 to 1e-2 and eta 0.5 or 1. This pair had the lowest synthesis loss after 15 calls (docs/results.md).
     """
     config.inner.optimizer = "sgd"
     config.inner.generator_lr = config.inner.latents_lr = 3e-4
@@ -137,17 +139,17 @@ def _paper(config: ConfigDict) -> None:
 
 
 def _reptile(config: ConfigDict) -> None:
-    """Reptile as the released CIFAR code has it: the difference times 67, into Adam (METHOD T1)."""
+    """Uses Reptile as in the released CIFAR code: the difference times 67, passed to Adam (METHOD T1)."""
     config.fastdfkd.meta_rule, config.fastdfkd.reptile_scale = "reptile", 67.0
 
 
 def _fomaml_last(config: ConfigDict) -> None:
-    """First-order MAML by the last inner gradient alone."""
+    """Uses first-order MAML with only the last inner gradient."""
     config.fastdfkd.meta_rule = "fomaml_last"
 
 
 def _smoke(config: ConfigDict) -> None:
-    """Seconds rather than hours: every stage runs, nothing is learned."""
+    """Shortens a run to seconds: every stage runs, but nothing is learned."""
     config.calls, config.warmup_calls = 3, 1
     config.synthesis_batch = config.kd.batch = 8
     config.fastdfkd.reset_first_layer_at = 2
@@ -157,6 +159,6 @@ def _smoke(config: ConfigDict) -> None:
     config.eval_every = config.checkpoint_every = config.images_every = 1
 
 
-# How long a run is, for any method.
+# Protocols that set the length of a run, for any method.
 BUDGETS = {"short": _short, "smoke": _smoke}
 PROTOCOLS = {**BUDGETS, "paper": _paper, "reptile": _reptile, "fomaml_last": _fomaml_last}

@@ -1,4 +1,4 @@
-"""CIFAR-100, Table 1 of the paper; variants and protocol are those of cifar10.py.
+"""FastDFKD on CIFAR-100 (Table 1 of the paper), with the variants and protocol of cifar10.
 
 Published for wrn40_2-wrn16_1-fast5: 52.90 % (best epoch on the test set).
 
@@ -10,5 +10,5 @@ from fastdfkd_jax.configs import cifar
 
 
 def get_config(variant=None):
-    """The config of a variant; without one, WRN-40-2 -> WRN-16-1 with k = 5."""
+    """Returns the config of a variant; the default is WRN-40-2 -> WRN-16-1 with k = 5."""
     return cifar.make("cifar100", variant)

@@ -1,11 +1,16 @@
-"""DAFL (Chen et al., ICCV 2019) as officially released: 2,000 epochs of 120 joint steps on 1,024 images.
+"""DAFL (Chen et al., ICCV 2019) as released: 2,000 epochs of 120 joint steps on 1,024 images.
 
     fastdfkd run dafl:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth
 
-`-table1` after the pair is the recipe of CMI's script instead, from which the paper's row comes. It has 92.22 / 81.10 /
-65.71 / 81.33 / 81.55 % on CIFAR-10 (the five pairs of Table 1), in 2.73 / 0.73 / 1.73 / 1.53 / 1.60 h. On CIFAR-100
-users of CMI's and FastDFKD's code report less than its 74.47 % for ResNet-34 -> ResNet-18. Then `-short` or `-smoke`.
+`-table1` after the pair selects the recipe of CMI's script instead, which the paper's row comes from. For the five
+pairs of Table 1 on CIFAR-10 that row has:
+
+    accuracy, %  92.22  81.10  65.71  81.33  81.55
+    hours         2.73   0.73   1.73   1.53   1.60
+
+For ResNet-34 -> ResNet-18 on CIFAR-100 it has 74.47 %; users of CMI's and FastDFKD's code report less. `-short` or
+`-smoke` may follow.
 """
 
 import math
@@ -14,7 +19,7 @@ from fastdfkd_jax.configs import cifar, cmi_scripts
 
 
 def published(config):
-    """METHOD section 6: Adam 0.02 for the generator; SGD 0.1, weight decay 5e-4 for the student; T = 1."""
+    """Sets METHOD section 6: generator with Adam 0.02; student with SGD 0.1 and weight decay 5e-4; T = 1."""
     config.method.name = "dafl"
     if config.teacher.num_classes == 100:
         config.dafl.class_weight, config.dafl.balance_weight, config.dafl.activation_weight = 0.5, 20.0, 0.1
@@ -25,12 +30,12 @@ def published(config):
 
 
 def table1(config):
-    """CMI's script (METHOD section 2): latents of 512, five student steps; class 1, activation 0.001, balance 20."""
+    """Sets CMI's script (METHOD section 2): 512 latents, five student steps; class 1, activation 0.001, balance 20."""
     cmi_scripts.generative(config, student_steps=5, latent_dim=512)
     config.dafl.class_weight, config.dafl.activation_weight = 1.0, 1e-3
-    config.dafl.balance_weight = 20 * math.log(10)  # 20 in nats, where DAFL's own logarithm is to base 10
+    config.dafl.balance_weight = 20 * math.log(10)  # 20 for nats; DAFL's own logarithm has base 10
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant, {"table1": table1})

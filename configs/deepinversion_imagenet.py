@@ -1,16 +1,17 @@
-"""DeepInversion on ImageNet: 2,000 steps on images of 112 pixels, then 1,000 on 224 (METHOD 6, setting 0).
+"""DeepInversion on ImageNet: 2,000 steps at 112 pixels, then 1,000 at 224 (METHOD 6, setting 0).
 
 Published: 68.00 % for ResNet-50 -> ResNet-50 with 140,000 images (166 GPU hours). The authors never released how their
-students learn; that part is FastDFKD's for ImageNet.
+students were trained, so distillation is that of FastDFKD for ImageNet.
 
     fastdfkd run deepinversion_imagenet:resnet50_imagenet --workdir DIR \
         teacher.checkpoint=resnet50-19c8e357.pth
 
-`:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of disk. To evaluate,
-`data.source=folder:DIR` with one folder a class, or `tfds:imagenet2012` with `data.split=validation`.
-Adaptive DeepInversion (another pool, of images on which teacher and student differ): `mode=synthesize
-warmup_calls=0 deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`. Its divergence
-is the paper's; the authors' code clamps probabilities, which can leave 1,000 classes without a gradient.
+The variant is `:STUDENT`, resnet50_imagenet or resnet18_imagenet. The pool needs 21 GB of disk. To evaluate, give
+`data.source=folder:DIR` with one folder per class, or `tfds:imagenet2012` with `data.split=validation`.
+
+Adaptive DeepInversion synthesises another pool, of images on which teacher and student differ: `mode=synthesize
+warmup_calls=0 deepinversion.adversarial_weight=0.2` and a `config.student.checkpoint`. Its divergence is the paper's.
+The authors' code clamps probabilities, which can leave 1,000 classes without a gradient.
 """
 
 from fastdfkd_jax.configs import default, imagenet
@@ -21,7 +22,7 @@ STUDENTS = ("resnet50_imagenet", "resnet18_imagenet")
 
 
 def recipe(config):
-    """The authors' defaults, but for the feature weight and the rate, which are those of their own runs."""
+    """Sets the authors' defaults; the feature weight and the learning rate are those of their own runs."""
     config.method.name = "deepinversion"
     config.synthesis_calls = config.warmup_calls = 2188  # 140,000 images
     config.synthesis_batch = 64
@@ -38,7 +39,7 @@ def recipe(config):
 
 
 def get_config(variant=None):
-    """The config of a student's architecture; without one, ResNet-50."""
+    """Returns the config for a student's architecture; the default is ResNet-50."""
     student = variant or STUDENTS[0]
     if student not in STUDENTS:
         raise UserError(f"unknown variant {variant!r}: expected one of {', '.join(STUDENTS)}")

@@ -1,6 +1,6 @@
-"""The whole configuration; other configs are overrides of this one only.
+"""The complete default config; every other config only overrides its values.
 
-A section is a class, named here or by the methods: its fields have the defaults with unit, range and source.
+Each section is a class, named here or by the methods. Its fields hold the defaults with unit, range and source.
 """
 
 from ml_collections import ConfigDict
@@ -19,14 +19,14 @@ from fastdfkd_jax.training.run_options import RunOptions
 
 
 def get_config() -> ConfigDict:
-    """The defaults: Fast-5 for WRN-40-2 -> WRN-16-1 as the published tables were made (METHOD section 2)."""
-    config = ConfigDict(section(RunOptions))  # calls, batches, precision: what belongs to no part
+    """Returns the defaults: Fast-5 for WRN-40-2 -> WRN-16-1, as in the published tables (METHOD section 2)."""
+    config = ConfigDict(section(RunOptions))  # calls, batches, precision and other options of the whole run
     config.teacher = section(TeacherOptions)
     config.student = section(StudentOptions)
     config.data = section(DataOptions)
     config.transfer = section(TransferOptions)
     config.method = section(registry.MethodOptions)
-    for name, options in registry.sections().items():  # fastdfkd, generator, inversion and so on
+    for name, options in registry.sections().items():  # fastdfkd, generator, inversion, ...
         if not name or name in config:
             raise TypeError(f"{options.__name__} needs a section of its own, found {name!r}")
         config[name] = section(options)

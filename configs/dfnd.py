@@ -1,4 +1,6 @@
-"""DFND: the 600,000 of ImageNet's images, at 32 pixels, that the teacher is surest of, and a model of its mistakes.
+"""DFND: KD on the 600,000 ImageNet images the teacher is surest of, with a model of its mistakes.
+
+The images are scaled to 32 pixels.
 
     fastdfkd run dfnd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth transfer.source=folder:IMAGENET
@@ -8,9 +10,9 @@ from fastdfkd_jax.configs import cifar
 
 
 def published(config):
-    """METHOD section 6: T = 4, SGD 0.1, weight decay 5e-4, batches of 256; 34 epochs of what is kept.
+    """Sets METHOD section 6: T = 4, SGD 0.1, weight decay 5e-4, batches of 256; 34 epochs of the selected images.
 
-    The rate falls to a tenth at 40 % and at 80 % of the epochs (METHOD section 8).
+    The learning rate falls to a tenth at 40 % and at 80 % of the epochs (METHOD section 8).
     """
     config.method.name = "dfnd"
     config.transfer.source, config.transfer.crops, config.transfer.select = "tfds:imagenet2012", 1, 600_000
@@ -24,5 +26,5 @@ def published(config):
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant)

@@ -1,20 +1,20 @@
-"""Generative DFD (Luo et al., 2020): a generator for each class, 5,120 images of each; then the student learns.
+"""Generative DFD (Luo et al., 2020): one generator per class makes 5,120 images for the student.
 
-69.75 / 54.66 / 43.15 % on ImageNet in Table 2 with 1,000 generators (about 300 h); the recipe was not released, and
-this one is ours. The student begins when the last class has its images; the calls after that train a second set of
-generators, which see a student no more than the first did.
+Table 2 has 69.75 / 54.66 / 43.15 % on ImageNet with 1,000 generators (about 300 h). The recipe was not released; this
+one is ours. The student starts once the last class has its images. The calls after that train a second set of
+generators, which sees no student either.
 
     fastdfkd run generative_dfd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth
 
-A budget of fewer calls than classes gets one generator of all classes after another.
+If there are fewer calls than classes, each generator makes all classes, one generator after another.
 """
 
 from fastdfkd_jax.configs import cifar
 
 
 def published(config):
-    """Two passes over the classes, the first without KD; 80,000 KD steps; a killed run repeats one call."""
+    """Sets two passes over the classes, the first without KD; 80,000 KD steps; a killed run repeats one call."""
     config.method.name = "generative_dfd"
     config.kd.steps_per_call = 2000
     if config.teacher.num_classes == 100:
@@ -26,7 +26,7 @@ def published(config):
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     config = cifar.make_method(published, variant)
     if config.warmup_calls + 1 < config.teacher.num_classes * config.generative_dfd.calls_per_generator:
         config.generative_dfd.classes_per_generator = 0

@@ -1,21 +1,23 @@
-"""FastDFKD on ImageNet, Table 2 of the paper: k = 50, 140,000 images, ResNet-50 as teacher (METHOD 1.4 and 1.8).
+"""FastDFKD on ImageNet: ResNet-50 as teacher, k = 50, 140,000 images (Table 2 of the paper).
 
-Published: 68.61 / 53.45 / 43.02 % for ResNet-50, ResNet-18 and MobileNetV2 as students, in 6.28 GPU hours. As the
-paper tells it, the 140,000 images come first, without the adversarial term, as there is no student yet, and then 400
-epochs of distillation as in the logs. The logs themselves begin with images that are not released, and synthesise
-400,000 more while the student learns, with that term (METHOD T10): `-logs`, with a folder of images, or the workdir of
-an earlier run, as pool.initial.
+Sources are METHOD 1.4 and 1.8. Published: 68.61 / 53.45 / 43.02 % for ResNet-50, ResNet-18 and MobileNetV2 as
+students, in 6.28 GPU hours.
+
+By default, the run follows the paper. It first makes the 140,000 images, without the adversarial term because there is
+no student yet. Then come 400 epochs of distillation, as in the logs. The logs differ from the paper (METHOD T10): they
+start with images that are not released, and synthesise 400,000 more while the student learns, with the adversarial
+term. `-logs` selects that; it needs a folder of images, or the workdir of an earlier run, as pool.initial.
 
     fastdfkd run imagenet:resnet50_imagenet --workdir DIR \
         teacher.checkpoint=resnet50-19c8e357.pth
 
-`:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, and then `-logs`, or `-tiny`: images of 64
-pixels, four calls, for a trial on a CPU. The pool needs 21 GB of disk, that of `-logs` 60 beside what it begins with,
-and is read as the student learns (docs/scale.md). To evaluate, `data.source=folder:DIR` with one folder a
-class, or `tfds:imagenet2012` with `data.split=validation`.
+The variant is `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, then optionally `-logs` or
+`-tiny` (a trial on a CPU: images of 64 pixels, four calls). The pool needs 21 GB of disk; with `-logs`, 60 GB besides
+the initial images. It is read from disk during training (docs/scale.md). To evaluate, give `data.source=folder:DIR`
+with one folder per class, or `tfds:imagenet2012` with `data.split=validation`.
 
-`:smoke` is a trial of the whole at 224 pixels, minutes on two CPU cores, of EfficientNet-Lite0, whose real weights
-docs/conversion.md tells how to get: give the imported file as teacher.checkpoint.
+`:smoke` tries everything at 224 pixels with EfficientNet-Lite0, in minutes on two CPU cores. docs/conversion.md
+describes how to get its real weights: give the imported file as teacher.checkpoint.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +31,7 @@ STUDENTS = {"resnet50_imagenet": 0.1, "resnet18_imagenet": 1.0, "mobilenetv2_ima
 
 
 def get_config(variant=None):
-    """The config of a student's architecture; without one, ResNet-50."""
+    """Returns the config for a student's architecture; the default is ResNet-50."""
     if variant == "smoke":
         return smoke()
     student, _, protocol = (variant or "resnet50_imagenet").partition("-")
@@ -48,7 +50,7 @@ def get_config(variant=None):
 
 
 def _published(student: str) -> ConfigDict:
-    """All but the teacher."""
+    """Returns the published config, except for the teacher."""
     config = default.get_config()
     config.teacher.num_classes, config.teacher.image_size = 1000, 224
     config.student.arch = student
@@ -61,7 +63,7 @@ def _published(student: str) -> ConfigDict:
 
 
 def smoke() -> ConfigDict:
-    """Two calls of five steps and eight images of 224 pixels, eight KD steps: every stage runs, nothing is learned."""
+    """Returns a trial: two calls (five steps, eight images of 224 pixels) and eight KD steps. It learns nothing."""
     config = _published("mobilenetv2_imagenet")
     config.teacher.arch = "efficientnet_lite0"  # mean and std are in the imported file
     config.calls, config.synthesis_calls, config.warmup_calls = 4, 2, 2
@@ -88,22 +90,22 @@ def _fast50(config: ConfigDict) -> None:
 
 
 def distillation(config: ConfigDict) -> None:
-    """400 epochs of 1,000 steps, after the synthesis of any method (METHOD 1.8)."""
+    """Sets 400 epochs of 1,000 student steps, after the synthesis of any method (METHOD 1.8)."""
     config.calls = config.synthesis_calls + 400
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 100, 1000, 20
     config.kd.temperature, config.kd.lr, config.kd.final_lr = 5.0, 0.1, 0.0
-    config.kd.least_crop = 0.08  # that of ImageNet's training views
+    config.kd.least_crop = 0.08  # as in ImageNet training
 
 
 def _as_logged(config: ConfigDict, adversarial_weight: float) -> None:
-    """400 epochs of ten calls, 100 steps after each; evaluation and a checkpoint after each epoch."""
+    """Sets 400 epochs of ten calls, each followed by 100 steps; evaluates and checkpoints after each epoch."""
     config.calls, config.synthesis_calls, config.warmup_calls = 4000, 0, 0
     config.kd.steps_per_call = 100
     config.inversion.adversarial_weight = adversarial_weight
 
 
 def tiny(config: ConfigDict) -> None:
-    """Minutes on a CPU, for any method: every stage runs, nothing is learned."""
+    """Shortens any method's run to minutes on a CPU: every stage runs, but nothing is learned."""
     config.teacher.image_size = 64
     config.calls, config.synthesis_calls, config.warmup_calls = 4, 0, 0
     config.synthesis_batch = config.kd.batch = 8

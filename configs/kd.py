@@ -1,12 +1,11 @@
-"""KD on real images: the original ones (row 'KD' of Table 1) or any others ('Places365+KD' of Table 2).
+"""KD on real images: the original data ('KD' in Table 1) or others ('Places365+KD' in Table 2).
 
-With the temperature of the data-free rows, so that the images are all that differs; released code has 1
-(METHOD section 5).
+The temperature is that of the data-free rows, so that only the images differ. Released code has 1 (METHOD section 5).
 
     fastdfkd run kd:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth
 
-Other images, without labels: `transfer.source=folder:DIR transfer.crops=1`, or
+For other images without labels, give `transfer.source=folder:DIR transfer.crops=1`, or
 `tfds:places365_small`.
 """
 
@@ -14,7 +13,7 @@ from fastdfkd_jax.configs import cifar
 
 
 def published(config):
-    """200 epochs of 50,000 images, SGD 0.1, rate times 0.1 after 120, 150 and 180; labels weigh 0.1."""
+    """Sets 200 epochs of 50,000 images, SGD 0.1, rate times 0.1 after 120, 150 and 180; labels have weight 0.1."""
     config.method.name = "kd"
     config.transfer.source = config.data.source
     config.calls, config.warmup_calls = 200, 0
@@ -25,5 +24,5 @@ def published(config):
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant)

@@ -1,10 +1,12 @@
-"""Networks of your own: the recipe of Table 1 for any teacher and student of small images (docs/your-own-teacher.md).
+"""Your own networks: the recipe of Table 1 for any teacher and student of small images.
+
+docs/your-own-teacher.md describes how to prepare them.
 
     fastdfkd run own:fast5-short --workdir DIR \
         teacher.graph=TEACHER student.graph=STUDENT data.source=folder:IMAGES
 
-`:fastK`, K of 2, 5 or 10, then any protocol of `configs/cifar10.py`. Either network may be a checkpoint of one of ours
-instead (`config.teacher.checkpoint`, `config.student.arch`); data serve evaluation only, and none are needed.
+The variant is `:fastK` with K of 2, 5 or 10, then any protocol of `configs/cifar10.py`. Either network may be one of
+ours instead (`config.teacher.checkpoint`, `config.student.arch`). Data are optional and used only for evaluation.
 """
 
 from fastdfkd_jax.configs import cifar, default
@@ -12,7 +14,7 @@ from fastdfkd_jax.errors import UserError
 
 
 def get_config(variant=None):
-    """The config of a variant; without one, k = 5."""
+    """Returns the config of a variant; the default is k = 5."""
     steps, *protocols = (variant or "fast5").split("-")
     known = [f"fast{k}" for k in cifar.STEPS]
     if steps not in known or set(protocols) - cifar.PROTOCOLS.keys():

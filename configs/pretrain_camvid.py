@@ -1,15 +1,15 @@
-"""A DeepLabv3-ResNet18 on CamVid at 120x160: the teacher of configs/camvid.py.
+"""Trains a DeepLabv3-ResNet18 on CamVid at 120x160, the teacher of configs/camvid.py.
 
     fastdfkd pretrain camvid --workdir DIR data.dir=FOLDER
 
-CamVid is CC BY-NC 4.0, and so are weights that are trained on it: for research only.
+CamVid is licensed CC BY-NC 4.0, which also covers weights trained on it: use them for research only.
 """
 
 from fastdfkd_jax.configs import camvid, pretrain_cifar10
 
 
 def get_config():
-    """Every key."""
+    """Returns every key."""
     config = pretrain_cifar10.get_config()
     config.arch = "deeplabv3_resnet18_os16"
     config.mean = config.std = (0.5, 0.5, 0.5)

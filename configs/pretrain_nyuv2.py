@@ -1,16 +1,16 @@
-"""A DeepLabv3-ResNet50 on NYUv2, which the rows of Table 3 need as teacher.
+"""Trains a DeepLabv3-ResNet50 on NYUv2, the teacher of the rows of Table 3.
 
     fastdfkd pretrain nyuv2 --workdir DIR data.dir=FOLDER
 
-DFAD's recipe (METHOD 6) with cross-entropy in place of its focal loss. Published with ImageNet's weights to begin with:
-mIoU 0.519. Those are not public in a form that this command could begin with, so expect less.
+This is DFAD's recipe (METHOD 6) with cross-entropy instead of its focal loss. The published teacher starts from
+ImageNet weights and has mIoU 0.519. Those weights are not public in a form that this command can read, so expect less.
 """
 
 from fastdfkd_jax.configs import pretrain_cifar10
 
 
 def get_config():
-    """Every key."""
+    """Returns every key."""
     config = pretrain_cifar10.get_config()
     config.arch = "deeplabv3_resnet50"
     config.mean = config.std = (0.5, 0.5, 0.5)

@@ -1,6 +1,6 @@
 """Training from scratch on the original data: the row 'Student' of the tables (METHOD section 5).
 
-The recipe is that of the tables' students on synthesised images, so that the images are all that differs.
+The recipe is that of the tables' students on synthesised images, so that only the images differ.
 Published for WRN-16-1 on CIFAR-10: 91.12 %.
 
     fastdfkd run scratch:cifar10-wrn40_2-wrn16_1 --workdir DIR \
@@ -11,7 +11,7 @@ from fastdfkd_jax.configs import cifar
 
 
 def published(config):
-    """200 epochs of 50,000 images, SGD 0.1, rate times 0.2 after 120, 150 and 180."""
+    """Sets 200 epochs of 50,000 images, SGD 0.1, learning rate times 0.2 after 120, 150 and 180."""
     config.method.name = "scratch"
     config.transfer.source = config.data.source
     config.calls, config.warmup_calls = 200, 0
@@ -22,5 +22,5 @@ def published(config):
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant)

@@ -1,4 +1,4 @@
-"""What the configs for segmentation share: the rows of Table 3, each method with the same student steps."""
+"""Shared parts of the segmentation configs: the rows of Table 3, each with the same number of student steps."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from fastdfkd_jax.errors import UserError
 def make(
     base: Callable[[], ConfigDict], variant: str | None, budgets: dict[str, Change], always: Change | None = None
 ) -> ConfigDict:
-    """The config of 'METHOD[-BUDGET]', or of 'smoke'.
+    """Returns the config of 'METHOD[-BUDGET]', or of 'smoke'.
 
     Args:
-      base: data, pair and the student's recipe.
-      variant: without one, FastDFKD.
-      budgets: by name, what changes in any method's config.
-      always: what does so whatever is chosen, before them.
+      base: returns the data, the pair and the student's recipe.
+      variant: the default is FastDFKD.
+      budgets: changes to any method's config, by name.
+      always: changes applied to every config, before the budgets.
     """
     if variant == "smoke":
         variant = "fast10-smoke"
@@ -38,9 +38,9 @@ def make(
 
 
 def base(teacher: str, student: str, classes: int) -> ConfigDict:
-    """The student's recipe, DFAD's for NYUv2: SGD 0.1, weight decay 5e-5, rate times 0.3 at each third (METHOD 6).
+    """Returns DFAD's recipe for NYUv2: SGD 0.1, weight decay 5e-5, rate times 0.3 at each third (METHOD 6).
 
-    300 epochs of 250 steps on 64 images. The paper has no other for its rows; KD is without temperature.
+    It has 300 epochs of 250 steps on 64 images. The paper gives no other recipe for its rows. KD has no temperature.
     """
     config = default.get_config()
     config.teacher.arch, config.student.arch, config.teacher.num_classes = teacher, student, classes
@@ -51,15 +51,15 @@ def base(teacher: str, student: str, classes: int) -> ConfigDict:
     config.kd.steps_per_call, config.kd.steps_per_dispatch, config.kd.temperature = 250, 25, 1.0
     config.kd.lr, config.kd.milestones, config.kd.lr_decay, config.kd.weight_decay = 0.1, (100, 200), 0.3, 5e-5
     config.kd.crop_padding = 0
-    config.dfnd.teacher_accuracy = 0.7  # share of pixels; the published teacher's is not known
+    config.dfnd.teacher_accuracy = 0.7  # share of pixels; that of the published teacher is unknown
     config.data.batch = 16
     return config
 
 
 def fast10(config: ConfigDict) -> None:
-    """17,024 images, with the feature and the adversarial term (paper, 'Results on Segmentation'); k = 10.
+    """Sets k = 10, 17,024 images, and the feature and adversarial terms (paper, 'Results on Segmentation').
 
-    Weights and rates are those of the CIFAR rows, as none are published for segmentation.
+    Weights and learning rates are those of the CIFAR rows; none are published for segmentation.
     """
     config.method.name = "fastdfkd"
     config.calls, config.synthesis_calls, config.warmup_calls = 310, 266, 10
@@ -72,7 +72,7 @@ def fast10(config: ConfigDict) -> None:
 
 
 def deepinversion(config: ConfigDict) -> None:
-    """As many images on their pixels, with the feature term and the student's; no row of Table 3."""
+    """Optimises the pixels of as many images with the same two terms; no row of Table 3."""
     fast10(config)
     config.method.name = "deepinversion"
     config.deepinversion.class_weight = 0.0
@@ -81,14 +81,14 @@ def deepinversion(config: ConfigDict) -> None:
 
 
 def dfad(config: ConfigDict) -> None:
-    """300 epochs of 50 rounds: a generator step, five of the student; -log(1 + L1), Adam 1e-3 (METHOD 6)."""
+    """Sets 300 epochs of 50 rounds (one generator step, five student steps), -log(1 + L1), Adam 1e-3 (METHOD 6)."""
     config.method.name = "dfad"
     config.dfad.generator, config.dfad.generator_loss = "dcgan", "log_l1"
     config.dfad.milestones, config.dfad.lr_decay = (100, 200), 0.3
 
 
 def dafl(config: ConfigDict) -> None:
-    """As many rounds, rates as DFAD's; the terms of the classifiers' DAFL are means over pixels."""
+    """Sets as many rounds, with DFAD's learning rates; the terms of DAFL for classifiers become means over pixels."""
     config.method.name = "dafl"
     config.dafl.generator, config.dafl.latent_dim, config.dafl.lr = "dcgan", 256, 1e-3
     config.dafl.student_images, config.dafl.student_steps = "fresh", 5
@@ -96,35 +96,35 @@ def dafl(config: ConfigDict) -> None:
 
 
 def kd(config: ConfigDict) -> None:
-    """KD on the training images, in random squares and mirrored (METHOD section 4); labels weigh 0.1."""
+    """Sets KD on mirrored random squares of the training images (METHOD section 4); labels have weight 0.1."""
     _on_data(config, "kd")
 
 
 def scratch(config: ConfigDict) -> None:
-    """The labels of the training images alone."""
+    """Trains only on the labels of the training images."""
     _on_data(config, "scratch")
 
 
 def _on_data(config: ConfigDict, name: str) -> None:
     config.method.name = name
-    config.transfer.source = config.data.source  # brought to data.short_side too
+    config.transfer.source = config.data.source  # also resized to data.short_side
     config.kd.square = config.teacher.image_size
 
 
 def dfnd(config: ConfigDict) -> None:
-    """Other pictures (`transfer.source=folder:DIR`), a random crop of each, of which the surest are kept."""
+    """Uses other pictures (`transfer.source=folder:DIR`): one random crop of each, of which the surest are kept."""
     config.method.name = "dfnd"
     config.transfer.source, config.transfer.crops, config.transfer.select = "tfds:imagenet2012", 1, 17_024
 
 
 def noise(config: ConfigDict) -> None:
-    """The control: the student of `fast10` on Gaussian noise."""
+    """Trains the student of `fast10` on Gaussian noise, as a control."""
     fast10(config)
     config.method.name = "noise"
 
 
 def smoke(config: ConfigDict) -> None:
-    """Minutes on a CPU: every stage runs, nothing is learned."""
+    """Shortens a run to minutes on a CPU: every stage runs, but nothing is learned."""
     config.calls, config.synthesis_calls, config.warmup_calls = 3, 0, min(1, config.warmup_calls)
     config.synthesis_batch = config.kd.batch = 2
     config.kd.steps_per_call = config.kd.steps_per_dispatch = 5

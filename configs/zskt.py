@@ -1,13 +1,19 @@
-"""ZSKT (Micaelli and Storkey, NeurIPS 2019) as officially released: 80,000 batches of 128, ten student steps on each.
+"""ZSKT (Micaelli and Storkey, NeurIPS 2019) as released: 80,000 batches, ten student steps on each.
+
+A batch has 128 images.
 
     fastdfkd run zskt:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth
 
-Attention transfer was published for pairs of WRNs. It is off where the stages of teacher and student are of two kinds.
+Attention transfer was published for pairs of WRNs. It is off if the stages of teacher and student differ in kind.
 
-`-table1` after the pair is the recipe of CMI's script instead, from which the paper's row comes. It has 93.32 / 89.46 /
-83.74 / 86.07 / 89.66 % on CIFAR-10 (the five pairs of Table 1), in 1.67 / 0.33 / 0.87 / 0.87 / 0.87 h. Then `-short` or
-`-smoke`.
+`-table1` after the pair selects the recipe of CMI's script instead, which the paper's row comes from. For the five
+pairs of Table 1 on CIFAR-10 that row has:
+
+    accuracy, %  93.32  89.46  83.74  86.07  89.66
+    hours         1.67   0.33   0.87   0.87   0.87
+
+`-short` or `-smoke` may follow.
 """
 
 from fastdfkd_jax.configs import cifar, cmi_scripts
@@ -15,10 +21,10 @@ from fastdfkd_jax.models import stages_of
 
 
 def published(config):
-    """METHOD section 6: Adam 1e-3 and 2e-3 for generator and student, both to 0 as a cosine; gradients clipped at 5."""
+    """Sets METHOD section 6: Adam 1e-3 (generator) and 2e-3 (student), cosine to 0; gradients clipped at 5."""
     config.method.name = "zskt"
     teacher, student = config.teacher.arch, config.student.arch
-    if teacher and stages_of(teacher) != stages_of(student):  # a teacher without a name is what its checkpoint says
+    if teacher and stages_of(teacher) != stages_of(student):  # without a name, the checkpoint decides
         config.zskt.attention_weight = 0.0
     config.calls, config.warmup_calls = 800, 0
     config.synthesis_batch = config.kd.batch = 128
@@ -28,11 +34,11 @@ def published(config):
 
 
 def table1(config):
-    """CMI's script (METHOD sections 2 and 8): five student steps, KL summed over classes, no attention transfer."""
+    """Sets CMI's script (METHOD 2 and 8): five student steps, KL summed over classes, no attention transfer."""
     cmi_scripts.generative(config, student_steps=5)
     config.zskt.attention_weight, config.zskt.kl_reduction = 0.0, "batchmean"
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; the default is WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant, {"table1": table1})

@@ -1,4 +1,4 @@
-"""What a network reaches on labelled images, as a function and as a command.
+"""Measures a network on labelled images, as a function and as a command.
 
 fastdfkd evaluate CHECKPOINT --data tfds:cifar10 --data-dir DIR --split test --json
 """
@@ -17,13 +17,13 @@ from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 
-_IMAGES, _MAPS = 256, 16  # in a step, unless it is said
-# Measurements in percent, as they are printed.
+_IMAGES, _MAPS = 256, 16  # default images per step, for classifiers and for segmentation
+# Measurements in percent, with their printed names.
 _SHARES = {"accuracy": "accuracy", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loads what the command line names and measures it.
+    """Loads the network and data that the command line names, and measures the network.
 
     Returns:
       `make_evaluator`'s measurements with the checkpoint, architecture, data and split they belong to.
@@ -43,7 +43,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     size = arguments.image_size or (network.spec.image_size if arguments.crop else None)
     sizes: dict[str, Any] = {"crop": arguments.crop, "short_side": arguments.short_side}
-    if not network.spec.gives_maps:  # one that does takes images of any size, and so may they be
+    if not network.spec.gives_maps:  # segmentation networks take images of any size
         sizes["image_size"] = size
     chosen = {"data_dir": arguments.data_dir, "class_names": arguments.class_names}
     dataset = data.load(arguments.data, arguments.split, **chosen, **sizes)
@@ -66,27 +66,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"{PROGRAM} evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="torch file, .safetensors or Keras's model.json")
     parser.add_argument("--data", required=True, help=f"one of {', '.join(data.SOURCES)}")
-    parser.add_argument("--data-dir", help=f"where the data lie (default: {data.DEFAULT_DATA_DIR})")
+    parser.add_argument("--data-dir", help=f"folder of the data (default: {data.DEFAULT_DATA_DIR})")
     parser.add_argument("--split", default="test", help="NAME or NAME[start:stop] (default: %(default)s)")
     parser.add_argument(
         "--class-names",
         metavar="FILE",
-        help="the network's classes in order, one a line, where DATA has a part of them",
+        help="the network's classes in order, one per line, if DATA has only some of them",
     )
-    parser.add_argument("--arch", help="architecture, where the checkpoint does not tell")
-    parser.add_argument("--num-classes", type=int, help="classes that the checkpoint must have")
-    parser.add_argument("--image-size", type=int, help="side in pixels, of the network and of images")
-    parser.add_argument("--crop", type=float, default=0.0, help="part of a picture's shorter side; ImageNet's is 0.875")
-    parser.add_argument("--short-side", type=int, help="shorter side to which images with masks are brought")
-    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.485,0.456,0.406")
-    parser.add_argument("--std", type=numbers, help="likewise")
-    parser.add_argument("--batch-size", type=int, help=f"images a step (default: {_IMAGES}, or {_MAPS} with maps)")
+    parser.add_argument("--arch", help="architecture, if the checkpoint does not record it")
+    parser.add_argument("--num-classes", type=int, help="number of classes that the checkpoint must have")
+    parser.add_argument("--image-size", type=int, help="side of the network's input and of the images, in pixels")
+    parser.add_argument(
+        "--crop", type=float, default=0.0, help="share of a picture's shorter side kept (ImageNet: 0.875)"
+    )
+    parser.add_argument("--short-side", type=int, help="shorter side in pixels that images with masks are resized to")
+    parser.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: 0.485,0.456,0.406")
+    parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
+    parser.add_argument("--batch-size", type=int, help=f"images per step (default: {_IMAGES}; segmentation: {_MAPS})")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, measures and prints; `argv` begins with the program's name."""
+    """Parses the command line, measures and prints; `argv` begins with the program's name."""
     arguments = _parser().parse_args(argv[1:])
     parallel.split_cpu(0)
     result = evaluate_checkpoint(arguments)

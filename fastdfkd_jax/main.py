@@ -1,4 +1,4 @@
-"""`fastdfkd run CONFIG[:VARIANT]`: one run, from a config to a student."""
+"""`fastdfkd run CONFIG[:VARIANT]`: runs a config and writes the trained student."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import build, class_names, run, run_noise_control, set_up_jax, write_summary
 from fastdfkd_jax.training.run_options import RunOptions, every_kind
 
-log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__
+log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__ here
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 
 
 def _kinds(config: Any) -> dict[str, type[Options]]:
-    """The class of options of each section that a run of this config reads."""
+    """Returns the options class of each section that a run of this config reads."""
     others = other_sections(config.method.name)
     return {name: kind for name, kind in by_section(every_kind()).items() if name not in others}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, checks, runs, and prints the summary: for people on a terminal, else one line of JSON."""
+    """Parses, checks and runs a config, then prints the summary: as text on a terminal, else as one line of JSON."""
     config, folder = config_flags.parse(argv, "run", DEFAULT_CONFIG, _kinds)
     validate(config)
     set_up_jax(config)
     chosen = config.parallel
     hosts.join(chosen.hosts, chosen.processes, chosen.process, chosen.lost_after)
     if not hosts.is_writer():
-        logging.getLogger("fastdfkd_jax").setLevel(logging.ERROR)  # the writer says the same
+        logging.getLogger("fastdfkd_jax").setLevel(logging.ERROR)  # the writing process logs the same messages
     with hosts.together():
         if config.dry_run:
             output = dry_run.describe(read(RunOptions, config), assemble(config))

@@ -1,10 +1,10 @@
-"""What segmentation networks see, as colours over the pictures, for people to look at.
+"""Draws the predictions of segmentation networks as colours over pictures.
 
     fastdfkd overlay CHECKPOINT... --data camvid:DIR --split val --short-side 120 --out overlay.png
 
-Each picture, then its labels where the data have maps, then what each network predicts, in the order of the
-checkpoints; the colour of each class is printed. What they make of synthesised images is seen by `python -m
-fastdfkd_jax.export WORKDIR --to DIR --format folder` and then `--data folder:DIR --split "train[:6]"`.
+Each picture is followed by its labels, if the data have maps, and then by each network's prediction, in the order of
+the checkpoints. The colour of each class is printed. To see predictions on synthesised images, first run `python -m
+fastdfkd_jax.export WORKDIR --to DIR --format folder`, then give `--data folder:DIR --split "train[:6]"`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH = 8
 
 
 def palette(classes: int) -> np.ndarray:
-    """Colours that differ, uint8[classes, 3]: those of Pascal VOC, whose first, black, is left to unlabelled pixels."""
+    """Returns Pascal VOC's colours, uint8[classes, 3], without its first, black, which marks unlabelled pixels."""
     colours = np.zeros((classes, 3), np.uint8)
     for number in range(1, classes + 1):
         for bit in range(8):
@@ -40,14 +40,14 @@ def palette(classes: int) -> np.ndarray:
 
 
 def painted(images: np.ndarray, maps: np.ndarray, classes: int, opacity: float = 0.6) -> np.ndarray:
-    """Pictures uint8[N, H, W, 3] under the colours of int[N, H, W]; what is no class is black."""
+    """Returns pictures uint8[N, H, W, 3] under the colours of int[N, H, W]; pixels without a class are black."""
     colours = np.vstack([palette(classes), np.zeros((1, 3), np.uint8)])
     chosen = colours[np.where((maps >= 0) & (maps < classes), maps, classes)]
     return np.rint((1 - opacity) * images + opacity * chosen).astype(np.uint8)
 
 
 def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
-    """The likeliest class of every pixel, i32[N, H, W], of uint8[N, H, W, C]."""
+    """Returns the likeliest class of every pixel, i32[N, H, W], for images uint8[N, H, W, C]."""
     spec = network.spec
 
     @jax.jit
@@ -60,27 +60,29 @@ def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
 
 
 def rows(images: np.ndarray, maps: Sequence[np.ndarray], classes: int) -> np.ndarray:
-    """Pictures and what each set of maps says of them side by side, uint8[N * (1 + maps), H, W, 3]."""
+    """Returns pictures and coloured maps side by side, uint8[N * (1 + maps), H, W, 3]."""
     coloured = np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
     columns = [coloured, *(painted(coloured, map_, classes) for map_ in maps)]
     return np.stack(columns, 1).reshape(-1, *coloured.shape[1:])
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, predicts and writes the PNG; `argv` begins with the program's name."""
+    """Parses the command line, predicts and writes the PNG; `argv` begins with the program's name."""
     parser = OneLineParser(prog=f"{PROGRAM} overlay", description=__doc__)
-    parser.add_argument("checkpoints", nargs="+", help="networks of one task and one number of classes")
+    parser.add_argument("checkpoints", nargs="+", help="networks for segmentation with the same number of classes")
     parser.add_argument("--data", required=True, help=f"pictures, of {', '.join(data.SOURCES)}")
-    parser.add_argument("--data-dir", help="what a relative folder is relative to (default: here)")
+    parser.add_argument("--data-dir", help="base of relative folders (default: current folder)")
     parser.add_argument("--split", default="val[:6]", help="NAME or NAME[start:stop] (default: %(default)s)")
-    parser.add_argument("--short-side", type=int, help="shorter side to which pictures with maps are brought")
-    parser.add_argument("--image-size", type=int, help="side to which pictures without maps are brought")
-    parser.add_argument("--crop", type=float, default=0.0, help="of the latter, part of the shorter side: 1 for all")
-    parser.add_argument("--arch", help="architecture, where no checkpoint tells")
-    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.5,0.5,0.5")
-    parser.add_argument("--std", type=numbers, help="likewise")
-    parser.add_argument("--across", type=int, default=1, help="pictures in a row (default: %(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="the PNG")
+    parser.add_argument("--short-side", type=int, help="shorter side in pixels that pictures with maps are resized to")
+    parser.add_argument("--image-size", type=int, help="side in pixels that pictures without maps are resized to")
+    parser.add_argument(
+        "--crop", type=float, default=0.0, help="share of the shorter side kept of pictures without maps; 1 for all"
+    )
+    parser.add_argument("--arch", help="architecture, if the checkpoints do not record it")
+    parser.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: 0.5,0.5,0.5")
+    parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
+    parser.add_argument("--across", type=int, default=1, help="pictures per row (default: %(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="PNG file to write")
     chosen = parser.parse_args(argv[1:])
     if chosen.across < 1:
         raise UserError(f"expected at least 1 picture across, got {chosen.across}")
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     sizes: dict[str, Any] = {"short_side": chosen.short_side, "image_size": size, "crop": chosen.crop}
     dataset = data.load(chosen.data, chosen.split, data_dir=chosen.data_dir, **sizes)
     maps = [dataset.labels] if dataset.labels.ndim == 3 else []
-    if not maps:  # the other checks are the same for pictures of which nothing is known
+    if not maps:  # void labels, so that the same checks apply to unlabelled pictures
         dataset = data.Dataset(dataset.images, np.full(dataset.images.shape[:3], data.VOID, np.uint8))
     for (network, _), path in zip(networks, chosen.checkpoints, strict=True):
         if not network.spec.gives_maps:

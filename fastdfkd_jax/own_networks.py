@@ -1,9 +1,9 @@
-"""`fastdfkd distill`: from a teacher of your own to a trained student in one command.
+"""`fastdfkd distill`: trains a student from your own teacher in one command.
 
     fastdfkd distill net.py:teacher --weights teacher.pth --student net.py:student --image-size 32 \
         --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010
 
-Records both networks, compares the teacher with PyTorch, prints what the run will cost, runs it, and says how to load
+It records both networks, compares the teacher with PyTorch, prints the cost of the run, runs it, and prints how to load
 the student. Stop it at any time; the same command continues.
 """
 
@@ -38,16 +38,16 @@ log = logging.getLogger("fastdfkd_jax.distill")
 
 # name: variant of configs/own.py
 PROTOCOLS = {"smoke": "fast2-smoke", "short": "fast5-short", "full": "fast5"}
-_IDENTITY = "identity.json"  # written when both networks are recorded
+_IDENTITY = "identity.json"  # written after both networks are recorded
 _NEEDS_TORCH = "recording a PyTorch module needs torch: pip install torch"
 
 
 class Distilled(NamedTuple):
-    """A finished run.
+    """The result of a run.
 
     Attributes:
-      student: path of the student's weights; `load_state_dict` of your own module takes them.
-      summary: what summary.json holds; {} where the run was stopped and saved.
+      student: path of the student's weights, for `load_state_dict` of your own module.
+      summary: contents of summary.json; {} if the run was stopped and saved.
     """
 
     student: Path
@@ -55,12 +55,12 @@ class Distilled(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images that both networks take.
+    """The format of the images that both networks take.
 
     Attributes:
       size: side in pixels; None to read it from the module, else 32.
       channels: None to read them from the module's first convolution.
-      mean, std: of images in [0, 1], one number a channel; None where the teacher's file has them.
+      mean, std: per channel, of images in [0, 1]; None if the teacher's file has them.
     """
 
     size: int | None = None
@@ -86,22 +86,23 @@ def distill(
 ) -> Distilled:
     """Trains a student from a teacher without its training data, by FastDFKD.
 
-    The same call continues a run that was stopped, and returns at once if it has ended.
+    Call it again with the same arguments to continue a run that was stopped; it returns at once if the run has ended.
 
     Args:
       teacher: a torch module with its weights, 'FILE.py:FACTORY', a checkpoint of a network in docs/models.md, or the
         folder of a recorded graph.
-      student: a torch module, 'FILE.py:FACTORY', the name of a network in docs/models.md, or such a folder.
-      workdir: where the files go.
-      weights: of 'FILE.py:FACTORY', a PyTorch checkpoint.
+      student: a torch module, 'FILE.py:FACTORY', the name of a network in docs/models.md, or the folder of a recorded
+        graph.
+      workdir: folder for all files.
+      weights: PyTorch checkpoint for a teacher 'FILE.py:FACTORY'.
       image_size, channels, mean, std: as in `Images`.
       protocol: 'smoke' (seconds, learns nothing), 'short' (up to an hour on two cores) or 'full' (for GPUs).
       data: labelled images to evaluate on, as `folder:DIR` or `tfds:cifar10`; '' for none.
       changes: other values of the config, 'KEY=VALUE'.
-      plan: print networks, memory and time before the run.
+      plan: whether to print networks, memory and time before the run.
 
     Raises:
-      UserError: a network cannot be recorded or differs from PyTorch, or something does not fit together.
+      UserError: a network cannot be recorded or differs from PyTorch, or the arguments do not fit together.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
@@ -139,7 +140,7 @@ def _is_module(given: Given) -> bool:
 
 
 def _identity(given: Given, weights: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """What tells a network from another, as JSON holds it."""
+    """Returns the data that distinguish a network from others, as JSON types."""
     if _is_module(given):
         state = {name: tensor.detach().cpu().numpy() for name, tensor in given.state_dict().items()}  # pyright: ignore
         return {"module": type(given).__name__, "weights": digest(state)}
@@ -152,9 +153,9 @@ def _identity(given: Given, weights: str | os.PathLike[str] | None) -> dict[str,
 
 
 def _require_same(networks: Path, identity: Any) -> None:
-    """Networks are recorded once: recording a student again would draw other weights."""
+    """Refuses other networks than those recorded; recording a student again would draw other weights."""
     place = networks / _IDENTITY
-    if not place.exists():  # what an earlier call that failed has left may be of other networks
+    if not place.exists():  # a failed earlier call may have left parts of other networks
         shutil.rmtree(networks, ignore_errors=True)
         make_folder(networks)
     elif json.loads(place.read_text(encoding="utf-8")) != identity:
@@ -162,7 +163,7 @@ def _require_same(networks: Path, identity: Any) -> None:
 
 
 def _words(role: str, given: Given, folder: Path, weights: str | os.PathLike[str] | None, images: Images) -> list[str]:
-    """The config's values for a network, which is recorded into the folder if it is PyTorch's."""
+    """Returns the config values for a network; records it into the folder if it is a PyTorch module."""
     if not _is_module(given) and not _is_factory(given):
         name = str(given)
         if role == "student":
@@ -203,22 +204,24 @@ def _parser() -> OneLineParser:
         prog=f"{PROGRAM} distill", description="Trains a student from a teacher of your own, without its data."
     )
     parser.add_argument("teacher", help="FILE.py:FACTORY, a checkpoint, or a recorded graph's folder")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help=f"as {PROGRAM} run own --help lists them")
+    parser.add_argument(
+        "changes", nargs="*", metavar="KEY=VALUE", help=f"values of the config: {PROGRAM} run own --help"
+    )
     parser.add_argument("--weights", help="PyTorch checkpoint of the teacher")
     parser.add_argument("--student", required=True, help="FILE.py:FACTORY, a network's name, or a graph's folder")
-    parser.add_argument("--image-size", type=int, help="pixels (default: as the module says, else 32)")
-    parser.add_argument("--channels", type=int, help="of the images (default: those of the first convolution)")
-    parser.add_argument("--mean", type=numbers, help="of images in [0, 1], by channel: 0.4914,0.4822,0.4465")
-    parser.add_argument("--std", type=numbers, help="likewise")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="how long (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, help="side in pixels (default: read from the module, else 32)")
+    parser.add_argument("--channels", type=int, help="channels of the images (default: those of the first convolution)")
+    parser.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: 0.4914,0.4822,0.4465")
+    parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="length of a run (default: %(default)s)")
     parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
-    parser.add_argument("--workdir", default="runs/distill", help="where the files go (default: %(default)s)")
-    parser.add_argument(JSON, action="store_true", help="print the summary as JSON, as where the output is no terminal")
+    parser.add_argument("--workdir", default="runs/distill", help="folder for all files (default: %(default)s)")
+    parser.add_argument(JSON, action="store_true", help="print the summary as JSON, as without a terminal")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, distils, and says how to load the student."""
+    """Parses the command line, distils, and prints how to load the student."""
     options = vars(_parser().parse_intermixed_args(argv[1:]))
     options.pop("verbose")
     as_json = options.pop("json")
@@ -232,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _loading(student: str, path: Path) -> list[str]:
-    """The lines that load the student into the user's module."""
+    """Returns the lines of code that load the student into the user's module."""
     if not _is_factory(student) or path.suffix != ".pth":
         return []
     file, _, name = student.rpartition(":")

@@ -2,9 +2,9 @@
 
     fastdfkd pretrain digits --workdir DIR [key=value]
 
-Writes `teacher.safetensors`, `metrics.jsonl` and `config.json` into the work directory, and checkpoints. A signal that
-asks to end saves one more; the same command continues from it and ends with the same teacher. The test split is read
-for reporting, never for selection: the teacher is the one of the last epoch.
+It writes `teacher.safetensors`, `metrics.jsonl`, `config.json` and checkpoints into the work directory. On a signal to
+stop, it saves one more checkpoint; the same command continues from there and ends with the same teacher. The test split
+is used only for reporting, never for selection: the teacher is that of the last epoch.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.supervised import Keeping, Position, Recipe, TrainState, steps_per_epoch, train_teacher
 from fastdfkd_jax.training.workdir import flatten
 
-log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__
+log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__ here
 
 DEFAULT_CONFIG = "configs/pretrain_digits.py"
 _KEYS = {"arch", "mean", "std", "data", "recipe"}
-_FREE_KEYS = ("data.dir", "recipe.eval_every")  # may differ when training continues
+_FREE_KEYS = ("data.dir", "recipe.eval_every")  # may differ when a training is resumed
 
 
 def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Trains and stores the teacher that a config describes, or continues where an earlier call was stopped.
+    """Trains and stores the teacher that a config describes, or continues a training that was stopped.
 
     Args:
       config: the keys of `configs/pretrain_cifar10.py`, as plain dictionaries.
-      workdir: where the files go.
+      workdir: folder for all files.
 
     Returns:
-      The last line of `metrics.jsonl`: epoch, training loss, the test split's measurements, seconds. {} where a signal
-      has stopped the training; it was saved.
+      The last line of `metrics.jsonl`: epoch, training loss, the test split's measurements, seconds. {} if a signal
+      stopped the training, which was then saved.
 
     Raises:
       UserError: the config, the data or the work directory cannot be used.
@@ -95,7 +95,7 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
             f"expected recipe.square of at most {min(height, width)}, the images' side, got {recipe.square}"
         )
     if dataset.labels.ndim == 3:
-        height = width = recipe.square or min(height, width)  # of what is synthesised for it
+        height = width = recipe.square or min(height, width)  # size of the images synthesised from it
     if height != width:
         raise UserError(f"expected square training images, found {height}x{width}")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
@@ -119,7 +119,7 @@ class _Training:
         self._checkpoints = Checkpoints(workdir / "checkpoints", identity=identity, restart="use a new workdir")
 
     def restore(self, state: TrainState) -> Position | None:
-        """Where the newest checkpoint was saved; None where there is none. Records the config, which then fits.
+        """Returns the newest checkpoint's position, or None if there is none, and records the config.
 
         Raises:
           UserError: the checkpoints are of another config, or none of them can be used.
@@ -141,7 +141,7 @@ class _Training:
         self._checkpoints.save(position.steps, position.state, progress)
 
     def report(self, epoch: int, loss: float, variables: Variables) -> None:
-        """Evaluates, and writes metrics and teacher."""
+        """Evaluates the network, then writes metrics and teacher."""
         measured = {f"test_{name}": value for name, value in self._evaluate(variables, self._test).items()}
         self.records.append({"epoch": epoch, "train_loss": loss, **measured, "seconds": self._seconds()})
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
@@ -152,7 +152,7 @@ class _Training:
         log.info(line, epoch, self._recipe.epochs, loss, score.title, found[f"test_{score.name}"], found["seconds"])
 
     def store(self, variables: Variables) -> None:
-        """Writes the teacher of the last report."""
+        """Writes the teacher with the last report's measurements."""
         name, last = f"test_{self._score.name}", self.records[-1]
         convert.save_network(
             self.teacher, self._network, variables, metadata={"epoch": last["epoch"], name: last[name]}
@@ -162,12 +162,12 @@ class _Training:
         return self._before + time.perf_counter() - self._start
 
     def close(self) -> None:
-        """Waits for what is still being written."""
+        """Waits for pending writes."""
         self._checkpoints.close()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses, trains, and prints the last epoch's record as one line of JSON; nothing where it was stopped."""
+    """Parses, trains, and prints the last epoch's record as one line of JSON, or nothing if training was stopped."""
     config, workdir = config_flags.parse(argv, "pretrain", DEFAULT_CONFIG)
     if record := run(config.to_dict(), workdir):
         print(json.dumps(record))

@@ -1,8 +1,8 @@
-"""The table of recorded runs.
+"""Makes the table of recorded runs.
 
-`fastdfkd report results` prints a Markdown table of recorded runs; with `--into README.md` it
-replaces what stands there between the lines `<!-- results -->` and `<!-- /results -->`; with `--add WORKDIR --as
-NAME/SEED` it first records a finished run.
+`fastdfkd report results` prints a Markdown table of recorded runs. With `--into README.md`, the table replaces the text
+between the lines `<!-- results -->` and `<!-- /results -->`. With `--add WORKDIR --as NAME/SEED`, the command first
+records a finished run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fastdfkd_jax.training.run_records import add, table
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Parses the command line, records a run if asked, and prints or inserts the table."""
     parser = OneLineParser(prog=f"{PROGRAM} report", description="A table of recorded runs.")
     parser.add_argument("results", type=Path, help="folder of records, NAME/SEED/summary.json")
-    parser.add_argument("--into", type=Path, help="Markdown file in which the table is put")
+    parser.add_argument("--into", type=Path, help="Markdown file to insert the table into")
     parser.add_argument("--add", type=Path, metavar="WORKDIR", help="a finished run to record first")
-    parser.add_argument("--as", dest="name", metavar="NAME/SEED", help="where in the folder it is recorded")
-    parser.add_argument("--untimed", action="store_true", help="the machine was busy: leave out the run's seconds")
+    parser.add_argument("--as", dest="name", metavar="NAME/SEED", help="name of the record in the folder")
+    parser.add_argument("--untimed", action="store_true", help="leave out the seconds, as the machine was busy")
     args = parser.parse_args(argv[1:])
     if args.add is not None:
         if not args.name:

@@ -1,18 +1,19 @@
-"""Tables 1, 4 and 5 of the paper in a size for two CPU cores, the protocol `short`, from one folder of runs.
+"""Makes Tables 1, 4 and 5 at a size for two CPU cores (protocol `short`), from one folder of runs.
 
-Table 1 comes twice, with equal student steps and with the paper's ratios of synthesis seconds (`synthesis.py`).
+There are two versions of Table 1: with equal student steps, and with the paper's ratios of synthesis seconds
+(`synthesis.py`).
 
     fastdfkd compare all --workdir DIR data_dir=DATA \
         teachers.resnet20=resnet20-12fca82f.th other_data=folder:PICTURES
 
-`dry_run=true` says how long that takes. The records in results/ make the tables again, without any run, in
-every format and in the documents that show them:
+`dry_run=true` estimates how long that takes. The records in results/ are enough to make the tables again, without any
+run, in every format and in the documents that show them:
 
     fastdfkd compare all --workdir results/compare/short \
         tables_only=true other_data=npz:imagenet_even500_256_q90.npz \
         into=README.md,docs/results.md
 
-and those of Table 3 likewise, with `configs/compare/table3.py:cpu` and results/compare/camvid.
+For Table 3, use `configs/compare/table3.py:cpu` and results/compare/camvid in the same way.
 """
 
 from fastdfkd_jax.configs.compare import parts, synthesis, table1, table4, table5
@@ -20,7 +21,7 @@ from fastdfkd_jax.errors import UserError
 
 
 def get_config(variant=None):
-    """The union of `table1.py:cpu`, `synthesis.py`, `table4.py:cpu` and `table5.py:cpu`."""
+    """Returns the union of `table1.py:cpu`, `synthesis.py`, `table4.py:cpu` and `table5.py:cpu`."""
     if variant is not None:
         raise UserError(f"unknown variant {variant!r}: expected none")
     tables = [module.get_config("cpu") for module in (table1, table4, table5)]

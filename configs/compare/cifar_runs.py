@@ -1,4 +1,4 @@
-"""The runs of the CIFAR tables; each has one name wherever it stands, so that tables share it."""
+"""The runs of the CIFAR tables; a run has the same name in every table, so that tables share it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,19 +21,19 @@ from fastdfkd_jax.configs import (
 )
 from fastdfkd_jax.configs.compare import parts
 
-# Steps with which DeepInversion synthesises for as long as Fast-5.
+# Steps at which DeepInversion's synthesis takes as long as that of Fast-5.
 EQUAL_TIME_STEPS = 9
-# Of 0.1, 0.3 and 1 the rate of the lowest synthesis loss after five steps (docs/results.md), for pixels of any method;
-# the paper does not give that of its few-step rows.
+# Learning rate of pixels, for any method. Of 0.1, 0.3 and 1 it gives the lowest synthesis loss after five steps
+# (docs/results.md). The paper does not give the rate of its few-step rows.
 PIXELS_LR = 0.3
-# DeepInversion and CMI as published take these numbers of steps; where they are computed, from runs of this number.
+# Published steps of DeepInversion and CMI, and the steps of the runs that their times are extrapolated from.
 DEEPINVERSION_STEPS, CMI_STEPS, MEASURED_STEPS = 2000, 500, 10
-# Images that the short protocol synthesises.
+# Images synthesised in the short protocol.
 SHORT_IMAGES = 7680
 
 
 class Setting(NamedTuple):
-    """What the rows of a section have in common.
+    """The properties that the rows of a section share.
 
     Attributes:
       dataset: 'cifar10' or 'cifar100'.
@@ -54,17 +54,17 @@ class Setting(NamedTuple):
         return f"{_TITLES[self.dataset]}, {_TITLES[teacher]} → {_TITLES[student]}"
 
     def variant(self, *between: str) -> str:
-        """A variant of the methods' configs, or with 'fastK' between of `cifar.make`."""
+        """Returns a variant of the methods' configs or, with 'fastK' between, of `cifar.make`."""
         first = () if between else (self.dataset,)
         return "-".join([*first, self.pair, *between, *([self.protocol] if self.protocol else [])])
 
     @property
     def claimed_seeds(self) -> tuple[int, ...]:
-        """Of the rows that a claim rests on; the published runs take too long for more than one."""
+        """Seeds of the rows that support a claim; published runs take too long for more than one."""
         return parts.SEEDS if self.protocol else (0,)
 
     def run(self, name: str, config: ConfigDict, **kwargs) -> parts.Named:
-        """A run of this name within the setting."""
+        """Returns a run of this name within the setting."""
         return parts.run(f"{self.variant()}-{name}", config, teacher=self.teacher, **kwargs)
 
 
@@ -76,24 +76,27 @@ _TITLES = {
 
 
 def setting(dataset: str, pair: str) -> Setting:
-    """A column of the paper's tables."""
+    """Returns the setting of a column of the paper's tables."""
     return Setting(dataset, pair, "", f"{dataset}_{pair.split('-', maxsplit=1)[0]}")
 
 
-# What two CPU cores can run; the ported teacher is ResNet-20.
+# A size for two CPU cores; the ported teacher is ResNet-20.
 CPU = Setting("cifar10", "resnet20-wrn16_1", "short", "resnet20")
-# With whose synthesis that of `CPU` is compared; every pair's is of the same size.
+# The published setting that `CPU` is compared with; synthesis has the same size for every pair.
 PUBLISHED = setting("cifar10", "wrn40_2-wrn16_1")
 
 
 def fast(at: Setting, k: int) -> parts.Named:
-    """FastDFKD with k steps, as published."""
+    """Returns the run of FastDFKD with k steps, as published."""
     config = cifar.make(at.dataset, at.variant(f"fast{k}"))
     return at.run(f"fast{k}", config, seeds=at.claimed_seeds if k == 5 else (0,))
 
 
 def ablation(at: Setting, reuse: str, representation: str, momentum: bool = False, weight: float = 10.0) -> parts.Named:
-    """A row of Table 5, with k = 5; the last of them is Fast-5 itself. `weight` is the feature term's, published 10."""
+    """Returns the run of a row of Table 5, with k = 5; the last row is Fast-5 itself.
+
+    `weight` is that of the feature term; the published value is 10.
+    """
     if (reuse, representation, momentum) == ("meta", "generator", True):
         return fast(at, 5)
     config = cifar.make(at.dataset, at.variant("fast5"))
@@ -111,12 +114,12 @@ def ablation(at: Setting, reuse: str, representation: str, momentum: bool = Fals
 
 
 def noise_control(at: Setting) -> parts.Named:
-    """The control: the same student and budget on Gaussian noise."""
+    """Returns the control: the same student and budget on Gaussian noise."""
     return at.run("noise", noise.get_config(at.variant()), seeds=at.claimed_seeds)
 
 
 def deep_inversion(at: Setting, steps: int) -> parts.Named:
-    """DeepInversion with so many steps."""
+    """Returns the run of DeepInversion with this many steps."""
     config = _as_many_images(at, deepinversion.get_config(at.variant()))
     config.deepinversion.num_steps = steps
     if steps != DEEPINVERSION_STEPS:
@@ -125,7 +128,7 @@ def deep_inversion(at: Setting, steps: int) -> parts.Named:
 
 
 def contrastive(at: Setting, steps: int | None = None) -> parts.Named:
-    """CMI with so many steps; without a number as released, 200 where the tables' label says 500."""
+    """Returns the run of CMI with this many steps; by default the released 200, where the tables' label says 500."""
     config = _as_many_images(at, cmi.get_config(at.variant()))
     if at.pair.startswith("resnet34"):
         config.cmi.features = "blocks"
@@ -135,7 +138,7 @@ def contrastive(at: Setting, steps: int | None = None) -> parts.Named:
 
 
 def generative(at: Setting) -> dict[str, parts.Named]:
-    """The methods of one generator, and Generative DFD, by label."""
+    """Returns the runs of the one-generator methods and of Generative DFD, by label."""
     return {
         "DAFL": _baseline(at, "dafl", dafl.get_config),
         "ZSKT": _baseline(at, "zskt", zskt.get_config),
@@ -146,24 +149,27 @@ def generative(at: Setting) -> dict[str, parts.Named]:
 
 
 def _baseline(at: Setting, name: str, get_config: Callable[[str], ConfigDict]) -> parts.Named:
-    """The recipe that the paper's figures come from; the short protocol starts from the official code's."""
+    """Returns the recipe behind the paper's figures; the short protocol starts from the official code's recipe."""
     if at.protocol:
         return at.run(name, get_config(at.variant()))
     return at.run(f"{name}_table1", get_config(f"{at.variant()}-table1"))
 
 
 def share(at: Setting, method: Callable[..., parts.Named], *choices) -> float | None:
-    """A run's share of the synthesis of the paper's row of the same choices; None for published runs themselves."""
+    """Returns a run's synthesis as a share of that of the paper's row with the same choices.
+
+    None for the published runs themselves.
+    """
     if not at.protocol:
         return None
     return parts.share(method(at, *choices), method(PUBLISHED, *choices)[1].config)
 
 
 def cmi_scripts() -> dict[str, ConfigDict]:
-    """CMI's scripts, of which the paper has its figures of these methods (METHOD 8), by label.
+    """Returns the configs of CMI's scripts, the source of the paper's figures of these methods (METHOD 8), by label.
 
-    200 calls of 400 student steps of 256 images: 16,000 steps of the generator, 8,000 of DFQ's. DFAD, which the table
-    lacks, has the official recipe in that size.
+    They have 200 calls of 400 student steps of 256 images, and 16,000 generator steps (8,000 for DFQ). DFAD, which is
+    not in the table, gets the official recipe at that size.
     """
     made = {label: named[1].config for label, named in generative(PUBLISHED).items()}
     dfad = made["DFAD"]
@@ -174,7 +180,7 @@ def cmi_scripts() -> dict[str, ConfigDict]:
 def _generative_dfd(at: Setting) -> ConfigDict:
     config = generative_dfd.get_config(at.variant())
     if at.protocol:
-        # A generator for each class in turn, of 100 steps and 384 images, twice; KD from the tenth on.
+        # Trains a generator for each class in turn (100 steps, 384 images), twice; KD starts with the tenth.
         chosen = config.generative_dfd
         chosen.classes_per_generator = chosen.calls_per_generator = 1
         chosen.steps_per_call, chosen.batches_kept = 100, 3
@@ -184,7 +190,7 @@ def _generative_dfd(at: Setting) -> ConfigDict:
 
 
 def options(at: Setting) -> dict[str, parts.Named]:
-    """What goes beyond the paper, by label."""
+    """Returns the runs that go beyond the paper, by label."""
     replay = cifar.make(at.dataset, at.variant("fast5"))
     replay.replay.class_exponent, replay.replay.difficulty_exponent = 1.0, 0.5
     noisy = cifar.make(at.dataset, at.variant("fast5"))
@@ -199,7 +205,7 @@ def options(at: Setting) -> dict[str, parts.Named]:
 
 
 def _as_many_images(at: Setting, config: ConfigDict) -> ConfigDict:
-    """In the short protocol as many as FastDFKD's, some of them before the student learns."""
+    """In the short protocol, synthesises as many images as FastDFKD, some of them before the student learns."""
     if at.protocol:
         like = cifar.make(at.dataset, at.variant("fast5"))
         config.calls, config.warmup_calls = like.calls, like.warmup_calls
@@ -207,17 +213,20 @@ def _as_many_images(at: Setting, config: ConfigDict) -> ConfigDict:
 
 
 def from_scratch(at: Setting) -> parts.Named:
-    """The student on the original data, without a teacher."""
+    """Returns the run of the student on the original data, without a teacher."""
     return at.run("scratch", scratch.get_config(at.variant()))
 
 
 def original_data(at: Setting) -> parts.Named:
-    """KD on the data that the teacher was trained on."""
+    """Returns the run of KD on the data that the teacher was trained on."""
     return at.run("kd", kd.get_config(at.variant()))
 
 
 def other_data(at: Setting) -> dict[str, parts.Named]:
-    """KD and DFND on crops of other pictures (`config.other_data`), as many as the short protocol synthesises."""
+    """Returns KD and DFND on crops of other pictures (`config.other_data`), by label.
+
+    They use as many crops as the short protocol synthesises images.
+    """
     return {
         "KD, other data": _on_crops(at, "kd_other", kd.get_config, crops=16),
         "DFND": _on_crops(at, "dfnd", dfnd.get_config, crops=48),
@@ -229,7 +238,7 @@ def _on_crops(at: Setting, name: str, get_config: Callable[[str], ConfigDict], *
     config.transfer.source, config.transfer.crops = "", crops
     if name == "dfnd":
         config.transfer.select = SHORT_IMAGES
-        config.dfnd.teacher_accuracy = 0.9173  # of the ported ResNet-20
+        config.dfnd.teacher_accuracy = 0.9173  # accuracy of the ported ResNet-20
     else:
         config.transfer.limit = SHORT_IMAGES
     return at.run(name, config, other_data=True)

@@ -1,13 +1,15 @@
-"""The spread of seeds: Fast-5 by the protocol `short` with five forms of the student's recipe; for two CPU cores.
+"""Measures the spread over seeds of Fast-5 with five forms of the student's recipe, on two CPU cores.
+
+The protocol is `short`.
 
     fastdfkd compare spread --workdir DIR data_dir=DATA \
         teachers.resnet20=resnet20-12fca82f.th
 
-The present form is the run that Tables 1, 4 and 5 show with seeds 0 to 2, and has the same folder; each comparison
-shows its own seeds of it.
+The present form is the run that Tables 1, 4 and 5 show with seeds 0 to 2. It has the same folder there; each comparison
+shows its own seeds of the run.
 
-Of eight seeds a deviation is known to a factor of 0.66 to 2.04 (95 %, normal scores), and a ratio
-of two such deviations to a factor of 2.23 either way: a smaller difference says nothing.
+Eight seeds determine a standard deviation to within a factor of 0.66 to 2.04 (95 %, normal scores). They determine a
+ratio of two such deviations to within a factor of 2.23 either way, so smaller differences are not significant.
 """
 
 from fastdfkd_jax.configs.compare import cifar_runs as runs
@@ -16,11 +18,11 @@ from fastdfkd_jax.errors import UserError
 
 SEEDS = tuple(range(3, 11))
 WARMUP_STEPS = 300  # of 3,300
-EMA_DECAY = 0.99  # of the student's weights: the mean of about a hundred steps
+EMA_DECAY = 0.99  # of the student's weights; averages about a hundred steps
 WARM_UP = {"kd.rate_warmup_steps": WARMUP_STEPS}
 AVERAGED = {"kd.ema_decay": EMA_DECAY}
 PASSES = {"pool.draw": "passes"}
-# label: (end of the run's name, what differs from the present form)
+# label: (end of the run's name, changes to the present form)
 FORMS = {
     "Fast-5, present form": ("", {}),
     "Fast-5, warm-up of the student's rate": ("_warmup", WARM_UP),
@@ -31,7 +33,7 @@ FORMS = {
 
 
 def get_config(variant=None):
-    """One table, for CPUs."""
+    """Returns the comparison with one table, for CPUs."""
     if variant is not None:
         raise UserError(f"unknown variant {variant!r}: expected none")
     at = runs.CPU
@@ -44,7 +46,7 @@ def get_config(variant=None):
 
 
 def form(at, ending, changes):
-    """The run of a form; a key that the configuration lacks is refused."""
+    """Returns the run of a form; raises if the configuration lacks a changed key."""
     config = runs.fast(at, 5)[1].config
     config.lock().update_from_flattened_dict(changes)
     return at.run(f"fast5{ending}", config, seeds=SEEDS)

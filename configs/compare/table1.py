@@ -1,14 +1,14 @@
-"""Table 1 of the paper: students on CIFAR-10 and CIFAR-100, five pairs, and with how much synthesis.
+"""Table 1 of the paper: students on CIFAR-10 and CIFAR-100 for five pairs, and their synthesis cost.
 
     fastdfkd compare table1 --workdir DIR data_dir=DATA \
         teachers.cifar10_wrn40_2=PATH ...
 
-About a hundred runs as published, for GPUs; `only='cifar10-wrn40_2-wrn16_1-*'` for some of them. DAFL, ZSKT
-and DFQ follow CMI's scripts, from which the paper's figures come (`-table1` of their configs). CMI follows FastDFKD's
-code, without the images that the paper's figure began with (configs/cmi.py).
+These are about a hundred runs at published size, for GPUs; `only='cifar10-wrn40_2-wrn16_1-*'` selects some of them.
+DAFL, ZSKT and DFQ follow CMI's scripts, the source of the paper's figures (`-table1` of their configs). CMI follows
+FastDFKD's code, without the images that the paper's run started from (configs/cmi.py).
 
-`:cpu` is one pair for two CPU cores, ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with more methods than
-the paper has:
+`:cpu` is one pair for two CPU cores, ResNet-20 -> WRN-16-1 on CIFAR-10 with the protocol `short`. It has more methods
+than the paper:
 
     fastdfkd compare table1:cpu --workdir DIR data_dir=DATA \
         teachers.resnet20=resnet20-12fca82f.th other_data=folder:PICTURES
@@ -21,7 +21,7 @@ from fastdfkd_jax.methods.base import ORIGINAL_DATA
 
 PAIRS = ("resnet34-resnet18", "vgg11-resnet18", "wrn40_2-wrn16_1", "wrn40_2-wrn40_1", "wrn40_2-wrn16_2")
 NONE = (None,) * 5
-# data set: {row: (accuracies by pair, hours by pair)}, from the paper; 'KD' of CIFAR-10 as it is there (METHOD T13)
+# data set: {row: (accuracies by pair, hours by pair)}, from the paper; 'KD' of CIFAR-10 as printed there (METHOD T13)
 PAPER = {
     "cifar10": {
         "Teacher": ((95.70, 92.25, 94.87, 94.87, 94.87), NONE),
@@ -51,11 +51,11 @@ PAPER = {
     },
 }
 STEPS = (2, 5, 10)
-# The pair whose student is that of `:cpu`, and how its figures are called there.
+# The pair with the student of `:cpu`, and the heading of its figures there.
 CPU_PAIR = "wrn40_2-wrn16_1"
 CPU_PAPER = "paper, CIFAR-10, WRN-40-2 → WRN-16-1"
 
-# Rows of the table in README.md: the methods that were run, the best first, between KD on the original data and noise.
+# Rows of the table in README.md: the methods that were run, best first, between KD on original data and noise.
 BRIEF = (
     "KD, original data", "Fast-10", "CMI, 10 steps", "Fast-5", "Generative DFD",
     "DeepInversion, 10 steps", "DFQ", "noise control",
@@ -63,7 +63,7 @@ BRIEF = (
 
 
 def get_config(variant=None):
-    """Both data sets as published, or 'cpu'."""
+    """Returns the comparison of both data sets as published, or of 'cpu'."""
     if variant == "cpu":
         made, rows = cpu()
         teachers = [runs.CPU.teacher]
@@ -87,13 +87,13 @@ def get_config(variant=None):
 
 
 def paper(row: str, dataset: str = "cifar10", pair: str = CPU_PAIR):
-    """The paper's accuracy and hours of a row."""
+    """Returns the paper's accuracy and hours of a row."""
     accuracies, hours = PAPER[dataset][row]
     return accuracies[PAIRS.index(pair)], hours[PAIRS.index(pair)]
 
 
 def published(at):
-    """Runs and rows of one data set and pair."""
+    """Returns runs and rows of one data set and pair."""
     one_generator = runs.generative(at)
     made = {
         "Student": runs.from_scratch(at),
@@ -124,7 +124,7 @@ def published(at):
 
 
 def cpu():
-    """Runs and rows of `:cpu`."""
+    """Returns runs and rows of `:cpu`."""
     at, measured = runs.CPU, runs.MEASURED_STEPS
     deep, cmi = runs.deep_inversion(at, measured), runs.contrastive(at, measured)
     equal = runs.deep_inversion(at, runs.EQUAL_TIME_STEPS)
@@ -175,7 +175,7 @@ def cpu():
 
 
 def deep_inversion_row(at, published=(None, None)):
-    """What all speed-ups are over: the published number of steps, computed from a few."""
+    """Returns the reference row of all speed-ups: the published steps, extrapolated from a run of few."""
     steps, measured = runs.DEEPINVERSION_STEPS, runs.MEASURED_STEPS
     return parts.row(
         at.section,

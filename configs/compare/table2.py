@@ -1,12 +1,14 @@
-"""Table 2 of the paper: students on ImageNet, ResNet-50 as teacher.
+"""Table 2 of the paper: students on ImageNet, with ResNet-50 as teacher.
 
     fastdfkd compare table2 --workdir DIR \
         teachers.resnet50_imagenet=resnet50-19c8e357.pth data_source=folder:VALIDATION
 
-What the paper's other rows need is too much for one machine: 'Scratch' and all of Places365 would hold a million
-pictures of 224 pixels in memory, and generators of that size for each of 1,000 classes take 2 TB of disk. KD on other
-pictures is run on as many crops as are synthesised (`other_data=tfds:places365_small`). `:cpu` is a trial of
-FastDFKD and DeepInversion in minutes, 64 pixels and four calls, which learns nothing; its seconds are real.
+The paper's other rows need too much for one machine. 'Scratch' and all of Places365 would hold a million pictures of
+224 pixels in memory. A generator of that size for each of 1,000 classes takes 2 TB of disk. KD on other pictures is run
+on as many crops as FastDFKD synthesises images (`other_data=tfds:places365_small`).
+
+`:cpu` tries FastDFKD and DeepInversion in minutes, with 64 pixels and four calls. It learns nothing, but its timings
+are real.
 """
 
 from fastdfkd_jax.configs import deepinversion_imagenet, imagenet
@@ -29,7 +31,7 @@ CPU_STEPS, STEPS = 5, 2000
 
 
 def get_config(variant=None):
-    """As published, or 'cpu'."""
+    """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
         raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
     made, rows = trial() if variant else published()
@@ -39,7 +41,7 @@ def get_config(variant=None):
 
 
 def published():
-    """Runs and rows of all students."""
+    """Returns runs and rows of all students."""
     made, rows = [], []
     for i, (student, title) in enumerate(STUDENTS.items()):
         section = f"ImageNet, ResNet-50 → {title}"
@@ -59,22 +61,22 @@ def published():
 
 
 def run(student, name, config, **kwargs):
-    """A run of this name."""
+    """Returns a run of this name."""
     return parts.run(f"imagenet-resnet50-{student.removesuffix('_imagenet')}-{name}", config, teacher=TEACHER, **kwargs)
 
 
 def on_other_pictures(student):
-    """KD with the recipe of Fast-50 on crops of other pictures, as many as that synthesises."""
+    """Returns the recipe of Fast-50 for KD on crops of other pictures, as many as Fast-50 synthesises."""
     config = imagenet.get_config(student)
     config.method.name = "kd"
     config.calls, config.synthesis_calls, config.warmup_calls = config.calls - config.warmup_calls, 0, 0
-    config.pool.place = "device"  # whole, as its pictures are read into memory
+    config.pool.place = "device"  # these pictures are read into memory as a whole
     config.transfer.source, config.transfer.crops, config.transfer.limit = "", 1, IMAGES
     return config
 
 
 def trial():
-    """Runs and rows of `:cpu`."""
+    """Returns runs and rows of `:cpu`."""
     student = "resnet18_imagenet"
     fast = imagenet.get_config(f"{student}-tiny")
     noise = imagenet.get_config(f"{student}-tiny")

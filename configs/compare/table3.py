@@ -1,10 +1,10 @@
-"""Table 3 of the paper: segmentation, a DeepLabv3-ResNet50 teaching a DeepLabv3-MobileNetV2 on NYUv2.
+"""Table 3 of the paper: segmentation on NYUv2, DeepLabv3-ResNet50 to DeepLabv3-MobileNetV2.
 
     fastdfkd compare table3 --workdir DIR data_dir=FOLDER \
         teachers.nyuv2=nyuv2_deeplabv3_resnet50.pth other_data=folder:IMAGENET
 
-`:cpu` is the same on CamVid in a size for two CPU cores (configs/camvid.py), with `teachers.camvid=` and, for
-DFND, other pictures as `other_data=npz:FILE`; the noise control has the student steps of all rows.
+`:cpu` is the same on CamVid at a size for two CPU cores (configs/camvid.py). It needs `teachers.camvid=` and, for DFND,
+other pictures as `other_data=npz:FILE`. Its noise control takes as many student steps as all other rows.
 """
 
 from fastdfkd_jax.configs import camvid, nyuv2
@@ -26,14 +26,14 @@ CROPS = 2
 
 
 def get_config(variant=None):
-    """As published, or 'cpu'."""
+    """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
         raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
     return on_camvid() if variant else published()
 
 
 def published():
-    """All rows of the paper on NYUv2."""
+    """Returns all rows of the paper on NYUv2."""
     section = "NYUv2, DeepLabv3-ResNet50 → DeepLabv3-MobileNetV2"
     made = {label: run("nyuv2", nyuv2, method) for label, (method, _) in ROWS.items()}
     rows = [parts.row(section, "Teacher", shows="teacher", knows=ORIGINAL_DATA, paper=(51.9, None))]
@@ -45,7 +45,7 @@ def published():
 
 
 def on_camvid():
-    """The same rows, few-step DeepInversion and the control on CamVid."""
+    """Returns the same rows on CamVid, with few-step DeepInversion and the noise control."""
     section = "CamVid at 120x160, 101 validation images, DeepLabv3-ResNet18 → DeepLabv3-MobileNetV2"
     claimed = ("Fast-10", "noise control")
     methods = {label: method for label, (method, _) in ROWS.items()} | CONTROLS
@@ -70,7 +70,7 @@ def on_camvid():
 
 
 def run(dataset, module, method, **kwargs):
-    """A run of a method's config."""
+    """Returns a run of a method's config."""
     config = module.get_config(method)
     if method == "dfnd":
         config.transfer.source, config.transfer.crops = "", CROPS if dataset == "camvid" else 1
@@ -80,6 +80,6 @@ def run(dataset, module, method, **kwargs):
 
 
 def comparison(name, teacher, made, rows, caption):
-    """The runs and their one table."""
+    """Returns the comparison of the runs with their one table."""
     table = parts.table(name, rows, caption=caption)
     return parts.comparison(runs=made.values(), tables=[table], teachers=[teacher])

@@ -1,10 +1,12 @@
-"""Table 4 of the paper: DeepInversion, CMI and FastDFKD with 2, 5 and 10 steps; CIFAR-100, WRN-40-2 -> WRN-16-1.
+"""Table 4 of the paper: DeepInversion, CMI and FastDFKD with 2, 5 and 10 steps on CIFAR-100.
+
+The pair is WRN-40-2 -> WRN-16-1.
 
     fastdfkd compare table4 --workdir DIR data_dir=DATA \
         teachers.cifar100_wrn40_2=PATH
 
-`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `teachers.resnet20=PATH`. The rates
-of the paper's few-step rows are not published: `cifar_runs.PIXELS_LR`, and CMI's own.
+`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 with the protocol `short` and `teachers.resnet20=PATH`. The paper does not
+give the learning rates of its few-step rows. DeepInversion uses `cifar_runs.PIXELS_LR`, and CMI its own rate.
 """
 
 from fastdfkd_jax.configs.compare import cifar_runs as runs
@@ -24,7 +26,7 @@ CPU_PAPER = "paper, CIFAR-100, WRN-40-2 → WRN-16-1"
 
 
 def get_config(variant=None):
-    """As published, or 'cpu'."""
+    """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
         raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
     at = runs.CPU if variant else runs.setting("cifar100", "wrn40_2-wrn16_1")
@@ -36,7 +38,7 @@ def get_config(variant=None):
 
 
 def few_steps(at):
-    """Runs and rows."""
+    """Returns runs and rows."""
     made = {(label, k): method(at, k) for label, method in METHODS.items() for k in STEPS}
     scratch, noise = runs.from_scratch(at), runs.noise_control(at)
     rows = [

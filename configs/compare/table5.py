@@ -1,21 +1,23 @@
-"""Table 5 of the paper: what reuse, the generator and momentum contribute; k = 5, WRN-40-2 -> WRN-16-2.
+"""Table 5 of the paper: the contributions of reuse, the generator and momentum.
+
+They are measured with k = 5 on WRN-40-2 -> WRN-16-2.
 
     fastdfkd compare table5 --workdir DIR data_dir=DATA \
         teachers.cifar10_wrn40_2=PATH teachers.cifar100_wrn40_2=PATH
 
-`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 by the protocol `short`, with `teachers.resnet20=PATH`. Momentum is
-off in all rows but the last; what the released code has no script for is read as METHOD 1.3 does.
+`:cpu` is ResNet-20 -> WRN-16-1 on CIFAR-10 with the protocol `short` and `teachers.resnet20=PATH`. Momentum is off in
+all rows but the last. Rows without a script in the released code follow METHOD 1.3.
 
-Momentum also divides the feature term's pull on the images by ten, as the loss's gradient has the factor 1 - a = 0.1
-(METHOD 8), and the paper's weight is 10 in every row. So `:cpu` has one row more, without momentum and with weight 1:
-what momentum itself gives is its difference from the last row.
+Momentum also divides the feature term's gradient on the images by ten, because the loss's gradient has the factor
+1 - a = 0.1 (METHOD 8), while the paper's weight is 10 in every row. So `:cpu` has one more row, without momentum and
+with weight 1. The effect of momentum itself is the difference between that row and the last.
 """
 
 from fastdfkd_jax.configs.compare import cifar_runs as runs
 from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 
-# label: (how `cifar_runs.ablation` makes it, the paper's CIFAR-10 and CIFAR-100)
+# label: (arguments of `cifar_runs.ablation`, the paper's accuracies on CIFAR-10 and CIFAR-100)
 ROWS = {
     "no reuse, pixels": (("none", "pixels"), 44.74, 3.11),
     "no reuse, generator": (("none", "generator"), 87.33, 35.48),
@@ -24,13 +26,13 @@ ROWS = {
     "meta, generator": (("meta", "generator"), 91.79, 61.43),
     "meta, generator, momentum": (("meta", "generator", True), 91.96, 63.83),
 }
-# The row that `:cpu` has beside the paper's, before the last.
+# The additional row of `:cpu`, before the last.
 WEIGHT_1 = "meta, generator, feature weight 1"
 CPU_PAPER = "paper, CIFAR-10, WRN-40-2 → WRN-16-2"
 
 
 def get_config(variant=None):
-    """Both data sets as published, or 'cpu'."""
+    """Returns the comparison of both data sets as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
         raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
     pair = "wrn40_2-wrn16_2"
@@ -45,7 +47,7 @@ def get_config(variant=None):
 
 
 def ablation(at):
-    """Runs and rows of one data set."""
+    """Returns runs and rows of one data set."""
     noise = runs.noise_control(at)
     made, rows = [noise], [parts.row(at.section, "noise control", noise[0], is_control=True)]
     for label, (choices, *accuracies) in ROWS.items():

@@ -61,13 +61,17 @@ class View(NamedTuple):
 class ViewOptions(Options, section="kd"):
     """Static choices of training views (METHOD 1.4 and 4), and CutMix."""
 
-    crop_padding: int = option(4, "largest shift in pixels, zeros coming in; 0 for none", at_least=0)
-    flip: bool = option(True, "whether images are mirrored at random")
+    crop_padding: int = option(4, "largest random shift in pixels, padded with zeros; 0 for none", at_least=0)
+    flip: bool = option(True, "mirror images at random")
     least_crop: float = option(
-        0.0, "least share of the area in a randomly resized crop, in place of shifts; 0 for these", within="[0, 1]"
+        0.0,
+        "smallest share of the area in randomly resized crops, which replace shifts; 0 keeps shifts",
+        within="[0, 1]",
     )
-    cutmix: float = option(0.0, "probability that a batch is mixed (docs/methods.md)", within="[0, 1]")
-    cutmix_alpha: float = option(1.0, "of Beta(alpha, alpha), the share that an image keeps of itself", above=0)
+    cutmix: float = option(0.0, "probability that a batch is mixed by CutMix (docs/methods.md)", within="[0, 1]")
+    cutmix_alpha: float = option(
+        1.0, "alpha of Beta(alpha, alpha), which CutMix draws the share kept of each image from", above=0
+    )
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

@@ -1,8 +1,8 @@
-"""What commands share: arguments, configs from the command line, messages, exit status and signals.
+"""The parts that commands share: arguments, configs from the command line, messages, exit status and signals.
 
-Importing this keeps XLA's log off the terminal, where it prints boxes about slow compilation. Its errors are raised
-too, and reach the user from there. `--verbose` and TF_CPP_MIN_LOG_LEVEL=0 show the log. A command imports this before
-JAX, which reads the setting once.
+Importing this package keeps XLA's log, with its boxes about slow compilation, off the terminal. XLA's errors are also
+raised as exceptions, so users still see them. `--verbose` or TF_CPP_MIN_LOG_LEVEL=0 shows the log. Commands import this
+before JAX, which reads the setting only once.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Runs a command's main function as a program: its logging, its exit status, and one line for whatever goes wrong."""
+"""Runs a command's main function as a program, with logging, exit status and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _CUT = " [... --verbose shows all ...] "
 def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `command(argv)` and exits.
 
-    The status is what it returns (0 for None), 2 after a fault that the user can mend, 130 after a signal that asks to
-    end, and 1 after any other failure, whose traceback is written to a file. Every failure is one line on standard
+    The exit status is the function's result (0 for None), 2 after an error that the user can fix, 130 after a signal to
+    stop, and 1 after any other failure, whose traceback is written to a file. Every failure is one line on standard
     error, of at most 300 characters unless `--verbose` is among the arguments.
     """
     _write_any_letter()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("fastdfkd_jax")  # the libraries below us are too talkative to share their level
+    ours = logging.getLogger("fastdfkd_jax")  # the libraries we use log too much at this level
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
@@ -46,20 +46,20 @@ def run_command(command: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def say(line: str, verbose: bool | None = None) -> None:
-    """Prints an error: all of it, or 300 characters at most. By default as `--verbose` is among the arguments."""
+    """Prints an error, cut to 300 characters unless verbose; by default, `--verbose` among the arguments decides."""
     line = one_line(f"error: {line}")
     whole = VERBOSE in sys.argv if verbose is None else verbose
     print(line if whole else shortened(line, mark=_CUT), file=sys.stderr, flush=True)
 
 
 def told(error: BaseException) -> tuple[int, str]:
-    """Exit status and message of a failure."""
+    """Returns the exit status and message of a failure."""
     if isinstance(error, UserError):
         return EXIT_STATUS, str(error)
     if isinstance(error, KeyboardInterrupt):
         return signals.EXIT_STATUS, "stopped by a signal"
     if isinstance(error, BrokenPipeError):
-        # Python would report it once more when it flushes at exit.
+        # Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CRASHED, "the program that reads this output has closed it; the rest of the output is lost"
     if (known := _environment(error)) is not None:
@@ -70,7 +70,7 @@ def told(error: BaseException) -> tuple[int, str]:
 
 
 def _environment(error: BaseException) -> str | None:
-    """Explains a failure of the machine or of its settings; None for any other failure."""
+    """Explains a failure of the machine or of its settings; returns None for any other failure."""
     text = one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory ({text or 'of this machine'}): close other programs, or give smaller inputs"
@@ -83,7 +83,7 @@ def _environment(error: BaseException) -> str | None:
 
 
 def _saved(error: BaseException) -> str:
-    """The file to which a traceback was written; where that fails it is printed."""
+    """Writes a traceback to a file and returns its name; prints the traceback if that fails."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
@@ -97,7 +97,7 @@ def _saved(error: BaseException) -> str:
 
 
 def _write_any_letter() -> None:
-    """Prints `?` for a letter that the console's encoding lacks."""
+    """Makes the console print `?` for letters that its encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -105,7 +105,7 @@ def _write_any_letter() -> None:
 
 @contextlib.contextmanager
 def no_output() -> Iterator[None]:
-    """Sends what libraries write to standard output nowhere."""
+    """Discards what libraries write to standard output."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:

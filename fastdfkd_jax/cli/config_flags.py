@@ -35,19 +35,19 @@ def parse(
 ) -> tuple[ConfigDict, Path]:
     """Reads a config, its overrides and `--workdir DIR`.
 
-    `--help` prints help, that of the config if one is given, and `--version` the version; both exit with status 0.
+    `--help` prints help, for the config if one is given; `--version` prints the version. Both exit with status 0.
 
     Args:
       argv: the program's name and its arguments.
-      command: as `fastdfkd` calls it.
-      default_config: the config file where none is given.
-      kinds: gives the class of options of each section that a config's run reads; `--help` shows these alone.
+      command: name of the `fastdfkd` command.
+      default_config: the config file to use if none is given.
+      kinds: returns the options class of each section that a config's run reads; `--help` shows only these.
 
     Returns:
       The locked config and the working directory.
 
     Raises:
-      UserError: an unknown flag or key, a value of the wrong type, a config that cannot be read.
+      UserError: an unknown flag or key, a value of the wrong type, or a config that cannot be read.
     """
     name, others = _take_config(argv)
     if VERSION in argv:
@@ -73,7 +73,7 @@ def parse(
         )
         rest = values(others)
         loaded: ConfigDict = values["config"].value  # pyright: ignore[reportAssignmentType] - of any flag
-    except Exception as error:  # absl and ml_collections raise many kinds
+    except Exception as error:  # absl and ml_collections raise many types
         raise UserError(f"command line: {_message(error)}") from error
     if len(rest) > 1:
         raise UserError(f"command line: expected KEY=VALUE or --workdir DIR, found {rest[1]!r}")
@@ -82,7 +82,7 @@ def parse(
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The name of the config in any of its spellings, and the other arguments as absl reads them."""
+    """Returns the config's name, in any of its spellings, and the other arguments in absl's form."""
     name, others = None, list(argv[:1])
     rest = iter(argv[1:])
     for argument in rest:
@@ -105,13 +105,13 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _separate_value(argument: str, rest: Iterator[str]) -> Iterator[str]:
-    """The value of `--workdir DIR`, which is an argument of its own."""
+    """Yields the value of `--workdir DIR`, which is a separate argument."""
     if argument in ("--workdir", "-workdir"):
         yield from (value for value in [next(rest, None)] if value is not None)
 
 
 def _load(name: str, command: str) -> ConfigDict:
-    """The config of a name that `config_names.find` understands."""
+    """Loads the config of a name that `config_names.find` understands."""
     path, variant = config_names.find(name, command)
     try:
         module = execute(path)
@@ -122,7 +122,7 @@ def _load(name: str, command: str) -> ConfigDict:
         raise
     except SyntaxError as error:
         raise UserError(f"config file {error.filename}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # whatever a config file raises
+    except Exception as error:  # a config file may raise anything
         raise UserError(f"config file {path}: {type(error).__name__}: {_message(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -132,7 +132,7 @@ def _load(name: str, command: str) -> ConfigDict:
 
 
 def execute(path: Path) -> Any:
-    """The module of a config file. Processes that this one starts execute it too, for what it registers."""
+    """Imports a config file; processes started from this one import it too, for its registrations."""
     global executed
     _make_importable(path)
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
@@ -145,7 +145,7 @@ def execute(path: Path) -> Any:
 
 
 def _make_importable(path: Path) -> None:
-    """Config files may import their neighbours as `<folder>.<name>`, wherever the command is run from."""
+    """Lets config files import their neighbours as `<folder>.<name>` from any working directory."""
     root = path.resolve().parent.parent
     while (root / "__init__.py").is_file():
         root = root.parent
@@ -154,7 +154,7 @@ def _make_importable(path: Path) -> None:
 
 
 def _require_known(argument: str, config: ConfigDict) -> None:
-    """Refuses an override of a key that the config lacks, and names those of the section that are most like it."""
+    """Refuses an override of an unknown key, and suggests the most similar keys of the section."""
     match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
     if match is None:
         return

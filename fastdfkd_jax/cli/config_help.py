@@ -1,4 +1,4 @@
-"""Help for the commands that take a config, and for a config itself."""
+"""Help for the commands that take a config, and for the configs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 100
 
 
 def of_command(command: str) -> str:
-    """How a command is used and which of our configs it takes."""
+    """Returns a command's usage and the list of our configs for it."""
     configs = config_names.listed(command)
     width = max(map(len, configs), default=0)
     return "\n".join(
@@ -40,7 +40,7 @@ def of_command(command: str) -> str:
 
 
 def of_config(path: Path, config: ConfigDict, kinds: Mapping[str, type[Options]] | None) -> str:
-    """The description of a config file and its keys, section by section, each with its value and meaning."""
+    """Returns a config file's description and its keys, by section, with their values and meanings."""
     return "\n".join([config_names.docstring(path), "", "keys:", *_section("", config, kinds)])
 
 

@@ -1,4 +1,4 @@
-"""Finds config files: those that come with the package, by name, and users' own, by path."""
+"""Finds config files: those of the package by name, and users' own by path."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from fastdfkd_jax.cli.parser import PROGRAM, expanded
 from fastdfkd_jax.errors import UserError, nearest
 
-# In the repository this is a link to the folder of that name at the top level.
+# In the repository, this is a link to the top-level folder of that name.
 OURS = Path(__file__).resolve().parent.parent / "configs"
-# What the path of a config for these commands begins with; people leave it out.
+# Prefixes of the config paths of these commands, which users leave out.
 _BEGINS = {"compare": "compare/", "pretrain": "pretrain_"}
 
 
 def find(name: str, command: str) -> tuple[Path, str | None]:
-    """The file and the variant of `NAME[:variant]` or `FILE.py[:variant]`.
+    """Finds the file and the variant of `NAME[:variant]` or `FILE.py[:variant]`.
 
-    A name without `.py` is that of a config of ours: `quickstart`; for `compare`, `table1` is `compare/table1`, and for
-    `pretrain`, `digits` is `pretrain_digits`. `configs/NAME.py` is one of ours too where no such file exists. Other
-    colons belong to the path.
+    A name without `.py` is one of our configs, such as `quickstart`. For `compare`, `table1` means `compare/table1`;
+    for `pretrain`, `digits` means `pretrain_digits`. `configs/NAME.py` is also one of ours if no such file exists.
+    Other colons belong to the path.
 
     Raises:
       UserError: there is no such config.
@@ -54,7 +54,7 @@ def _help(command: str) -> str:
 
 
 def listed(command: str) -> dict[str, str]:
-    """Names and one-line descriptions of our configs for this command."""
+    """Returns names and one-line descriptions of our configs for this command."""
     found = {}
     for path in sorted(OURS.rglob("*.py")):
         text = docstring(path)
@@ -65,5 +65,5 @@ def listed(command: str) -> dict[str, str]:
 
 
 def docstring(path: Path) -> str:
-    """The description of a config file, which is not executed."""
+    """Returns the description of a config file without executing it."""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

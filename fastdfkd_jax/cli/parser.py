@@ -1,4 +1,4 @@
-"""What the commands' parsers of arguments share."""
+"""Shared parts of the commands' argument parsers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PROGRAM = "fastdfkd"
 VERBOSE, VERSION, JSON = "--verbose", "--version", "--json"
 HELP = ("-h", "--help")
 
-_LARGEST_STD = 5.0  # in [0, 1]; of images of 0 to 255 it is 20 and more
+_LARGEST_STD = 5.0  # for images in [0, 1]; for images in 0 to 255 it is 20 or more
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake in one line. Every command takes `--verbose` and `--version`."""
+    """An argument parser that reports mistakes in one line and adds `--verbose` and `--version`."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -28,12 +28,12 @@ class OneLineParser(argparse.ArgumentParser):
             self.add_argument(VERSION, action="version", version=f"{PROGRAM} {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """Raises it as UserError."""
+        """Raises the message as UserError."""
         raise UserError(f"{message}: see {self.prog} --help")
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
+    """Parses comma-separated numbers."""
     try:
         return tuple(float(item) for item in text.split(","))
     except ValueError:
@@ -41,7 +41,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def expanded(path: str | PathLike[str]) -> Path:
-    """A path with the home directory in place of a leading `~`.
+    """Returns a path with a leading `~` replaced by the home directory.
 
     Raises:
       UserError: there is no home directory, as in a container whose user has none.
@@ -53,12 +53,13 @@ def expanded(path: str | PathLike[str]) -> Path:
 
 
 def require_unit_scale(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuses a normalisation of images of 0 to 255, where images are in [0, 1].
+    """Refuses mean and standard deviation of images in 0 to 255, because our images are in [0, 1].
 
-    A mean of such images is at most 1. Their standard deviation is at most 0.5; a few networks scale by 1 or 2 instead.
+    The mean of images in [0, 1] is at most 1. Their standard deviation is at most 0.5; a few networks scale by 1 or 2
+    instead.
 
     Raises:
-      UserError: the numbers are of images of 0 to 255.
+      UserError: the numbers belong to images in 0 to 255.
     """
     if max(mean) <= 1 and max(std) <= _LARGEST_STD:
         return

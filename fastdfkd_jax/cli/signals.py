@@ -1,6 +1,7 @@
-"""Signals that ask a command to end. Ctrl-C (SIGINT), SIGTERM and SIGHUP mean the same; an ignored one stays ignored.
+"""Signals that ask a command to stop: Ctrl-C (SIGINT), SIGTERM and SIGHUP, which are treated alike.
 
-A run finishes its step and saves (`deferred`); anything else unwinds, which removes what is half-written (`unwinding`).
+An ignored signal stays ignored. A run finishes its step and saves (`deferred`). Everything else unwinds, which removes
+half-written files (`unwinding`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _GRACE_SECONDS = 1.0
-# As a shell reports a command that Ctrl-C ended.
+# The status with which a shell reports a command ended by Ctrl-C.
 EXIT_STATUS = 130
 
 
 class Stop:
-    """Whether this process was asked to end, and the name of the signal that asked."""
+    """The request to stop this process, and the name of the signal that asked."""
 
     def __init__(self):
         self.requested = False
@@ -30,18 +31,19 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred(stop: Stop | None = None) -> Iterator[Stop]:
-    """Within it, the first signal only sets `stop.requested`; one that comes a second later ends the process at once.
+    """Makes the first signal only set `stop.requested`; a signal at least a second later ends the process immediately.
 
-    Not one that comes before, as some senders say it twice: `timeout`, and a parent of several threads that is killed.
+    Earlier repeats are ignored because some senders signal twice, such as `timeout`, or a parent with several threads
+    that is killed.
     """
     stop = stop or Stop()
     timers: list[threading.Timer] = []
     lock, inside = threading.Lock(), True
 
     def rearm() -> None:
-        """Gives the signals back to the system, which ends a process even while compiled code runs.
+        """Restores the system's handlers, which end a process even while compiled code runs.
 
-        In C's way: Python sets handlers in its main thread only, where they wait for compiled code to return.
+        It calls C, because Python sets handlers only in its main thread, where they wait for compiled code to return.
         """
         with lock:
             for number in handled if inside else ():
@@ -66,7 +68,7 @@ def deferred(stop: Stop | None = None) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Within it, each signal raises KeyboardInterrupt, as Ctrl-C does, but not again within a second of cleaning up."""
+    """Makes each signal raise KeyboardInterrupt, but not again within a second of cleaning up."""
     raised: list[float] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -80,7 +82,7 @@ def unwinding() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[tuple[int, ...]]:
-    """Installs a handler of those signals that are not ignored, as under nohup; Python has handlers in one thread."""
+    """Handles the signals not ignored (as under nohup); does nothing outside Python's main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield ()
         return

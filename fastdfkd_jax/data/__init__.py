@@ -47,17 +47,24 @@ SOURCES += tuple(f"{kind}:DIR" for kind in map_sources.READERS)
 class DataOptions(Options, section="data"):
     """Labelled data, for evaluation only: nothing of it reaches synthesis or distillation."""
 
-    source: str = option("", "'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', ... (docs/data.md); '' for none")
-    dir: str = option("", "where the source lies; '' for its default (~/tensorflow_datasets)")
-    split: str = option("test", "of the source")
-    class_names: str = option("", "file of the teacher's classes in order, one a line; '' for the data's own order")
+    source: str = option(
+        "",
+        "labelled data for evaluation: 'tfds:cifar10', 'pickle:cifar10', 'npz:FILE', ... (docs/data.md); '' for none",
+    )
+    dir: str = option("", "folder that holds the data source; '' for its default (~/tensorflow_datasets)")
+    split: str = option("test", "split of the data source that is evaluated")
+    class_names: str = option(
+        "", "file with the teacher's classes in order, one per line; '' for the order of the data"
+    )
     crop: float = option(
-        0.0, "of pictures: part of the shorter side that is kept, ImageNet's is 0.875; 0: as they are", within="[0, 1]"
+        0.0,
+        "share of a picture's shorter side that the centre crop keeps (0.875 for ImageNet); 0 for no crop",
+        within="[0, 1]",
     )
     short_side: int = option(
-        0, "of images with a class for every pixel: pixels to which it is brought; 0: as they are", at_least=0
+        0, "shorter side in pixels that images for segmentation are resized to; 0 for no resizing", at_least=0
     )
-    batch: int = option(256, "images an evaluation step", at_least=1)
+    batch: int = option(256, "images per evaluation step", at_least=1)
 
 
 def load(

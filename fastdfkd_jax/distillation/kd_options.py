@@ -16,30 +16,36 @@ class KDOptions(ViewOptions, section="kd"):
     """The student's recipe; the first fields are those of the views that it is shown."""
 
     square: int = option(
-        0, "side in pixels of what is first cut out of larger images at random; 0 for whole ones", at_least=0
+        0, "side in pixels of a random square that is first cut out of larger images; 0 keeps whole images", at_least=0
     )
-    steps_per_call: int = option(400, "t, student steps of a call", at_least=1)
-    batch: int = option(256, "images of a step", at_least=1)
-    temperature: float = option(20.0, "of the softmax", above=0)
-    optimizer: str = option("sgd", "'sgd' or 'adam'", choices=OPTIMIZERS)
-    lr: float = option(0.2, "peak of the learning rate", above=0)
-    final_lr: float = option(2e-4, "end of the cosine over the calls with KD", at_least=0)
+    steps_per_call: int = option(400, "student steps per call (t in the paper)", at_least=1)
+    batch: int = option(256, "images per student step", at_least=1)
+    temperature: float = option(20.0, "temperature of the softmax in the KD loss", above=0)
+    optimizer: str = option("sgd", "optimizer of the student: 'sgd' or 'adam'", choices=OPTIMIZERS)
+    lr: float = option(0.2, "peak learning rate of the student", above=0)
+    final_lr: float = option(
+        2e-4, "learning rate at the end of the cosine schedule, which covers the calls with KD", at_least=0
+    )
     milestones: tuple[int, ...] = option(
-        (), "instead of the cosine: numbers of calls with KD after which the rate is multiplied by lr_decay"
+        (),
+        "numbers of calls with KD after which the learning rate is multiplied by lr_decay; replaces the cosine "
+        "schedule",
     )
-    lr_decay: float = option(0.1, "the factor at each milestone", above=0)
+    lr_decay: float = option(0.1, "factor on the learning rate at each milestone", above=0)
     rate_warmup_steps: int = option(
-        0, "first steps, in which the rate rises linearly to that of its schedule", at_least=0
+        0, "student steps at the start during which the learning rate rises linearly to its schedule", at_least=0
     )
-    momentum: float = option(0.9, "of SGD", at_least=0)
-    nesterov: bool = option(False, "whether SGD's momentum is Nesterov's")
-    weight_decay: float = option(1e-4, "added to the gradient, as PyTorch does", at_least=0)
-    clip_norm: float = option(0.0, "largest norm of the whole gradient; 0 for any", at_least=0)
+    momentum: float = option(0.9, "momentum of the student's SGD", at_least=0)
+    nesterov: bool = option(False, "use Nesterov momentum in the student's SGD")
+    weight_decay: float = option(1e-4, "weight decay of the student, added to the gradient as in PyTorch", at_least=0)
+    clip_norm: float = option(0.0, "largest norm of the student's whole gradient; 0 disables clipping", at_least=0)
     ema_decay: float = option(
-        0.0, "of an average of the student's weights, which is evaluated and exported; 0 for none", within="[0, 1)"
+        0.0,
+        "decay of a running average of the student's weights, which is then evaluated and exported; 0 for none",
+        within="[0, 1)",
     )
-    steps_per_dispatch: int = option(20, "steps compiled into one program", at_least=1)
-    unroll: int | bool = option(1, "steps unrolled in the compiled loop; True for all", at_least=1)
+    steps_per_dispatch: int = option(20, "student steps compiled into one program", at_least=1)
+    unroll: int | bool = option(1, "student steps unrolled in the compiled loop; True for all", at_least=1)
 
     @property
     def views(self) -> ViewOptions:

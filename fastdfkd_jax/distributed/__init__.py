@@ -1,1 +1,1 @@
-"""Devices and processes that share a run."""
+"""The devices and processes that share a run."""

@@ -1,4 +1,4 @@
-"""Only one process of a machine is number 0 of the runs that meet at one port."""
+"""Ensures that only one process on a machine is number 0 of a run at a port."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import IO
 
 from fastdfkd_jax.errors import UserError
 
-_first_process: list[IO[str]] = []  # the lock, which lives as long as this process
+_first_process: list[IO[str]] = []  # the lock, held until this process ends
 
 
 def require_only_one_first_process(address: str) -> None:
-    """Raises UserError where another process of this machine is number 0 at the same port, or the port is taken.
+    """Raises UserError if another process on this machine is number 0 at the same port, or the port is in use.
 
-    JAX's service shares its port with another one's, so that both would wait for the other processes in vain.
+    JAX's service can share its port with another service, so that both would wait for the other processes in vain.
     """
     port = int(address.rpartition(":")[2])
     expected = (
@@ -28,7 +28,7 @@ def require_only_one_first_process(address: str) -> None:
     remedy = "give each process its own config.parallel.process, or choose another port"
     path = Path(tempfile.gettempdir()) / f"fastdfkd_jax-{os.getuid()}-port-{port}.lock"
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with contextlib.suppress(PermissionError):  # of a folder that cannot be written; the port itself is tried below
+    with contextlib.suppress(PermissionError):  # if the folder cannot be written; the port itself is tried below
         lock = open(os.open(path, flags, 0o600), "w")  # noqa: SIM115 - held until this process ends
         _first_process.append(lock)
         try:
@@ -36,7 +36,7 @@ def require_only_one_first_process(address: str) -> None:
         except OSError:
             raise UserError(f"{expected} {remedy}") from None
     with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that has just ended may still linger there
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that has just ended may still occupy it
         try:
             tried.bind(("", port))
         except OSError as error:

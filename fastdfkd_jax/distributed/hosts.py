@@ -1,8 +1,8 @@
-"""Several processes as one run, on one host or many: how they find each other, speak, and end together.
+"""Several processes as one run, on one or many hosts: how they find each other, communicate and end together.
 
-Process 0 is the writer. Beside the devices' own communication the processes share JAX's coordination service, a small
-store of names and values that lives in process 0. In it each one leaves a sign of life every second and, where it
-fails, why. So no process waits for ever for one that is gone: it ends with one line and the status of a user's error.
+Process 0 is the writer. Besides the devices' own communication, the processes share JAX's coordination service, a small
+key-value store in process 0. Each process writes a sign of life to it every second and, if it fails, the reason. So no
+process waits forever for one that is gone: it ends with one line and the exit status of a user's error.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from fastdfkd_jax.errors import EXIT_STATUS, UserError
 T = TypeVar("T")
 _GATHER_SECONDS = 300  # hosts of a cluster may start minutes apart
 _BEAT_SECONDS = 1.0
-_LINGER_SECONDS = 5.0  # process 0 waits so long for the others to read why it ends, as the store ends with it
+_LINGER_SECONDS = 5.0  # process 0 waits this long for the others to read why it ends, as the store ends with it
 _RESUME = "start the same command in all processes again, it goes on from the last checkpoint"
-# What the libraries below say where another process has gone.
+# Messages of the underlying libraries when another process is gone.
 _LOST = re.compile(r"gloo|nccl|rccl|peer|connection (reset|closed|refused)|socket closed|unavailable|barrier", re.I)
 _link: _Link | None = None
 
 
 class _Link:
-    """This process's place among the others.
+    """This process's connection to the others.
 
     Attributes:
       process: its number.
-      count: of processes.
-      client: of the coordination service.
+      count: number of processes.
+      client: client of the coordination service.
     """
 
     def __init__(self, process: int, count: int, client: Any, lost_after: float):
@@ -54,7 +54,7 @@ class _Link:
         self._beats = dict.fromkeys(range(count), "")
         self._asked: dict[str, int] = {}
         self._leaving = threading.Event()
-        # Apart, because a call to a store that has lost its host does not return.
+        # Two threads, because a call to a store that has lost its host does not return.
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -63,7 +63,7 @@ class _Link:
         number = 0
         while not self._leaving.wait(_BEAT_SECONDS):
             number += 1
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # the watch counts how long this fails
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other thread counts how long this fails
                 self.client.key_value_set(f"alive/{self.process}", str(number), allow_overwrite=True)
                 if (failure := self.failure()) is not None:
                     end(failure)
@@ -75,19 +75,19 @@ class _Link:
     def _watch(self) -> None:
         while not self._leaving.wait(_BEAT_SECONDS):
             silence = {process: time.monotonic() - heard for process, heard in self._heard.items()}
-            # Who does not hear itself does not hear the store, which is in process 0.
+            # A process that does not hear itself does not hear the store, which is in process 0.
             lost = 0 if silence[self.process] > self._lost_after else max(silence, key=silence.__getitem__)
             if silence[lost] > self._lost_after:
                 told = f"process {lost} of {self.count} has given no sign of life for {silence[lost]:.0f} s"
                 end(f"{told}: see what it said, then {_RESUME}")
 
     def failure(self) -> str | None:
-        """Why another process has failed, where one has said so."""
+        """Returns the reason why another process has failed, if one has reported it."""
         failed = [(int(name.rsplit("/", 1)[1]), line) for name, line in self.client.key_value_dir_get("failed/")]
         return next((f"process {n} of {self.count} failed: {line}" for n, line in failed if n != self.process), None)
 
     def tell(self, line: str) -> None:
-        """Tells the others why this process ends, and gives them time to read it."""
+        """Reports to the others why this process ends, and gives them time to read it."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_set(f"failed/{self.process}", line, allow_overwrite=True)
             self.client.key_value_set(f"alive/{self.process}", "left", allow_overwrite=True)
@@ -98,15 +98,15 @@ class _Link:
                 time.sleep(_BEAT_SECONDS / 5)
 
     def unique(self, name: str) -> str:
-        """A name in the store that was not used; the same in all processes, which ask in the same order."""
+        """Returns an unused key of the store; it is the same in all processes, which ask in the same order."""
         self._asked[name] = self._asked.get(name, 0) + 1
         return f"{name}/{self._asked[name]}"
 
     def leave(self) -> None:
-        """Lets the others go on without signs of life of this process, and waits for them."""
+        """Lets the others continue without this process's signs of life, and waits for them."""
         self._leaving.set()
         for thread in self._threads:
-            thread.join(2 * _BEAT_SECONDS)  # or a last sign of life might come after "left"
+            thread.join(2 * _BEAT_SECONDS)  # else a last sign of life might come after "left"
         try:
             self.client.key_value_set(f"alive/{self.process}", "left", allow_overwrite=True)
             jax.distributed.shutdown()
@@ -118,14 +118,14 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
     """Makes this process one of several; must precede the first use of a device.
 
     Args:
-      hosts: 'one' for a run of one process; 'cluster' where JAX finds the others, by SLURM, Kubernetes, Open MPI or
-        the metadata of a Cloud TPU; else HOST:PORT, a free port of process 0 that the others reach.
-      processes: how many there are; 0 where the cluster tells.
-      process: the number of this one, from 0.
-      lost_after: seconds without a sign of life after which another process is taken for lost.
+      hosts: 'one' for a run of one process; 'cluster' if JAX finds the others by SLURM, Kubernetes, Open MPI or the
+        metadata of a Cloud TPU; else HOST:PORT, a free port of process 0 that the others can reach.
+      processes: number of processes; 0 if the cluster provides it.
+      process: number of this process, from 0.
+      lost_after: seconds without a sign of life after which another process counts as lost.
 
     Raises:
-      UserError: the cluster is not recognised, or the port cannot be had.
+      UserError: the cluster is not recognised, or the port is not available.
     """
     global _link
     if hosts == "one":
@@ -145,8 +145,8 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
         jax.distributed.initialize(
             **known,
             initialization_timeout=_GATHER_SECONDS,
-            # Ours comes first, and tells which process it was; JAX's own is for where ours cannot run. JAX may take a
-            # process for lost half this time after its end, as it sends a sign of life every half of it.
+            # Our timeout comes first and names the lost process; JAX's own is for when ours cannot run. JAX may take a
+            # process for lost half this time after its end, because it sends a sign of life every half of it.
             heartbeat_timeout_seconds=max(10, round(4 * lost_after)),
             shutdown_timeout_seconds=max(10, round(lost_after)),
         )
@@ -160,32 +160,32 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
     state = distributed.global_state
     _link = _Link(state.process_id, state.num_processes, state.client, lost_after)
     _tell_of_aborts(f"process 0 of {state.num_processes} was lost: {_RESUME}")
-    with no_output():  # gloo, which joins the devices of CPUs, prints a line as they first meet
+    with no_output():  # gloo, which connects the devices of CPUs, prints a line when they first connect
         any_process(False)
 
 
 def count() -> int:
-    """How many processes make this run."""
+    """Returns the number of processes of this run."""
     return 1 if _link is None else _link.count
 
 
 def is_writer() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Returns whether this process writes files and prints."""
     return _link is None or _link.process == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask."""
+    """Returns whether the flag is set in any process; all must ask."""
     return flag if _link is None else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Waits until all processes are here."""
     any_process(False)
 
 
 def writer_first(work: Callable[[], T]) -> T:
-    """Does work in process 0, and then in the others, which find what it has written."""
+    """Does work in process 0 and then in the others, which find the files that it has written."""
     if is_writer():
         result = work()
         wait()
@@ -195,18 +195,18 @@ def writer_first(work: Callable[[], T]) -> T:
 
 
 def from_writer(name: str, value: Any) -> Any:
-    """A JSON value of process 0, in all of them; all must ask, in the same order."""
+    """Returns process 0's JSON value in all processes; all must ask, in the same order."""
     if _link is None:
         return value
     key = _link.unique(name)
     if _link.process == 0:
         _link.client.key_value_set(key, json.dumps(value))
-    # The watch ends the process long before, if process 0 is gone.
+    # If process 0 is gone, the watching thread ends this process long before.
     return json.loads(_link.client.blocking_key_value_get(key, 24 * 3600 * 1000))
 
 
 def require_same(what: str, values: dict[str, Any]) -> None:
-    """Raises UserError in each process whose values are not those of process 0, and names them."""
+    """Raises UserError in each process whose values differ from those of process 0, and names them."""
     here = json.loads(json.dumps(values))  # tuples become lists
     first = from_writer(what, here)
     differing = sorted(key for key in here.keys() | first.keys() if here.get(key) != first.get(key))
@@ -219,7 +219,7 @@ def require_shared(folder: Path, file: str) -> None:
     """Raises UserError in each process that does not find in the folder what process 0 has written there.
 
     Args:
-      folder: exists where process 0 runs.
+      folder: a folder that exists on the host of process 0.
       file: name of a file in it, which process 0 may write.
     """
     if _link is None:
@@ -228,7 +228,7 @@ def require_shared(folder: Path, file: str) -> None:
     if _link.process == 0:
         (folder / file).write_text(token)
     from_writer("token written", True)
-    deadline = time.monotonic() + 10  # a network's file system may show it late
+    deadline = time.monotonic() + 10  # a network file system may show it late
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if (folder / file).read_text() == token:
@@ -239,7 +239,7 @@ def require_shared(folder: Path, file: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within it, a failure of this process ends the others, and theirs this one, with one line and an exit status."""
+    """Ends all processes if one fails within this context, each with one line and an exit status."""
     if _link is None:
         yield
         return
@@ -247,7 +247,7 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError | OSError | ValueError) and _LOST.search(str(error)):
-            time.sleep(2 * _BEAT_SECONDS)  # should the other have said why, the thread that reads it ends this process
+            time.sleep(2 * _BEAT_SECONDS)  # if the other gave a reason, the thread that reads it ends this process
             end(f"another process was lost ({_first_line(error)}): see what it said, then {_RESUME}")
         status, line = told(error)
         end(line, status)
@@ -258,16 +258,17 @@ _ending = threading.Lock()
 
 
 def end(line: str, status: int = EXIT_STATUS) -> None:
-    """Ends this process at once, whichever thread asks first: tells the others, prints the line.
+    """Ends this process immediately, whichever thread asks first; tells the others and prints the line.
 
-    Not by an exception: the main thread may wait for ever in a library, and leaving in order waits for all processes.
+    It raises no exception, because the main thread may wait forever in a library, and a normal exit waits for all
+    processes.
     """
     _ending.acquire()  # never released
     say(line)
     sys.stdout.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nor is it buried by JAX's service, which sees the end meanwhile
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # so that JAX's service, which notices the end, does not bury the line
     if _link is not None:
-        # In a thread, as a call to a store that has lost its host does not return.
+        # In a thread, because a call to a store that has lost its host does not return.
         told = threading.Thread(target=_link.tell, args=(line,), daemon=True)
         told.start()
         told.join(2 * _LINGER_SECONDS)
@@ -278,13 +279,13 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
 
 
-_handlers: list[Any] = []  # what C calls must stay
+_handlers: list[Any] = []  # keeps alive the functions that C calls
 
 
 def _tell_of_aborts(line: str) -> None:
-    """Makes `line` the last one where JAX's service aborts the process, which it does where process 0 is gone.
+    """Makes `line` the last output if JAX's service aborts the process, as it does when process 0 is gone.
 
-    JAX gives no other way: it aborts from a thread of its own, where Python's signal handlers do not run.
+    JAX offers no other way: it aborts from its own thread, where Python's signal handlers do not run.
     """
 
     def handler(_: int) -> None:

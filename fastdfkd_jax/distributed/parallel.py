@@ -1,8 +1,9 @@
-"""Devices: where lanes run, how a batch is split, and the one place that compiles, donates and times.
+"""Runs programs on devices: places lanes, splits batches, and compiles, donates and times in one place.
 
-Two axes: `tasks`, lanes of the meta-learning problem spread by `jax.pmap`, and `batch`, a batch split by sharding the
-unchanged single-device function. Synthesis has one of them, distillation `batch`. In a run of several processes all
-their devices serve both, every array that outlives a program lies whole on each device, and what follows is the same.
+There are two axes: `tasks`, the lanes of the meta-learning problem, which `jax.pmap` spreads over devices; and `batch`,
+which shards the unchanged single-device function. Synthesis uses one of them, distillation `batch`. In a run of several
+processes, both use all devices of all processes. Every array that outlives a program is then replicated on each device,
+and the rest is the same.
 """
 
 from __future__ import annotations
@@ -27,27 +28,31 @@ from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 Tree = Any
-LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]  # f, stacked lanes, what they share
-Device = Any  # a jax.Device, which is no type to a type checker
+LaneMap = Callable[[Callable[..., Tree], Tree, Tree], Tree]  # f, stacked lanes, shared arguments
+Device = Any  # a jax.Device, which type checkers do not accept as a type
 _AUTO = AxisType.Auto
 
 
 @dataclass(frozen=True)
 class ParallelOptions(Options, section="parallel"):
-    """The devices and processes that share a run."""
+    """The options of the devices and processes that share a run."""
 
     task_devices: int = option(1, "devices that share the lanes (pmap)", at_least=1)
     batch_devices: int = option(
         0,
-        "devices that share each batch (sharding), or those of KD alone where lanes are shared; 0 for every core of a "
-        "CPU, the task_devices, or all devices of several processes, else 1",
+        "devices that share each batch (sharding), or only the KD batches when lanes are shared; 0 takes all "
+        "cores of a CPU, the task_devices or all devices of several processes, otherwise 1",
         at_least=0,
     )
-    cpu_devices: int = option(0, "split the CPU into so many devices; 0 for one a core", at_least=0)
-    hosts: str = option("one", "several: 'cluster' where JAX finds them, or HOST:PORT of process 0; docs/scale.md")
-    processes: int = option(0, "how many where hosts is HOST:PORT")
-    process: int = option(0, "the number of this one where hosts is HOST:PORT, from 0")
-    lost_after: float = option(100.0, "seconds without a sign of life after which another process is taken for lost")
+    cpu_devices: int = option(0, "number of devices that the CPU is split into; 0 for one per core", at_least=0)
+    hosts: str = option(
+        "one",
+        "discovery of other processes: 'one' for a single process, 'cluster' if JAX finds them, or HOST:PORT of "
+        "process 0 (docs/scale.md)",
+    )
+    processes: int = option(0, "number of processes when hosts is HOST:PORT")
+    process: int = option(0, "number of this process, from 0, when hosts is HOST:PORT")
+    lost_after: float = option(100.0, "seconds without a sign of life after which another process counts as lost")
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,7 +70,7 @@ class ParallelOptions(Options, section="parallel"):
 
 
 def devices(count: int) -> list[Device]:
-    """The first `count` devices; UserError if there are fewer."""
+    """Returns the first `count` devices; UserError if there are fewer."""
     available = jax.devices()
     if count > len(available):
         raise UserError(
@@ -76,10 +81,10 @@ def devices(count: int) -> list[Device]:
 
 
 def split_cpu(count: int) -> None:
-    """Makes the CPU so many devices, or one for each core where `count` is 0.
+    """Splits the CPU into `count` devices, or one per core if `count` is 0.
 
-    One device runs most of a program on one core, so a batch over several is faster. Must precede the first use of a
-    device. Where the environment or the process has chosen already, 0 leaves that.
+    One device runs most of a program on one core, so a batch is faster on several. This must precede the first use of a
+    device. 0 changes nothing if the environment or the process has already chosen.
     """
     if count:
         jax.config.update("jax_num_cpu_devices", count)
@@ -89,20 +94,20 @@ def split_cpu(count: int) -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def batch_devices(count: int, batches: Sequence[int], task_devices: int = 1) -> int:
-    """How many devices share every batch.
+    """Returns the number of devices that share every batch.
 
     Args:
-      count: so many; 0 leaves it to the machine: on a CPU as many as get at least 32 images each, elsewhere one. Where
-        lanes lie on several devices, those or one; of several processes, all devices or, where they do not divide the
-        batches, one.
-      batches: sizes that must divide.
+      count: the number itself, or 0 to choose one. On a CPU, 0 takes as many devices as get at least 32 images each;
+        elsewhere it takes one. If lanes are on several devices, it takes those or one. With several processes, it takes
+        all devices or, if they do not divide the batches, one.
+      batches: batch sizes that it must divide.
       task_devices: devices that share the lanes.
     """
     if count:
@@ -118,11 +123,11 @@ def batch_devices(count: int, batches: Sequence[int], task_devices: int = 1) -> 
 
 
 def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> LaneMap:
-    """How `f(lane, shared)` is mapped over `num_tasks` lanes: `lane_map(f, stacked, shared) -> stacked results`.
+    """Returns `lane_map(f, stacked, shared) -> stacked results`, which maps `f(lane, shared)` over `num_tasks` lanes.
 
-    Lanes of one device run by `vmap` on accelerators. On CPU they run one after another: vmapped
-    generator weights become grouped convolutions there, six times slower. Several devices take equal
-    shares by `pmap`, so that 4 devices with 1 lane give what 1 device with 4 lanes gives.
+    Lanes on one device run by `vmap` on accelerators. On CPUs they run one after another, because vmapped generator
+    weights become grouped convolutions there, which are six times slower. Several devices take equal shares by `pmap`,
+    so that 4 devices with 1 lane give the same as 1 device with 4 lanes.
     """
     count = len(task_devices)
     if num_tasks % count:
@@ -147,13 +152,13 @@ def _by_pmap(local: LaneMap, devices: Sequence[Device], f: Callable[..., Tree], 
 def _by_shard_map(
     local: LaneMap, devices: Sequence[Device], f: Callable[..., Tree], stacked: Tree, shared: Tree
 ) -> Tree:
-    """Gives the same bits as `_by_pmap`, and works across processes, where `jax.pmap` sees only its own lanes."""
+    """Is bit-identical to `_by_pmap` but works across processes, where `jax.pmap` sees only its own lanes."""
     return jax.shard_map(
         lambda lanes, shared: local(f, lanes, shared),
         mesh=Mesh(list(devices), ("tasks",), axis_types=(_AUTO,)),
         in_specs=(PartitionSpec("tasks"), PartitionSpec()),
         out_specs=PartitionSpec("tasks"),
-        check_vma=False,  # otherwise JAX would sum the gradients of shared inputs, which belong to each lane alone
+        check_vma=False,  # otherwise JAX would sum the gradients of shared inputs, which belong to each lane separately
     )(stacked, shared)
 
 
@@ -169,10 +174,10 @@ def _vectorised(f: Callable[..., Tree], stacked: Tree, shared: Tree) -> Tree:
 
 
 def batch_splitter(batch_devices: Sequence[Device]) -> Callable[[Array], Array]:
-    """A function that lays the leading axis of an array over devices inside a compiled program.
+    """Returns a function that lays an array's leading axis over devices inside a compiled program.
 
-    Applied to latents and images; XLA propagates it, so that every mean over the batch, BatchNorm's included,
-    is the mean over the global batch.
+    It is applied to latents and images. XLA propagates the layout, so that every mean over the batch, including
+    BatchNorm's, is the mean over the global batch.
     """
     if len(batch_devices) == 1:
         return lambda x: x
@@ -188,10 +193,10 @@ Place = Callable[[tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], A
 
 
 def placer(batch_devices: Sequence[Device]) -> Place:
-    """How batches that the host reads come to the devices: `place(shape [steps, B, ...], read) -> array`.
+    """Returns `place(shape [steps, B, ...], read) -> array`, which moves batches read by the host to the devices.
 
-    `read(slices)` gives a part of an array of that shape. Each device gets its share of every batch, and a process
-    reads what its own devices get.
+    `read(slices)` returns a part of an array of that shape. Each device gets its share of every batch, and a process
+    reads only the parts of its own devices.
     """
     if len(batch_devices) > 1:
         sharding = NamedSharding(
@@ -205,7 +210,7 @@ def placer(batch_devices: Sequence[Device]) -> Place:
 
 
 def jit(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
-    """`jax.jit`; in a run of several processes each gets the whole of every result, as the host reads it."""
+    """Wraps `jax.jit`; with several processes, each gets the whole of every result, because the host reads it."""
     if jax.process_count() == 1:
         return jax.jit(function, donate_argnums=donate)
     return jax.jit(function, donate_argnums=donate, out_shardings=_whole())
@@ -216,7 +221,7 @@ def _whole() -> NamedSharding:
 
 
 def everywhere(tree: Tree) -> Tree:
-    """In a run of several processes, arrays that are equal in all of them become one on all devices."""
+    """Replicates arrays, equal in all processes, on all devices; with one process, returns them unchanged."""
     if jax.process_count() == 1:
         return tree
     sharding = _whole()
@@ -228,18 +233,18 @@ def everywhere(tree: Tree) -> Tree:
 
 
 def from_first(tree: Tree) -> Tree:
-    """The same with those of process 0: what processors of two kinds compute is equal to rounding only."""
+    """Broadcasts process 0's arrays, since different CPU types round initial values differently."""
     return tree if jax.process_count() == 1 else everywhere(multihost_utils.broadcast_one_to_all(tree))
 
 
 class CompiledStep:
-    """A function compiled once, for the first arguments that it is called with, and timed.
+    """A function that is compiled once, for the first arguments that it is called with, and timed.
 
     Attributes:
-      jitted: the function as `jax.jit` takes it, to be traced or lowered.
-      compiled: the program, once there is one.
-      compile_seconds: what lowering and compiling took in the last call; 0 in all but the first.
-      run_seconds: what the last call took until its results were ready.
+      jitted: the function as `jax.jit` returns it, to be traced or lowered.
+      compiled: the program, once it is compiled.
+      compile_seconds: seconds of lowering and compiling in the last call; 0 in all but the first.
+      run_seconds: seconds of the last call until its results were ready.
     """
 
     def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()):
@@ -267,10 +272,10 @@ class CompiledStep:
 
 
 def copy(tree: Tree) -> Tree:
-    """A tree of the same values in buffers of its own, which may be donated, and laid where the program wants them.
+    """Copies a tree into separate buffers, which may be donated and laid out as the program needs.
 
-    By way of the host: a copy on a device would stay bound to that one, and a program that lays a batch over several
-    devices refuse it.
+    The copy goes through the host. A copy on a device would stay bound to it, and a program that shards a batch over
+    several devices would refuse it.
     """
     if jax.process_count() > 1:
         return everywhere(tree)

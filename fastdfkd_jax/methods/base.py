@@ -38,9 +38,13 @@ class LaneOptions(Options, section="fastdfkd"):
     """The number of lanes, which FastDFKD and its noise control share: each makes a batch in every call."""
 
     num_tasks: int = option(
-        1, "lanes, each with its own labels and latents, whose meta-gradients are reduced to one", at_least=1
+        1,
+        "number of lanes, each with its own labels and latents; their meta-gradients are combined into one",
+        at_least=1,
     )
-    task_reduction: str = option("mean", "'mean' over lanes, or 'sum' as Eq. 11 writes", choices=REDUCTIONS)
+    task_reduction: str = option(
+        "mean", "reduction of the lanes' meta-gradients: 'mean', or 'sum' as in Eq. 11", choices=REDUCTIONS
+    )
 
 
 class Batch(NamedTuple):

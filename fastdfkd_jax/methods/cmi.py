@@ -37,22 +37,30 @@ FEATURES = ("batch_norm", "blocks")
 class CMIOptions(Options, section="cmi"):
     """Static choices beside those of the inversion loss; METHOD 1.5."""
 
-    num_steps: int = option(200, "steps of a call, on a generator and latents drawn anew", at_least=1)
-    lr: float = option(1e-3, "of Adam (0.5, 0.999) for both, fresh at every call", above=0)
-    head_lr: float = option(1e-3, "of the head's own Adam, which continues from call to call", above=0)
-    contrastive_weight: float = option(0.8, "of the contrastive term; 0 for a call without head and bank", at_least=0)
-    temperature: float = option(0.2, "of the contrast's logits", above=0)
-    bank_size: int = option(40960, "images whose features are remembered; bank_size x features x 8 bytes", at_least=1)
-    negatives: int = option(4096, "of them drawn at random for each step", at_least=1)
-    head_dim: int = option(256, "length of the vectors that are compared", at_least=1)
+    num_steps: int = option(200, "Adam steps per call, on a newly initialised generator and latents", at_least=1)
+    lr: float = option(
+        1e-3, "learning rate of Adam (0.5, 0.999) for generator and latents, restarted at every call", above=0
+    )
+    head_lr: float = option(
+        1e-3, "learning rate of the projection head's own Adam, which continues from call to call", above=0
+    )
+    contrastive_weight: float = option(
+        0.8, "weight of the contrastive term; 0 removes the head and the memory bank", at_least=0
+    )
+    temperature: float = option(0.2, "temperature of the contrastive logits", above=0)
+    bank_size: int = option(
+        40960, "images whose features the memory bank keeps; it takes bank_size x features x 8 bytes", at_least=1
+    )
+    negatives: int = option(4096, "images drawn at random from the memory bank as negatives for each step", at_least=1)
+    head_dim: int = option(256, "dimension of the vectors that the contrastive term compares", at_least=1)
     features: str = option(
         "batch_norm",
-        "of an image: the means of every BatchNorm's input, or 'blocks', those of each stage (the released code for "
-        "ResNet-34)",
+        "features that describe an image: 'batch_norm', the mean input of every BatchNorm, or 'blocks', the mean "
+        "output of each stage (the released code for ResNet-34)",
         choices=FEATURES,
     )
     local_scale: tuple[float, float] = option(
-        (0.25, 1.0), "least and largest share of the image that the local view shows"
+        (0.25, 1.0), "smallest and largest share of the image's area in the local view"
     )
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     inversion: InversionOptions = field(default_factory=InversionOptions)

@@ -27,13 +27,13 @@ class DAFLOptions(online_generator.OnlineGeneratorOptions, section="dafl"):
     latent_dim: int = 1000
     lr: float = 0.02
     student_images: str = "step"
-    class_weight: float = option(0.05, "of the cross-entropy with the teacher's own prediction; CIFAR-100: 0.5")
+    class_weight: float = option(0.05, "weight of the cross-entropy with the teacher's own prediction; CIFAR-100: 0.5")
     balance_weight: float = option(
         5.0,
-        "of the negative entropy of the mean prediction, with the logarithm to base 10 of the official code; a weight "
-        "for the natural logarithm times 2.303; CIFAR-100: 20",
+        "weight of the negative entropy of the mean prediction, with base-10 logarithms as in the official code: "
+        "2.303 times the weight for natural logarithms; CIFAR-100: 20",
     )
-    activation_weight: float = option(0.01, "of minus the mean absolute penultimate feature; CIFAR-100: 0.1")
+    activation_weight: float = option(0.01, "weight of minus the mean absolute penultimate feature; CIFAR-100: 0.1")
 
 
 def build(options: DAFLOptions, setting: Setting) -> Method:

@@ -49,51 +49,51 @@ class DeepInversionOptions(Options, section="deepinversion"):
     """
 
     num_steps: int = option(
-        2000, "Adam steps on the pixels of a batch, at full size; k, which Table 4 makes 2, 5 and 10", at_least=1
+        2000, "Adam steps on the pixels of a batch at full size; the k that Table 4 sets to 2, 5 and 10", at_least=1
     )
     half_size_steps: int = option(
-        0, "steps before these, on images halved by 2x2 means; 0 for none (METHOD 6, setting 0)", at_least=0
+        0, "earlier Adam steps on images halved by 2x2 means; 0 for none (METHOD 6, setting 0)", at_least=0
     )
-    lr: float = option(0.1, "of Adam, which starts afresh at every call and stage; in normalised pixels", above=0)
-    b1: float = option(0.5, "of Adam")
-    b2: float = option(0.99, "of Adam")
+    lr: float = option(0.1, "learning rate of Adam, restarted at every call and stage, in normalised pixels", above=0)
+    b1: float = option(0.5, "first decay rate of Adam")
+    b2: float = option(0.99, "second decay rate of Adam")
     schedule: str = option(
-        "constant", "'constant', or 'cosine' after a linear warm-up, for each stage (METHOD 6)", choices=SCHEDULES
+        "constant", "rate schedule of each stage: 'constant', or 'cosine' after a warm-up (METHOD 6)", choices=SCHEDULES
     )
-    rate_warmup_steps: int = option(100, "of the cosine schedule", at_least=0)
-    jitter: int = option(4, "largest roll of the whole batch in pixels, half of it at half the size", at_least=0)
-    flip: bool = option(True, "whether the whole batch is mirrored at random")
+    rate_warmup_steps: int = option(100, "steps of the linear warm-up before the cosine schedule", at_least=0)
+    jitter: int = option(4, "largest random roll of the whole batch, in pixels; half of it at half size", at_least=0)
+    flip: bool = option(True, "mirror the whole batch at random")
     labels: str = option(
         "uniform",
-        "'uniform', drawn for each image, or 'balanced', every class equally often, give or take one (METHOD 6, CIFAR)",
+        "class labels: 'uniform', drawn for each image, or 'balanced', with equal counts up to one (METHOD 6, CIFAR)",
         choices=LABELS,
     )
     images: str = option(
         "last",
-        "kept after the 'last' step, or after the step of the lowest loss, the 'best' of the last stage",
+        "images kept: those after the 'last' step, or the 'best', after the last stage's step of lowest loss",
         choices=IMAGES,
     )
-    class_weight: float = option(1.0, "of the cross-entropy")
-    feature_weight: float = option(10.0, "of the sum of the BatchNorms' r_l")
+    class_weight: float = option(1.0, "weight of the cross-entropy with the class labels")
+    feature_weight: float = option(10.0, "weight of the sum of the BatchNorm terms r_l")
     first_bn_multiplier: float = option(
-        1.0, "weight of r_l of the first BatchNorm (`models.first_batch_norms`), 1 for the others"
+        1.0, "factor on r_l of the first BatchNorm (`models.first_batch_norms`); 1 for the others"
     )
     student_feature_weight: float = option(
         -0.001,
-        "of the student's own sum of r_l beside the teacher's, within the feature term (METHOD 1.6); a student without "
-        "BatchNorm has no such term",
+        "weight of the student's own sum of r_l, added to the teacher's in the feature term (METHOD 1.6); unused "
+        "for a student without BatchNorm",
     )
-    tv_l1: float = option(0.0, "of the total variation by mean absolute differences")
-    tv_l2: float = option(0.0, "of the total variation by norms of differences")
-    l2: float = option(0.0, "of the mean norm of an image")
-    adversarial_weight: float = option(1.0, "of the student's term")
+    tv_l1: float = option(0.0, "weight of the total variation as mean absolute differences")
+    tv_l2: float = option(0.0, "weight of the total variation as norms of differences")
+    l2: float = option(0.0, "weight of the mean L2 norm of an image")
+    adversarial_weight: float = option(1.0, "weight of the adversarial term, which compares teacher and student")
     adversarial: str = option(
         "jsd",
-        "minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, 1), JSD being "
-        "`losses.jensen_shannon`, unclamped (METHOD 8)",
+        "adversarial term: 'jsd', minus `losses.clamped_jensen_shannon` (METHOD 1.6), or 'adi', 1 - clamp(JSD, 0, "
+        "1) with the unclamped `losses.jensen_shannon` (METHOD 8)",
         choices=ADVERSARIAL,
     )
-    jsd_temperature: float = option(3.0, "of its softmax", above=0)
+    jsd_temperature: float = option(3.0, "temperature of the softmax in the adversarial term", above=0)
 
 
 class DeepInversionState(NamedTuple):

@@ -29,7 +29,8 @@ class DFADOptions(online_generator.OnlineGeneratorOptions, section="dfad"):
     student_mode: str = "train"
     generator_loss: str = option(
         "l1",
-        "minus the distance ('l1'), or minus the logarithm of 1 and it ('log_l1'), as for segmentation",
+        "loss of the generator: minus the L1 distance of student and teacher ('l1'), or minus log(1 + distance) "
+        "('log_l1'), as for segmentation",
         choices=GENERATOR_LOSSES,
     )
 

@@ -30,10 +30,12 @@ class DFNDOptions(Options, section="dfnd"):
     """Of the matrix of how the teacher's labels may be wrong (METHOD section 6)."""
 
     teacher_accuracy: float = option(
-        0.9523, "share of right labels of the teacher, the matrix's diagonal", within="(0, 1]"
+        0.9523, "assumed accuracy of the teacher's labels, the diagonal of the noise matrix", within="(0, 1]"
     )
-    noise_weight: float = option(1.0, "of the labels' loss beside KD", at_least=0)
-    noise_lr: float = option(1e-3, "Adam's, of the noise matrix", above=0)
+    noise_weight: float = option(
+        1.0, "weight of the loss with the teacher's noisy labels, added to the KD loss", at_least=0
+    )
+    noise_lr: float = option(1e-3, "learning rate of the noise matrix's Adam", above=0)
 
 
 def build(options: DFNDOptions, setting: Setting) -> Method:

@@ -30,24 +30,24 @@ class DFQOptions(online_generator.OnlineGeneratorOptions, section="dfq"):
     b1: float = 0.5
     cosine: bool = True
     student_steps: int = 10
-    adversarial_weight: float = option(1.0, "of minus KL(p_teacher || p_student)")
-    balance_weight: float = option(0.01, "of the negative entropy of the mean prediction, nats")
+    adversarial_weight: float = option(1.0, "weight of minus KL(p_teacher || p_student)")
+    balance_weight: float = option(0.01, "weight of the negative entropy of the mean prediction, in nats")
     class_term: str = option(
         "entropy",
-        "the mean entropy of the predictions, nats, or 'argmax', the cross-entropy with the teacher's own prediction "
-        "(CMI's script, METHOD section 8)",
+        "class term: 'entropy', the mean entropy of the predictions in nats, or 'argmax', the cross-entropy with "
+        "the teacher's own prediction (CMI's script, METHOD section 8)",
         choices=CLASS_TERMS,
     )
-    class_weight: float = option(0.01, "of the class term")
+    class_weight: float = option(0.01, "weight of the class term")
     statistics: str = option(
         "gaussian",
-        "how the BatchNorm inputs differ from the running statistics: the divergence of normal distributions, or 'l2', "
-        "the plain feature loss of Eq. 13 (CMI's script)",
+        "distance of the BatchNorm inputs from the running statistics: 'gaussian', the KL divergence of "
+        "normal distributions, or 'l2', the plain feature loss of Eq. 13 (CMI's script)",
         choices=STATISTICS,
     )
-    statistics_weight: float = option(0.01, "of the term of the statistics")
+    statistics_weight: float = option(0.01, "weight of the BatchNorm statistics term")
     warmup_adversarial: bool = option(
-        False, "whether the adversarial term is on in the warm-up, against an untrained student"
+        False, "keep the adversarial term on during the warm-up, against an untrained student"
     )
 
 

@@ -47,38 +47,38 @@ IMAGES = ("best", "last", "adapted")
 class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     """Static choices of Algorithm 1; METHOD section 0 gives the two readings of each."""
 
-    num_steps: int = option(5, "k, inner steps of a call", at_least=1)
-    reuse: str = option("meta", "what a call starts from: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)
+    num_steps: int = option(5, "inner steps per synthesis call (k in the paper)", at_least=1)
+    reuse: str = option("meta", "start of each call: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)
     representation: str = option(
         "generator",
-        "of the images: 'generator', 'pixels' (Table 5), or 'noisy_layer', after NAYER",
+        "representation of the images: 'generator', 'pixels' (Table 5), or 'noisy_layer', after NAYER",
         choices=parametrization.REPRESENTATIONS,
     )
-    label_dim: int = option(64, "numbers in a label's embedding where the representation is 'noisy_layer'", at_least=1)
-    meta_rule: str = option("fomaml_sum", "how the start is learned (meta.RULES)", choices=meta.RULES)
-    reptile_scale: float = option(1.0, "factor of the Reptile difference (METHOD T1)")
+    label_dim: int = option(64, "dimension of the label embedding when representation is 'noisy_layer'", at_least=1)
+    meta_rule: str = option("fomaml_sum", "update rule of the meta parameters (meta.RULES)", choices=meta.RULES)
+    reptile_scale: float = option(1.0, "factor on the Reptile difference (METHOD T1)")
     latents: str = option(
         "fresh",
-        "z drawn at each call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
+        "draws of z: every call ('fresh'), every latents_period calls ('periodic') or once ('persistent') (METHOD T2)",
         choices=LATENTS,
     )
-    latents_period: int = option(50, "calls between draws where periodic", at_least=1)
+    latents_period: int = option(50, "calls between draws of z when latents is 'periodic'", at_least=1)
     latents_update: str = option(
         "none",
-        "what becomes of z between draws: 'none', 'adapted' (overwritten, METHOD T2) or 'meta' (Eq. 11)",
+        "update of z between draws: 'none', 'adapted' (overwritten by the adapted z, METHOD T2) or 'meta' (Eq. 11)",
         choices=LATENTS_UPDATES,
     )
     reset_optimizer_with_latents: bool = option(
-        False, "whether a periodic draw also recreates the outer optimizer (METHOD 1.4)"
+        False, "also restart the outer optimizer whenever z is drawn periodically (METHOD 1.4)"
     )
     images: str = option(
         "best",
-        "'best' of the rendered iterates (METHOD T4), the 'last' of them, or 'adapted', rendered once more after the "
-        "k-th step (Algorithm 1 line 10)",
+        "images kept of a call: the 'best' or the 'last' of the rendered iterates (METHOD T4), or 'adapted', "
+        "rendered once more after the k-th step (Algorithm 1 line 10)",
         choices=IMAGES,
     )
     reset_first_layer_at: int = option(
-        140, "call, counted from 1, at which l0 is drawn anew (METHOD T7); 0 for never", at_least=0
+        140, "call, counted from 1, that reinitialises the generator's layer l0 (METHOD T7); 0 for never", at_least=0
     )
     unroll: int | bool = option(1, "inner steps unrolled in the compiled loop; True for all", at_least=1)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)

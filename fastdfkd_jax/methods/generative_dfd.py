@@ -36,30 +36,36 @@ class GenerativeDFDOptions(Options, section="generative_dfd"):
     """
 
     generator: str = option(
-        "generative_dfd", "architecture, a key of models/generators/vector.py", choices=tuple(ARCHITECTURES)
+        "generative_dfd",
+        "architecture of the generators, a key of models/generators/vector.py",
+        choices=tuple(ARCHITECTURES),
     )
-    latent_dim: int = option(256, "numbers in z; the one-hot class follows it", at_least=1)
+    latent_dim: int = option(256, "dimension of the latents z, which the one-hot class is appended to", at_least=1)
     width: int = option(64, "channels of the generator's last hidden layer", at_least=1)
-    lr: float = option(1e-3, "Adam's", above=0)
-    b1: float = option(0.5, "Adam's first decay; the second is 0.999", within="[0, 1)")
-    classes_per_generator: int = option(1, "size of a group of classes; 0 for one generator of all", at_least=0)
+    lr: float = option(1e-3, "learning rate of the generator's Adam", above=0)
+    b1: float = option(0.5, "first decay rate of the generator's Adam; the second is 0.999", within="[0, 1)")
+    classes_per_generator: int = option(
+        1, "number of classes per generator; 0 for one generator of all classes", at_least=0
+    )
     calls_per_generator: int = option(
         4,
-        "synthesis calls that a generator is trained in, after the last of which its images are kept; calls = classes "
-        "/ classes_per_generator times this, or more",
+        "synthesis calls that train each generator, whose images are kept after the last of them; calls must be "
+        "at least this times classes / classes_per_generator",
         at_least=1,
     )
-    steps_per_call: int = option(500, "Adam steps in each of them", at_least=1)
-    batches_kept: int = option(20, "batches of synthesis_batch images that a generator leaves", at_least=1)
-    class_weight: float = option(1.0, "of the cross-entropy with the classes asked for", at_least=0)
+    steps_per_call: int = option(500, "Adam steps of the generator per synthesis call", at_least=1)
+    batches_kept: int = option(20, "batches of synthesis_batch images kept from each generator", at_least=1)
+    class_weight: float = option(1.0, "weight of the cross-entropy with the requested classes", at_least=0)
     statistics_weight: float = option(
         0.1,
-        "of the plain feature loss (Eq. 13); the statistics are those of all classes, so that a large weight turns the "
-        "images of one class into images of all",
+        "weight of the plain feature loss (Eq. 13); the BatchNorm statistics cover all classes, so a large weight "
+        "makes images of one class resemble all of them",
         at_least=0,
     )
     balance_weight: float = option(
-        0.0, "of the negative entropy of the mean prediction, nats: diversity, within a group only", at_least=0
+        0.0,
+        "weight of the negative entropy of the mean prediction, in nats, for diversity within a group of classes",
+        at_least=0,
     )
 
 

@@ -20,7 +20,7 @@ class KDOnDataOptions(Options, section="kd_on_data"):
     """The loss that a student of real images minimises beside KD."""
 
     label_weight: float = option(
-        0.1, "of the cross-entropy with the images' own labels; those without have none", at_least=0
+        0.1, "weight of the cross-entropy with the real images' labels; unlabelled images have no such term", at_least=0
     )
 
 

@@ -77,7 +77,9 @@ METHODS: dict[str, Entry] = {
 class MethodOptions(Options, section="method"):
     """Which method makes the images."""
 
-    name: str = option("fastdfkd", "docs/methods.md describes all", choices=tuple(METHODS))
+    name: str = option(
+        "fastdfkd", "method that makes the images; docs/methods.md describes each", choices=tuple(METHODS)
+    )
 
 
 def sections() -> dict[str, type[Options]]:

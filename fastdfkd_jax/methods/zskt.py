@@ -38,14 +38,14 @@ class ZSKTOptions(online_generator.OnlineGeneratorOptions, section="zskt"):
     student_mode: str = "train"
     attention_weight: float = option(
         250.0,
-        "of the attention transfer in the student's loss; 0 where the networks' stages are not of one kind or do not "
-        "pair up",
+        "weight of attention transfer in the student's loss; 0 when the stages of the two networks differ in kind "
+        "or number",
         at_least=0,
     )
     kl_reduction: str = option(
         "mean",
-        "of the divergence, in PyTorch's words: the 'mean' over images and classes (published), or 'batchmean', that "
-        "over images alone (CMI's script, METHOD 1.7)",
+        "reduction of the KL divergence, in PyTorch's terms: 'mean' over images and classes (published), or "
+        "'batchmean', over images only (CMI's script, METHOD 1.7)",
         choices=KL_REDUCTIONS,
     )
 

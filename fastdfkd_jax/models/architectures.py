@@ -215,23 +215,34 @@ class TeacherOptions(Options, section="teacher"):
     """The network to invert."""
 
     checkpoint: str = option(
-        "", "of PyTorch, safetensors or Keras (docs/doors.md), or 'digits' (shipped with the package)"
+        "",
+        "weights of the teacher: a PyTorch, safetensors or Keras file (docs/doors.md), or 'digits' (shipped with "
+        "the package)",
     )
-    graph: str = option("", "or a folder of convert.record --graph, of any PyTorch network")
-    arch: str = option("", "name as in docs/models.md; '' where the checkpoint tells")
-    num_classes: int = option(0, "0 where the checkpoint tells", at_least=0)
-    image_size: int = option(0, "pixels; 0 where the checkpoint tells, else the architecture's", at_least=0)
-    mean: tuple[float, ...] = option((), "per channel, of images in [0, 1]; () where the checkpoint tells")
-    std: tuple[float, ...] = option((), "standard deviation, as mean")
+    graph: str = option("", "folder written by convert.record --graph, for any PyTorch network; replaces checkpoint")
+    arch: str = option("", "architecture of the teacher, a name in docs/models.md; '' to read it from the checkpoint")
+    num_classes: int = option(0, "number of classes of the teacher; 0 to read it from the checkpoint", at_least=0)
+    image_size: int = option(
+        0,
+        "side of the teacher's input images in pixels; 0 to read it from the checkpoint, else the architecture's "
+        "default",
+        at_least=0,
+    )
+    mean: tuple[float, ...] = option(
+        (), "mean per channel of images in [0, 1], for normalisation; () to read it from the checkpoint"
+    )
+    std: tuple[float, ...] = option(
+        (), "standard deviation per channel of images in [0, 1], for normalisation; () to read it from the checkpoint"
+    )
 
 
 @dataclass(frozen=True)
 class StudentOptions(Options, section="student"):
     """The network to train."""
 
-    arch: str = option("wrn16_1", "name as in docs/models.md")
-    graph: str = option("", "in place of arch: a folder of convert.record --graph")
-    checkpoint: str = option("", "weights to start from; '' for a fresh student")
+    arch: str = option("wrn16_1", "architecture of the student, a name in docs/models.md")
+    graph: str = option("", "folder written by convert.record --graph; replaces arch")
+    checkpoint: str = option("", "file of weights that the student starts from; '' for a new student")
 
     def __post_init__(self):
         super().__post_init__()

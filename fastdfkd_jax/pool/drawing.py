@@ -1,4 +1,4 @@
-"""Which images of D' a student step draws where all are as likely: independently, or in shuffled passes."""
+"""Draws the images of D' for a student step uniformly: independently, or in shuffled passes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Array = jax.Array
 DRAWS = ("replacement", "passes")
 
 
-_ROUNDS = 6  # of the permutation: four pass for random, and small ranges need a few more
+_ROUNDS = 6  # of the Feistel network: four look random, and small ranges need a few more
 
 
 def draw(key: Array, size: Array, batch: int) -> Array:
-    """Rows i32[batch] of a pool of so many images, uniformly with replacement (Algorithm 1 line 18)."""
+    """Draws rows i32[batch] of a pool of this size, uniformly with replacement (Algorithm 1 line 18)."""
     return jax.random.randint(key, (batch,), 0, size)
 
 
 def draw_in_passes(key: Array, turn: Array, size: Array, batch: int) -> Array:
-    """Rows i32[batch] of shuffled passes over a pool of `size` images, each of them once a pass (METHOD 1.1).
+    """Draws rows i32[batch] in shuffled passes over a pool of `size` images, each once per pass (METHOD 1.1).
 
-    Batch `turn`, counted from 0, continues where the one before it ended; where a pass ends within a batch, the next
-    pass, in another order, fills it.
+    Batch `turn`, counted from 0, continues where the previous one ended. If a pass ends within a batch, the next pass,
+    in another order, fills it.
 
     Args:
-      key: of the passes; the same for all their batches.
-      turn: i32[], which batch.
-      size: i32[], images; at least 1.
-      batch: rows of a batch.
+      key: random key of the passes; the same for all their batches.
+      turn: i32[], number of the batch.
+      size: i32[], number of images; at least 1.
+      batch: rows per batch.
     """
     position = turn * batch + jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position // size)
@@ -40,10 +40,10 @@ def draw_in_passes(key: Array, turn: Array, size: Array, batch: int) -> Array:
 
 
 def _shuffled(key: Array, index: Array, size: Array) -> Array:
-    """The number i32[] at an index of a pseudo-random permutation of range(size), without computing the others.
+    """Returns the number i32[] at an index of a pseudo-random permutation of range(size), without computing the others.
 
-    A Feistel network permutes the smallest range of 4^n numbers that holds `size`; numbers from `size` on are sent on
-    until one below it is met (cycle walking; Black and Rogaway, CT-RSA 2002).
+    A Feistel network permutes the smallest range of 4^n numbers that holds `size`. A number of `size` or more is
+    permuted again until the result is below it (cycle walking; Black and Rogaway, CT-RSA 2002).
     """
     rounds = jax.random.bits(key, (_ROUNDS,))
     bits = (33 - jax.lax.clz(jnp.asarray(size - 1, jnp.int32))).astype(jnp.uint32) // 2  # of each half
@@ -65,25 +65,25 @@ def _shuffled(key: Array, index: Array, size: Array) -> Array:
 
 
 def _mixed(number: Array) -> Array:
-    """A hash of u32[] whose every bit depends on all bits (the finalizer of MurmurHash3)."""
+    """Hashes u32[] so that every bit depends on all bits (the finalizer of MurmurHash3)."""
     number = (number ^ (number >> 16)) * jnp.uint32(0x85EBCA6B)
     number = (number ^ (number >> 13)) * jnp.uint32(0xC2B2AE35)
     return number ^ (number >> 16)
 
 
 def keys_of_step(key: Array, step: Array) -> tuple[Array, Array]:
-    """Of a student's step: what draws its images, and what draws their views."""
+    """Returns the two keys of a student step: one draws its images, the other their views."""
     sample_key, view_key = jax.random.split(jax.random.fold_in(key, step))
     return sample_key, view_key
 
 
 def row_drawer(batch: int, steps_per_call: int, in_passes: bool) -> Callable[[Array, Array, Array], Array]:
-    """`draw(key, step, size) -> i32[batch]`: which of `size` images a student's step takes.
+    """Returns `draw(key, step, size) -> i32[batch]`, which draws a student step's images from `size` images.
 
     Args:
-      batch: images of a step.
-      steps_per_call: after which passes begin anew, as D' has grown.
-      in_passes: whether they are drawn in passes, and not independently of each other.
+      batch: images per step.
+      steps_per_call: steps after which passes start again, because D' has grown.
+      in_passes: whether images are drawn in passes instead of independently.
     """
 
     def draw_one(key: Array, step: Array, size: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Where the student's next batch comes from: the contract that every way to feed it keeps.
+"""The interface of all feeds, which give the student its batches.
 
-A feed has two halves. Its `Functions` are pure and part of the compiled programs; the `Feed` is on the host, holds what
-they are given and puts back what they return. `on_device`, `on_disk` and `per_round` are ways to feed a student from
-images, and `stored_labels` has one of the first two answered by the teacher beforehand.
+A feed has two halves. Its `Functions` are pure and part of the compiled programs. The `Feed` is on the host; it holds
+the functions' inputs and stores their outputs. `on_device`, `on_disk` and `per_round` are feeds of images.
+`stored_labels` adds stored teacher outputs to one of the first two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastdfkd_jax.pool.shards import Shards
 
 Array = jax.Array
 Tree = Any
-_HASHED = 256  # images that a digest is fed with at a time
+_HASHED = 256  # images hashed at a time
 
 
 PLACES = ("device", "disk")
@@ -33,29 +33,30 @@ PLACES = ("device", "disk")
 
 @dataclass(frozen=True)
 class PoolOptions(Options, section="pool"):
-    """D' itself."""
+    """The options of D', the pool of synthesised images."""
 
     place: str = option(
-        "device", "where the student's images are read from: 'device' memory, or 'disk' as it learns", choices=PLACES
+        "device", "place the student's images are read from: 'device' memory, or 'disk' during training", choices=PLACES
     )
     draw: str = option(
         "replacement",
-        "each image of a batch by itself; 'passes': each once in a shuffled pass, as released",
+        "drawing of batches: 'replacement', each image independently, or 'passes', each once per shuffled pass "
+        "as in the released code",
         choices=DRAWS,
     )
     initial: str = option("", "folder of images, or an earlier run's workdir, to begin with")
 
 
 class Examples(NamedTuple):
-    """What one student step learns from.
+    """The data of one student step.
 
     Attributes:
-      images: f32[B, H, W, C] in [0, 1], or as the networks take them where a method makes such.
-      labels: i32[B], -1 where not known, or int[B, H, W] of data with a class for every pixel; None where no loss may
-        look at them.
-      weights: f32[B] of the images in the loss where they are not drawn uniformly, else None.
-      rows: i32[B], which images of D' they are, where `Functions.observe` asks for it, else None.
-      view, stored: how the images are shown and what the teacher says of that, where it has answered before.
+      images: f32[B, H, W, C] in [0, 1], or network inputs if the method makes those.
+      labels: i32[B], -1 where not known, or int[B, H, W] of data with a class for every pixel; None if no loss may use
+        them.
+      weights: f32[B], the images' weights in the loss if they are not drawn uniformly, else None.
+      rows: i32[B], the images' rows in D' if `Functions.observe` needs them, else None.
+      view, stored: the view of the images and the stored teacher output for it, if there is one.
     """
 
     images: Array
@@ -71,14 +72,14 @@ def _unobserved(known: Tree, examples: Examples, info: dict[str, Array]) -> tupl
 
 
 class Functions(NamedTuple):
-    """The half of a feed that is compiled.
+    """The compiled half of a feed.
 
     Attributes:
-      keep: `keep(state, batch, teacher_vars) -> (state, batch)`: the feed's state with what a synthesis call made, and
-        the batch as the host is given it.
-      draw: `draw(source, known, key, step) -> Examples`, the student step's share of what `Feed.take` gave.
-      known: `known(source)`, what the steps of one dispatch hand on to each other.
-      observe: `observe(known, examples, info) -> (known, info)` after a step; it may take something out of the info.
+      keep: `keep(state, batch, teacher_vars) -> (state, batch)`: adds a synthesis call's batch to the feed's state, and
+        returns the batch in the form that the host takes.
+      draw: `draw(source, known, key, step) -> Examples`, a student step's share of the result of `Feed.take`.
+      known: `known(source)`, the values that the steps of one dispatch pass on.
+      observe: `observe(known, examples, info) -> (known, info)` after a step; it may remove entries from the info.
     """
 
     keep: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
@@ -88,14 +89,14 @@ class Functions(NamedTuple):
 
 
 class Feed:
-    """The half of a feed that is on the host. What a way to feed the student does not need it inherits from here.
+    """The host half of a feed. Subclasses override what they need.
 
     Attributes:
-      state: arrays on the device that a synthesis call takes and gives back.
+      state: arrays on the device that a synthesis call takes and returns.
       grows: whether the run's synthesis calls add images to it.
-      per_dispatch: whether each dispatch of student steps needs images made for it alone.
-      shards: how many files of images it has written.
-      labelled: how many files of the teacher's answers there are.
+      per_dispatch: whether each dispatch of student steps needs newly made images.
+      shards: number of image files written.
+      labelled: number of files with teacher outputs.
       ready: whether the student can begin; `prepare` works towards it.
     """
 
@@ -107,45 +108,45 @@ class Feed:
     ready: bool = True
 
     def saved(self) -> dict[str, Tree]:
-        """What a checkpoint holds of it, by name, beside the files that it writes."""
+        """Returns the arrays that a checkpoint holds for this feed, by name; its files are separate."""
         return {}
 
     def restore(self, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """Takes up what lies in its first `shards` files, and what a checkpoint held; None where there is none.
+        """Restores the first `shards` files and the arrays of a checkpoint (None if there is none).
 
         Raises:
           UserError: a file is missing or damaged.
         """
 
     def add(self, batch: Any) -> bool:
-        """Takes what a synthesis call made, after `state` was put back; whether its images stay."""
+        """Adds a synthesis call's batch, after `state` was updated; returns whether its images are kept."""
         return False
 
     def prepare(self) -> float:
-        """A step towards being ready; gives the seconds that compiling took."""
+        """Does one step towards being ready; returns the seconds spent compiling."""
         return 0.0
 
     def take(self, step: int, ahead: int | None) -> Any:
-        """What the student's steps from `step` on draw from; for those from `ahead` on it may be read meanwhile."""
+        """Returns the source of the student's steps from `step`; may start to read that of the steps from `ahead`."""
         raise NotImplementedError
 
     def learned(self, known: Tree) -> None:
-        """Takes what the steps of a dispatch handed on in the end."""
+        """Stores the values that the steps of a dispatch passed on."""
 
     def example(self) -> Any:
-        """What `take` would give, for a measurement that draws from it: sizes are right, contents may not be."""
+        """Returns a source like `take`'s for measurements: with the right sizes, but perhaps other contents."""
         return self.take(0, None)
 
     def pictures(self, batch: Any) -> np.ndarray:
-        """A batch as people see it, uint8[N, H, W, C]."""
+        """Returns a batch as pictures, uint8[N, H, W, C]."""
         return np.asarray(batch.images)
 
     def close(self) -> None:
-        """Ends what is pending."""
+        """Ends pending work."""
 
 
 class ImageFeed(Feed):
-    """A feed from images that stay, each with a row of its own and a copy in the run's shards.
+    """A feed of images that are kept, each in a row and copied to the run's shards.
 
     Args:
       files: the shards; None to measure without any.
@@ -155,7 +156,7 @@ class ImageFeed(Feed):
         self._files = files
 
     def restore(self, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """Drops the shards of calls that will be repeated, and takes up the others."""
+        """Deletes the shards of calls that will be repeated, and restores the others."""
         if self._files is not None:
             if self.grows and hosts.is_writer():
                 self._files.truncate(shards)
@@ -163,11 +164,11 @@ class ImageFeed(Feed):
         self.shards = shards
 
     def _fill(self, files: Shards, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """Takes up what the run began with, the first so many shards, and what was saved."""
+        """Restores the initial images, the first `shards` shards, and the saved arrays."""
         raise NotImplementedError
 
     def add(self, batch: Any) -> bool:
-        """Writes the images that stay into a shard; of several processes one does."""
+        """Writes kept images to a shard; with several processes, only one writes."""
         if not bool(batch.kept):
             return False
         assert self._files is not None
@@ -180,22 +181,22 @@ class ImageFeed(Feed):
         return True
 
     def _added(self, path: Path) -> None:
-        """A shard was written."""
+        """Is called after a shard was written."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def of_rows(self, rows: np.ndarray) -> Any:
-        """Where a program finds the images of rows i32[steps, B]."""
+        """Returns the source from which a program reads the images of rows i32[steps, B]."""
         raise NotImplementedError
 
     def digest(self) -> str:
-        """SHA-256 of all images in their order."""
+        """Returns the SHA-256 of all images in their order."""
         raise NotImplementedError
 
 
 def digest_of(size: int, images: Callable[[int, int], np.ndarray]) -> str:
-    """SHA-256 of so many images, of which `images(start, stop)` gives a few."""
+    """Returns the SHA-256 of `size` images, which `images(start, stop)` reads a few at a time."""
     sha = hashlib.sha256()
     for start in range(0, size, _HASHED):
         sha.update(images(start, min(start + _HASHED, size)).tobytes())

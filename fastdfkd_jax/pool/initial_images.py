@@ -1,4 +1,4 @@
-"""The images that a run begins with: the pool of an earlier run, or a folder of pictures."""
+"""The initial images of a run: the pool of an earlier run, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PICTURES_A_SHARD = 512
 
 
 class Found(NamedTuple):
-    """What a run begins with, not yet read: shards of an earlier pool, or pictures."""
+    """Initial images that are not read yet: shards of an earlier pool, or pictures."""
 
     shard_files: tuple[Path, ...]
     pictures: tuple[Path, ...]
 
 
 class Located(NamedTuple):
-    """The same, found whole: shards whose images can be read one by one, or pictures that have yet to become some."""
+    """Initial images that were checked: shards whose images can be read one by one, or pictures yet to be imported."""
 
     shards: tuple[Shard, ...]
     pictures: tuple[Path, ...]
@@ -34,16 +34,17 @@ class Located(NamedTuple):
 
 
 def find(directory: Path, warn: bool = False) -> Found:
-    """The pool of an earlier run (its workdir or `pool` folder) or, of one that made none, what it began with.
+    """Finds the initial images in a folder.
 
-    Else a folder of pictures.
+    They are the pool of an earlier run (its workdir or `pool` folder) or, if that run made none, its own initial
+    images; otherwise the folder's pictures.
 
     Args:
-      directory: of either.
-      warn: logs which files of a folder of pictures are skipped.
+      directory: the folder.
+      warn: whether to log which files of a folder of pictures are skipped.
 
     Raises:
-      UserError: nothing there.
+      UserError: there are no images.
     """
     if not directory.is_dir():
         raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
@@ -63,7 +64,7 @@ def find(directory: Path, warn: bool = False) -> Found:
 
 
 def read(directory: Path, image_shape: tuple[int, int, int]) -> Rows:
-    """Reads what `find` finds; UserError where nothing is, or images are of another size."""
+    """Reads the images that `find` finds; UserError if there are none, or if they have another size."""
     found = find(directory, warn=True)
     parts = [shards.read_shard(path) for path in found.shard_files]
     parts += [_read_picture(path, image_shape[-1]) for path in found.pictures]
@@ -73,9 +74,9 @@ def read(directory: Path, image_shape: tuple[int, int, int]) -> Rows:
 
 
 def locate(directory: Path, image_shape: tuple[int, int, int]) -> Located:
-    """Finds and checks what `find` finds without reading it into memory.
+    """Finds images as `find` does and checks them without reading them into memory.
 
-    Of pictures only what their first bytes tell is checked. UserError as `read`.
+    Of pictures, only the headers are checked. Raises UserError as `read` does.
     """
     found = find(directory, warn=True)
     located = shards.locate(found.shard_files)
@@ -87,7 +88,7 @@ def locate(directory: Path, image_shape: tuple[int, int, int]) -> Located:
 
 
 def import_pictures(paths: Sequence[Path], into: Shards, channels: int) -> list[Shard]:
-    """Writes pictures into shards, a few at a time, unless all are there already; where they lie."""
+    """Writes pictures into shards, a few at a time, unless all exist already; returns the shards."""
     starts = range(0, len(paths), _PICTURES_A_SHARD)
     done = len(list(into.directory.glob("[0-9]*.npz")))
     into.truncate(min(done, len(starts)))
@@ -112,7 +113,7 @@ def _require_shape(directory: Path, found: tuple[int, ...], expected: tuple[int,
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    """Height and width, of which a picture's first bytes tell."""
+    """Returns height and width from a picture's header."""
     try:
         with pictures.opened(path, path) as picture:
             return picture.height, picture.width
@@ -121,7 +122,7 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 def _read_picture(path: Path, channels: int) -> Rows:
-    """One image, grey or in colours, without a label."""
+    """Reads one picture, grey or in colour, without a label."""
     try:
         pixels = np.asarray(pictures.to_mode(pictures.read(path, path), "L" if channels == 1 else "RGB"))
     except pictures.DAMAGED as error:

@@ -1,7 +1,7 @@
-"""Soft labels on disk: shards of a few KD steps each, and beside them what they are of.
+"""Soft labels on disk: shards of a few KD steps each, and a description of their origin.
 
-Whoever opens the folder says what it needs, and is refused where the folder holds something else: labels of another
-teacher, pool or view would be learned without a sign that anything is wrong.
+A folder is opened with a description of the labels needed, and refused if its own description differs. Otherwise,
+labels of another teacher, pool or view would be learned without any sign of an error.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _KIND, _REMEDY = "shard of soft labels", "restore it, or delete it and those aft
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What soft labels are of; two that are equal may share a folder.
+    """The origin of soft labels; labels with equal descriptions may share a folder.
 
     Attributes:
-      teacher: digest of its variables.
-      arch, mean, std, precision: of it: how it looks at images, and in which numbers.
-      classes: of the teacher.
-      pool: digest of the images that rows count in.
-      pool_size: how many they are.
-      seed: of the key that drew rows and views; the labels' own and not a student's, so that several learn from them
-        and a folder that is found holds what the same run would have made.
-      batch: images of a KD step.
-      steps: KD steps of a shard.
-      top_k: probabilities of each view, or 0 for all logits.
-      temperature: of the probabilities; of no meaning, and not compared, for logits.
-      views: how images are shown.
+      teacher: digest of the teacher's variables.
+      arch, mean, std, precision: the teacher's architecture, normalisation and floating-point type.
+      classes: number of the teacher's classes.
+      pool: digest of the images that rows refer to.
+      pool_size: number of these images.
+      seed: seed of the key that drew rows and views. It belongs to the labels and not to a student, so that several
+        students can use them, and an existing folder holds what the same run would have made.
+      batch: images per KD step.
+      steps: KD steps per shard.
+      top_k: probabilities stored per view, or 0 for all logits.
+      temperature: temperature of the probabilities; without meaning, and not compared, for logits.
+      views: how images are augmented.
     """
 
     teacher: str
@@ -61,22 +61,22 @@ class Description:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Flat names and values, as JSON has them."""
+        """The description as flat names and values, in JSON types."""
         flat = dataclasses.asdict(self)
         views = {f"views.{name}": value for name, value in flat.pop("views").items()}
         flat["temperature"] = float(self.temperature) if self.top_k else "any"
-        lists = {name: list(flat.pop(name)) for name in ("mean", "std")}  # as JSON gives them back
+        lists = {name: list(flat.pop(name)) for name in ("mean", "std")}  # JSON returns tuples as lists
         return {"format": FORMAT, **flat, **lists, **views}
 
     @property
     def bytes_per_shard(self) -> int:
-        """Of a shard's arrays; their names and checksums take up to five kilobytes more."""
+        """Bytes of a shard's arrays; their names and checksums take up to five kilobytes more."""
         view = soft_labels.bytes_per_view(self.classes, self.top_k, self.views, self.batch)
         return round(self.steps * self.batch * view)
 
 
 def check(directory: Path, description: Description) -> None:
-    """Refuses a folder that holds anything but such labels, and writes nothing; one that is not there holds nothing.
+    """Refuses a folder that holds anything but such labels; a missing folder is accepted. Writes nothing.
 
     Raises:
       UserError: names every difference.
@@ -98,14 +98,14 @@ def check(directory: Path, description: Description) -> None:
 
 
 class LabelFiles:
-    """The soft labels of KD steps in one folder, made where it is missing.
+    """The soft labels of KD steps in one folder, which is made if it is missing.
 
     Args:
       directory: the folder.
-      description: of what it holds.
+      description: description of its labels.
 
     Raises:
-      UserError: it holds something else, or cannot be written.
+      UserError: the folder holds something else, or cannot be written.
     """
 
     def __init__(self, directory: Path, description: Description):
@@ -124,18 +124,18 @@ class LabelFiles:
 
     @property
     def count(self) -> int:
-        """Shards from 0 on without a gap."""
+        """Number of shards from 0 without a gap."""
         return npz.count(self.directory)
 
     def write(self, index: int, steps: LabelledViews) -> None:
-        """Writes one shard durably; `steps` has every array of `soft_labels.shapes` with the steps before its axes."""
+        """Writes one shard durably; `steps` has the arrays of `soft_labels.shapes` with a leading axis of steps."""
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(steps)]
         if [(array.shape, array.dtype) for array in arrays] != self._kinds:
             raise ValueError(f"steps must have the arrays {self._kinds}")
         npz.write(npz.path_of(self.directory, index), dict(zip(self._names, arrays, strict=True)))
 
     def read(self, index: int) -> LabelledViews:
-        """Reads one shard, its checksums verified; UserError where it is missing, damaged or of other steps."""
+        """Reads one shard and verifies its checksums; UserError if it is missing, damaged or of other steps."""
         path = npz.path_of(self.directory, index)
         arrays = npz.read(path, self._names, _KIND, _REMEDY)
         for name, array, (shape, dtype) in zip(self._names, arrays, self._kinds, strict=True):

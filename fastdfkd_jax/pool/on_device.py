@@ -1,6 +1,6 @@
-"""D', the set of synthesised images, on the device: uint8 rows, filled from the front.
+"""D', the pool of synthesised images, on the device: uint8 rows, filled from the front.
 
-The shards of a run are a copy of it, from which it is filled again when the run goes on.
+The run's shards are a copy of it, from which it is filled again when the run is resumed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Pool(NamedTuple):
     """Images on the device.
 
     Attributes:
-      images: uint8[capacity, H, W, C]; rows from `size` on are not yet filled.
-      labels: i32[capacity], the classes that were asked for or that data have; -1 where not known. Of data with a class
-        for every pixel uint8[capacity, H, W].
-      size: i32[], rows that are filled.
-      replay: what is known of each image where sampling is not uniform, else None.
+      images: uint8[capacity, H, W, C]; rows from `size` are not filled yet.
+      labels: i32[capacity], the requested classes or those of the data; -1 where not known. For data with a class for
+        every pixel, uint8[capacity, H, W].
+      size: i32[], number of filled rows.
+      replay: the known properties of each image if sampling is not uniform, else None.
     """
 
     images: Array
@@ -45,39 +45,39 @@ class Pool(NamedTuple):
 def empty(
     capacity: int, image_shape: tuple[int, int, int], replayed: bool = False, label: jax.ShapeDtypeStruct = _CLASS
 ) -> Pool:
-    """An empty pool with room for `capacity` images.
+    """Returns an empty pool with room for `capacity` images.
 
     Args:
-      capacity: how many.
-      image_shape: (H, W, C) of each.
-      replayed: whether they will not be drawn uniformly.
-      label: shape and type of the label of each.
+      capacity: number of images.
+      image_shape: (H, W, C) of each image.
+      replayed: whether images will be drawn non-uniformly.
+      label: shape and type of each label.
     """
     images = jnp.zeros((capacity, *image_shape), jnp.uint8)
-    # Of unsigned maps this is 255, void.
+    # In unsigned maps, -1 becomes 255, void.
     labels = jnp.full((capacity, *label.shape), -1, jnp.int32).astype(label.dtype)
     return Pool(images, labels, jnp.zeros((), jnp.int32), sampling.init(capacity) if replayed else None)
 
 
 def to_uint8(images: Array) -> Array:
-    """f32 in [0, 1] to uint8, rounded (the released code truncates, which darkens by half a level, METHOD T15)."""
+    """Converts f32 in [0, 1] to uint8, rounded (the released code truncates: half a level darker, METHOD T15)."""
     return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
 
 def to_float(images: Array) -> Array:
-    """uint8 to f32 in [0, 1]."""
+    """Converts uint8 to f32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def append(pool: Pool, rows: Array, labels: Array, kept: Array | bool = True) -> Pool:
-    """Adds uint8[N, H, W, C] and their labels (Algorithm 1 line 11) if they are kept; the capacity must hold them."""
+    """Adds uint8[N, H, W, C] with labels if kept (Algorithm 1 line 11); the capacity must suffice."""
     images = jax.lax.dynamic_update_slice(pool.images, rows, (pool.size, 0, 0, 0))
     labels = jax.lax.dynamic_update_slice(pool.labels, labels, (pool.size, *[0] * (labels.ndim - 1)))
     return pool._replace(images=images, labels=labels, size=pool.size + jnp.where(kept, rows.shape[0], 0))
 
 
 def uniformly(rows_of: Callable[[Array, Array, Array], Array]) -> Functions:
-    """Every image is as likely; `rows_of(key, step, size) -> i32[B]` draws (`drawing.row_drawer`)."""
+    """Returns the functions that draw uniformly, by `rows_of(key, step, size) -> i32[B]` (`drawing.row_drawer`)."""
 
     def keep(state: Pool, batch: Any, teacher_vars: Tree) -> tuple[Pool, Any]:
         rows = to_uint8(batch.images)
@@ -93,13 +93,13 @@ def uniformly(rows_of: Callable[[Array, Array, Array], Array]) -> Functions:
 def by_replay(
     options: sampling.ReplayOptions, batch_size: int, num_classes: int, classes_of: Callable[[Tree, Array], Array]
 ) -> Functions:
-    """Images are drawn by their class and by how hard they are.
+    """Returns the functions that draw images by their class and difficulty.
 
     Args:
-      options: how.
-      batch_size: images of a student's step.
-      num_classes: of the teacher.
-      classes_of: `classes_of(teacher_vars, images f32[N, H, W, C] in [0, 1]) -> i32[N]`, what the teacher sees.
+      options: exponents of the sampling.
+      batch_size: images per student step.
+      num_classes: number of the teacher's classes.
+      classes_of: `classes_of(teacher_vars, images f32[N, H, W, C] in [0, 1]) -> i32[N]`, the teacher's predictions.
     """
 
     def keep(state: Pool, batch: Any, teacher_vars: Tree) -> tuple[Pool, Any]:
@@ -124,14 +124,14 @@ def by_replay(
 
 
 class DeviceFeed(ImageFeed):
-    """D' on the device.
+    """A feed from D' on the device.
 
     Args:
-      files: where its shards lie; None to measure without any.
-      first: images to begin with.
-      made: how many a whole run makes.
-      image_shape: (H, W, C) of each.
-      replayed: whether they are drawn otherwise than uniformly.
+      files: its shards; None to measure without any.
+      first: initial images.
+      made: number of images that a whole run makes.
+      image_shape: (H, W, C) of each image.
+      replayed: whether images are drawn non-uniformly.
     """
 
     def __init__(
@@ -147,17 +147,17 @@ class DeviceFeed(ImageFeed):
         self.grows = made > 0
         capacity = made + (0 if first is None else len(first.labels))
         shapes: dict[str, Any] = {"image_shape": image_shape}
-        if first is not None:  # of data with maps images need not have the network's size
+        if first is not None:  # with maps, images need not have the network's size
             label = jax.ShapeDtypeStruct(first.labels.shape[1:], first.labels.dtype)
             shapes = {"image_shape": first.images.shape[1:], "label": label}
         self.state: Pool = parallel.everywhere(empty(capacity, replayed=replayed, **shapes))
 
     def saved(self) -> dict[str, Tree]:
-        """What is known of each image, where that matters."""
+        """Returns the known properties of each image, if sampling uses them."""
         return {} if self.state.replay is None else {"replay": tuple(self.state.replay)}
 
     def _fill(self, files: Shards, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """In place and a shard at a time, as they may fill the memory."""
+        """Fills the pool in place and one shard at a time, because the images may fill the memory."""
         if saved:
             self.learned(Replay(*saved["replay"]))
         put = parallel.jit(append, donate=(0,))
@@ -169,15 +169,15 @@ class DeviceFeed(ImageFeed):
             self.state = put(self.state, rows.images, rows.labels)
 
     def take(self, step: int, ahead: int | None) -> Pool:
-        """All of it."""
+        """Returns the whole pool."""
         return self.state
 
     def learned(self, known: Replay | None) -> None:
-        """Takes what is known of each image now; None where nothing is noted."""
+        """Stores the known properties of each image; None if there are none."""
         self.state = self.state._replace(replay=known)
 
     def example(self) -> Pool:
-        """All of it, with a white image if there was none."""
+        """Returns the whole pool, with a white image if it is empty."""
         pool = self.state
         if len(self):
             return pool
@@ -188,12 +188,12 @@ class DeviceFeed(ImageFeed):
         return append(pool, jnp.full((1, *shape), 255, jnp.uint8), jnp.zeros((1, *label.shape), label.dtype))
 
     def of_rows(self, rows: np.ndarray) -> Pool:
-        """All of it."""
+        """Returns the whole pool."""
         return self.state
 
     def __len__(self) -> int:
         return int(self.state.size)
 
     def digest(self) -> str:
-        """SHA-256 of all images in their order."""
+        """Returns the SHA-256 of all images in their order."""
         return digest_of(len(self), lambda start, stop: np.asarray(self.state.images[start:stop]))

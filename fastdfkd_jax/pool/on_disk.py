@@ -1,4 +1,4 @@
-"""D' on disk, in the shards of a run: what the student is about to learn from is read while the device is busy."""
+"""D' on disk, in the shards of a run; the student's next images are read while the device is busy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Batches(NamedTuple):
 
 
 def functions(steps: int) -> Functions:
-    """For dispatches of so many student steps, whose images were read from disk beforehand."""
+    """Returns the functions for dispatches of `steps` student steps, whose images were read from disk before."""
 
     def keep(state: Tree, batch: Any, teacher_vars: Tree) -> tuple[Tree, Any]:
         return state, batch._replace(images=on_device.to_uint8(batch.images))
@@ -47,16 +47,16 @@ def functions(steps: int) -> Functions:
 
 
 class DiskFeed(ImageFeed):
-    """D' on disk; memory holds only what the student is about to learn from.
+    """A feed from D' on disk; memory holds only the images of the student's next steps.
 
     Args:
       files: its shards; None to measure without any.
-      first: images to begin with.
-      directory: where pictures among these become shards.
-      image_shape: (H, W, C) of each.
+      first: initial images.
+      directory: folder where pictures among these become shards.
+      image_shape: (H, W, C) of each image.
       grows: whether the run makes images.
-      draw: `draw(step, size) -> i32[steps, B]`, the rows of the student's steps from `step` on where D' has `size`.
-      place: `place(shape, read) -> array` on the devices; `read(slices) -> part` gives what each of them holds
+      draw: `draw(step, size) -> i32[steps, B]`, the rows of the student's steps from `step` when D' has `size` images.
+      place: `place(shape, read) -> array` on the devices; `read(slices) -> part` returns the part of each device
         (`parallel.placer`).
     """
 
@@ -82,7 +82,7 @@ class DiskFeed(ImageFeed):
         return self.of_rows(self._rows[wanted])
 
     def _fill(self, files: Shards, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """All checksums are verified; pictures become shards."""
+        """Verifies all checksums and turns pictures into shards."""
         if (first := self._first) is not None:
             self._reader.extend(first.shards)
             if first.pictures:
@@ -95,9 +95,9 @@ class DiskFeed(ImageFeed):
         self._reader.extend([locate_one(path, verify=False)])
 
     def take(self, step: int, ahead: int | None) -> Batches:
-        """Read now, or already where it was read ahead."""
+        """Returns the batches, read now unless they were read ahead."""
         wanted, next_wanted = (step, len(self)), None if ahead is None else (ahead, len(self))
-        # Here and not in the thread: on an accelerator they would wait behind the steps that reading is to overlap.
+        # Not drawn in the thread: on an accelerator, drawing would wait for the steps that reading should overlap.
         keys = [key for key in (wanted, next_wanted) if key is not None]
         self._rows = {key: self._rows[key] if key in self._rows else self._draw(*key) for key in keys}
         return self._ahead.take(wanted, next_wanted)
@@ -108,7 +108,7 @@ class DiskFeed(ImageFeed):
         return Batches(images, self._place(rows.shape, lambda part: self._reader.labels(rows[part])))
 
     def example(self) -> Batches:
-        """White images, as none may have been made yet."""
+        """Returns white images, because none may have been made yet."""
         rows = self._draw(0, 1)
         images = np.full((*rows.shape, *self._image_shape), 255, np.uint8)
         return Batches(
@@ -120,10 +120,10 @@ class DiskFeed(ImageFeed):
         return len(self._reader)
 
     def digest(self) -> str:
-        """SHA-256 of all images in their order."""
+        """Returns the SHA-256 of all images in their order."""
         return digest_of(len(self), lambda start, stop: self._reader.images(np.arange(start, stop)))
 
     def close(self) -> None:
-        """Drops what is still being read."""
+        """Drops pending reads."""
         self._ahead.close()
         self._reader.close()

@@ -1,4 +1,4 @@
-"""Batches that live once: each dispatch of student steps learns from images that were made for it alone."""
+"""Batches that are used once: each dispatch of student steps gets newly made images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def functions(steps: int) -> Functions:
-    """For dispatches of so many student steps, which take the batches of a round in turn."""
+    """Returns the functions for dispatches of `steps` student steps, which use the batches of a round in turn."""
 
     def draw(source: Any, known: None, key: Array, step: Array) -> Examples:
         turn = step % steps % len(source.images)
@@ -24,10 +24,10 @@ def functions(steps: int) -> Functions:
 
 
 class RoundFeed(Feed):
-    """The batch of the round.
+    """A feed of the batch made for the current round.
 
     Args:
-      to_pixels: brings images of a batch to uint8.
+      to_pixels: converts the images of a batch to uint8.
     """
 
     per_dispatch = True
@@ -37,14 +37,14 @@ class RoundFeed(Feed):
         self._batch: Any = None
 
     def add(self, batch: Any) -> bool:
-        """Takes the batch of the next dispatch."""
+        """Stores the batch of the next dispatch."""
         self._batch = batch
         return True
 
     def take(self, step: int, ahead: int | None) -> Any:
-        """The batch."""
+        """Returns the stored batch."""
         return self._batch
 
     def pictures(self, batch: Any) -> np.ndarray:
-        """The first batch of the round."""
+        """Returns the first batch of the round."""
         return np.asarray(self._to_pixels(batch.images[0]))

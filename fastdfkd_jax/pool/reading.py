@@ -1,4 +1,4 @@
-"""Images of a D' that lies on disk, and whatever else the student needs, read while the device is busy."""
+"""Reads images of a D' on disk, and the student's other data, while the device is busy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Shard
 
-_READERS = 16  # reads that the disk is given at a time
+_READERS = 16  # concurrent reads
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
 
 class Ahead(Generic[_Key, _Value]):
-    """Loads one thing while its caller works with the one before.
+    """Loads one value while its caller works with the previous one.
 
     Args:
-      load: `load(key) -> value`; it runs in a thread of its own where something is loaded ahead.
+      load: `load(key) -> value`; it runs in a separate thread when loading ahead.
     """
 
     def __init__(self, load: Callable[[_Key], _Value]):
@@ -31,7 +31,7 @@ class Ahead(Generic[_Key, _Value]):
         self._pending: tuple[_Key, Future[_Value]] | None = None
 
     def take(self, wanted: _Key, ahead: _Key | None = None) -> _Value:
-        """The value of a key; that of `ahead` is loaded meanwhile, in case that it is wanted next."""
+        """Returns the value of a key; loads that of `ahead` meanwhile, in case it is taken next."""
         pending, self._pending = self._pending, None
         value = pending[1].result() if pending is not None and pending[0] == wanted else self._load(wanted)
         if ahead is not None:
@@ -39,12 +39,12 @@ class Ahead(Generic[_Key, _Value]):
         return value
 
     def close(self) -> None:
-        """Waits for what is being loaded, and drops it."""
+        """Waits for a pending load, and drops it."""
         self._thread.shutdown(cancel_futures=True)
 
 
 class Reader:
-    """Images by their rows, of all shards together; none is held in memory."""
+    """Reads images by row, across all shards; none is held in memory."""
 
     def __init__(self) -> None:
         self._shards: list[Shard] = []
@@ -56,7 +56,7 @@ class Reader:
         return self._ends[-1] if self._ends else 0
 
     def extend(self, shards: Sequence[Shard]) -> None:
-        """Adds the images of shards behind those that are there."""
+        """Appends the images of shards."""
         for shard in shards:
             self._shards.append(shard)
             self._ends.append(len(self) + len(shard.labels))
@@ -68,13 +68,13 @@ class Reader:
         return self._shards[0].image_shape
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Labels i32[...] of rows i32[...]."""
+        """Returns labels i32[...] of rows i32[...]."""
         return self._labels[rows]
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """Images uint8[..., H, W, C] of rows i32[...]; UserError where a shard has been spoiled since it was found."""
+        """Reads images uint8[..., H, W, C] of rows i32[...]; UserError if a shard was damaged since it was found."""
         images = np.empty((rows.size, *self.image_shape), np.uint8)
-        order = np.argsort(rows, axis=None)  # so that what lies together is read together
+        order = np.argsort(rows, axis=None)  # so that neighbouring images are read together
         flat = rows.reshape(-1)
 
         def read_some(places: np.ndarray) -> None:
@@ -100,5 +100,5 @@ class Reader:
             raise UserError(f"pool shard {shard.path} has been cut off: restore it, or start in a new workdir")
 
     def close(self) -> None:
-        """Waits for reads that are going on."""
+        """Waits for pending reads."""
         self._readers.shutdown()

@@ -1,4 +1,4 @@
-"""Real images in place of synthesised ones, for the methods that are given some and say so."""
+"""Real images instead of synthesised ones, for methods that declare that they use them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.shards import Rows
 
 _BATCH = 256
-_CHUNK = 1024  # images between which the chosen are looked through
+_CHUNK = 1024  # images scored between two selections
 
 
 @dataclass(frozen=True)
 class TransferOptions(Options, section="transfer"):
-    """Real images, for the methods that are given some and declare it; no other reads them."""
+    """The options of real images, which only methods that declare their use read."""
 
-    source: str = option("", "as data.source")
-    dir: str = option("", "as data.dir")
-    split: str = option("train", "as data.split")
-    short_side: int = option(0, "as data.short_side", at_least=0)
-    crops: int = option(
-        0, "0: a labelled data set as it is; n: n random crops of each picture, without labels", at_least=0
+    source: str = option("", "real images for methods that use them; same form as data.source")
+    dir: str = option("", "folder that holds the real images; same form as data.dir")
+    split: str = option("train", "split of the real images; same form as data.split")
+    short_side: int = option(
+        0, "shorter side in pixels that the real images are resized to; same as data.short_side", at_least=0
     )
-    limit: int = option(0, "most images; 0 for all", at_least=0)
-    select: int = option(0, "how many a method that chooses (DFND) keeps; 0 for all", at_least=0)
+    crops: int = option(
+        0, "random crops per picture, without labels; 0 reads the labelled data set unchanged", at_least=0
+    )
+    limit: int = option(0, "largest number of real images; 0 for all", at_least=0)
+    select: int = option(0, "number of images kept by a method that selects them (DFND); 0 for all", at_least=0)
 
 
 def read(
@@ -47,15 +49,15 @@ def read(
     short_side: int = 0,
     square: int = 0,
 ) -> Iterator[Rows]:
-    """Images of the teacher's size, or with maps of labels of any, in parts.
+    """Yields real images in chunks: of the teacher's input size, or of any size for segmentation.
 
     Args:
-      source, split, directory: as `data.load` takes them, or `data.unlabelled.stream` where crops are wanted.
-      spec: the teacher's.
-      crops: 0 for a labelled data set as it is, else so many random crops of each picture, without labels.
-      limit: most images; 0 for all.
-      short_side: to which images with maps are brought; 0 for as they are.
-      square: side of what is cut out of these before the network sees them; 0 for whole images.
+      source, split, directory: as for `data.load`, or for `data.unlabelled.stream` if there are crops.
+      spec: the teacher's spec.
+      crops: 0 for an unchanged labelled data set, else the number of random crops of each picture, without labels.
+      limit: largest number of images; 0 for all.
+      short_side: shorter side in pixels that images with maps are resized to; 0 for no resizing.
+      square: side of the square cut out of these before the network sees them; 0 for whole images.
 
     Raises:
       UserError: the data are missing or damaged, or do not fit the teacher.
@@ -74,19 +76,19 @@ def read(
 
 
 def collect(parts: Iterable[Rows]) -> Rows:
-    """All of them as one."""
+    """Concatenates all parts."""
     first, *others = parts
     return Rows(*map(np.concatenate, zip(first, *others, strict=True))) if others else first
 
 
 def choose(parts: Iterable[Rows], score: Callable[[Any, jax.Array], jax.Array], teacher_vars: Any, count: int) -> Rows:
-    """The `count` images of lowest score, in the order in which they lie; no others are kept in memory.
+    """Returns the `count` images of lowest score, in their original order; no others are kept in memory.
 
     Args:
-      parts: to choose from.
+      parts: images to choose from.
       score: `score(teacher_vars, images f32[B, H, W, C] in [0, 1]) -> f32[B]`.
       teacher_vars: the teacher's variables.
-      count: how many; all where there are fewer.
+      count: number of images; all if there are fewer.
     """
     compiled = jax.jit(lambda variables, images: score(variables, on_device.to_float(images)))
 
@@ -104,11 +106,11 @@ def choose(parts: Iterable[Rows], score: Callable[[Any, jax.Array], jax.Array], 
 
 
 class _Lowest:
-    """The rows of lowest score among those that were offered, each in a slot that a better one takes over."""
+    """The rows of lowest score among those offered; a better row takes over the slot of the worst."""
 
     def __init__(self, count: int):
         self._count, self._offered = count, 0
-        self._rows: Rows | None = None  # with slots to spare
+        self._rows: Rows | None = None  # with spare slots
         self._scores, self._places = np.empty(0, np.float32), np.empty(0, np.int64)
 
     def offer(self, part: Rows, scores: np.ndarray) -> None:
@@ -127,7 +129,7 @@ class _Lowest:
             kept[slots] = new[incoming - used]
 
     def _lowest(self, scores: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Which to keep, of equals the first; without sorting, as hundreds of thousands are asked for each time."""
+        """Returns which to keep, with ties to the first; does not sort, since it is called often with many values."""
         if len(scores) <= self._count:
             return np.ones(len(scores), bool)
         last = np.partition(scores, self._count - 1)[self._count - 1]
@@ -142,7 +144,7 @@ class _Lowest:
 
 
 def _with_slots(rows: Rows | None, like: Rows, needed: int, most: int) -> Rows:
-    """The rows with at least `needed` slots: twice as many as before, so that few rows are moved often."""
+    """Returns the rows with at least `needed` slots; doubles them, so that rows are seldom moved."""
     had = 0 if rows is None else len(rows.labels)
     if rows is not None and had >= needed:
         return rows

@@ -1,9 +1,9 @@
-"""Which images of D' a student step draws, where that is not uniform: by class and by how hard they are.
+"""Non-uniform sampling from D', by class and difficulty.
 
-After the priority sampling of SSD-KD (Liu et al., CVPR 2024), in the form of prioritised experience replay (Schaul et
-al., ICLR 2016): an image is drawn with probability p ~ (images of its class)^-a * difficulty^b, its difficulty being
-the divergence of student from teacher when it was last met; a loss weight (N p)^-c, at most 1 in a batch, undoes as
-much of the bias as c says.
+It follows the priority sampling of SSD-KD (Liu et al., CVPR 2024), in the form of prioritised experience replay (Schaul
+et al., ICLR 2016). An image is drawn with probability p ~ (images of its class)^-a * difficulty^b. Its difficulty is
+the divergence of student from teacher when it was last drawn. A loss weight (N p)^-c, at most 1 in a batch, undoes part
+of the bias: all of it if c is 1.
 """
 
 from __future__ import annotations
@@ -18,32 +18,36 @@ from fastdfkd_jax.options import Options, option
 
 Array = jax.Array
 
-# Of a divergence in nats: no image's probability falls to nothing.
+# Smallest difficulty in nats, so that no image's probability becomes 0.
 _LEAST = 1e-3
 
 
 @dataclass(frozen=True)
 class ReplayOptions(Options, section="replay"):
-    """Exponents of how the student draws from D'; all zero is uniform sampling."""
+    """The exponents of sampling from D'; all zero is uniform sampling."""
 
-    class_exponent: float = option(0.0, "a; 1 draws every class that the teacher sees in D' equally often", at_least=0)
-    difficulty_exponent: float = option(0.0, "b, of the student's divergence from the teacher", at_least=0)
+    class_exponent: float = option(
+        0.0, "exponent a of class balance; 1 draws every class that the teacher sees in D' equally often", at_least=0
+    )
+    difficulty_exponent: float = option(
+        0.0, "exponent b of the student's divergence from the teacher; larger draws hard images more often", at_least=0
+    )
     importance_exponent: float = option(
-        0.0, "c, of the loss weight that undoes the bias; 1 makes the expected gradient that of uniform sampling",
+        0.0, "exponent c of the loss weight that undoes the bias; 1 gives the expected gradient of uniform sampling",
         at_least=0,
     )  # fmt: skip
 
     @property
     def uniform(self) -> bool:
-        """Whether every image is as likely as any other."""
+        """True if every image is equally likely."""
         return not (self.class_exponent or self.difficulty_exponent)
 
 
 class Replay(NamedTuple):
-    """What is known of each image of the pool.
+    """The known properties of each image of the pool.
 
     Attributes:
-      classes: i32[capacity], the teacher's predictions, or labels of what a run began with; -1 where not known.
+      classes: i32[capacity], the teacher's predictions, or labels of the initial images; -1 where not known.
       difficulty: f32[capacity], nats.
     """
 
@@ -52,14 +56,14 @@ class Replay(NamedTuple):
 
 
 def init(capacity: int) -> Replay:
-    """Nothing is known yet."""
+    """Returns the properties of a pool of which nothing is known yet."""
     return Replay(jnp.full(capacity, -1, jnp.int32), jnp.ones(capacity))
 
 
 def added(replay: Replay, start: Array, classes: Array) -> Replay:
-    """Notes i32[N] classes of the rows from `start` on; new images get the median difficulty of the rows before them.
+    """Records i32[N] classes of the rows from `start`; new images get the median difficulty of the rows before them.
 
-    The largest difficulty would let a few outliers crowd all earlier images out. The first images get 1.
+    With the largest difficulty, a few outliers would crowd out all earlier images. The first images get 1.
     """
     earlier = jnp.where(jnp.arange(len(replay.difficulty)) < start, replay.difficulty, jnp.nan)
     median = jnp.where(start > 0, jnp.nanmedian(earlier), 1.0)
@@ -71,9 +75,9 @@ def added(replay: Replay, start: Array, classes: Array) -> Replay:
 
 
 def probabilities(options: ReplayOptions, replay: Replay, size: Array, num_classes: int) -> Array:
-    """f32[capacity], 0 from `size` on, sum 1."""
+    """Returns the images' probabilities f32[capacity]: 0 from `size`, sum 1."""
     filled = jnp.arange(len(replay.classes)) < size
-    known = jnp.where(replay.classes < 0, num_classes, replay.classes)  # what is not known is a class of its own
+    known = jnp.where(replay.classes < 0, num_classes, replay.classes)  # unknown images form a separate class
     counts = jnp.zeros(num_classes + 1).at[known].add(filled)
     weight = jnp.maximum(counts[known], 1) ** -options.class_exponent
     weight *= jnp.maximum(replay.difficulty, _LEAST) ** options.difficulty_exponent
@@ -82,7 +86,7 @@ def probabilities(options: ReplayOptions, replay: Replay, size: Array, num_class
 
 
 def draw(key: Array, options: ReplayOptions, chances: Array, size: Array, batch: int) -> tuple[Array, Array]:
-    """Rows i32[batch], with replacement, and their loss weights f32[batch]."""
+    """Draws rows i32[batch] with replacement; returns them and their loss weights f32[batch]."""
     ends = jnp.cumsum(chances)
     rows = jnp.searchsorted(ends, jax.random.uniform(key, (batch,)) * ends[-1], side="right")
     rows = jnp.minimum(rows, size - 1)
@@ -91,5 +95,5 @@ def draw(key: Array, options: ReplayOptions, chances: Array, size: Array, batch:
 
 
 def met(replay: Replay, rows: Array, difficulty: Array) -> Replay:
-    """Notes how hard f32[B] the images of these rows were."""
+    """Records the difficulty f32[B] of the images of these rows."""
     return replay._replace(difficulty=replay.difficulty.at[rows].set(difficulty))

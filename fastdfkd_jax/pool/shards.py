@@ -1,7 +1,7 @@
 """The images of D' on disk, in shards that are only ever appended.
 
-A shard holds the images of one synthesis call that keeps them. It is an uncompressed .npz, so that it carries
-checksums, opens with `numpy.load`, and any image in it can be read by itself.
+A shard holds the images of one synthesis call that keeps them. It is an uncompressed .npz, so that it has checksums and
+opens with `numpy.load`, and any single image in it can be read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastdfkd_jax.storage import limits, npz
 from fastdfkd_jax.storage.files import make_folder
 
 _KIND, _REMEDY = "pool shard", "restore it, or start in a new workdir"
-_CHUNK = 1 << 20  # bytes, of a checksum's reads
+_CHUNK = 1 << 20  # bytes read at a time to verify a checksum
 
 
 class Rows(NamedTuple):
@@ -36,12 +36,12 @@ class Rows(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Where the images of a shard lie.
+    """The location of a shard's images.
 
     Attributes:
       path: the file.
-      offset: its first byte that belongs to an image; the images follow one another without a gap.
-      image_shape: (H, W, C) of each.
+      offset: the first byte of the first image; the images follow one another without a gap.
+      image_shape: (H, W, C) of each image.
       labels: i32[N]; -1 where not known.
     """
 
@@ -52,50 +52,50 @@ class Shard(NamedTuple):
 
 
 class Shards:
-    """The pool's rows on disk, one file a synthesis call."""
+    """The pool's rows on disk, one file per synthesis call."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         make_folder(directory)
 
     def path(self, index: int) -> Path:
-        """File of the shard with this index, counted from 0."""
+        """Returns the file of the shard with this index, counted from 0."""
         return npz.path_of(self.directory, index)
 
     def write(self, index: int, images: np.ndarray, labels: np.ndarray, weights: Any = ()) -> None:
-        """Writes one shard durably: images uint8[N, H, W, C], labels i32[N], and any weights beside them."""
+        """Writes one shard durably: images uint8[N, H, W, C], labels i32[N] and optional weights."""
         named = {f"weights{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(weights)}
-        images = np.ascontiguousarray(images)  # one image after another, whatever the device's layout was
+        images = np.ascontiguousarray(images)  # one image after another, whatever the device's layout is
         npz.write(self.path(index), {"images": images, "labels": labels, **named})
 
     def truncate(self, count: int) -> None:
-        """Deletes the shards from `count` on, and anything half-written, so that a call can be repeated."""
+        """Deletes the shards from `count` and all half-written files, so that a call can be repeated."""
         npz.truncate(self.directory, count)
 
     def read(self, count: int) -> Iterator[Rows]:
-        """Yields the rows of the first `count` shards, each checked against its checksum."""
+        """Yields the rows of the first `count` shards, and verifies their checksums."""
         for index in range(count):
             yield read_shard(self.path(index))
 
     def locate(self, count: int) -> list[Shard]:
-        """Where the images of the first `count` shards lie, each checked against its checksum."""
+        """Locates the images of the first `count` shards, and verifies their checksums."""
         return locate([self.path(index) for index in range(count)])
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """All rows, one part after another; there must be a part."""
+    """Concatenates rows; there must be at least one part."""
     return Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def read_shard(path: Path) -> Rows:
-    """Reads one shard, its checksums verified; UserError where it is missing or damaged."""
+    """Reads one shard and verifies its checksums; UserError if it is missing or damaged."""
     images, labels = npz.read(path, ["images", "labels"], _KIND, _REMEDY)
     with npz.reading(path, _KIND, _REMEDY):
         return Rows(images, _labels(images.shape, images.dtype, labels))
 
 
 def _labels(shape: tuple[int, ...], dtype: np.dtype, labels: np.ndarray) -> np.ndarray:
-    """The labels as int32[N]; ValueError where these are not a pool's images and labels."""
+    """Returns the labels as int32[N]; ValueError if these are not a pool's images and labels."""
     if dtype != np.uint8 or len(shape) != 4:
         raise ValueError(f"images are {dtype}{list(shape)}, not uint8[N, H, W, C]")
     kept = labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else None
@@ -105,18 +105,18 @@ def _labels(shape: tuple[int, ...], dtype: np.dtype, labels: np.ndarray) -> np.n
 
 
 def locate(paths: Sequence[Path]) -> list[Shard]:
-    """Where the images of shards lie; none is held in memory, all checksums are verified.
+    """Locates the images of shards and verifies all checksums; holds no images in memory.
 
     Raises:
       UserError: a shard is missing or damaged.
     """
-    # zlib computes checksums without Python's lock.
+    # zlib releases Python's lock while it computes checksums.
     with ThreadPoolExecutor() as threads:
         return list(threads.map(locate_one, paths))
 
 
 def locate_one(path: Path, verify: bool = True) -> Shard:
-    """Where the images of one shard lie, as `locate`; without its checksums for one that was written just now."""
+    """Locates the images of one shard; a shard that was just written need not be verified."""
     with npz.reading(path, _KIND, _REMEDY):
         limits.require_regular(path, _KIND)
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -135,7 +135,7 @@ def _located(path: Path, file: BinaryIO, archive: zipfile.ZipFile, verify: bool)
 
 
 def _find_array(file: BinaryIO, member: zipfile.ZipInfo) -> tuple[int, tuple[int, ...]]:
-    """The first byte and the shape of a uint8 array that is a member of an uncompressed zip file."""
+    """Returns the first byte and the shape of a uint8 array in an uncompressed zip file."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError("it is compressed")
     file.seek(member.header_offset + 26)  # the local header, whose extra field may be longer than the directory's

@@ -1,4 +1,4 @@
-"""D' with the teacher's answers: made once, when it is complete, then learned from again and again in another order."""
+"""D' with stored teacher outputs, made once D' is complete and then used repeatedly in changing order."""
 
 from __future__ import annotations
 
@@ -28,24 +28,28 @@ Tree = Any
 
 @dataclass(frozen=True)
 class SoftLabelOptions(Options, section="soft_labels"):
-    """The teacher answers once a view, and the student meets it again and again (FKD)."""
+    """The options of stored soft labels: the teacher sees each view once, the student many times (FKD)."""
 
     steps: int = option(
-        0, "student steps that are stored, once all images are there; 0: it answers every step", at_least=0
+        0,
+        "student steps whose teacher outputs are stored, once all images are made; 0 to run the teacher at every step",
+        at_least=0,
     )
     top_k: int = option(
-        0, "probabilities stored of each view, the rest spread evenly; 0: all logits, float16", at_least=0
+        0, "probabilities stored per view, the remainder spread evenly; 0 to store all logits as float16", at_least=0
     )
-    dir: str = option("", "folder, which runs on the same images may share; '' for workdir/soft_labels")
-    seed: int = option(0, "of the stored views", at_least=0)
+    dir: str = option(
+        "", "folder of stored soft labels, which runs on the same images may share; '' for workdir/soft_labels"
+    )
+    seed: int = option(0, "random seed of the stored views", at_least=0)
 
 
 class Taught(NamedTuple):
-    """What a few student steps learn from where the teacher has answered before.
+    """The data of a few student steps with stored teacher outputs.
 
     Attributes:
       images: the pool, or the images of `steps.rows` read from it.
-      steps: rows, views and answers; all with leading axis steps.
+      steps: rows, views and teacher outputs, all with leading axis steps.
     """
 
     images: Pool | Batches
@@ -53,7 +57,7 @@ class Taught(NamedTuple):
 
 
 def functions(of_images: Functions, steps: int) -> Functions:
-    """For dispatches of so many student steps on images that `of_images` keeps."""
+    """Returns the functions for dispatches of `steps` student steps on the images of `of_images`."""
 
     def draw(source: Taught, known: None, key: Array, step: Array) -> Examples:
         turn = step % steps
@@ -65,18 +69,18 @@ def functions(of_images: Functions, steps: int) -> Functions:
 
 
 class Making(NamedTuple):
-    """How the answers come about.
+    """The parameters for making and reading soft labels.
 
     Attributes:
-      directory: where they lie.
-      describe: `describe(digest, size) -> Description` of them, for images of this digest.
-      count: shards of a round, each of as many steps as one dispatch of the student takes.
-      steps: KD steps of a shard.
-      label: `label(source, step, size) -> (LabelledViews, seconds)`: the answers to the steps from `step` on, and what
-        compiling took.
+      directory: folder of the soft labels.
+      describe: `describe(digest, size) -> Description`, their description for images of this digest.
+      count: shards per round; each has the steps of one dispatch of the student.
+      steps: KD steps per shard.
+      label: `label(source, step, size) -> (LabelledViews, seconds)`: the teacher's outputs for the steps from `step`,
+        and the seconds of compiling.
       rows_of: `rows_of(step, size) -> i32[steps, B]`, the images that these steps draw.
-      order: `order(round, shards) -> i32[shards]`, the order in which the student meets them.
-      say: tells the user something.
+      order: `order(round, shards) -> i32[shards]`, the order in which the student uses them.
+      say: shows a message to the user.
     """
 
     directory: Path
@@ -90,11 +94,11 @@ class Making(NamedTuple):
 
 
 class StoredLabels(Feed):
-    """A feed whose every step the teacher has answered before the student begins.
+    """A feed with stored teacher outputs for every step, made before the student begins.
 
     Args:
       images: D'.
-      making: how the answers come about.
+      making: parameters of the soft labels.
     """
 
     def __init__(self, images: ImageFeed, making: Making):
@@ -102,12 +106,12 @@ class StoredLabels(Feed):
         self.grows = images.grows
         self._files: LabelFiles | None = None
         self._lock: IO[str] | None = None
-        self._order = functools.lru_cache(2)(making.order)  # asked twice a dispatch, of a round and perhaps the next
+        self._order = functools.lru_cache(2)(making.order)  # called twice per dispatch, perhaps for two rounds
         self._ahead = Ahead(self._load)
 
     @property
     def state(self) -> Tree:
-        """That of the images."""
+        """State of the images' feed."""
         return self._images.state
 
     @state.setter
@@ -116,28 +120,28 @@ class StoredLabels(Feed):
 
     @property
     def shards(self) -> int:
-        """Those of the images."""
+        """Number of shards of the images' feed."""
         return self._images.shards
 
     @property
     def ready(self) -> bool:
-        """Whether all answers are there."""
+        """True if all teacher outputs are stored."""
         return self._files is not None and self.labelled == self._making.count
 
     def saved(self) -> dict[str, Tree]:
-        """What is known of the images."""
+        """Returns what the images' feed saves."""
         return self._images.saved()
 
     def restore(self, shards: int, saved: Mapping[str, Tree] | None) -> None:
-        """Takes up the images; answers are looked for when the images are complete."""
+        """Restores the images; stored outputs are only read once the images are complete."""
         self._images.restore(shards, saved)
 
     def add(self, batch: Any) -> bool:
-        """Takes more images."""
+        """Adds images."""
         return self._images.add(batch)
 
     def prepare(self) -> float:
-        """The answers to as many steps as one program holds; the first time, finds those that there are."""
+        """Stores teacher outputs for the steps of one program; the first call only finds existing ones."""
         if self._files is None:
             self._files = self._open()
             return 0.0
@@ -166,7 +170,7 @@ class StoredLabels(Feed):
         return files
 
     def take(self, step: int, ahead: int | None) -> Taught:
-        """Answers and images of the dispatch that begins with a step.
+        """Returns the teacher outputs and images of the dispatch that begins with a step.
 
         Raises:
           UserError: a shard, of soft labels or of the pool, is missing or damaged.
@@ -183,11 +187,11 @@ class StoredLabels(Feed):
         return Taught(self._images.of_rows(np.asarray(steps.rows)), parallel.everywhere(steps))
 
     def pictures(self, batch: Any) -> np.ndarray:
-        """A batch of images."""
+        """Returns a batch of images as pictures."""
         return self._images.pictures(batch)
 
     def close(self) -> None:
-        """Drops what is still being read."""
+        """Drops pending reads."""
         self._ahead.close()
         if self._lock is not None:
             self._lock.close()

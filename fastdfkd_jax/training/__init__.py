@@ -1,1 +1,1 @@
-"""One run: parts built of a config, compiled programs, the host loop, checkpoints and records."""
+"""One run: parts built from a config, compiled programs, the host loop, checkpoints and records."""

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: networks, method, optimizers, evaluation data."""
+"""Builds the parts of a run from a config: networks, method, optimizers, evaluation data."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ Tree = Any
 
 
 class Parts(NamedTuple):
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
       teacher, teacher_vars: the network to invert, read-only.
       student: the network to train.
-      student_vars: weights it starts from, or None for fresh ones.
-      optimizer: the student's.
+      student_vars: initial weights of the student, or None for new ones.
+      optimizer: the student's optimizer.
       method: the data-free method.
       split: lays a batch of distillation over devices inside a compiled program.
-      objective: what the student minimises.
+      objective: the objective that the student minimises.
       test: evaluation data, or None.
-      initial: images to begin with, in memory or, where D' is on disk, in files; or None.
-      layout: how many devices and processes share the work, by name.
-      ema_decay: of the average of the student's variables (`distill.average`); 0 for none.
+      initial: initial images of D', in memory or, if D' is on disk, in files; or None.
+      layout: numbers of devices and processes that share the work, by name.
+      ema_decay: decay of the average of the student's variables (`distill.average`); 0 for none.
     """
 
     teacher: Network
@@ -63,7 +63,11 @@ class Parts(NamedTuple):
 
 
 def assemble(config: ConfigDict) -> Parts:
-    """Builds everything and checks that it fits together; UserError where it does not."""
+    """Builds all parts and checks that they fit together.
+
+    Raises:
+      UserError: they do not fit.
+    """
     run = read(RunOptions, config)
     forms = forms_of(config)
     teacher, teacher_vars = load_teacher(run.teacher, forms)
@@ -75,7 +79,7 @@ def assemble(config: ConfigDict) -> Parts:
     optimizer = student_optimizer(run)
     layout = _layout(run)
     split = parallel.batch_splitter(parallel.devices(layout["batch devices"]))
-    synthesis_split = split if layout["task devices"] == 1 else _whole  # a lane is on one device
+    synthesis_split = split if layout["task devices"] == 1 else _whole  # each lane runs on one device
     if teacher.spec.gives_maps:
         require_maps_fit(run)
     if run.mode != "distill":
@@ -84,7 +88,7 @@ def assemble(config: ConfigDict) -> Parts:
     objective = objective_of(run, method)
     require_fit(run, method)
     given_whole = method.lifetime == base.DATA and not run.transfer.crops
-    if not given_whole or run.noise_control:  # of images that have the network's size
+    if not given_whole or run.noise_control:  # these images have the network's size
         side = teacher.spec.image_size
         require(run.kd.square <= side, "kd.square", f"at most the images' {side} pixels", run.kd.square)
     top_k, classes = run.soft_labels.top_k, teacher.spec.num_classes
@@ -108,7 +112,7 @@ def assemble(config: ConfigDict) -> Parts:
 
 
 def _evaluation_data(chosen: data.DataOptions, teacher: Network) -> data.Dataset:
-    """The data that the networks are measured on; UserError where the teacher cannot be."""
+    """Reads the data that the networks are measured on; UserError if they do not fit the teacher."""
     sizes: dict[str, Any] = {"short_side": chosen.short_side or None}
     if chosen.crop:
         sizes |= {"image_size": teacher.spec.image_size, "crop": chosen.crop}
@@ -119,13 +123,13 @@ def _evaluation_data(chosen: data.DataOptions, teacher: Network) -> data.Dataset
 
 
 def method_of(config: ConfigDict, setting: base.Setting) -> Method:
-    """The method that a config names, with the options that it has there."""
+    """Builds the method that a config names, with its options there."""
     entry = METHODS[config.method.name]
     return entry.build(read(entry.options, config), setting)
 
 
 def _layout(run: RunOptions) -> dict[str, int]:
-    """How many devices share lanes and batches, and of how many processes; UserError where it cannot be."""
+    """Returns the numbers of devices that share lanes and batches, and of processes; UserError if they do not fit."""
     chosen, lanes = run.parallel, run.parallel.task_devices
     batches = (run.kd.batch,) if lanes > 1 else (run.synthesis_batch, run.kd.batch)
     count = parallel.batch_devices(chosen.batch_devices, batches, lanes)
@@ -134,7 +138,7 @@ def _layout(run: RunOptions) -> dict[str, int]:
         expected = f"1 or all {found} devices of the {jax.process_count()} processes"
         require(lanes in (1, found), "parallel.task_devices", expected, lanes)
         if lanes == 1:
-            # A process without a share would have nothing to do.
+            # A process without devices that share batches would have nothing to do.
             expected = f"multiples of {found}, the devices of the {jax.process_count()} processes"
             require(chosen.batch_devices in (0, found), "parallel.batch_devices", f"0 or {found}", chosen.batch_devices)
             require(count == found, "synthesis_batch and kd.batch", expected, batches)
@@ -146,7 +150,7 @@ def _whole(batch: jax.Array) -> jax.Array:
 
 
 def _initial_images(run: RunOptions, method: Method, teacher: Network, teacher_vars: Tree) -> Rows | Located | None:
-    """What D' holds before the first call."""
+    """Returns the images that D' holds before the first call."""
     if method.lifetime != base.DATA:
         if not run.pool.initial:
             return None
@@ -165,7 +169,7 @@ def _initial_images(run: RunOptions, method: Method, teacher: Network, teacher_v
 def setting_of(
     run: RunOptions, teacher: Network, student: Network, forms: Forms, split: Callable[[Any], Any]
 ) -> base.Setting:
-    """What the method is built for."""
+    """Returns the setting that the method is built for."""
     counts = (run.synthesis_batch, last_synthesis_call(run), run.warmup_calls, run.kd.steps_per_call)
     return base.Setting(
         teacher,
@@ -180,12 +184,12 @@ def setting_of(
 
 
 def objective_of(run: RunOptions, method: Method) -> distill.Objective:
-    """The method's own objective, or vanilla KD."""
+    """Returns the method's own objective, or that of vanilla KD."""
     return method.objective or distill.Objective(distill.kd_loss(run.kd.temperature))
 
 
 def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:
-    """Reads the teacher, a checkpoint or a recorded graph."""
+    """Reads the teacher from a checkpoint or a recorded graph."""
     if given.graph and given.checkpoint:
         raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
     path = given.graph or given.checkpoint
@@ -200,10 +204,10 @@ def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, T
 
 
 def forms_of(config: ConfigDict) -> Forms:
-    """The precision of a run's networks, and the form of their convolutions.
+    """Returns the precision of a run's networks and the form of their convolutions.
 
     Raises:
-      UserError: double precision is asked of JAX that computes in single.
+      UserError: float64 is requested, but JAX computes in float32.
     """
     conv, precision = config.conv_gradient, config.precision
     single = precision == "float64" and not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
@@ -231,7 +235,7 @@ def _student(given: models.StudentOptions, teacher: Network, forms: Forms) -> tu
         forms=forms,
     )
     _require_same_task(student, teacher)
-    # A graph alone is an architecture; its recorded weights are asked for by naming it as checkpoint too.
+    # A graph alone gives the architecture; its recorded weights are used if it is named as checkpoint too.
     return student, variables if given.checkpoint else None
 
 

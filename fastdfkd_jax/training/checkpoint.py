@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that a resumed run needs to end as if nothing had happened."""
+"""Checkpoints of a run, which let a resumed run end with bit-identical results."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from fastdfkd_jax.training.quiet_orbax import quiet_tasks
 
 Tree = Any
 FORMAT = 2
-Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # of progress and evidence, as `Checkpoints.restore` takes it
+Fault = Callable[[dict[str, Any], dict[str, Any]], str]  # (progress, evidence) -> fault, for `Checkpoints.restore`
 
 log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read and found whole.
+    """A checkpoint that was read and found undamaged.
 
     Attributes:
       state: the tree, on the device.
@@ -47,8 +47,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one workdir, numbered by the KD and synthesis steps done.
 
-    A save is complete or absent: Orbax writes beside the target and renames. Digests of the arrays and of everything
-    else that it holds are kept with it, so that later damage is recognised too.
+    A save is complete or absent: Orbax writes to a temporary folder and renames it. Each checkpoint holds digests of
+    its arrays and of all its other contents, so that later damage is detected too.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Checkpoints:
         """Opens the folder, which all processes of a run share.
 
         Args:
-          directory: is made where it is missing.
-          keep: how many are kept.
-          layout: how the run lies on devices; another one, like another machine, changes results by rounding.
-          identity: of the run, as `require_same_run` compares it.
-          restart: what a user does where no checkpoint can be used, as an error says it.
+          directory: folder of the checkpoints; made if it is missing.
+          keep: number of checkpoints to keep.
+          layout: numbers of devices and processes; a change, like another machine, changes results by rounding.
+          identity: the run's identity, as `require_same_run` compares it.
+          restart: remedy that errors suggest if no checkpoint can be used.
         """
         self.directory = directory.absolute()
         self._layout, self._identity, self._restart = layout or {}, identity or {}, restart
@@ -79,17 +79,17 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Number of the newest checkpoint."""
+        """Number of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, number: int, state: Tree, progress: dict[str, Any], evidence: dict[str, Any] | None = None) -> None:
-        """Saves a tree under a number (once), and forgets the oldest beyond those kept.
+        """Saves a tree under a number (once), and deletes the oldest checkpoints beyond those to keep.
 
         Args:
-          number: steps done; a number that is there already is not saved again.
+          number: steps done; an existing number is not saved again.
           state: the tree.
           progress: JSON that belongs to it.
-          evidence: JSON that tells whether the run's other files are still those of this point.
+          evidence: JSON to check that the run's other files are still those of this point.
         """
         if number in self._manager.all_steps():
             return
@@ -107,7 +107,7 @@ class Checkpoints:
         with quiet_tasks():
             failure = self._try_to_save(number, args)
             if failure is not None:
-                gc.collect()  # now, as tasks that failed complain when they are collected
+                gc.collect()  # now, since failed tasks print a complaint when they are collected
         if failure is not None:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -116,7 +116,7 @@ class Checkpoints:
     def _try_to_save(self, number: int, args: ocp.args.Composite) -> UserError | None:
         try:
             self._manager.save(number, args=args, force=True)
-        except (OSError, ValueError) as error:  # the latter is how TensorStore reports a full disk
+        except (OSError, ValueError) as error:  # TensorStore reports a full disk as ValueError
             code = _os_error_code(error)
             if code is None:
                 raise
@@ -124,11 +124,11 @@ class Checkpoints:
         return None
 
     def restore(self, like: Tree, fault: Fault | None = None) -> Restored | None:
-        """The newest checkpoint that can be used, or None where there is none at all.
+        """Restores the newest usable checkpoint; returns None if there are no checkpoints.
 
         Args:
           like: a tree of the expected structure, shapes and dtypes.
-          fault: `fault(progress, evidence)` says which of the run's other files does not fit; '' where all do.
+          fault: `fault(progress, evidence)` describes a mismatch in the run's other files; '' if there is none.
 
         Raises:
           UserError: no checkpoint can be used, or one is of another run or another version of this program.
@@ -153,7 +153,7 @@ class Checkpoints:
     def _read(self, step: int, like: Tree, fault: Fault | None) -> Restored:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except Exception as error:  # whatever a damaged file makes Orbax raise
+        except Exception as error:  # Orbax may raise anything on a damaged file
             raise _UnusableError(shortened(error, 200) or type(error).__name__) from error
         if not isinstance(meta, dict):
             raise _UnusableError("its description is not a JSON object")
@@ -185,27 +185,27 @@ class Checkpoints:
         return Restored(state, meta["progress"])
 
     def _forget_after(self, step: int, steps: list[int]) -> None:
-        # Damaged ones would be in the way of the saves to come.
+        # Damaged checkpoints would block later saves with the same numbers.
         for later in steps:
             if later > step:
                 self._manager.delete(later)
 
     def close(self) -> None:
-        """Waits for whatever is still being written."""
+        """Waits for pending writes."""
         self._manager.close()
 
 
 class _UnusableError(Exception):
-    """Why one checkpoint cannot be used, in one line."""
+    """The reason why a checkpoint cannot be used, in one line."""
 
 
 def _seal(meta: dict[str, Any]) -> str:
-    """SHA-256 of a checkpoint's description."""
+    """Returns the SHA-256 of a checkpoint's description."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _os_error_code(error: OSError | ValueError) -> int | None:
-    """The errno of a failed write, or None where that is not what failed."""
+    """Returns the errno of a failed write, or None for other errors."""
     if isinstance(error, OSError):
         return error.errno
     match = re.search(r"os_error_code='(\d+)'", str(error))
@@ -213,7 +213,7 @@ def _os_error_code(error: OSError | ValueError) -> int | None:
 
 
 def fingerprint() -> dict[str, Any]:
-    """What decides whether two runs agree to the bit: processor, devices, software and compiler flags."""
+    """Returns the properties that decide whether runs are bit-identical: processor, devices, software, flags."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -228,21 +228,22 @@ def fingerprint() -> dict[str, Any]:
 
 
 def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: str, free: Sequence[str] = ()) -> None:
-    """Refuses what another configuration has made. `calls` may have grown, as a run can be continued.
+    """Refuses files of another configuration.
 
-    Not where images are drawn by what is known of each: a checkpoint has room for those of the calls it was made for.
+    `calls` may have grown, since a run can be extended. It may not grow if replay is not uniform, because a checkpoint
+    then has room only for the images of the calls it was made for.
 
     Args:
       recorded: the identity found there: flat names and values; the names may be old ones (`options.RENAMED`).
       identity: that of this run, whose values must be equal.
-      where: names the place in the message.
+      where: name of the place, for the message.
       free: names that an older version recorded and that need not be equal.
 
     Raises:
-      UserError: names every differing key.
+      UserError: some values differ; the message names every differing key.
     """
     recorded = in_present_names(recorded)
-    wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the record
+    wanted = json.loads(json.dumps(identity))  # turns tuples into lists, as in the record
     names = (recorded.keys() | wanted.keys()) - set(free)
     differing = sorted(
         key for key in names if recorded.get(key) != wanted.get(key) and not _grew(key, recorded, wanted)
@@ -253,7 +254,7 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
 
 
 def in_present_names(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded identity with the present names of keys and values that earlier versions called otherwise."""
+    """Returns a recorded identity with today's names of keys and values that were renamed."""
     recorded, key = renamed(recorded), "conv_gradient"
     return {**recorded, key: OLD_NAMES.get(str(recorded[key]), recorded[key])} if key in recorded else recorded
 

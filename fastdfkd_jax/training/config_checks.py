@@ -1,6 +1,6 @@
-"""Checks of a config: values, before anything is loaded; what its method asks, before anything is written.
+"""Checks of a config: its values before anything is loaded, and its method's needs before anything is written.
 
-The range of a value stands beside it, in the options of its section. Here is what sections ask of each other.
+The range of a single value is declared with its option. These checks concern values of several sections together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from fastdfkd_jax.training.schedule import last_synthesis_call
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UserError for the first value that cannot work: the key, what is expected, what was found."""
+    """Checks all values of a config.
+
+    Raises:
+      UserError: a value cannot work; the message has the key, the expected value and the one found.
+    """
     _require_known(config)
     run = read(RunOptions, config)
     for entry in METHODS.values():
@@ -40,7 +44,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _require_known(config: ConfigDict) -> None:
-    """UserError where a config file has set an option that there is not, which would change nothing."""
+    """Raises UserError if a config file sets an unknown option, which would have no effect."""
     known: dict[str, set[str]] = {}
     for kind in every_kind():
         known.setdefault(kind.section, set()).update(field.name for field in dataclasses.fields(kind))
@@ -68,7 +72,7 @@ def _validate_devices(run: RunOptions) -> None:
 
 
 def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) -> None:
-    """UserError where the method is to match BatchNorm statistics that the teacher does not have."""
+    """Raises UserError if the method matches BatchNorm statistics but the teacher has none."""
     key = METHODS[config.method.name].statistics
     weight = operator.attrgetter(key)(config) if key else 0
     if weight and not count_batch_norms(teacher_vars):
@@ -78,7 +82,7 @@ def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) 
 
 
 def require_fit(run: RunOptions, method: Method) -> None:
-    """What a method's lifetime asks of the rest of the run."""
+    """Checks that the rest of the run fits a method's lifetime."""
     name = run.method.name
     if method.network_input:
         expected = f"0 for the method {name}, whose images are not augmented"
@@ -114,7 +118,7 @@ def require_fit(run: RunOptions, method: Method) -> None:
 
 
 def require_maps_fit(run: RunOptions) -> None:
-    """What a teacher of segmentation asks of a run."""
+    """Checks that a run fits a segmentation teacher."""
     name, expected = run.method.name, [name for name, entry in METHODS.items() if entry.maps]
     require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
     _require_uniform(run, "all 0 for a teacher of segmentation, whose images have no class")
@@ -127,7 +131,7 @@ def _require_uniform(run: RunOptions, expected: str) -> None:
 
 
 def _require_stored_labels_fit(run: RunOptions, method: Method) -> None:
-    """What soft labels that are made once ask of a run."""
+    """Checks that a run fits stored soft labels."""
     key, steps = "soft_labels.steps", run.soft_labels.steps
     vanilla = method.lifetime == base.POOL and method.objective is None
     expected = f"0 for the method {run.method.name}: they serve vanilla KD on images that are kept"

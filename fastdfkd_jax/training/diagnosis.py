@@ -1,4 +1,4 @@
-"""Why a run's numbers are not finite, of which many a teacher is the cause."""
+"""Explains why a run's numbers are not finite; a faulty teacher is a common cause."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 
-# Images lie in [0, 1], and activations of a working network are far from either end.
+# Images lie in [0, 1]; the statistics of a working network are far from these limits.
 _LEAST_DEVIATION, _MOST_DEVIATION = 1e-4, 1e4
 _MOST_VARIANCE, _MOST_MEAN = 1e12, 1e6
 
 
 def teacher_fault(teacher: Network, variables: Any) -> str:
-    """What is absurd about the statistics that a teacher brings, in a part of a sentence; '' where nothing is.
+    """Returns a phrase that describes a teacher's implausible statistics, or '' if there are none.
 
     Args:
       teacher: the network.
@@ -40,11 +40,11 @@ def teacher_fault(teacher: Network, variables: Any) -> str:
 
 
 def not_finite(term: str, where: str, teacher: Network, variables: Any) -> UserError:
-    """The error for a term of a loss that is not finite: of the teacher where it is at fault, else of rates.
+    """Returns the error for a loss term that is not finite; it blames the teacher if at fault, else learning rates.
 
     Args:
-      term: as it is recorded.
-      where: it was met, and what there is to begin again from.
+      term: recorded name of the term.
+      where: where it occurred, and the checkpoint to restart from.
       teacher, variables: as for `teacher_fault`.
     """
     if fault := teacher_fault(teacher, variables):

@@ -1,4 +1,4 @@
-"""What a run would do and cost, without doing it (`dry_run=true`)."""
+"""Estimates what a run would do and cost, without doing it (`dry_run=true`)."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import count_kd_steps, count_synthesis_calls
 
-# A program is timed so often, or until so much time has gone.
+# Each program is timed this many times, or until this much time has passed.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a program of a run costs, compiled and run on this machine.
+    """The cost of one of a run's programs, compiled and run on this machine.
 
     Attributes:
       kind: key of a run's summary that its time belongs to.
-      name: what it does.
-      times: how often the run needs it.
-      run_seconds: of one time, the median of a few.
-      compile_seconds: of lowering and compiling.
-      held_bytes: of arguments and temporaries on each device, or None where the compiler does not tell.
+      name: description of the program.
+      times: number of times that the run calls it.
+      run_seconds: seconds of one call, the median of a few.
+      compile_seconds: seconds of lowering and compiling.
+      held_bytes: bytes of arguments and temporaries on each device; None if the compiler does not report them.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Cost:
 
     @property
     def total_seconds(self) -> float:
-        """Of all times, without compilation."""
+        """Seconds of all calls, without compilation."""
         return self.run_seconds * self.times
 
     def __str__(self) -> str:
@@ -61,14 +61,15 @@ class Cost:
 
 
 def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) -> str:
-    """A few lines: networks, counts, memory, disk and time.
+    """Returns a few lines on networks, counts, memory, disk and time.
+
+    All programs are compiled to measure memory, and run on this machine to measure time. Reading a pool from disk is
+    not included. Nothing is written.
 
     Args:
-      run, parts: of the run.
-      programs: of the run; what is compiled here need not be compiled again. None to build others.
-
-    All programs are compiled, for their memory, and run on this machine, for their time, in which reading a pool from
-    disk is not. Nothing is written.
+      run: options of the run.
+      parts: its parts.
+      programs: its programs, which the run can then use without compiling again; None to build others.
     """
     method = parts.method
     synthesis_calls = count_synthesis_calls(run, parts.method)
@@ -101,7 +102,7 @@ def _network(role: str, network: models.Network, variables) -> str:
 
 
 def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> list[Cost]:
-    """Compiles the programs and times each on this machine; those that the run does not need are left out."""
+    """Compiles the programs and times each on this machine; leaves out those that the run does not need."""
     programs = programs or Programs(parts, run)
     key = jax.random.key(run.seed)
     state = programs.begin(key)
@@ -111,7 +112,7 @@ def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> 
         student = state["student"].variables
 
         def synthesize() -> Any:
-            # What a call donates its successor gets back.
+            # Each call donates these buffers, so the next call needs the new ones.
             state["method"], feed.state, batch, _ = programs.synthesize(
                 state["method"], feed.state, parts.teacher_vars, student, key, np.int32(1)
             )
@@ -137,7 +138,7 @@ def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> 
 
 
 def _labelling(parts: Parts, run: RunOptions, programs: Programs, source: Any, key: Any) -> tuple[Cost, Taught]:
-    """What it costs that the teacher answers once for all, and what the student then learns from."""
+    """Returns the cost of storing the teacher's outputs, and the stored steps that the student learns from."""
     zero = np.int32(0)
 
     def label() -> Any:
@@ -149,10 +150,10 @@ def _labelling(parts: Parts, run: RunOptions, programs: Programs, source: Any, k
 
 
 def _cost(kind: str, name: str, step: CompiledStep, times: float, call: Callable[[], Any]) -> tuple[Cost, Any]:
-    """The cost of a step, and what its last call gave; `call` makes one."""
+    """Returns the cost of a program and the result of its last call; `call` makes one call."""
     result = call()
     compile_seconds, seconds = step.compile_seconds, [step.run_seconds]
-    # All processes of a run repeat it as often, whatever their clocks say.
+    # All processes must repeat it equally often, although their clocks differ.
     while len(seconds) < _REPEATS and hosts.any_process(sum(seconds) < _ENOUGH_SECONDS):
         result = call()
         seconds.append(step.run_seconds)

@@ -1,4 +1,4 @@
-"""Signs that a run's other files are still those of a checkpoint: its pool, soft labels, first images and metrics."""
+"""Checks that a run's other files (pool, soft labels, first images, metrics) still belong to a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CHUNK = 1 << 20
 
 
 class Evidence:
-    """Checksums of the files beside a checkpoint, which is not used where they have changed.
+    """Checksums of the files beside a checkpoint; if they have changed, the checkpoint is not used.
 
     Args:
-      workdir: the run's.
+      workdir: folder of the run.
       labels: folder of the soft labels, if there are any.
-      first: folder of the images that D' begins with; '' for none.
+      first: folder of the initial images of D'; '' for none.
     """
 
     def __init__(self, workdir: Path, labels: Path, first: str):
@@ -35,10 +35,10 @@ class Evidence:
         return {name: npz.Sums(folder, name, "restore it") for name, folder in self._folders.items()}
 
     def of(self, shards: int, labels: int, metrics: int) -> dict[str, Any]:
-        """The checksums at a point of the run, as JSON.
+        """Returns the checksums at a point of the run, as JSON.
 
         Args:
-          shards: of the pool.
+          shards: shards of the pool.
           labels: shards of soft labels.
           metrics: bytes of metrics.jsonl.
         """
@@ -51,12 +51,12 @@ class Evidence:
         }
 
     def fault(self, progress: dict[str, Any], evidence: dict[str, Any]) -> str:
-        """The file that is not as it was when this was saved, in one line; '' where all are.
+        """Returns a line that names the file that has changed since this was saved; '' if none has.
 
         Raises:
-          UserError: soft labels or imported pictures have changed, which no older checkpoint can mend.
+          UserError: soft labels or imported pictures have changed, which no older checkpoint can repair.
         """
-        found = self._read()  # apart from what is kept, as shards of a checkpoint that is not used are made again
+        found = self._read()  # not stored in self, because shards of an unused checkpoint are made again
         try:
             pool = found["pool"].first(len(evidence["pool"]))
         except UserError:
@@ -73,7 +73,7 @@ class Evidence:
         return ""
 
     def _require_same(self, name: str, found: npz.Sums, expected: list[str]) -> None:
-        """Refuses shards that are others than were saved; those that are not there are made again, and equal."""
+        """Refuses shards that differ from the saved ones; missing ones are made again, with equal contents."""
         folder = self._folders[name]
         there = min(npz.count(folder), len(expected))
         if (changed := _first_difference(found.first(there), expected[:there])) is not None:
@@ -89,7 +89,7 @@ def _first_difference(found: list[str], expected: list[str]) -> int | None:
 
 
 def _of_first_images(directory: str) -> str:
-    """SHA-256 of the images that D' begins with: of their shards' checksums, or of each picture."""
+    """Returns the SHA-256 of the initial images of D', from their shards' checksums or from each picture."""
     if not directory:
         return ""
     root = expanded(directory)
@@ -100,7 +100,7 @@ def _of_first_images(directory: str) -> str:
 
 
 def _head(path: Path, length: int) -> str:
-    """SHA-256 of a file's first bytes; '' where it has fewer."""
+    """Returns the SHA-256 of a file's first bytes; '' if it has fewer."""
     if not length:
         return hashlib.sha256().hexdigest()
     sha = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""From the options to the feed of a run: which way it is, and its two halves."""
+"""Chooses the feed of a run from its options, and builds both of its halves."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ Array = jax.Array
 
 
 def steps_of_dispatch(parts: Parts, run: RunOptions) -> int:
-    """KD steps of one compiled program."""
+    """Returns the number of KD steps in one compiled program."""
     if parts.method.lifetime == base.ONCE:
         return parts.method.steps_per_round
     return math.gcd(run.kd.steps_per_call, run.kd.steps_per_dispatch)
 
 
 def drawer(run: RunOptions) -> Callable[[Array, Array, Array], Array]:
-    """`draw(key, step, size) -> i32[B]`, the images of a step where all are as likely."""
+    """Returns `draw(key, step, size) -> i32[B]`, which draws a step's images uniformly."""
     return row_drawer(run.kd.batch, run.kd.steps_per_call, run.pool.draw == "passes")
 
 
 def functions(parts: Parts, run: RunOptions) -> Functions:
-    """The half that is compiled into the programs of the run."""
+    """Returns the feed's half that is compiled into the run's programs."""
     of_images = _functions_of_images(parts, run)
     if not run.soft_labels.steps:
         return of_images
@@ -69,21 +69,22 @@ def _functions_of_images(parts: Parts, run: RunOptions) -> Functions:
 
 
 def _is_on_disk(parts: Parts, run: RunOptions) -> bool:
-    """Whether D' is read from disk as the student learns."""
+    """Returns whether D' is read from disk during training."""
     return run.pool.place == "disk" and parts.method.lifetime == base.POOL
 
 
 def open_feed(
     parts: Parts, run: RunOptions, programs: Programs, workdir: Path | None, key: Array, say: Callable[[str], None]
 ) -> Feed:
-    """The half that is on the host, still empty.
+    """Opens the feed's half on the host, still empty.
 
     Args:
-      parts, run: what the run is made of, and its options.
-      programs: of the same.
-      workdir: of the run; None to measure without one.
-      key: draws what the student meets.
-      say: tells the user something.
+      parts: parts of the run.
+      run: its options.
+      programs: its programs.
+      workdir: folder of the run; None to measure without one.
+      key: random key that draws the student's images.
+      say: shows a message to the user.
     """
     if parts.method.lifetime == base.ONCE:
         return per_round.RoundFeed(_to_pixels(parts))
@@ -122,7 +123,7 @@ def _open_images(parts: Parts, run: RunOptions, programs: Programs, workdir: Pat
 
 
 def labels_folder(run: RunOptions, workdir: Path) -> Path:
-    """Where the teacher's answers lie."""
+    """Returns the folder of the stored soft labels."""
     chosen = run.soft_labels.dir
     return expanded(chosen) if chosen else workdir / "soft_labels"
 

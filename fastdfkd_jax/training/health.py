@@ -1,4 +1,4 @@
-"""Signs that synthesis goes wrong, each as a line to be said; '' where there is none."""
+"""Detects signs that synthesis is going wrong; returns a warning for each, or ''."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Below these the synthesised images are nearly one class, or nearly one image.
+# Below these limits, the synthesised images are nearly one class, or nearly one image.
 _COLLAPSED_BALANCE, _COLLAPSED_DIVERSITY = 0.5, 0.02
-# The class term is judged by the mean over so many calls, and not by the first ones, whose generator knows nothing yet.
+# The class term is judged by the mean over this many calls, skipping the first, whose generator is still untrained.
 JUDGED_CALLS, FIRST_CALLS = 5, 5
 
 
 def near_chance(shares: Sequence[float], num_classes: int) -> bool:
-    """True where the mean of these shares of images on target is no more than chance makes likely.
+    """Returns whether the mean of these shares of images on target is no better than chance plausibly gives.
 
-    Chance is 1/C. The limit is twice that, but at most 10 points above it, as twice chance is much for few classes.
+    Chance is 1/C. The limit is twice chance but at most 10 points above it, because twice chance is a lot for few
+    classes.
     """
     chance = 1 / num_classes
     return sum(shares) / len(shares) < chance + min(chance, 0.1)
 
 
 def class_balance(predicted: list[int]) -> float:
-    """Entropy of a class histogram over the most that so many images can have: 1 is balanced, 0 means one class."""
+    """Returns a class histogram's entropy over its maximum for so many images: 1 is balanced, 0 means one class."""
     total = sum(predicted)
     most = min(total, len(predicted))
     if most == 1:
@@ -32,7 +33,7 @@ def class_balance(predicted: list[int]) -> float:
 
 
 def collapse(call: int, values: Mapping[str, Any]) -> str:
-    """That the images of a call, of which the record has 'synthesis/predicted', are nearly one class or one image."""
+    """Returns a warning if a call's images ('synthesis/predicted' in its record) are nearly one class or one image."""
     if "synthesis/predicted" not in values:
         return ""
     balance, diversity = class_balance(values["synthesis/predicted"]), values["synthesis/diversity"]
@@ -45,13 +46,13 @@ def collapse(call: int, values: Mapping[str, Any]) -> str:
 
 
 def off_target(call: int, shares: Sequence[float], num_classes: int, advice: str) -> str:
-    """That few images of the last calls are of the class that was asked for.
+    """Returns a warning if few images of the last calls show the requested class.
 
     Args:
-      call: the last one.
-      shares: of images on target, of at most `JUDGED_CALLS` calls.
-      num_classes: of the teacher.
-      advice: what brings more on target.
+      call: number of the last call.
+      shares: shares of images on target, for at most `JUDGED_CALLS` calls.
+      num_classes: number of the teacher's classes.
+      advice: how to bring more images on target.
     """
     if len(shares) < JUDGED_CALLS or not near_chance(shares, num_classes):
         return ""

@@ -50,14 +50,14 @@ class Training:
         workdir: Path,
         identity: Mapping[str, Any] | None = None,
     ):
-        """Restores the newest checkpoint that can be used.
+        """Restores the newest usable checkpoint.
 
         Args:
-          options: of the run.
-          parts: built of them.
-          programs: of the same.
-          workdir: the run's folder.
-          identity: kept with checkpoints, which another run is refused by (`checkpoint.require_same_run`).
+          options: options of the run.
+          parts: parts built from them.
+          programs: programs built from them.
+          workdir: folder of the run.
+          identity: saved with checkpoints, to refuse those of other runs (`checkpoint.require_same_run`).
         """
         self.options, self.parts, self.programs, self.workdir = options, parts, programs, workdir
         self.progress = Progress()
@@ -80,7 +80,7 @@ class Training:
     def _restore(self) -> None:
         restored, saved = self.checkpoints.restore(self._saved_state(), self.evidence.fault), None
         if restored is not None:
-            # A copy, because the compiled steps donate their state.
+            # Copied, because the compiled steps donate their state.
             held = parallel.copy(restored.state)
             self.state = {name: held.pop(name) for name in self.state}
             saved = held
@@ -92,13 +92,13 @@ class Training:
         self.feed.restore(self.progress.shards, saved)
 
     def _saved_state(self) -> dict[str, Any]:
-        """All that a checkpoint holds; images and labels lie in their shards."""
+        """Returns all contents of a checkpoint, except for images and labels, which are in their shards."""
         return {**self.state, **self.feed.saved()}
 
     def _call_to_trace(self) -> int:
-        """The second call of this start that does all that calls do: the first one compiles.
+        """Returns the second call of this start that has both synthesis and student steps; the first call compiles.
 
-        Where none does, as synthesis ends before the student begins, the second.
+        If no call has both, because synthesis ends before the student begins, it is the second call.
         """
         warmup = self.options.warmup_calls
         if self.options.mode == "synthesize" or warmup >= last_synthesis_call(self.options):
@@ -106,7 +106,7 @@ class Training:
         return min(self.last_call, max(self.progress.call, warmup) + 2)
 
     def run(self) -> dict[str, Any]:
-        """Runs to the end, or until a signal asks to stop, and returns the summary (empty where stopped)."""
+        """Runs to the end, or until a signal asks to stop; returns the summary, which is empty if stopped."""
         try:
             with signals.deferred(self.stop) as stop:
                 self._evaluate_teacher()
@@ -119,12 +119,12 @@ class Training:
         finally:
             self._end_trace()
             self.metrics.close()
-            if hosts.count() == 1 or sys.exc_info()[0] is None:  # it waits for the others, of which one may be lost
+            if hosts.count() == 1 or sys.exc_info()[0] is None:  # else closing might wait for a lost process
                 self.checkpoints.close()
             self.feed.close()
 
     def _stopped(self) -> dict[str, Any]:
-        """Saves, says so, and gives the summary of a run that has not ended, an empty one."""
+        """Saves, reports it, and returns the empty summary of a run that has not ended."""
         self._save()
         asked = f" by {self.stop.by}" if self.stop.by else ""
         how = "run the same command without restart" if self.options.restart else "run the same command"
@@ -132,7 +132,7 @@ class Training:
         return {}
 
     def _step(self) -> None:
-        """As much as is done between two looks at whether to stop: at most one dispatch of each program."""
+        """Does the work between two checks for a stop: at most one dispatch of each program."""
         if not self._steps_left():
             self._begin_call()
         elif not self.feed.ready:
@@ -148,7 +148,7 @@ class Training:
             self.metrics.say(line)
 
     def _trains(self) -> bool:
-        """Whether the student learns in this call."""
+        """Returns whether the student learns in this call."""
         return self.options.mode != "synthesize" and self.progress.call > self.options.warmup_calls
 
     def _steps_left(self) -> bool:
@@ -167,7 +167,7 @@ class Training:
         return self.feed.grows and self.progress.call <= last_synthesis_call(self.options)
 
     def _synthesize(self, index: int) -> tuple[dict[str, jax.Array], base.Batch]:
-        """Algorithm 1 lines 5 to 14, once; `index` counts the synthesis calls."""
+        """Runs Algorithm 1 lines 5 to 14 once; `index` counts the synthesis calls."""
         self.state["method"], self.feed.state, batch, info = self.programs.synthesize(
             self.state["method"],
             self.feed.state,
@@ -185,13 +185,13 @@ class Training:
         return info, batch
 
     def _show(self, info: Mapping[str, Any], batch: base.Batch) -> None:
-        """Records a synthesis call, with a picture of it where that is due."""
+        """Records a synthesis call, and writes a picture of it when one is due."""
         self._record("synthesis", info)
         if self.progress.call % self.options.images_every == 0 and self.writes:
             write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", self.feed.pictures(batch))
 
     def _learn(self) -> None:
-        """A dispatch of the student's steps, and of synthesis before it where it needs images of its own."""
+        """Runs a dispatch of student steps, preceded by synthesis if each dispatch needs its own images."""
         done, made = self.progress, None
         if self.feed.per_dispatch:
             made = self._synthesize((done.call - 1) * self.options.kd.steps_per_call + done.kd_steps)
@@ -203,25 +203,25 @@ class Training:
             self._show(*made)
 
     def _prepare(self) -> None:
-        """Part of what the student waits for."""
+        """Does one part of the work that the student waits for."""
         begin = time.perf_counter()
         compile_seconds = self.feed.prepare()
         self.progress.compile_seconds += compile_seconds
         self.progress.label_seconds += time.perf_counter() - begin - compile_seconds
 
     def _next_source(self) -> Any:
-        """What the next dispatch learns from; where that is read, the one after it is too, unless D' grows before."""
+        """Takes the next dispatch's data; starts reading those of the one after it unless D' grows before."""
         begin = time.perf_counter()
         step, steps, options = int(self.state["student"].step), self.programs.steps, self.options
         same_call = self.progress.kd_steps + steps < options.kd.steps_per_call
         grows = self.feed.grows and self.progress.call < last_synthesis_call(options)
         more = same_call or not (grows or self.progress.call == self.last_call)
         source = self.feed.take(step, step + steps if more else None)
-        self.progress.distill_seconds += time.perf_counter() - begin  # what is not there yet is waited for
+        self.progress.distill_seconds += time.perf_counter() - begin  # includes waiting for data that are not read yet
         return source
 
     def _distill(self, source: Any) -> None:
-        """Algorithm 1 lines 17 to 20, as many steps as one program holds."""
+        """Runs Algorithm 1 lines 17 to 20, for as many steps as one program has."""
         self.state["student"], known, info = self.programs.distill(
             self.state["student"], self.parts.teacher_vars, source, self.distill_key
         )
@@ -257,7 +257,7 @@ class Training:
             self.metrics.say(line)
 
     def _judge_classes(self, info: dict[str, jax.Array]) -> None:
-        """Says once a run that few images of the last calls are of the class that was asked for."""
+        """Warns, once per run, if few images of the last calls show the requested class."""
         done, method, classes = self.progress, self.parts.method, self.parts.teacher.spec.num_classes
         if not method.class_advice or done.on_target is None or done.call <= health.FIRST_CALLS or classes < 2:
             return

@@ -1,4 +1,4 @@
-"""Numbers as they come: metrics.jsonl, TensorBoard events and lines on the terminal."""
+"""Writes metrics during a run: metrics.jsonl, TensorBoard events and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Pace:
 
 
 class Metrics:
-    """Writes each record to all places; `offset` lets a resumed run cut off what it will write again."""
+    """Writes each record to all places.
+
+    `offset` lets a resumed run cut off the records that it will write again.
+    """
 
     def __init__(self, workdir: Path, total_calls: int, call: int = 0, offset: int = 0):
         self._lines = AppendFile(workdir / "metrics.jsonl", offset)
@@ -73,7 +76,7 @@ class Metrics:
         return self._lines.sync()
 
     def write(self, call: int, values: dict[str, Any]) -> None:
-        """Records values at a synthesis call; lists go to metrics.jsonl only."""
+        """Records values at a synthesis call; lists go only to metrics.jsonl."""
         self._lines.append((json.dumps({"call": call, **values}) + "\n").encode())
         self._newest |= {name: values[name] for name in _SHOWN if name in values}
         self._events.write(call, {name: value for name, value in values.items() if isinstance(value, int | float)})
@@ -105,7 +108,7 @@ class Metrics:
 
 
 class Silent:
-    """What stands in the place of `Metrics` in the processes that do not write."""
+    """Replaces `Metrics` in the processes that do not write."""
 
     offset = 0
 
@@ -119,20 +122,20 @@ class Silent:
         """Shows nothing."""
 
     def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""
 
 
 class Events:
-    """TensorBoard's file of scalars, written at once.
+    """A TensorBoard file of scalars that is written immediately.
 
-    TensorBoard's own writer has a thread, whose failure on a full disk hides the error that the run ends with.
+    TensorBoard's own writer has a thread, whose failure on a full disk hides the error that ends the run.
     """
 
     def __init__(self, directory: Path, first_step: int):
         self._file = AppendFile(directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
         self._append(file_version="brain.Event:2")
         if first_step > 1:
-            # Hides what a run that this one goes on for has written beyond its last checkpoint.
+            # Hides events that the interrupted run wrote after its last checkpoint.
             self._append(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -156,11 +159,11 @@ def _checksum(data: bytes) -> bytes:
 
 
 def device_peak_bytes() -> int | None:
-    """Peak of the first device's memory, or None where the device does not tell, as a CPU does not."""
+    """Returns the first device's peak memory, or None if the device does not report it (CPUs do not)."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def peak_memory_bytes() -> int:
-    """Peak of the device's memory where the device tells, else the peak of this process's resident memory."""
+    """Returns the device's peak memory if it reports one, else this process's peak resident memory."""
     on_device = device_peak_bytes()
     return on_device if on_device is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""One run in its folder: lock, identity, training, summary."""
+"""Runs or resumes one run in its folder: lock, identity, training, summary."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from fastdfkd_jax.training.loop import Training
 from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.run_options import RunOptions
 
-log = logging.getLogger("fastdfkd_jax.main")  # whose words these are to a reader
+log = logging.getLogger("fastdfkd_jax.main")  # the name that users know
 
 
-# What may differ between the processes of a run.
+# Keys that may differ between the processes of a run.
 _OWN_KEYS = (
     "teacher.checkpoint",
     "data.dir",
@@ -38,17 +38,17 @@ _OWN_KEYS = (
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Writes summary.json; of several processes one does."""
+    """Writes summary.json; with several processes, only one writes."""
     if hosts.is_writer():
         write_json(folder / "summary.json", summary)
 
 
 class Built(NamedTuple):
-    """What is made of a config before its run begins; runs that differ in nothing of it may share one.
+    """Everything built from a config before its run begins; runs that need the same parts may share it.
 
     Attributes:
       parts: networks, method, data.
-      programs: compiled for them when they are first called.
+      programs: programs for them, compiled when they are first called.
     """
 
     parts: Parts
@@ -61,7 +61,7 @@ def class_names(built: Built) -> tuple[str, ...]:
 
 
 def build(config: ConfigDict) -> Built:
-    """Builds all that is made of a config; UserError where it does not fit together."""
+    """Builds everything that a config needs; UserError if it does not fit together."""
     parts = assemble(config)
     return Built(parts, Programs(parts, read(RunOptions, config)))
 
@@ -70,15 +70,16 @@ def run(config: ConfigDict, folder: Path, built: Built | None = None) -> dict[st
     """Runs or resumes one run in a folder.
 
     Args:
-      config: of the run.
-      folder: where it leaves all that it makes.
-      built: of the same config, or of one that differs in its seed and in when things are saved; None to build it.
+      config: config of the run.
+      folder: folder for all its files.
+      built: result of `build` for the same config, or for one that differs only in its seed and in when things are
+        saved; None to build it.
 
     Returns:
-      Its summary, or {} where it was stopped and saved.
+      The run's summary, or {} if it was stopped and saved.
 
     Raises:
-      UserError: anything that a user can mend; the folder then holds what it held before.
+      UserError: an error that the user can fix; the folder's contents are then unchanged.
     """
     workdir.require_foreign(config.pool.initial, folder)
     parts, programs = built or build(config)
@@ -106,15 +107,16 @@ def _prepare(folder: Path, restart: bool) -> None:
 
 
 def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[str, Any]:
-    """Trains the same student with the same budget on Gaussian noise, in a folder of its own.
+    """Trains the same student with the same budget on Gaussian noise, in a subfolder.
 
     Args:
-      config, folder: of the run that it accompanies.
-      built: from that run's config.
+      config: config of the run that it accompanies.
+      folder: folder of that run.
+      built: result of `build` for that run.
     """
     control = config.copy_and_resolve_references()
     control.method.name = "noise"
-    control.soft_labels.dir = ""  # those are of other images
+    control.soft_labels.dir = ""  # these belong to other images
     log.info("noise control: the same student, distilled from Gaussian noise images")
     parts = assemble(control)
     programs = Programs(parts, read(RunOptions, control), like=built.programs)
@@ -123,7 +125,7 @@ def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[st
 
 
 def set_up_jax(config: ConfigDict) -> None:
-    """Settings that must precede the first use of a device."""
+    """Applies the settings that must precede the first use of a device."""
     parallel.split_cpu(config.parallel.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(expanded(config.compilation_cache)))
@@ -139,7 +141,7 @@ def record_identity(config: ConfigDict, parts: Parts, folder: Path) -> dict[str,
 
 
 def identity_of(config: ConfigDict) -> dict[str, Any]:
-    """The flat names and values that must be equal for a run to continue, the teacher's weights aside."""
+    """Returns the flat names and values that must be equal to resume a run, except for the teacher's weights."""
     others = other_sections(config.method.name)
     flat = workdir.flatten(config.to_dict())
     return {k: v for k, v in flat.items() if k.split(".")[0] not in others and k not in workdir.FREE_KEYS}

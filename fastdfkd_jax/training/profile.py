@@ -1,4 +1,4 @@
-"""A trace of one call, for TensorBoard and Perfetto."""
+"""Traces one call, for TensorBoard and Perfetto."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 
 
 class Trace:
-    """Records what the host and the devices do during one call.
+    """A trace of the host's and the devices' work during one call.
 
     Args:
-      folder: where TensorBoard looks; the trace goes into a folder of its own within it.
-      call: the call to trace, counted from 1; None for no call at all.
+      folder: folder that TensorBoard reads; the trace goes into a subfolder.
+      call: the call to trace, counted from 1; None for no call.
     """
 
     def __init__(self, folder: Path, call: int | None):
@@ -25,7 +25,7 @@ class Trace:
             self._recording = True
 
     def end(self, call: int) -> str:
-        """Writes what was recorded; a line that says where it is, or '' where nothing was."""
+        """Writes the trace; returns a line that says where it is, or '' if nothing was recorded."""
         if not self._recording:
             return ""
         self._recording = False

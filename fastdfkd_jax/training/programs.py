@@ -1,4 +1,4 @@
-"""The compiled programs of a run, a synthesis call and a few KD steps, and the state that they start from."""
+"""The compiled programs of a run (a synthesis call and a few KD steps), and their initial state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tree = Any
 
 
 class Programs:
-    """Synthesis and distillation for one way to feed the student.
+    """The compiled programs for synthesis and distillation, for one kind of feed.
 
     Args:
       parts: networks, method, data.
@@ -33,13 +33,13 @@ class Programs:
 
     Attributes:
       synthesize: `(method state, feed state, teacher_vars, student_vars, key, index) -> (method state, feed state,
-        batch, info)`, the batch as the feed's host half is given it.
-      distill: `(student state, teacher_vars, source, key) -> (student state, known, info)`, the source being what the
-        feed took, `known` what it is to learn of that.
-      label: `(teacher_vars, pool or batches, key, step, size) -> LabelledViews` of a dispatch's steps from `step` on,
-        where D' has `size` images.
-      draw_rows: `(key, step, size) -> i32[steps, B]`, the images of a dispatch's steps where all are as likely.
-      begin: `begin(key)`, what the run starts from (`initial_state`).
+        batch, info)`; the batch has the form that the feed's host half takes.
+      distill: `(student state, teacher_vars, source, key) -> (student state, known, info)`; `source` is what the feed
+        took, and `known` what the feed learns about it.
+      label: `(teacher_vars, pool or batches, key, step, size) -> LabelledViews` of a dispatch's steps from `step`,
+        when D' has `size` images.
+      draw_rows: `(key, step, size) -> i32[steps, B]`, the uniformly drawn images of a dispatch's steps.
+      begin: `begin(key)`, the initial state of the run (`initial_state`).
       evaluate, evaluate_teacher: measure the networks on labelled images (`evaluator.make_evaluator`).
       steps: KD steps of one dispatch of `distill`.
     """
@@ -68,7 +68,7 @@ def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
     method = parts.method
 
     def synthesize(state, feed_state, teacher_vars, student_vars, key, index):
-        """One call and all that follows from it on the device."""
+        """Runs one call and its further work on the device."""
         key = jax.random.fold_in(key, index)
         state, batch, info = method.synthesize(state, teacher_vars, student_vars, key)
         said = {**info.records(), "diversity": batch.images.std(tuple(range(batch.images.ndim - 3))).mean()}
@@ -97,7 +97,7 @@ def _distill(parts: Parts, run: RunOptions, feed: Functions, steps: int) -> Call
 
 
 def _learn(parts: Parts, run: RunOptions) -> Callable[..., Any]:
-    """`learn(state, teacher_vars, examples, view_key)`, the KD step that asks the teacher."""
+    """Returns `learn(state, teacher_vars, examples, view_key)`, the KD step that runs the teacher."""
     kd_step = distill.make_step(
         _answering(parts.teacher),
         parts.student,
@@ -117,7 +117,7 @@ def _learn(parts: Parts, run: RunOptions) -> Callable[..., Any]:
 
 
 def _learn_from_stored(parts: Parts, run: RunOptions) -> Callable[..., Any]:
-    """The same where the teacher has answered before."""
+    """Returns the same function for stored teacher outputs."""
     kd_step = distill.make_step_from_stored(
         parts.student,
         parts.optimizer,
@@ -152,17 +152,17 @@ def _label(parts: Parts, run: RunOptions, draw_rows: Callable[..., Array], steps
 
 
 def _answering(teacher: models.Network) -> models.Network:
-    """A teacher of which nothing but predictions is asked."""
+    """Returns the teacher in a form that only predicts."""
     return models.in_chunks(teacher, 8) if jax.default_backend() == "cpu" else teacher
 
 
 def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:
-    """What a run starts from: the method's state and the student's."""
+    """Returns the initial state of a run: the method's and the student's."""
     return _starter(parts)(key)
 
 
 def _starter(parts: Parts) -> Callable[[Array], dict[str, Tree]]:
-    """`initial_state` as a function that compiles once."""
+    """Returns `initial_state` as a function that compiles once."""
 
     def begin(variables: Tree, key: Array) -> distill.StudentState:
         return distill.from_variables(variables, parts.optimizer, parts.objective, key, parts.ema_decay)

@@ -1,4 +1,4 @@
-"""Where a run stands, and what its summary says in the end."""
+"""The progress of a run, and its final summary."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastdfkd_jax.training.metric_files import peak_memory_bytes
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands and what it has cost, over all its resumptions; saved with each checkpoint.
+    """The position of a run and its cost so far, over all its resumptions; saved with each checkpoint.
 
     Attributes:
       call: calls done.
-      kd_steps: KD steps done after the last of them; in a warm-up call of a method whose batches live once, those
-        that its rounds stand for.
-      images: images synthesised, those of a method that keeps some of its calls without the others.
+      kd_steps: KD steps done after the last of them. In a warm-up call of a method whose batches live once, it counts
+        the steps that its rounds replace.
+      images: images synthesised; if a method keeps the images of only some calls, only those.
       shards: calls whose images are in D' and on disk.
-      *_seconds: time of each kind of work, apart from the others.
-      teacher_score, score_last, score_best: on the evaluation data, percent (`scores.of_task`).
+      *_seconds: seconds of each kind of work; they do not overlap.
+      teacher_score, score_last, score_best: scores on the evaluation data, in percent (`scores.of_task`).
       metrics_offset: bytes of metrics.jsonl that belong to this point.
-      kd_sums: of each scalar that the call's KD steps have shown so far, its sum over them.
+      kd_sums: sum of each scalar over the call's KD steps so far.
       on_target: shares of the last calls that are judged together; None once a warning was given.
     """
 
@@ -47,12 +47,12 @@ class Progress:
 
     @property
     def total_seconds(self) -> float:
-        """All kinds of work together."""
+        """Seconds of all kinds of work together."""
         return sum(value for name, value in vars(self).items() if name.endswith("_seconds"))
 
 
 def summary(progress: Progress, parts: Parts, score: Score, method: str, seed: int) -> dict[str, Any]:
-    """What summary.json says of a run that has ended."""
+    """Returns the contents of summary.json for a run that has ended."""
     return {
         "teacher": parts.teacher.spec.arch,
         "student": parts.student.spec.arch,

@@ -1,4 +1,4 @@
-"""Orbax without the tracebacks of its tasks, where the one error that counts is told in a line."""
+"""Silences the tracebacks of Orbax's tasks; the error that matters is reported in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_tasks() -> Iterator[None]:
-    """Keeps Orbax and asyncio from printing a traceback for each reader or writer that failed with the first."""
+    """Keeps Orbax and asyncio from printing a traceback for each further reader or writer that fails."""
     _ignore_late_reports()
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     disabled = [logger.disabled for logger in loggers]
@@ -24,7 +24,7 @@ def quiet_tasks() -> Iterator[None]:
                 logger.disabled = True
             yield
         except BaseException:
-            gc.collect()  # now, as tasks that failed complain when they are collected
+            gc.collect()  # now, since failed tasks print a complaint when they are collected
             raise
         finally:
             for logger, before in zip(loggers, disabled, strict=True):
@@ -32,14 +32,14 @@ def quiet_tasks() -> Iterator[None]:
 
 
 def _ignore_late_reports() -> None:
-    """Keeps what TensorStore still holds when a save fails, and drops at any later time, from printing a traceback."""
+    """Silences the tracebacks of objects that TensorStore keeps after a failed save and drops later."""
     before = sys.unraisablehook
     if getattr(before, "__module__", None) == __name__:
         return
 
     def hook(late: sys.UnraisableHookArgs) -> None:
         closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(late.exc_value)
-        # Orbax wraps what Python throws into a reader that it drops unfinished.
+        # Orbax wraps the exception that Python throws into an unfinished reader when dropping it.
         dropped = late.exc_value is not None and isinstance(late.exc_value.__cause__, GeneratorExit)
         if not (closed or dropped):
             before(late)
@@ -49,6 +49,6 @@ def _ignore_late_reports() -> None:
 
 
 def _is_not_of_a_checkpoint(record: logging.LogRecord) -> bool:
-    """False for asyncio's report of a task of Orbax, or of a write of TensorStore, whose failure was told already."""
+    """Returns False for asyncio's reports of failed Orbax tasks or TensorStore writes, already reported."""
     failure = record.exc_info[1] if record.exc_info else None
     return re.search("orbax|tensorstore|os_error_code=", f"{record.getMessage()} {failure}") is None

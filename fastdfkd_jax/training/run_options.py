@@ -1,4 +1,4 @@
-"""The options of a run: those of its course, which are the config's own keys, and the sections that every run reads."""
+"""The options of a run: the config's top-level keys, and the sections that every run reads."""
 
 from __future__ import annotations
 
@@ -23,43 +23,53 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """A run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as the published tables were made (METHOD section 2)."""
+    """The options of a whole run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as published (METHOD section 2)."""
 
     seed: int = option(0, "random seed", at_least=0)
     mode: str = option(
-        "all", "'all', 'synthesize' (fill the pool only) or 'distill' (from pool.initial only)", choices=MODES
+        "all",
+        "parts of the run: 'all', 'synthesize' (only fill the pool) or 'distill' (only train on pool.initial)",
+        choices=MODES,
     )
     dry_run: bool = option(False, "print the plan and stop")
-    restart: bool = option(False, "first move all that the workdir holds into a folder previous-N within it")
+    restart: bool = option(
+        False, "start again: first move everything in the workdir into a folder previous-N inside it"
+    )
     calls: int = option(
         220,
-        "'epochs' of the released code: a batch is synthesised, then the student learns (METHOD 1.8)",
+        "synthesis calls, each followed by student steps; the released code calls them epochs (METHOD 1.8)",
         at_least=1,
     )
     synthesis_calls: int = option(
-        0, "the first so many calls, after which the student learns alone; 0 for all", at_least=0
+        0,
+        "number of first calls that synthesise images, after which the student trains alone; 0 for all calls",
+        at_least=0,
     )
-    synthesis_batch: int = option(256, "images of a synthesis call; of FastDFKD, of each lane", at_least=1)
-    warmup_calls: int = option(20, "first calls, in which the student does not train", at_least=0)
-    noise_control: bool = option(False, "afterwards, train the same student on Gaussian noise images")
+    synthesis_batch: int = option(256, "images per synthesis call; for FastDFKD, images per lane", at_least=1)
+    warmup_calls: int = option(20, "number of first calls during which the student does not train", at_least=0)
+    noise_control: bool = option(False, "after the run, train the same student on Gaussian noise images for comparison")
     eval_every: int = option(10, "calls between evaluations", at_least=1)
     checkpoint_every: int = option(10, "calls between checkpoints", at_least=1)
     images_every: int = option(20, "calls between PNG grids", at_least=1)
     precision: str = option(
-        "float32", "of convolutions and activations; float64 needs JAX_ENABLE_X64=1", choices=PRECISIONS
+        "float32",
+        "floating-point type of convolutions and activations; float64 needs JAX_ENABLE_X64=1",
+        choices=PRECISIONS,
     )
     conv_gradient: str = option(
         "auto",
-        "'cpu' (fast there), 'xla' (accelerators, exact MAML), 'auto' chooses",
+        "implementation of convolution gradients: 'cpu' (fast on CPUs), 'xla' (accelerators, exact MAML) or "
+        "'auto' (chosen for the device)",
         choices=("auto", *CONV_FORMS),
     )
     remat: str = option(
         "none",
-        "kept for the backward pass: all, 'activations' convolution outputs, 'blocks' block outputs",
+        "values kept for the backward pass: 'none' keeps all, 'activations' convolution outputs, 'blocks' block "
+        "outputs; the rest is recomputed",
         choices=REMATERIALISATIONS,
     )
-    profile: bool = option(False, "trace the second call of this start, into workdir/profile")
-    compilation_cache: str = option("", "folder of compiled programs; never carry it to another machine")
+    profile: bool = option(False, "write a profiler trace of this start's second call to workdir/profile")
+    compilation_cache: str = option("", "folder of compiled programs to reuse; do not copy it to another machine")
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     student: StudentOptions = field(default_factory=StudentOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -80,6 +90,6 @@ class RunOptions(Options):
 
 
 def every_kind() -> list[type[Options]]:
-    """Every class that a run or a method reads; several may be of one section, and one be there repeatedly."""
+    """Returns every class that a run or a method reads; sections and classes may occur more than once."""
     tops = (RunOptions, *(entry.options for entry in METHODS.values()))
     return [kind for top in tops for kind in kinds(top)]

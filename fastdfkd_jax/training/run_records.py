@@ -1,4 +1,4 @@
-"""Records of finished runs, what is kept of them, and the table made of many."""
+"""Records of finished runs, and the table of many records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; OSError or ValueError where there is none."""
+    """Reads a JSON object; OSError or ValueError if there is none."""
     content = limits.read_json(path, "record")
     if not isinstance(content, dict):
         raise ValueError("expected a JSON object")
@@ -28,12 +28,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def table(directory: Path) -> str:
-    """A Markdown table of the runs below a folder: a row for each folder of seeds, `NAME/SEED/summary.json`.
+    """Returns a Markdown table of the runs in a folder: a row for each folder of seeds, `NAME/SEED/summary.json`.
 
-    Several seeds give mean ± standard error. What no summary holds is 'not measured'.
+    Several seeds are shown as mean ± standard error. Values that no summary holds are 'not measured'.
 
     Raises:
-      UserError: no summaries, or one that cannot be read.
+      UserError: there are no summaries, or one cannot be read.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(directory.glob("*/*/summary.json")):
@@ -71,14 +71,14 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -> None:
-    """Copies what is worth keeping of a finished run: config, metrics, summary and the last picture.
+    """Copies the parts of a finished run that are worth keeping: config, metrics, summary and last picture.
 
-    Of places on this machine only the last name is kept.
+    Paths on this machine are reduced to their last name.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       record: the folder to write.
-      timed: whether the machine did nothing else; otherwise the summary's seconds are left out.
+      timed: whether the machine was otherwise idle; if not, the summary's seconds are left out.
       picture: whether the last picture is kept.
 
     Raises:
@@ -102,7 +102,7 @@ def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -
 
 
 def without_places(value: Any) -> Any:
-    """A tree of JSON in which of each place on this machine only the last name is left."""
+    """Returns a JSON tree with each path on this machine reduced to its last name."""
     if isinstance(value, dict):
         return {key: without_places(item) for key, item in value.items()}
     is_place = isinstance(value, str) and value.startswith(("/", "~", "."))

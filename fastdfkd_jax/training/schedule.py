@@ -1,4 +1,4 @@
-"""What the options say of a run's course: its calls, and the student's learning rate and optimizer."""
+"""The schedule of a run: its calls, and the student's learning rate and optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastdfkd_jax.training.run_options import RunOptions
 
 
 def student_rate(run: RunOptions) -> optax.Schedule:
-    """The student's learning rate by its step, 0 being the first."""
+    """Returns the student's learning rate as a function of its step, counted from 0."""
     kd = run.kd
     if kd.milestones:
         schedule = distill.milestones_by_call(kd.lr, kd.milestones, kd.lr_decay, kd.steps_per_call)
@@ -22,7 +22,7 @@ def student_rate(run: RunOptions) -> optax.Schedule:
 
 
 def student_optimizer(run: RunOptions) -> optax.GradientTransformation:
-    """The student's optimizer, with its rate and, where it is asked for, clipped gradients."""
+    """Returns the student's optimizer with its learning rate and optional gradient clipping."""
     kd, schedule = run.kd, student_rate(run)
     if kd.optimizer == "adam":
         optimizer = distill.adam(schedule, kd.weight_decay)
@@ -32,12 +32,12 @@ def student_optimizer(run: RunOptions) -> optax.GradientTransformation:
 
 
 def last_synthesis_call(run: RunOptions) -> int:
-    """The last call in which a method that keeps its images makes some."""
+    """Returns the last call in which a method that keeps its images synthesises."""
     return run.synthesis_calls or run.calls
 
 
 def count_synthesis_calls(run: RunOptions, method: Method) -> int:
-    """How often the method synthesises in a whole run."""
+    """Returns the number of synthesis calls in a whole run."""
     if run.mode == "distill" or method.lifetime == base.DATA:
         return 0
     if method.lifetime == base.ONCE:
@@ -46,10 +46,10 @@ def count_synthesis_calls(run: RunOptions, method: Method) -> int:
 
 
 def last_call(run: RunOptions) -> int:
-    """How many calls a run has."""
+    """Returns the number of calls in a run."""
     return last_synthesis_call(run) if run.mode == "synthesize" else run.calls
 
 
 def count_kd_steps(run: RunOptions) -> int:
-    """How many steps the student learns in a whole run."""
+    """Returns the number of student steps in a whole run."""
     return 0 if run.mode == "synthesize" else (run.calls - run.warmup_calls) * run.kd.steps_per_call

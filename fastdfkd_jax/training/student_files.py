@@ -1,4 +1,4 @@
-"""The student as files."""
+"""Writes the student's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastdfkd_jax.models import Network
 
 
 def save_student(workdir: Path, student: Network, variables: Any) -> None:
-    """Writes student.safetensors and, where torch is installed, student.pth."""
+    """Writes student.safetensors and, if torch is installed, student.pth."""
     convert.save_network(workdir / "student.safetensors", student, variables)
     if importlib.util.find_spec("torch") is not None:
         convert.save_network(workdir / "student.pth", student, variables)

@@ -1,4 +1,4 @@
-"""The summary of a run for people; summary.json has the same figures unrounded."""
+"""Formats the summary of a run as text; summary.json has the same figures unrounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from fastdfkd_jax.evaluation.scores import score_key
 
-# key of the summary: how it is called
+# key of the summary: printed name
 _PHASES = {
     "synthesis_seconds": "synthesis",
     "distill_seconds": "distillation",
@@ -30,16 +30,16 @@ _FILES = {
 
 
 def printed(summary: Mapping[str, Any], folder: Path, as_json: bool) -> str:
-    """The summary as a command prints it: for people on a terminal, else one line of JSON."""
+    """Returns the summary as commands print it: as text on a terminal, else as one line of JSON."""
     return json.dumps(summary) if as_json or not sys.stdout.isatty() else text(summary, folder)
 
 
 def text(summary: Mapping[str, Any], folder: Path) -> str:
-    """Scores, images, time by phase, memory and files, a line each.
+    """Returns one line each for scores, images, time by phase, memory and files.
 
     Args:
-      summary: of a run that has ended, with those of its noise control if it has one.
-      folder: its workdir, for sizes of files; what is not there is left out.
+      summary: summary of a run that has ended, including its noise control's if it has one.
+      folder: its workdir, for the sizes of files; missing files are left out.
     """
     lines = [*_scores(summary), ("images", f"{summary['images']:,} synthesised"), ("time", _time(summary))]
     if summary.get("peak_memory_bytes"):
@@ -68,7 +68,7 @@ def _time(summary: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: '12 s', '3 min 5 s', '2 h 10 min'."""
+    """Returns seconds in a readable form: '12 s', '3 min 5 s', '2 h 10 min'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

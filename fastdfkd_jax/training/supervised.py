@@ -1,4 +1,4 @@
-"""Supervised training on labelled images, of one class each or of one a pixel: how the teachers are made (METHOD 5)."""
+"""Supervised training on images with class labels or segmentation maps, which makes the teachers (METHOD 5)."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from fastdfkd_jax.models.network import Variables
 
 Array = jax.Array
 
-# Dispatched before their results are there. More would gain nothing, and all of them end before a stop is saved.
+# Steps dispatched ahead of their results. More would gain nothing, and all must end before a stop can be saved.
 _STEPS_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a teacher is trained; the configs hold every field.
+    """The recipe of a teacher's training; the configs hold every field.
 
     Attributes:
       epochs: passes over the training images.
-      batch_size: images a step; the rest of an epoch's permutation is dropped.
-      lr: SGD's rate.
-      lr_milestones: epochs after which the rate is multiplied by `lr_decay`.
-      lr_decay: the factor.
-      momentum: SGD's.
-      weight_decay: added to the gradient of every parameter, as PyTorch's SGD does.
+      batch_size: images per step; the rest of an epoch's permutation is dropped.
+      lr: learning rate of SGD.
+      lr_milestones: epochs after which the learning rate is multiplied by `lr_decay`.
+      lr_decay: factor at each milestone.
+      momentum: momentum of SGD.
+      weight_decay: added to the gradient of every parameter, as in PyTorch's SGD.
       padding: pixels of black around the images before they are cropped at random; 0 for no crop.
       flip: whether images are mirrored at random.
-      seed: of weights, order and augmentation.
+      seed: random seed of weights, order and augmentation.
       eval_every: epochs between evaluations; the checkpoint is written at each.
-      square: side in pixels of what is first cut out of larger images at random; 0 for whole ones.
-      least_crop: where it is not 0, the least share of the area that a random crop keeps, in place of padding.
+      square: side in pixels of a random square that is first cut out of larger images; 0 keeps whole images.
+      least_crop: smallest share of the area that a random crop keeps; if not 0, such crops replace padding.
     """
 
     epochs: int
@@ -72,11 +72,11 @@ class Recipe:
 
 
 class TrainState(NamedTuple):
-    """What changes while a teacher is trained.
+    """The state that changes while a teacher is trained.
 
     Attributes:
       variables: 'params' and 'batch_stats'.
-      opt_state: of the optimizer.
+      opt_state: state of the optimizer.
     """
 
     variables: Variables
@@ -84,12 +84,12 @@ class TrainState(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A place between two steps, from which training can continue.
+    """A point between two steps from which training can continue.
 
     Attributes:
-      state: after the steps that are done.
-      steps: how many are done, over all epochs.
-      losses: of the steps that are done of an epoch that is not; [] between two epochs.
+      state: the state after the steps done.
+      steps: number of steps done, over all epochs.
+      losses: losses of the steps done in an unfinished epoch; [] between two epochs.
     """
 
     state: TrainState
@@ -98,12 +98,12 @@ class Position(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """What lets training stop and continue with the same result.
+    """The hooks that let training stop and continue with the same result.
 
     Attributes:
-      restore: `restore(state) -> Position | None`, where to continue; `state` shows the structure.
+      restore: `restore(state) -> Position | None`, the point to continue from; `state` shows the structure.
       save: `save(position)`, called after every report, and when training stops early.
-      stop: says whether to stop; it is looked at before every step.
+      stop: whether to stop, checked before every step.
     """
 
     restore: Callable[[TrainState], Position | None]
@@ -112,7 +112,7 @@ class Keeping(NamedTuple):
 
 
 def steps_per_epoch(recipe: Recipe, count: int) -> int:
-    """Whole batches in `count` images.
+    """Returns the number of whole batches in `count` images.
 
     Raises:
       UserError: there is none.
@@ -125,11 +125,11 @@ def steps_per_epoch(recipe: Recipe, count: int) -> int:
 
 
 def make_optimizer(recipe: Recipe, num_steps: int) -> optax.GradientTransformation:
-    """SGD with momentum, coupled weight decay and a rate that falls at the milestones.
+    """Returns SGD with momentum, coupled weight decay and a learning rate that falls at the milestones.
 
     Args:
-      recipe: rates, momentum and milestones in epochs.
-      num_steps: of an epoch.
+      recipe: learning rates, momentum and milestones in epochs.
+      num_steps: steps per epoch.
     """
     drops = {epoch * num_steps: recipe.lr_decay for epoch in recipe.lr_milestones}
     schedule = optax.piecewise_constant_schedule(recipe.lr, drops)
@@ -148,14 +148,14 @@ def train_step(
     labels: Array,
     key: Array,
 ) -> tuple[TrainState, Array]:
-    """One step of cross-entropy training on an augmented batch.
+    """Does one step of cross-entropy training on an augmented batch.
 
     Args:
       network, optimizer, recipe: bound before compilation.
-      state: of training.
+      state: state of training.
       images: u8[B, H, W, C].
-      labels: i32[B], or maps int[B, H, W], of which pixels outside the classes have no part in the loss.
-      key: of this step's augmentation and dropout.
+      labels: i32[B], or maps int[B, H, W]; the loss ignores pixels outside the classes.
+      key: random key of this step's augmentation and dropout.
 
     Returns:
       The new state and the batch's mean cross-entropy in nats.
@@ -188,7 +188,7 @@ def train_teacher(
     """Trains a network on labelled images.
 
     Args:
-      network: to be initialised from the recipe's seed.
+      network: the network, to be initialised from the recipe's seed.
       recipe: hyper-parameters.
       dataset: training images.
       report: called as `report(epoch, mean training loss, variables)` every `eval_every` epochs and after the
@@ -196,7 +196,7 @@ def train_teacher(
       keeping: how to stop and continue; None to train from the first step to the last.
 
     Returns:
-      The variables after the last epoch; None where training was stopped before.
+      The variables after the last epoch; None if training was stopped before.
 
     Raises:
       UserError: the data set is smaller than a batch, or the loss is no longer finite.

@@ -1,4 +1,4 @@
-"""The folder of one run: whose it is, when a run may begin or continue in it, and how to put its contents aside."""
+"""The folder of one run: its owner, when a run may start or resume in it, and moving its contents aside."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RESULTS = (
     "pool", "initial", "soft_labels", "checkpoints", "images", "events", "profile", "noise_control",
     "metrics.jsonl", "summary.json", "student.safetensors", "student.pth",
 )  # fmt: skip
-# Is there as soon as the run has a checkpoint, so that a run that has lost all of them is not taken for a new one.
+# Exists once the run has a checkpoint, so that a run that has lost all checkpoints is not mistaken for a new one.
 _SAVED = ".saved"
 _ASIDE = "previous-"
-# What may differ between a run and its resumption: where things lie (weights are compared by digest) and
-# how often it looks at itself.
+# Keys that may differ between a run and its resumption: locations (weights are compared by digest), and how often the
+# run evaluates and saves.
 FREE_KEYS = (
     "dry_run",
     "restart",
@@ -34,12 +34,12 @@ FREE_KEYS = (
     "data.dir",
     "data.class_names",
     "soft_labels.dir",
-    "pool.place",  # the student meets the same images
+    "pool.place",  # the student sees the same images
     "noise_control",
     "eval_every",
     "checkpoint_every",
     "images_every",
-    # How a run lies on devices and hosts, which is recorded with its checkpoints.
+    # Layout on devices and hosts, which is recorded with the checkpoints.
     "parallel.task_devices",
     "parallel.batch_devices",
     "parallel.cpu_devices",
@@ -51,7 +51,7 @@ FREE_KEYS = (
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} becomes {'a.b': 1}."""
+    """Flattens nested dictionaries: {'a': {'b': 1}} becomes {'a.b': 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -62,7 +62,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_foreign(initial: str, workdir: Path) -> None:
-    """Refuses the run's own pool as the images that it begins with, as beginning a run empties its pool.
+    """Refuses the run's own pool as initial images, because starting a run empties its pool.
 
     Raises:
       UserError: `config.pool.initial` is the workdir or lies among its results.
@@ -77,13 +77,13 @@ def require_foreign(initial: str, workdir: Path) -> None:
 
 
 def put_aside(workdir: Path) -> Path | None:
-    """Moves all that the folder holds into a new folder within it; None where it holds nothing.
+    """Moves all contents of the folder into a new folder inside it; returns that, or None if there are none.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the new folder cannot be written.
     """
     entries = [path for path in workdir.iterdir() if path.name != LOCK and not path.name.startswith(_ASIDE)]
-    # Killed after any of these moves, the folder is one of results without their record, which no run begins in.
+    # If killed after any of these moves, the folder holds results without a record, and no run starts in it.
     entries.sort(key=lambda path: path.name != RECORD)
     if not entries:
         return None
@@ -100,7 +100,7 @@ def put_aside(workdir: Path) -> Path | None:
 
 
 def require_resumable(workdir: Path) -> None:
-    """Refuses a folder in which a run would begin anew and thereby lose an earlier one's results, or follow a link.
+    """Refuses a folder in which a run would start again and so lose an earlier one's results, or would follow a link.
 
     Raises:
       UserError: it holds results but no config.json, or has lost all its checkpoints, or a link leads out of it.
@@ -112,7 +112,7 @@ def require_resumable(workdir: Path) -> None:
     remedy = f"restore it, give a new --workdir, or restart=true, which moves all into {_ASIDE}N there"
     if found and not (workdir / RECORD).exists():
         raise UserError(f"{workdir} holds results ({', '.join(found)}) but no {RECORD}: {remedy}")
-    # Copies may lack the hidden mark; a student is there only at the end.
+    # Copies may lack the hidden mark. A student exists only at the end.
     ends = (_SAVED, "summary.json", "student.safetensors", "student.pth")
     if any((workdir / name).exists() for name in ends) and not any(_numbered(workdir / "checkpoints")):
         raise UserError(f"{workdir} has lost its checkpoints, and a run from the start would delete its pool: {remedy}")
@@ -129,7 +129,7 @@ def _holds_something(path: Path) -> bool:
 
 
 def mark_saved(workdir: Path) -> None:
-    """Notes that the run has had a checkpoint."""
+    """Records that the run has had a checkpoint."""
     try:
         (workdir / _SAVED).touch()
     except OSError as error:
@@ -160,7 +160,7 @@ def record(workdir: Path, config: dict[str, Any], identity: dict[str, Any], vers
 
 
 def remove_leftovers(workdir: Path) -> None:
-    """Removes what killed writers of this run have left half-written; soft labels may have another run's."""
+    """Removes half-written files of this run's killed writers; soft labels may have another run's."""
     leftovers = [workdir / f".{name}.partial" for name in (*RESULTS, RECORD)]
     for name in ("pool", "initial", "images"):
         leftovers += (workdir / name).glob(".*.partial")

@@ -28,24 +28,32 @@ class InversionOptions(Options, section="inversion"):
     """Weights and kinds of the terms of Eq. 13 and 15 (METHOD section 2: oh, adv, bn), and the view they look at."""
 
     class_weight: float = option(
-        0.4, "of the class term; 0 for a teacher that gives maps, which has none (the paper's Table 3)", at_least=0
+        0.4, "weight of the class term; 0 for a segmentation teacher, which has none (the paper's Table 3)", at_least=0
     )
-    adversarial_weight: float = option(1.1, "of the adversarial term", at_least=0)
+    adversarial_weight: float = option(1.1, "weight of the adversarial term", at_least=0)
     feature_weight: float = option(10.0, "of the feature term", at_least=0)
     adversarial: str = option(
-        "kl", "'kl', masked and without temperature (METHOD T5), or 'jsd' (Eq. 13)", choices=ADVERSARIAL
+        "kl",
+        "adversarial term: 'kl', masked and without temperature (METHOD T5), or 'jsd' (Eq. 13)",
+        choices=ADVERSARIAL,
     )
-    jsd_temperature: float = option(3.0, "tau of Eq. 13", above=0)
-    feature: str = option("momentum", "'momentum' (Eq. 15) or 'plain' (Eq. 13)", choices=FEATURE)
-    statistic: str = option("variance", "'variance' (METHOD T3) or 'deviation' (Eq. 13)", choices=losses.STATISTICS)
+    jsd_temperature: float = option(3.0, "temperature tau of the 'jsd' adversarial term (Eq. 13)", above=0)
+    feature: str = option("momentum", "feature term: 'momentum' (Eq. 15) or 'plain' (Eq. 13)", choices=FEATURE)
+    statistic: str = option(
+        "variance",
+        "second statistic of the feature term: 'variance' (METHOD T3) or 'deviation' (Eq. 13)",
+        choices=losses.STATISTICS,
+    )
     accumulator_weight: float = option(
-        0.9, "the accumulators' share in Eq. 14 and 15, 1 - m (METHOD T3)", within="[0, 1)"
+        0.9, "weight of the accumulators in Eq. 14 and 15, 1 - m (METHOD T3)", within="[0, 1)"
     )
     crop_padding: int = option(4, "largest random shift of the augmented view, in pixels", at_least=0)
     least_crop: float = option(
-        0.0, "least share of the area in a randomly resized crop, in place of shifts; 0 for these", within="[0, 1]"
+        0.0,
+        "smallest share of the area in randomly resized crops, which replace shifts; 0 keeps shifts",
+        within="[0, 1]",
     )
-    flip: bool = option(True, "whether the augmented view is mirrored at random")
+    flip: bool = option(True, "mirror the augmented view at random")
 
     @property
     def class_advice(self) -> str:

@@ -40,38 +40,38 @@ STUDENT_MODES = ("train", "eval")
 class OnlineGeneratorOptions(Options):
     """Static choices that every method with one generator for the whole run has."""
 
-    generator: str = option(MISSING, "architecture (models/generators/by_kind.py)", choices=GENERATORS)
-    latent_dim: int = option(MISSING, "numbers in z", at_least=1)
+    generator: str = option(MISSING, "architecture of the generator (models/generators/by_kind.py)", choices=GENERATORS)
+    latent_dim: int = option(MISSING, "dimension of the latents z", at_least=1)
     width: int = option(64, "channels of the generator's last hidden layer", at_least=1)
-    lr: float = option(1e-3, "Adam's, for the generator", above=0)
-    b1: float = option(0.9, "Adam's first decay; the second is 0.999", within="[0, 1)")
+    lr: float = option(1e-3, "learning rate of the generator's Adam", above=0)
+    b1: float = option(0.9, "first decay rate of the generator's Adam; the second is 0.999", within="[0, 1)")
     cosine: bool = option(
-        False, "whether the rate falls to 0 as a cosine over all steps of the run, those of the warm-up included"
+        False, "anneal the generator's learning rate to 0 along a cosine over all steps of the run, warm-up included"
     )
     milestones: tuple[int, ...] = option(
-        (), "calls, counted from the first, after which the rate is multiplied by lr_decay"
+        (), "calls, counted from the first, after which the generator's learning rate is multiplied by lr_decay"
     )
-    lr_decay: float = option(0.1, "the factor at each milestone", above=0)
-    clip_norm: float = option(0.0, "largest norm of the generator's gradient; 0 for any", at_least=0)
+    lr_decay: float = option(0.1, "factor on the generator's learning rate at each milestone", above=0)
+    clip_norm: float = option(0.0, "largest norm of the generator's gradient; 0 disables clipping", at_least=0)
     generator_steps: int = option(
-        1, "Adam steps of the generator in a round, each on new latents, before the student's", at_least=1
+        1, "Adam steps of the generator per round, each on new latents, before the student's steps", at_least=1
     )
-    student_steps: int = option(1, "student steps of a round", at_least=1)
+    student_steps: int = option(1, "student steps per round", at_least=1)
     student_images: str = option(
         "fresh",
-        "what these are taken on: the very images of the generator's last 'step', rendered before it; its latents "
-        "rendered once more after it ('repeated'); or a 'fresh' batch each",
+        "images the student trains on: 'step', those of the generator's last step, rendered before its update; "
+        "'repeated', the same latents rendered again after it; 'fresh', a new batch for every student step",
         choices=STUDENT_IMAGES,
     )
     student_mode: str = option(
         "eval",
-        "of the student in the generator's step: 'train' normalises with the batch's statistics and drops values where "
-        "the network has dropout, 'eval' normalises with the running statistics",
+        "mode of the student in the generator's step: 'train' uses batch statistics and dropout, 'eval' running "
+        "statistics and no dropout",
         choices=STUDENT_MODES,
     )
     ema_decay: float = option(
         0.0,
-        "of an average of the generator's weights, which then makes half of the images that the student meets "
+        "decay of a running average of the generator's weights, which then renders half of the student's images "
         "(Momentum Adversarial Distillation, Do et al., NeurIPS 2022); 0 for none",
         within="[0, 1)",
     )

@@ -18,20 +18,22 @@ INNER = ("adam", "sgd")
 class InnerOptions(Options, section="inner"):
     """The optimizer of the k steps, fresh at every call."""
 
-    optimizer: str = option("adam", "'adam', or 'sgd', plain gradient descent (Eq. 6)", choices=INNER)
-    generator_lr: float = option(3e-3, "learning rate of the generator (METHOD section 2)", above=0)
-    latents_lr: float = option(1e-2, "learning rate of the latents", above=0)
-    b1: float = option(0.5, "of Adam")
-    b2: float = option(0.999, "of Adam")
+    optimizer: str = option(
+        "adam", "optimizer of the inner steps: 'adam', or 'sgd', plain gradient descent (Eq. 6)", choices=INNER
+    )
+    generator_lr: float = option(3e-3, "learning rate of the generator in the inner steps (METHOD section 2)", above=0)
+    latents_lr: float = option(1e-2, "learning rate of the latents in the inner steps", above=0)
+    b1: float = option(0.5, "first decay rate of the inner Adam")
+    b2: float = option(0.999, "second decay rate of the inner Adam")
 
 
 @dataclass(frozen=True)
 class MetaOptions(Options, section="meta"):
     """The optimizer of the meta parameters."""
 
-    optimizer: str = option("adam", "any of optax by name")
-    lr: float = option(0.015, "learning rate, lr_g * k (METHOD T1)", above=0)
-    kwargs: Mapping[str, Any] = option({"b1": 0.5, "b2": 0.999}, "the optimizer's other arguments")
+    optimizer: str = option("adam", "optimizer of the meta parameters, any optax optimizer by name")
+    lr: float = option(0.015, "learning rate of the meta parameters, lr_g * k (METHOD T1)", above=0)
+    kwargs: Mapping[str, Any] = option({"b1": 0.5, "b2": 0.999}, "other arguments of the meta optimizer")
 
 
 def inner_optimizer(options: InnerOptions) -> optax.GradientTransformation:

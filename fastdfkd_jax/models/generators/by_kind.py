@@ -98,10 +98,13 @@ class GeneratorOptions(Options, section="generator"):
     """The generator of the methods that optimise one within a call."""
 
     kind: str = option(
-        "linear", "of a vector (METHOD 1.1); CMI's 'large' too; 'spatial' of a map (METHOD 1.4)", choices=GENERATORS
+        "linear",
+        "kind of generator: 'linear' or CMI's 'large', from a latent vector (METHOD 1.1), or 'spatial', from a "
+        "latent map (METHOD 1.4)",
+        choices=GENERATORS,
     )
-    latent_dim: int = option(256, "numbers in z, or channels of the map", at_least=1)
-    width: int = option(64, "channels of the last hidden layer", at_least=1)
+    latent_dim: int = option(256, "dimension of the latent vector z, or channels of the latent map", at_least=1)
+    width: int = option(64, "channels of the generator's last hidden layer", at_least=1)
 
 
 def build_generator(
