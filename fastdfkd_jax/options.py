@@ -5,7 +5,7 @@ makes an instance of a config. A field may hold other options, which are a secti
 
     @dataclass(frozen=True)
     class CMIOptions(Options, section="cmi"):
-        lr: float = option(1e-3, "of Adam", above=0)
+        lr: float = option(1e-3, "learning rate of Adam", above=0)
         inversion: InversionOptions = field(default_factory=InversionOptions)
 """
 
