@@ -120,10 +120,10 @@ def test_the_help_of_a_config_has_its_variants_and_keys(capsys):
 def test_names_work_in_any_folder(tmp_path):
     """Also of a package that is installed without its checkout; `configs/NAME.py` is what older documents say."""
     for arguments in (["run", "quickstart"], ["run", "--config", "configs/quickstart.py"]):
-        line = [sys.executable, "-m", "fastdfkd_jax", *arguments, "dry_run=true"]
+        line = [sys.executable, "-m", "fastdfkd_jax", *arguments, "--help"]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "wrn10_1" in done.stdout
+        assert "student.arch=wrn10_1" in done.stdout
 
 
 def test_own_configs_import_ours_from_anywhere(tmp_path, capsys):
