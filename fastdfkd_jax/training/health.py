@@ -29,7 +29,7 @@ def class_balance(predicted: list[int]) -> float:
     if most == 1:
         return 1.0
     shares = [count / total for count in predicted if count]
-    return -sum(share * math.log(share) for share in shares) / math.log(most)
+    return abs(sum(share * math.log(share) for share in shares)) / math.log(most)  # abs: one class is 0, not -0
 
 
 def collapse(call: int, values: Mapping[str, Any]) -> str:
