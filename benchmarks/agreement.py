@@ -1,4 +1,4 @@
-"""Whether both sides of a case compute the same, in double precision and from the same random numbers."""
+"""Checks that both sides of a case compute the same, in double precision and from the same random numbers."""
 
 from __future__ import annotations
 

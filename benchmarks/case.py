@@ -1,4 +1,4 @@
-"""What is timed: a pair, a batch, k; and the weights and random numbers that every implementation gets."""
+"""The case that is timed: a pair, a batch, k; and the weights and random numbers that every implementation gets."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _save_fresh(arch: str, seed: int, path: Path, config: ConfigDict) -> None:
 
 
 def numbers_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> Numbers:
-    """What `method.synthesize` draws from this key: latents, labels and the views of every step."""
+    """Returns what `method.synthesize` draws from this key: latents, labels and the views of every step."""
     batch = config.synthesis_batch
     start_key, lanes_key = jax.random.split(key)
     latents_key, _ = jax.random.split(start_key)

@@ -1,4 +1,4 @@
-"""Whether lanes and batches on four devices give what they give on one: the same calls, compared after each.
+"""Compares lanes and batches on four devices with those on one: the same calls, compared after each.
 
     python -m benchmarks.devices cifar --axis tasks --teacher resnet20-12fca82f.th --record results/devices
 

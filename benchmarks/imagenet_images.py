@@ -45,7 +45,7 @@ def gaps_by_step(workdir: Path) -> list[list[float]]:
 
 
 def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
-    """What the teacher says of images: of the classes that were asked for, and of any."""
+    """The teacher's predictions on images: of the classes that were asked for, and of any."""
     teacher, variables = load_teacher(read(TeacherOptions, config), replace(forms_of(config), dtype=np.float32))
     images = augment.normalize(on_device.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(teacher.apply)(variables, images).logits))
@@ -60,7 +60,7 @@ def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
 
 
 def record(workdir: Path) -> dict[str, Any]:
-    """What a run was and came to."""
+    """The settings and the results of a run."""
     content = json.loads((workdir / "config.json").read_text())["config"]
     config, gaps = ConfigDict(content), gaps_by_step(workdir)
     steps = renamed(flatten(content))[f"{config.method.name}.num_steps"]  # the run may be an old one

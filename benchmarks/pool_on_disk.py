@@ -1,4 +1,4 @@
-"""What a pool on disk costs: memory, and images written and read a second, beside what eight GPUs would ask for.
+"""Measures a pool on disk: its memory, and images written and read a second, beside the needs of eight GPUs.
 
     python -m benchmarks.pool_on_disk --images 30000 --folder DIR --record FILE
 

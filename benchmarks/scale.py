@@ -1,4 +1,4 @@
-"""What synthesis and KD need of an accelerator, computed from shapes: work, live memory, and bounds for an H100.
+"""Estimates from shapes what synthesis and KD need of an accelerator: work, live memory, and bounds for an H100.
 
     python -m benchmarks.scale
 
@@ -47,7 +47,7 @@ class Needs(NamedTuple):
 
 
 def needs(pair: str, batch: int, devices: int, dtype: str, remat: str = "none") -> Needs:
-    """What the inner step of a teacher-student pair needs where `devices` share the batch.
+    """Estimates what the inner step of a teacher-student pair needs where `devices` share the batch.
 
     Images have the teacher's usual size, and classes and generator are those of CIFAR-10 or of ImageNet accordingly.
     `flops` does not count what rematerialisation computes again.

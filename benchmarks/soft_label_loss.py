@@ -1,4 +1,4 @@
-"""What is lost of a teacher's answers by storing fewer of their bytes.
+"""Measures the loss in a teacher's answers when fewer of their bytes are stored.
 
     python -m benchmarks.soft_label_loss --teacher FILE --data npz:FILE --out results/soft_labels/kept.json
 

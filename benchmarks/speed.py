@@ -30,7 +30,7 @@ _MATRIX = 2048  # side of the product that stands for the machine's peak
 
 @dataclasses.dataclass
 class Measured:
-    """What was measured of one side.
+    """The measurements of one side.
 
     Attributes:
       start_seconds: from the start of each process until the first call could start.

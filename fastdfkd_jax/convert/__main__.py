@@ -43,7 +43,7 @@ def _parser() -> OneLineParser:
     command.add_argument("source", type=_path, help="a file of PyTorch, a .safetensors or Keras's model.json")
     command.add_argument("--out", type=_path, required=True, help="the .safetensors to write")
     command.add_argument("--mean", type=numbers, help="of the images in [0, 1], one number a channel: a,b,c")
-    command.add_argument("--std", type=numbers, help="likewise")
+    command.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
 
     command = commands.add_parser("verify", parents=[shared], help="compare a checkpoint with PyTorch")
     command.add_argument("checkpoint", type=_path)

@@ -568,7 +568,7 @@ def _parse(arguments, program):
     parser.add_argument("--channels", type=_count, help="of the images (default: those of the network's first layer)")
     parser.add_argument("--batch", type=_count, default=2, help="recorded images (default: %(default)s)")
     parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], a,b,c: kept in the graph")
-    parser.add_argument("--std", type=_numbers, help="likewise")
+    parser.add_argument("--std", type=_numbers, help="standard deviation per channel of images in [0, 1]")
     parser.add_argument("--verbose", action="store_true", help="print errors in full")
     return parser.parse_args(arguments)
 

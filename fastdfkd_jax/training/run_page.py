@@ -100,7 +100,7 @@ def page(
 
 
 def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to try where a signal is poor; a sentence that all looks well where none is."""
+    """Advice for each poor signal, or one sentence that none is poor."""
     found = []
     target, agreement = (_last(records, f"{key}") for key in ("synthesis/on_target", "kd/agreement"))
     diversity = _last(records, "synthesis/diversity")
