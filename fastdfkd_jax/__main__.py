@@ -6,9 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastdfkd_jax import __version__
 from fastdfkd_jax.cli.command import run_command
-from fastdfkd_jax.cli.parser import PROGRAM, VERSION
+from fastdfkd_jax.cli.parser import HELP, PROGRAM, VERSION, VERSION_LINE
 from fastdfkd_jax.errors import UserError, nearest
 
 
@@ -64,16 +63,15 @@ def usage() -> str:
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command that `argv[1]` names; without one it prints the help."""
     _, *arguments = argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in (*HELP, "help"):
         print(usage())
         return 0
     name, *others = arguments
     if name == VERSION:
-        print(f"{PROGRAM} {__version__}")
+        print(VERSION_LINE)
         return 0
     if name not in COMMANDS:
-        near = ", ".join(nearest(name, list(COMMANDS))[:3])
-        raise UserError(f"unknown command {name!r}: the nearest are {near}; see {PROGRAM} --help")
+        raise UserError(f"unknown command {name!r}: the nearest are {nearest(name, COMMANDS)}; see {PROGRAM} --help")
     command = COMMANDS[name]
     run = getattr(importlib.import_module(command.module), command.function)
     return run([f"{PROGRAM} {name}", *(others or ["--help"])])

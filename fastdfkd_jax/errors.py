@@ -1,7 +1,7 @@
 """The one exception class for what a user can mend."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST_LINE = 300  # characters of a message
@@ -42,8 +42,8 @@ def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") ->
     return line[: longest - len(mark) - tail] + mark + line[-tail:]
 
 
-def nearest(wanted: str, known: Sequence[str]) -> list[str]:
-    """The known names, most similar first. A name is also similar to its initials: `lr` to `learning_rate`."""
+def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
+    """Returns the most similar known names, separated by commas. `lr` is similar to `learning_rate`, by initials."""
 
     def initials(text: str) -> str:
         return "".join(word[0] for word in text.split("_") if word)
@@ -54,4 +54,4 @@ def nearest(wanted: str, known: Sequence[str]) -> list[str]:
         shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
         return ratio + same + 0.5 * bool(shared)
 
-    return sorted(known, key=lambda key: (-likeness(key), key))
+    return ", ".join(sorted(known, key=lambda key: (-likeness(key), key))[:most])

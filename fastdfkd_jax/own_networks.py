@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,12 +107,7 @@ def distill(
         raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     parallel.split_cpu(0)
     folder, images = expanded(workdir), Images(image_size, channels, mean, std)
-    networks = folder / "networks"
-    identity = json.loads(json.dumps([_identity(teacher, weights), _identity(student, None), list(images)]))
-    _require_same(networks, identity)
-    words = _words("teacher", teacher, networks / "teacher", weights, images)
-    words += _words("student", student, networks / "student", None, images)
-    write_json(networks / _IDENTITY, identity)
+    words = _networks(folder / "networks", teacher, student, weights, images)
     if data:
         words.append(f"data.source={data}")
     line = [f"own:{PROTOCOLS[protocol]}", *words, *changes, "--workdir", str(folder)]
@@ -152,17 +146,39 @@ def _identity(given: Given, weights: str | os.PathLike[str] | None) -> dict[str,
     return {"network": str(given), "files": [file_digest(path) for path in paths]}
 
 
-def _require_same(networks: Path, identity: Any) -> None:
-    """Refuses other networks than those recorded; recording a student again would draw other weights."""
+def _networks(
+    folder: Path, teacher: Given, student: Given, weights: str | os.PathLike[str] | None, images: Images
+) -> list[str]:
+    """Returns the config values for both networks; records those of PyTorch into the folder."""
+    identity = json.loads(json.dumps([_identity(teacher, weights), _identity(student, None), list(images)]))
+    recorded = _were_recorded(folder, identity)
+    words = _words("teacher", teacher, folder / "teacher", weights, images, recorded)
+    words += _words("student", student, folder / "student", None, images, recorded)
+    if not recorded:
+        make_folder(folder)
+        write_json(folder / _IDENTITY, identity)
+    return words
+
+
+def _were_recorded(networks: Path, identity: Any) -> bool:
+    """Returns whether an earlier call has recorded these networks.
+
+    They are recorded only once, because recording a student again would draw other weights.
+
+    Raises:
+      UserError: an earlier call has recorded others.
+    """
     place = networks / _IDENTITY
-    if not place.exists():  # a failed earlier call may have left parts of other networks
-        shutil.rmtree(networks, ignore_errors=True)
-        make_folder(networks)
-    elif json.loads(place.read_text(encoding="utf-8")) != identity:
+    if not place.exists():
+        return False
+    if json.loads(place.read_text(encoding="utf-8")) != identity:
         raise UserError(f"{networks.parent} was begun with other networks or images: give a new workdir")
+    return True
 
 
-def _words(role: str, given: Given, folder: Path, weights: str | os.PathLike[str] | None, images: Images) -> list[str]:
+def _words(
+    role: str, given: Given, folder: Path, weights: str | os.PathLike[str] | None, images: Images, recorded: bool
+) -> list[str]:
     """Returns the config values for a network; records it into the folder if it is a PyTorch module."""
     if not _is_module(given) and not _is_factory(given):
         name = str(given)
@@ -170,7 +186,7 @@ def _words(role: str, given: Given, folder: Path, weights: str | os.PathLike[str
             return [f"student.graph={name}" if expanded(name).is_dir() else f"student.arch={name}"]
         known = {"image_size": images.size, "mean": images.mean, "std": images.std}
         return [f"teacher.checkpoint={name}"] + [f"teacher.{key}={value}" for key, value in known.items() if value]
-    if not (folder / record.GRAPH).exists():
+    if not recorded:
         log.info("recording the %s", role)
         _record(role, given, folder, weights, images)
     return [f"{role}.graph={folder}"]

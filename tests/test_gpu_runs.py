@@ -50,7 +50,7 @@ TEACHER, FAST5 = "cifar10-wrn40_2-teacher", "cifar10-wrn40_2-wrn16_1-fast5/seed0
 
 
 class Visits:
-    """Visits one after another, each to a machine of its own."""
+    """Successive visits, each to a new machine."""
 
     def __init__(self, folder: pathlib.Path, python: str):
         self.folder, self.number = folder, 0
@@ -64,7 +64,7 @@ class Visits:
 
     @property
     def out(self) -> pathlib.Path:
-        """What came back from the last visit."""
+        """Files that came back from the last visit."""
         return self.folder / f"out{self.number}"
 
     def environment(self, **settings) -> dict[str, str]:
@@ -85,7 +85,7 @@ class Visits:
         return done, [line.split("\t")[:-1] for line in lines]
 
     def log(self) -> list[str]:
-        """What the last visit said."""
+        """Lines that the last visit printed."""
         return (self.out / "log.txt").read_text().splitlines()
 
     def back(self) -> list[str]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fastdfkd_jax import __version__
 from fastdfkd_jax.cli import config_help, config_names
-from fastdfkd_jax.cli.parser import HELP, JSON, PROGRAM, VERBOSE, VERSION, expanded
+from fastdfkd_jax.cli.parser import HELP, JSON, VERBOSE, VERSION, VERSION_LINE, expanded
 from fastdfkd_jax.errors import UserError, nearest, one_line
 from fastdfkd_jax.options import RENAMED, Options
 
@@ -51,7 +51,7 @@ def parse(
     """
     name, others = _take_config(argv)
     if VERSION in argv:
-        print(f"{PROGRAM} {__version__}")
+        print(VERSION_LINE)
         sys.exit()
     if set(HELP) & set(argv):
         if name is None:
@@ -92,9 +92,11 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
                 raise UserError("command line: --config needs a file: write --config FILE.py[:variant]")
         elif argument.startswith(("--config=", "-config=")):
             name = argument.split("=", 1)[1]
+        elif argument in ("--workdir", "-workdir"):
+            others += [argument, *itertools.islice(rest, 1)]
         elif argument.startswith("-"):
             if argument not in (VERBOSE, JSON):
-                others += [argument, *_separate_value(argument, rest)]
+                others.append(argument)
         elif re.match(r"[A-Za-z_][\w.]*=", argument):
             others.append(f"--config.{argument}")
         elif name is None:
@@ -102,12 +104,6 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         else:
             others.append(argument)
     return name, others
-
-
-def _separate_value(argument: str, rest: Iterator[str]) -> Iterator[str]:
-    """Yields the value of `--workdir DIR`, which is a separate argument."""
-    if argument in ("--workdir", "-workdir"):
-        yield from (value for value in [next(rest, None)] if value is not None)
 
 
 def _load(name: str, command: str) -> ConfigDict:
@@ -167,8 +163,9 @@ def _require_known(argument: str, config: ConfigDict) -> None:
             where, key = ".".join(["config", *parts[:depth]]), ".".join(parts)
             if key in RENAMED:
                 raise UserError(f"{where} has no key {part!r}: it is called config.{RENAMED[key]} now")
-            near = ", ".join(nearest(part, list(section.keys()))[:_SHOWN_KEYS])
-            raise UserError(f"{where} has no key {part!r}: the nearest are {near}")
+            raise UserError(
+                f"{where} has no key {part!r}: the nearest are {nearest(part, section.keys(), _SHOWN_KEYS)}"
+            )
         section = section[part]
 
 

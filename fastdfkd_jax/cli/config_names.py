@@ -45,7 +45,7 @@ def _ours(name: str, command: str) -> Path:
         path = OURS / f"{begin}{name}.py"
         if path.is_file():
             return path
-    near = ", ".join(nearest(name, list(listed(command)))[:3])
+    near = nearest(name, listed(command))
     raise UserError(f"no config is called {name!r}: the nearest are {near}; {_help(command)} lists all")
 
 

@@ -14,6 +14,7 @@ from fastdfkd_jax.errors import UserError
 PROGRAM = "fastdfkd"
 VERBOSE, VERSION, JSON = "--verbose", "--version", "--json"
 HELP = ("-h", "--help")
+VERSION_LINE = f"{PROGRAM} {__version__}"
 
 _LARGEST_STD = 5.0  # for images in [0, 1]; for images in 0 to 255 it is 20 or more
 
@@ -25,7 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**options)
         if self.add_help and VERBOSE not in self._option_string_actions:
             self.add_argument(VERBOSE, action="store_true", help="print messages of more than 300 characters in full")
-            self.add_argument(VERSION, action="version", version=f"{PROGRAM} {__version__}")
+            self.add_argument(VERSION, action="version", version=VERSION_LINE)
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as UserError."""

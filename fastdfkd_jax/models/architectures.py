@@ -149,7 +149,7 @@ def arch_names() -> tuple[str, ...]:
 
 
 def _nearest(arch: str) -> str:
-    return ", ".join(nearest(arch[:40], arch_names())[:3])
+    return nearest(arch[:40], arch_names())
 
 
 def is_known(arch: str) -> bool:

@@ -53,8 +53,8 @@ METRICS = {
     "synthesis/diversity": Metric(
         "Diversity of a batch",
         "Standard deviation of each pixel over the call's images, averaged; pixels are in [0, 1].",
-        "0.1 to 0.4, and steady.",
-        "Near 0, all images are alike: raise inversion.feature_weight or lower the generator's rate.",
+        "0.1 to 0.4, and steady; near 0, all images are alike.",
+        "Raise inversion.feature_weight or lower the generator's rate.",
     ),
     "synthesis/predicted": Metric(
         "Predicted classes, images",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.storage.files import write_atomically
 from fastdfkd_jax.training import summary_text
@@ -101,23 +102,19 @@ def page(
 
 def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Advice for each poor signal, or one sentence that none is poor."""
+    # Name of a metric: below which mean of the last calls it is poor, and how that is said.
+    poor = {
+        "synthesis/on_target": (0.5, "Only {:.0f} % of the last images are on target."),
+        "synthesis/diversity": (0.05, "The last images are nearly alike."),
+        "kd/agreement": (0.8, "Student and teacher agree on {:.0f} % of the training images."),
+    }
     found = []
-    target, agreement = (_last(records, f"{key}") for key in ("synthesis/on_target", "kd/agreement"))
-    diversity = _last(records, "synthesis/diversity")
-    if target is not None and target < 0.5:
-        found.append(
-            f"Only {100 * target:.0f} % of the last images are on target. Raise inversion.class_weight, lower "
-            "inversion.feature_weight, or take more steps (fastdfkd.num_steps)."
-        )
-    if diversity is not None and diversity < 0.05:
-        found.append("The last images are nearly alike. Raise inversion.feature_weight or lower the generator's rate.")
-    if agreement is not None and agreement < 0.8:
-        found.append(
-            f"Student and teacher agree on {100 * agreement:.0f} % of the training images. Train longer (calls, "
-            "kd.steps_per_call), or use a larger student."
-        )
-    score = summary.get("score", "accuracy")
-    student, control = (summary.get(f"{name}student_{score}_last") for name in ("", "noise_"))
+    for name, (least, said) in poor.items():
+        value = _last(records, name)
+        if value is not None and value < least:
+            found.append(f"{said.format(100 * value)} {METRICS[name].remedy}")
+    key = score_key(summary, "student_{}_last")
+    student, control = summary.get(key), summary.get(f"noise_{key}")
     if student is not None and control is not None and student < control + 5:
         found.append("The student is hardly better than one trained on noise: the images have taught it little.")
     return found or ["No signal of this run is poor."]

@@ -84,10 +84,14 @@ def test_the_same_command_continues_and_says_how_to_load(nets, finished, capsys)
 
 
 def test_the_plan_comes_first_and_a_mistake_can_be_mended_in_the_same_workdir(nets, tmp_path, capsys):
+    own = tmp_path / "run" / "networks" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("a user's file")
     with pytest.raises(UserError, match="mean and std"):
         run(nets, tmp_path / "run", mean=None)
     printed = run(nets, tmp_path / "run", capsys).splitlines()
     assert printed[0].startswith("teacher graph:teacher: ")
+    assert own.read_text() == "a user's file"
     summary = next(json.loads(line) for line in printed if line.startswith("{"))
     assert (summary["method"], summary["knows"], summary["images"]) == ("fastdfkd", "teacher only", 8)
 
