@@ -87,7 +87,7 @@ def test_more_containers_are_understood(tmp_path, capsys, key):
     assert is_same(imported(tmp_path, {key: RAW, "epoch": 3, "cfg": {"a": 1}}), RAW)
     said = capsys.readouterr().out
     assert f"took the weights under {key}" in said
-    assert re.search(r"^next, compare it .*fastdfkd_jax\.convert verify .*out\.safetensors --torch", said, re.MULTILINE)
+    assert re.search(r"^next, compare it .*fastdfkd convert verify .*out\.safetensors --torch", said, re.MULTILINE)
 
 
 EXTRAS = {
