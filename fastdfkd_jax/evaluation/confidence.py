@@ -1,4 +1,4 @@
-"""How sure a classifier is of the class that each image is said to show."""
+"""Measures a classifier's confidence in given classes of images."""
 
 from __future__ import annotations
 
