@@ -1,7 +1,7 @@
 """The one exception class for what a user can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_LINE = 300  # characters of a message
@@ -40,6 +40,12 @@ def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") ->
         return line
     tail = (longest - len(mark)) * 2 // 3
     return line[: longest - len(mark) - tail] + mark + line[-tail:]
+
+
+def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
+    """Lists the first few names and counts the others."""
+    texts = [shortened(name, longest) for name in names[:most]]
+    return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:

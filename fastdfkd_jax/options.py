@@ -177,7 +177,7 @@ def by_section(found: Iterable[type[Options]]) -> dict[str, type[Options]]:
         if not {each.name for each in dataclasses.fields(smaller)} <= {
             each.name for each in dataclasses.fields(larger)
         }:
-            raise TypeError(f"{kind.__name__} needs a section of its own: class {kind.__name__}(Options, section=...)")
+            raise TypeError(f"{kind.__name__} needs its own section: class {kind.__name__}(Options, section=...)")
         classes[kind.section] = larger
     return classes
 

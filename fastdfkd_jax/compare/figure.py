@@ -28,7 +28,9 @@ def write(path: Path, sections: Mapping[str, Sequence[Line]]) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("no figure, as matplotlib is not installed: pip install 'fastdfkd_jax[bench]'") from None
+        raise UserError(
+            "a figure needs matplotlib, which is not installed: pip install 'fastdfkd_jax[bench]'"
+        ) from None
     # Makes equal figures equal files.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure = Figure(figsize=(7, 4.2 * len(sections)), layout="constrained")

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastdfkd_jax.convert.messages import listed
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 
 # A file with several of the first five uses the first in this order; of the others there must be only one.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastdfkd_jax.convert.messages import RECORD, UNKNOWN_NETWORK, LongError, listed
+from fastdfkd_jax.convert.messages import RECORD, UNKNOWN_NETWORK, LongError
 from fastdfkd_jax.convert.naming import DEEPLAB_HEAD, common_prefix
-from fastdfkd_jax.errors import UserError, one_line
+from fastdfkd_jax.errors import UserError, listed, one_line
 from fastdfkd_jax.models import is_known
 
 State = Mapping[str, np.ndarray]

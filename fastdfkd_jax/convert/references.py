@@ -10,11 +10,11 @@ import numpy as np
 
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.convert import naming, record
-from fastdfkd_jax.convert.messages import LongError, listed
+from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.convert.torch_twins import classifiers
 from fastdfkd_jax.convert.weight_files import import_torch
-from fastdfkd_jax.errors import UserError, one_line, shortened
+from fastdfkd_jax.errors import UserError, listed, one_line, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.storage import limits, npz
 

@@ -15,8 +15,8 @@ from absl import logging
 from fastdfkd_jax.cli.parser import require_unit_scale
 from fastdfkd_jax.convert import choosing, graph, guess, naming, weight_files
 from fastdfkd_jax.convert.choosing import ALL, Choice
-from fastdfkd_jax.convert.messages import LongError, listed
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.convert.messages import LongError
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.models import NetworkSpec, is_registered, task_of, usual_image_size
 from fastdfkd_jax.storage import limits
 
