@@ -111,7 +111,7 @@ def test_malformed_splits_are_refused(split):
 
 def test_unknown_and_empty_splits_are_refused():
     expect_error("no split 'val'", "digits", "val")
-    expect_error("holds no example", "digits", "test[5:5]")
+    expect_error("has no examples", "digits", "test[5:5]")
 
 
 @pytest.mark.parametrize("source", ["", "cifar10", "tfds:", "npz", "folder:", "pickle:mnist", "web:cifar10"])

@@ -919,7 +919,7 @@ def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
     assert convert_main(["export", str(folder), "--out", str(tmp_path / "net.pth")]) == 0
     module.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
     assert convert_main(["export", str(folder), "--out", str(tmp_path / "n.pth"), "--naming", "torchvision"]) == 2
-    assert "its own names only" in capsys.readouterr().err
+    assert "keeps its own names: leave --naming" in capsys.readouterr().err
     assert convert_main(["import", str(folder), "--out", str(tmp_path / "n.safetensors"), *statistics]) == 2
     assert "needs no import" in capsys.readouterr().err
 
@@ -1081,11 +1081,11 @@ def empty(folder, description):
         (truncated_weights, "not a safetensors file, or is truncated"),
         (truncated_graph, "cannot be read as JSON"),
         (without_output, "has no output"),
-        (with_dangling_node, "takes conv2d, found nowhere"),
+        (with_dangling_node, "takes conv2d, which no node gives"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
         (without_arguments, "nodes must be a list of nodes with name, op and args"),
-        (with_other_classes, "gives logits of shape \\(1, 5\\), expected 7 classes"),
+        (with_other_classes, "expected logits of 7 classes, found shape \\(1, 5\\)"),
         (of_another_format, "format 9, expected 3"),
         (empty, r"is a folder without graph\.json"),
     ],
