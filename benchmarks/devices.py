@@ -2,7 +2,7 @@
 
     python -m benchmarks.devices cifar --axis tasks --teacher resnet20-12fca82f.th --record results/devices
 
-Every layout runs in a process of its own, on a CPU split into devices. `cifar` is Fast-5 on CIFAR-10 with the real
+Every layout runs in its own process, on a CPU split into devices. `cifar` is Fast-5 on CIFAR-10 with the real
 ResNet-20 as teacher, `imagenet` the config `configs/imagenet.py:smoke` at 224 pixels. Prints the record and, with
 --record, writes it. Exit status 1 where the first call differs by more than the tolerance.
 """

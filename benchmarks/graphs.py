@@ -1,11 +1,11 @@
-"""Recorded graphs of many networks against torch: what they are made of, their errors, their time beside linen.
+"""Compares recorded graphs of many networks with torch: their operations, their errors, their time beside linen.
 
     python -m benchmarks.graphs                    # every network below, those with a record left out
     python -m benchmarks.graphs torchvision/resnet18 ours/resnet20
     python -m benchmarks.graphs --table            # writes the table of all records into docs/graphs.md
 
 Networks of torchvision and timm need both installed. Weights are seeded, scales and shifts of BatchNorms too, and their
-statistics are those of noise. Each network has a process of its own and leaves a record, results/graphs/NAME.json.
+statistics are those of noise. Each network runs in its own process and leaves a record, results/graphs/NAME.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NETWORKS = (
     *(f"timm/{name}" for name in _TIMM),
 )
 _SIDE = 128  # of images for torchvision's and timm's networks: their smallest maps are 4 x 4
-_SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier wants its usual size
+_SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier needs its usual size
 _CLASSES = 10
 _BATCH, _ROUNDS = 16, 9  # of the timing
 

@@ -3,7 +3,7 @@
     python -m benchmarks.speed --pair wrn40_2-wrn16_1 --batch 256 --k 5 --out DIR
 
 Checks first, in double precision, that both sides compute the same losses and adapted parameters. Then every side
-runs in a process of its own; in each round every side has its turn. One process can be a tenth faster than the next
+runs in its own process; in each round every side has its turn. One process can be a tenth faster than the next
 with the same program: `--starts` takes medians over several. Writes speed.json, speed.md and speed.png to
 DIR. On a GPU both sides use it.
 """
@@ -25,7 +25,7 @@ from benchmarks.speed_report import draw, write_markdown
 from benchmarks.timing import Worker
 from benchmarks.torch_forms import FORMS
 
-_MATRIX = 2048  # side of the product that stands for the machine's peak
+_MATRIX = 2048  # side of the matrix product that measures the machine's peak
 
 
 @dataclasses.dataclass

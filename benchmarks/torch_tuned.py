@@ -141,8 +141,8 @@ class Synthesizer:
           labels: i64[B].
           steps: k.
           adversarial: whether the adversarial term takes part.
-          augment: `augment(images, step)`, the view of a step. A graph replays that of the second call, so that what it
-            reads must stay in its place, and likewise k.
+          augment: `augment(images, step)`, the view of a step. A graph replays that of the second call, so its inputs
+            and k must not change.
         """
         if self._inner is None:
             self._begin(latents, labels, steps)
@@ -185,7 +185,7 @@ class Synthesizer:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.autocast:
                 images = self._generate(self.latents)
-                # Compiling the loss of the first call, which has no accumulators, would serve that call alone.
+                # The loss of the first call, which has no accumulators, would be compiled for that call only.
                 loss = self._terms if self.accumulated is None else self._loss
                 terms = loss(augment(images, step), self._labels, adversarial)
             inner.zero_grad()

@@ -26,14 +26,14 @@ def require(condition: bool, key: str, expected: str, found: Any) -> None:
 
 
 def one_line(text: object) -> str:
-    """Text on one line, of printable characters only, as names and contents of files may hold anything."""
+    """Returns the text on one line of printable characters, because names and contents of files may hold any."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
 
 
 def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") -> str:
-    """Text on one line of at most so many characters; a mark stands for the middle of one that is longer.
+    """Returns the text on one line of at most `longest` characters; a mark replaces the middle of a longer text.
 
-    More of the end is kept, as it says how to mend a fault, or is the name in a path.
+    More of the end is kept, because it says how to fix a fault, or is the name in a path.
     """
     line = one_line(text)
     if len(line) <= longest:
@@ -60,4 +60,4 @@ def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
         shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
         return ratio + same + 0.5 * bool(shared)
 
-    return ", ".join(sorted(known, key=lambda key: (-likeness(key), key))[:most])
+    return ", ".join(shortened(key, 40) for key in sorted(known, key=lambda key: (-likeness(key), key))[:most])

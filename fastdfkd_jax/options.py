@@ -157,7 +157,7 @@ def read(kind: type[T], config: Any) -> T:
 
 
 def kinds(kind: type[Options]) -> list[type[Options]]:
-    """The class itself where it has fields of its own, and those of all its parts: a class for each section."""
+    """Returns the class itself if it has its own fields, and the classes of all its parts: one for each section."""
     parts = [part(each) for each in dataclasses.fields(kind)]
     own = [kind] if None in parts else []
     return own + [below for each in parts if each for below in kinds(each)]

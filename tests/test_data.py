@@ -170,7 +170,7 @@ def test_npz_that_is_missing_damaged_or_no_archive(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", b"not an array")
         archive.writestr("labels.npy", b"not an array")
-    expect_error("a member is no array", f"npz:{path}")
+    expect_error("a member is not an array", f"npz:{path}")
     np.save(tmp_path / "b.npy", np.arange(3))
     expect_error("single array", f"npz:{tmp_path / 'b.npy'}")
     np.savez(path, images=random_images(2), labels=np.arange(2))

@@ -133,7 +133,11 @@ def test_folders_that_are_missing(tmp_path, pairs):
     )
     for kind in ("camvid", "nyuv2"):
         expect_error("found no folder", f"{kind}:{tmp_path / 'none'}")
-        expect_error("expected .* in .*, found classes.txt, images, masks: give", f"{kind}:{tmp_path}", "test")
+        expect_error(
+            "expected .* in .*, found classes.txt, images, masks: check the path in (camvid|nyuv2):DIR",
+            f"{kind}:{tmp_path}",
+            "test",
+        )
 
 
 MASKS = {
@@ -283,7 +287,7 @@ def test_the_real_camvid(shared_data):
 # --- fit with a network
 
 
-def test_require_tells_maps_from_images(tmp_path, pairs):
+def test_require_distinguishes_maps_from_images(tmp_path, pairs):
     maps, images = data.load(f"pairs:{tmp_path}", "val"), data.load("digits", "test[:3]")
     spec = NetworkSpec("deeplab", 3, 256, task="segmentation")
     assert data.require(maps, spec) is maps, "of any size"

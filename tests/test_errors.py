@@ -496,7 +496,7 @@ def full_tensorstore(*_, **__):
 
 
 def expect_no_space(call: Callable[[], object]) -> None:
-    with pytest.raises(UserError, match=r"no space left for .*: free some and run the same command again, it goes on"):
+    with pytest.raises(UserError, match=r"no space left for .*: free some and run the same command to continue"):
         call()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax.compare.comparison import Comparison, Run
-from fastdfkd_jax.errors import UserError, listed, shortened
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.files import make_folder, write_atomically
 from fastdfkd_jax.training import one_run, run_records
@@ -74,7 +74,7 @@ def _require_same(place: Path, run: Run, seed: int) -> None:
     wanted = json.loads(json.dumps(run_records.without_places(one_run.identity_of(run.seeded(seed)))))
     differing = [key for key in wanted if key in recorded and recorded[key] != wanted[key] and key not in _PLACES]
     if differing:
-        changes = listed([f"{key}: {recorded[key]!r} there, {wanted[key]!r} now" for key in differing], 3, 60)
+        changes = ", ".join(f"{key}: {recorded[key]!r} there, {wanted[key]!r} now" for key in differing)
         raise UserError(
             f"{shortened(place, 90)} holds a run of another configuration ({changes}): use another workdir, or rename "
             f"{run.name!r}"

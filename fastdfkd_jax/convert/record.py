@@ -56,13 +56,13 @@ def load_factory(target):
         raise RecordError(f"expected FILE.py:FACTORY that names an existing file, found {target!r}")
     spec = importlib.util.spec_from_file_location("user_network", path)
     if spec is None or spec.loader is None:
-        raise RecordError(f"{path} is not a Python file")
+        raise RecordError(f"{path} is not a Python file: give FILE.py:FACTORY")
     source = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # the file may import its neighbours
     try:
         spec.loader.exec_module(source)
         if not hasattr(source, name):
-            raise RecordError(f"{path} has no {name!r}")
+            raise RecordError(f"{path} has no {name!r}: give the name of a function or class in it")
         torch.manual_seed(0)
         module = getattr(source, name)()
     except RecordError:

@@ -45,7 +45,7 @@ SOURCES += tuple(f"{kind}:DIR" for kind in map_sources.READERS)
 
 @dataclass(frozen=True)
 class DataOptions(Options, section="data"):
-    """Labelled data, for evaluation only: nothing of it reaches synthesis or distillation."""
+    """Options of labelled data, which are used only for evaluation, never for synthesis or distillation."""
 
     source: str = option(
         "",

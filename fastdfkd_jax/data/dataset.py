@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.storage import limits
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def take(dataset: Dataset, split: Split) -> Dataset:
 
 def unknown_split(split: str, source: str, available: Sequence[str]) -> UserError:
     """Returns the error for a split that a source does not have."""
-    return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
+    return UserError(f"{shortened(source, 100)} has no split {split!r}: expected one of {listed(available, 6, 20)}")
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -150,10 +150,10 @@ def renumbered(dataset: Dataset, names: Sequence[str], source: str) -> Dataset:
         raise UserError(f"expected every class name once, found {twice!r} twice: give one line to each class")
     used = np.unique(dataset.labels)
     if strange := [own[number] for number in used if own[number] not in index]:
-        listed = ", ".join(strange[:3])
         raise UserError(
-            f"expected the classes of {source} among the {len(names)} class names, which begin with {names[0]!r}, "
-            f"found {len(strange)} others ({listed}): write the names as {source} has them"
+            f"expected the classes of {shortened(source, 50)} among the {len(names)} class names, which begin with "
+            f"{shortened(names[0], 24)!r}, found {len(strange)} others ({listed(strange, 2, 24)}): write the names as "
+            "the data set has them"
         )
     places = np.zeros(len(own), np.int32)
     places[used] = [index[own[number]] for number in used]

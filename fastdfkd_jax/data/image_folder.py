@@ -10,7 +10,7 @@ import numpy as np
 from fastdfkd_jax.data import listing, pictures
 from fastdfkd_jax.data.dataset import Dataset, collected, kind_of, stack, unknown_split
 from fastdfkd_jax.data.pictures import Square
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.storage import limits
 
 _SPLITS = ("train", "val", "validation", "test")
@@ -49,8 +49,8 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
     index = {name: i for i, name in enumerate(names)}
     if strange := sorted({name for _, name in labelled} - set(index)):
         raise UserError(
-            f"expected the {len(names)} classes of {train} in {place}, found also {strange[0]!r}: give "
-            "both the same class names"
+            f"expected the {len(names)} classes of {shortened(train, 70)} in {shortened(place, 70)}, found also "
+            f"{shortened(strange[0], 40)!r}: give both the same class names"
         )
     decoded = (_image(path, square) for path, _ in labelled)
     images = stack(collected(decoded, len(labelled), str(place)), str(place))

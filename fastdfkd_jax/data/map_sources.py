@@ -123,7 +123,7 @@ def _require_folder(root: Path, kind: str) -> None:
 def _read_folders(
     root: Path, images: str, masks: str, source: str, split: Split, classes: Classes, short_side: int | None
 ) -> Dataset:
-    """Reads a split from the folders `images` and `masks`, in whose names {} stands for the split."""
+    """Reads a split from the folders `images` and `masks`, with the split's name in place of {}."""
     places = root / images.format(split.name), root / masks.format(split.name)
     if not all(place.is_dir() for place in places):
         splits = _splits(root, images, masks)

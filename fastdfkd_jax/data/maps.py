@@ -97,9 +97,9 @@ def read_folders(images: Path, masks: Path, split: Split, classes: Classes, shor
     if not pictures_by_name:
         raise UserError(f"expected images in {images}, found none: check the path")
     if alone := sorted(pictures_by_name.keys() ^ masks_by_name.keys()):
-        unpaired = listed([(pictures_by_name | masks_by_name)[name].name for name in alone])
+        unpaired = listed([(pictures_by_name | masks_by_name)[name].name for name in alone], 3, 20)
         raise UserError(
-            f"expected one mask NAME.png in {shortened(masks, 80)} for every image NAME of {shortened(images, 80)}, "
+            f"expected one mask NAME.png in {shortened(masks, 60)} for every image NAME of {shortened(images, 60)}, "
             f"found files without the other: {unpaired}"
         )
     names = sorted(pictures_by_name)[rows(split, len(pictures_by_name))]

@@ -43,7 +43,7 @@ SCHEDULES = ("constant", "cosine")
 
 @dataclass(frozen=True)
 class DeepInversionOptions(Options, section="deepinversion"):
-    """Static choices; the defaults are those of METHOD 1.6 with the steps of the paper's tables.
+    """Options of DeepInversion; the defaults are those of METHOD 1.6 with the steps of the paper's tables.
 
     ADI is the paper's: in the authors' code it can be constant with 1,000 classes, without a gradient (METHOD 8).
     """

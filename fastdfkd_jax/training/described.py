@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 _CLASSES = "Raise inversion.class_weight, lower inversion.feature_weight, or take more steps."
 
-# Names in metrics.jsonl; one that ends in NAME stands for all that begin so.
+# Names in metrics.jsonl; an entry that ends in NAME describes all names with its beginning.
 METRICS = {
     "call": Metric("Call", "The number of the synthesis call and the student's steps after it, from 1."),
     "synthesis/on_target": Metric(

@@ -110,7 +110,7 @@ EXTRAS = {
                 "module.normalizer.new_mean": torch.zeros(3, 1, 1),
             }
         },
-        "part of a network: module.attacker.",
+        "belong to a network: module.attacker.",
     ),
     "numbers": (RAW | {"epoch": 3, "arch": "wrn", "best": 91.5}, "epoch, arch, best"),
 }
@@ -211,7 +211,7 @@ NAMES = ["a.ckpt", "a.pth.tar", "a.bin", "a.t7", "A.PTH", "no_suffix", "a.safete
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_the_content_tells_the_format(tmp_path, name, kind):
+def test_the_content_determines_the_format(tmp_path, name, kind):
     path = tmp_path / name
     if kind == "safetensors":
         save_file(RAW, path)

@@ -246,7 +246,7 @@ def test_bad_references(tmp_path, user_checkpoint, capsys):
     refused(capsys, ["verify", user_checkpoint, "--reference", reference], "has 7 classes, expected 10")
     arrays = record.record(module, record.fixed_images((2, 3, 32, 32)))
     np.savez(reference, allow_pickle=False, **{n: a for n, a in arrays.items() if "moments/bn1" not in n})
-    refused(capsys, ["verify", user_checkpoint, "--reference", reference], "it lacks bn1 and adds none")
+    refused(capsys, ["verify", user_checkpoint, "--reference", reference], "BatchNorms missing: bn1; added: none")
 
 
 @pytest.mark.parametrize("case", ["malicious", "truncated", "NaN"])

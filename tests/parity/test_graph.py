@@ -78,7 +78,7 @@ class Function(nn.Module):
 
 
 class Several(nn.Module):
-    """Functions of three channels each of one image, whose classes stand side by side: one export serves them all."""
+    """Functions of three channels each of one image, whose classes are side by side: one export covers them all."""
 
     def __init__(self, functions):
         super().__init__()
@@ -924,7 +924,7 @@ def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
     assert "needs no import" in capsys.readouterr().err
 
 
-def test_verify_tells_a_graph_whose_weights_are_others(digits_graph, tmp_path, capsys):
+def test_verify_recognises_a_graph_with_other_weights(digits_graph, tmp_path, capsys):
     shutil.copytree(digits_graph[0], tmp_path / "graph")
     state, _ = weight_files.read_state_dict(tmp_path / "graph" / "weights.safetensors")
     state["norm.running_mean"] = state["norm.running_mean"] + 0.1
@@ -1126,7 +1126,7 @@ def test_a_graph_keeps_how_its_images_are_normalised(tmp_path, capsys):
         convert.load_network(folder, mean=(0.5,) * 3)
 
 
-def test_a_graph_tells_the_means_of_single_images_and_its_first_batch_norms(tmp_path):
+def test_a_graph_gives_the_means_of_single_images_and_its_first_batch_norms(tmp_path):
     torch.manual_seed(0)
     normed = [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)]
     reference = recorded(Function(nn.Sequential(*normed)), tmp_path)

@@ -246,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_said_from_the_beginning(nets, cap
 
 
 def test_the_command_says_nothing_but_its_result(nets, tmp_path):
-    """In an interpreter of its own: neither a RuntimeWarning of `python -m` nor torch's warnings."""
+    """In a separate interpreter: neither a RuntimeWarning of `python -m` nor torch's warnings."""
     command = [sys.executable, "-m", "fastdfkd_jax.convert.record", f"{nets}:grey", "--graph", "~/graph"]
     done = subprocess.run(command, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -268,7 +268,7 @@ def test_channels_and_side_are_the_modules_own(nets, capsys, factory, shape):
     assert f"images of {shape}" in said
 
 
-def test_a_module_without_convolutions_tells_its_channels_by_what_fits(nets, capsys):
+def test_the_channels_of_a_module_without_convolutions_are_those_that_fit(nets, capsys):
     status, said = run(capsys, nets, "Flat")
     assert status == 0, said
     assert "images of 1x8x8" in said

@@ -184,7 +184,8 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
     if unknown:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         raise UserError(
-            f"{folder} has unsupported operations: {shortened(names, _ROOM)}; replace them in the PyTorch module"
+            f"{shortened(folder, 60)} has unsupported operations: {shortened(names, _ROOM)}; replace them in "
+            "the PyTorch module"
         )
     if description["output"] not in there:
         wrong = f"no node gives its output {description['output']}"
