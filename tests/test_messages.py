@@ -26,7 +26,8 @@ from fastdfkd_jax.training.checkpoint import require_same_run
 SOURCES = [path for folder in ("fastdfkd_jax", "configs") for path in sorted((ROOT / folder).rglob("*.py"))]
 LONGEST_LITERAL = 240  # characters of a message besides its values
 AVOIDED = re.compile(
-    r"\b(got|wants|tells|serves?|anew|likewise|by hand|of its own|goes on)\b|\b(is|are) no (option|tensor|picture|state|feature)"
+    r"\b(got|wants|tells|serves?|anew|likewise|by hand|of its own|goes on)\b"
+    r"|\b(is|are) no (option|tensor|picture|state|feature)"
 )
 # A message may begin with a name from the code.
 BEGINNING = re.compile(r"[a-z\0\-'{]|JAX\b|NYUv2\b|Forms\.")

@@ -147,7 +147,7 @@ def _as_bytes(images: np.ndarray, where: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[npz.Arrays]:
-    """Opens an archive; raises UserError if it is none, or if reading its arrays shows that it is damaged."""
+    """Opens an archive; raises UserError if the file is not one, or if reading its arrays shows damage."""
     if not path.exists():
         raise UserError(f"expected the file {path}, found none: check the path in npz:FILE")
     try:

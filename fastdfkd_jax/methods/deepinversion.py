@@ -162,7 +162,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         )
 
     def synthesize(state: DeepInversionState, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
+        """Makes the images of one call; the names are those of `Method.synthesize`."""
         state = state._replace(call=state.call + 1)
         label_key, draw_key, half_key, full_key = jax.random.split(key, 4)
         labels = draw_labels(label_key, setting.batch, teacher.spec, options.labels)

@@ -146,7 +146,7 @@ def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, ba
 
 
 def laid_out(representation: Representation, split: Callable[[Array], Array]) -> Representation:
-    """The same, with latents and images passed through `split` (`parallel.batch_splitter`)."""
+    """Returns the same parametrization, with latents and images passed through `split` (`parallel.batch_splitter`)."""
     return representation._replace(
         # A tree's parts are not all of the batch; what is rendered of them is.
         draw=lambda key, batch: jax.tree.map(
