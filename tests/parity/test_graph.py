@@ -967,7 +967,7 @@ def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path,
 
 
 def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path, monkeypatch):
-    words = r"not known: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"
+    words = r"unsupported operations: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"
     module = Function(lambda x: torch.special.erf(torch.cumsum(torch.cumsum(x, 1), 2)))
     with pytest.raises(record.RecordError, match=words):
         recorded(module, tmp_path / "graph")
@@ -1076,7 +1076,7 @@ def empty(folder, description):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (without_kernel, r"does not fit its graph: it lacks conv\.weight"),
+        (without_kernel, r"does not fit its graph \(it lacks conv\.weight"),
         (with_other_kernel, r"has conv\.weight of shape \[8, 3, 5, 5\], expected \[8, 3, 3, 3\]"),
         (truncated_weights, "not a safetensors file, or is truncated"),
         (truncated_graph, "cannot be read as JSON"),
