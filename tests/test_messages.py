@@ -14,7 +14,7 @@ from test_language import offences
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import say
 from fastdfkd_jax.compare import comparison
-from fastdfkd_jax.convert import choosing, guess, references
+from fastdfkd_jax.convert import choosing, guess
 from fastdfkd_jax.convert.graph import read_graph
 from fastdfkd_jax.data import dataset, image_folder, maps
 from fastdfkd_jax.errors import LONGEST_LINE, UserError, listed
@@ -45,8 +45,9 @@ def messages() -> list[tuple[str, str]]:
     found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError"
-            if named and node.args and (text := literal(node.args[0])) is not None:
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError"):
+                continue
+            if node.args and (text := literal(node.args[0])) is not None:
                 found.append((f"{path.name}:{node.lineno}", text))
     return found
 
@@ -125,11 +126,6 @@ def unknown_operations(deep: Path) -> None:
     read_graph._check_nodes(deep, {"images": "x", "entries": {}, "nodes": nodes, "output": "x"})
 
 
-def another_reference(deep: Path) -> None:
-    (deep / "r.npz").write_bytes(b"")
-    references.read(deep / "r.npz")
-
-
 def unknown_split(deep: Path) -> None:
     raise dataset.unknown_split("test", f"folder:{deep}", [name[-30:] for name in NAMES])
 
@@ -188,7 +184,8 @@ def test_differing_configs_are_all_named_by_verbose_alone(capsys):
     assert short.startswith("error: folder is of another configuration (section.key_0: 0 there, -1 now")
     assert short.endswith("use a new workdir")
     say(str(caught.value), verbose=True)
-    assert all(f"{key}: " in capsys_text for capsys_text in [capsys.readouterr().err] for key in identity)
+    whole = capsys.readouterr().err
+    assert all(f"{key}: " in whole for key in identity)
 
 
 def test_a_list_counts_what_it_leaves_out():
