@@ -221,7 +221,10 @@ hosts.end("process 1 was lost")
 def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
     with two(place, tmp_path / "run", *NOISE, own=("", "--config.seed=1")) as processes:
         ends = [process.end() for process in processes]
-    expected = "the config of this process differs from that of process 0 (seed: 0 there, 1 here): give all processes the same one"
+    expected = (
+        "the config of this process differs from that of process 0 (seed: 0 there, 1 here): give all processes the "
+        "same one"
+    )
     for (status, output, errors), line in zip(ends, [f"process 1 of 2 failed: {expected}", expected], strict=True):
         assert (status, output) == (2, "")
         assert errors == f"error: {line}\n"
