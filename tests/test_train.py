@@ -502,7 +502,7 @@ def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, 
     assert all(np.array_equal(after[name].images, before[name].images) for name in before)
     assert [record["call"] for record in records(copied) if "eval/accuracy" in record] == [2, 3, 4]
     assert (copied / "images" / "000004.png").exists()
-    assert "config.calls was 3 and is 4: the learning rates follow schedules of 4 calls" in caplog.text
+    assert "config.calls was 3 and is now 4: the learning rates follow schedules of 4 calls" in caplog.text
     assert not same_student(copied, finished.workdir)
     refused("calls: 4 there, 3 now", copied)
 
