@@ -27,7 +27,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.storage.files import make_folder, write_json
-from fastdfkd_jax.training import dry_run, one_run, run_page, summary_text
+from fastdfkd_jax.training import class_rows, dry_run, one_run, run_page, summary_text
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.run_options import RunOptions
 
@@ -120,7 +120,7 @@ def distill(
         print(dry_run.describe(read(RunOptions, config), built.parts, built.programs), flush=True)
     summary = one_run.run(config, folder, built)
     if summary:
-        run_page.write(folder, summary, one_run.class_names(built))
+        run_page.write(folder, summary, class_rows.of_run(folder, *built))
     weights_file = folder / "student.pth"
     return Distilled(weights_file if weights_file.exists() else folder / "student.safetensors", summary)
 

@@ -45,7 +45,7 @@ def test_the_logged_way(student):
 def test_the_whole_path_at_224_pixels(tmp_path):
     """`imagenet.py:smoke` with a teacher that nobody trained, smaller networks and pictures of two sizes."""
     config = imagenet.get_config("smoke")
-    config.teacher.arch = config.student.arch = "resnet18_imagenet"
+    config.teacher.arch = config.student.arch = "wrn10_1"
     config.calls, config.synthesis_calls, config.warmup_calls = 2, 1, 1
     config.synthesis_batch, config.fastdfkd.num_steps = 2, 2
     config.kd.batch, config.kd.steps_per_call, config.kd.steps_per_dispatch = 2, 2, 2

@@ -67,6 +67,9 @@ def test_a_finished_run_is_recorded_without_the_places_of_a_machine(tmp_path, ca
     report.main(["report", str(results), "--add", str(workdir), "--as", "short/seed0", "--untimed"])
     assert "synthesis_seconds" not in json.loads((kept / "summary.json").read_text())
     assert (kept / "images.png").read_bytes() == (workdir / "images" / "000020.png").read_bytes()
+    image_grid.write_grid(workdir / "images.png", np.zeros((1, 4, 4, 1), np.uint8))
+    report.main(["report", str(results), "--add", str(workdir), "--as", "short/seed0"])
+    assert (kept / "images.png").read_bytes() == (workdir / "images.png").read_bytes()
 
 
 def test_mistakes_are_user_errors(tmp_path):

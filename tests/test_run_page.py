@@ -9,6 +9,7 @@ import pytest
 from runs import ROOT
 
 from fastdfkd_jax.training import described, run_page
+from fastdfkd_jax.training.class_rows import ClassRow, Gallery
 
 SUMMARY = {
     "teacher": "wrn16_1", "student": "wrn10_1", "method": "fastdfkd", "score": "accuracy",
@@ -24,13 +25,14 @@ RECORDS = [
 def folder(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 3, "note": "<script>"}}))
-    (tmp_path / "pool").mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(2):
-        images = rng.integers(0, 255, (12, 8, 8, 1), np.uint8)
-        labels = (np.arange(12) % 3).astype(np.int32)
-        np.savez(tmp_path / "pool" / f"{index:06d}.npz", images=images, labels=labels)
     return tmp_path
+
+
+@pytest.fixture
+def gallery():
+    images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 8, 1), np.uint8)
+    sure = np.linspace(0.6, 1, 8)
+    return Gallery(tuple(ClassRow(i, name, images[i], sure) for i, name in enumerate(("zero", "one", "<two>"))), 3)
 
 
 class Checker(html.parser.HTMLParser):
@@ -52,8 +54,8 @@ class Checker(html.parser.HTMLParser):
         pass
 
 
-def test_the_page_is_whole_and_loads_nothing_from_elsewhere(folder):
-    content = run_page.write(folder, SUMMARY, ["zero", "one", "<two>"]).read_text(encoding="utf-8")
+def test_the_page_is_whole_and_loads_nothing_from_elsewhere(folder, gallery):
+    content = run_page.write(folder, SUMMARY, gallery).read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(content)
     assert checker.open == []
@@ -63,8 +65,8 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(folder):
     assert "<script>" not in content
 
 
-def test_the_page_shows_scores_classes_curves_and_how_to_load(folder):
-    content = run_page.write(folder, SUMMARY, ["zero", "one", "<two>"]).read_text(encoding="utf-8")
+def test_the_page_shows_scores_classes_curves_and_how_to_load(folder, gallery):
+    content = run_page.write(folder, SUMMARY, gallery).read_text(encoding="utf-8")
     for text in ("student  98.40 %, 0.60 points below", "zero", "&lt;two&gt;", "Images on target", "fd.load_network"):
         assert text in content
     assert content.count("<svg") == 3, "curves of what was recorded only"
@@ -73,10 +75,17 @@ def test_the_page_shows_scores_classes_curves_and_how_to_load(folder):
     assert heights == sorted(heights, reverse=True), "it rises"
 
 
+def test_the_page_shows_the_confidence_and_how_many_classes_are_left_out(folder, gallery):
+    content = run_page.write(folder, SUMMARY, gallery).read_text(encoding="utf-8")
+    assert "<figcaption>zero, 80 %</figcaption>" in content
+    assert content.count('title="60 %"') == 3
+    assert "classes are shown" not in content
+    content = run_page.write(folder, SUMMARY, gallery._replace(classes=1000)).read_text(encoding="utf-8")
+    assert "3 of 1,000 classes are shown." in content
+
+
 def test_a_method_that_keeps_no_images_has_a_page(folder):
-    for path in (folder / "pool").iterdir():
-        path.unlink()
-    assert "keeps no images" in run_page.write(folder, SUMMARY).read_text(encoding="utf-8")
+    assert "keeps no images" in run_page.write(folder, SUMMARY, Gallery()).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.digest import file_digest
 from fastdfkd_jax.training.config_checks import validate
+from fastdfkd_jax.training.one_run import identity_of
 
+# Last parts of the keys in which the runs of a series may differ: a method's rates belong to its number of steps.
+_OF_A_POINT = ("seed", "num_steps", "lr", "generator_lr", "latents_lr")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -61,6 +65,7 @@ class Row(NamedTuple):
       paper_hours: the paper's hours of synthesis.
       share: its images through the teacher with a gradient as a fraction of the published recipe's
         (`synthesis.images_with_gradient`); None if there is no such recipe.
+      series: equal for rows whose runs differ only in their steps and learning rates; '' if it shows no run.
     """
 
     section: str
@@ -74,6 +79,7 @@ class Row(NamedTuple):
     paper_accuracy: float | None
     paper_hours: float | None
     share: float | None = None
+    series: str = ""
 
 
 class Table(NamedTuple):
@@ -157,7 +163,14 @@ def _table(name: str, entry: ConfigDict, runs: dict[str, Run]) -> Table:
     for row in rows:
         if row.run and row.run not in runs:
             raise UserError(f"table {name}, row {row.label!r}: unknown run {row.run!r}: expected one of config.runs")
+    rows = tuple(row._replace(series=_series(runs[row.run].config)) if row.run else row for row in rows)
     return Table(name, entry.caption, entry.paper, rows, entry.spread, entry.get("brief", False))
+
+
+def _series(config: ConfigDict) -> str:
+    """Returns a text that is equal for runs which differ only in their seed, their steps and their learning rates."""
+    flat = identity_of(config)
+    return json.dumps({key: value for key, value in flat.items() if key.rpartition(".")[2] not in _OF_A_POINT})
 
 
 def _seeds(text: str) -> tuple[int, ...]:

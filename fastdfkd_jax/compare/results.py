@@ -27,6 +27,7 @@ class Line:
       wanted: number of requested runs.
       failures: one line for each run that failed.
       knows: the data that the method uses.
+      method: the method's name in `methods.registry`; None if no run records it.
       accuracy: the score of the student after the last call, percent, mean over seeds.
       deviation: its standard deviation over seeds (n - 1), if there are several.
       best_on_test: mean over seeds of the best score on the test set, percent.
@@ -47,6 +48,7 @@ class Line:
     wanted: int = 0
     failures: tuple[str, ...] = ()
     knows: str | None = None
+    method: str | None = None
     accuracy: float | None = None
     deviation: float | None = None
     best_on_test: float | None = None
@@ -99,6 +101,7 @@ def _line(row: Row, summaries, wanted, failures, all_of: Sequence[Summary]) -> L
     line = replace(
         line,
         knows=of_run[0].get("knows") or line.knows,
+        method=of_run[0].get("method"),
         teacher_accuracy=_mean(of_run, "teacher_{}"),
         images=images,
         synthesises=images != 0,

@@ -20,8 +20,7 @@ from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.storage.image_grid import write_grid
-from fastdfkd_jax.training import health
+from fastdfkd_jax.training import class_rows, health
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import not_finite
@@ -187,8 +186,9 @@ class Training:
     def _show(self, info: Mapping[str, Any], batch: base.Batch) -> None:
         """Records a synthesis call, and writes a picture of it when one is due."""
         self._record("synthesis", info)
-        if self.progress.call % self.options.images_every == 0 and self.writes:
-            write_grid(self.workdir / "images" / f"{self.progress.call:06d}.png", self.feed.pictures(batch))
+        if (call := self.progress.call) % self.options.images_every == 0 and self.writes:
+            images = self.feed.pictures(batch)
+            class_rows.write_stage(self.workdir, call, images, batch.labels, self.parts, self.programs)
 
     def _learn(self) -> None:
         """Runs a dispatch of student steps, preceded by synthesis if each dispatch needs its own images."""

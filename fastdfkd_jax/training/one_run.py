@@ -55,11 +55,6 @@ class Built(NamedTuple):
     programs: Programs
 
 
-def class_names(built: Built) -> tuple[str, ...]:
-    """Names of the teacher's classes, where the evaluation data have them."""
-    return tuple(built.parts.test.class_names or ()) if built.parts.test is not None else ()
-
-
 def build(config: ConfigDict) -> Built:
     """Builds everything that a config needs; UserError if it does not fit together."""
     parts = assemble(config)

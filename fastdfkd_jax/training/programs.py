@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import distill, soft_labels
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.evaluation.confidence import make_confidence
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.drawing import keys_of_step
@@ -41,6 +42,7 @@ class Programs:
       draw_rows: `(key, step, size) -> i32[steps, B]`, the uniformly drawn images of a dispatch's steps.
       begin: `begin(key)`, the initial state of the run (`initial_state`).
       evaluate, evaluate_teacher: measure the networks on labelled images (`evaluator.make_evaluator`).
+      confidence: the teacher's, in the classes of images (`confidence.make_confidence`).
       steps: KD steps of one dispatch of `distill`.
     """
 
@@ -59,9 +61,11 @@ class Programs:
         self.begin = _starter(parts)
         if like is not None:
             self.evaluate, self.evaluate_teacher = like.evaluate, like.evaluate_teacher
+            self.confidence = like.confidence
         else:
             self.evaluate = make_evaluator(parts.student, run.data.batch)
             self.evaluate_teacher = make_evaluator(parts.teacher, run.data.batch)
+            self.confidence = make_confidence(parts.teacher)
 
 
 def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from fastdfkd_jax.evaluation.scores import score_key
-from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.storage.files import write_atomically
 from fastdfkd_jax.training import summary_text
+from fastdfkd_jax.training.class_rows import Gallery
 from fastdfkd_jax.training.described import METRICS
 
 PAGE = "report.html"
-_PER_CLASS, _CLASSES, _SHARDS = 8, 20, 8  # images of a class, classes, and newest shards that are looked at
+_IN_ROW = 8  # images of a class
 _THUMBNAIL = 96  # pixels, the longer side of a larger image
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 150, 46, 20  # of a chart, and of its margins, pixels
 
@@ -50,18 +50,18 @@ _DOCUMENT = """<!doctype html>
 """
 
 
-def write(folder: Path, summary: Mapping[str, Any], class_names: Sequence[str] = ()) -> Path:
+def write(folder: Path, summary: Mapping[str, Any], gallery: Gallery) -> Path:
     """Writes the page of a finished run from what lies in its workdir.
 
     Args:
-      folder: the workdir, with metrics.jsonl, config.json, and the pool where the method keeps one.
+      folder: the workdir, with metrics.jsonl and config.json.
       summary: of the run.
-      class_names: of the teacher's classes, where they are known.
+      gallery: the images to show (`class_rows.of_run`).
     """
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("config", {})
     path = folder / PAGE
-    content = page(summary, records, config, _images(folder), folder, class_names)
+    content = page(summary, records, config, gallery, folder)
     write_atomically(path, lambda file: file.write(content.encode()))
     return path
 
@@ -70,17 +70,15 @@ def page(
     summary: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
-    images: Mapping[int, Sequence[np.ndarray]],
+    gallery: Gallery,
     folder: Path,
-    class_names: Sequence[str] = (),
 ) -> str:
     """The page as HTML.
 
     Args:
       summary, records, config: what summary.json, metrics.jsonl and config.json hold.
-      images: uint8[H, W, C] of some classes; -1 for images without a class.
+      gallery: the images to show.
       folder: of the files that are named.
-      class_names: where they are known.
     """
     title = f"{summary['teacher']} → {summary['student']}, {summary['method']}"
     charts = [chart for key in _CHARTS if (chart := _chart(records, key))]
@@ -89,7 +87,7 @@ def page(
         f"<pre>{html.escape(summary_text.text(summary, folder))}</pre>",
         *(f"<p>{html.escape(line)}</p>" for line in advice(summary, records)),
         "<h2>Synthesised images</h2>",
-        _gallery(images, class_names) or "<p>This method keeps no images.</p>",
+        _gallery(gallery) or "<p>This method keeps no images.</p>",
         "<h2>Course of the run</h2><p>The horizontal axis counts calls.</p>",
         f'<div class="charts">{"".join(charts)}</div>',
         "<h2>Load the student</h2>",
@@ -155,25 +153,24 @@ def _chart(records: Sequence[Mapping[str, Any]], key: str) -> str:
     )
 
 
-def _images(folder: Path) -> dict[int, list[np.ndarray]]:
-    """The newest images of each class."""
-    found: dict[int, list[np.ndarray]] = {}
-    for path in sorted((folder / "pool").glob("[0-9]*.npz"))[: -_SHARDS - 1 : -1]:
-        shard = read_shard(path)
-        for image, label in zip(shard.images, shard.labels, strict=True):
-            kept = found.setdefault(int(label), [])
-            if len(kept) < _PER_CLASS:
-                kept.append(image)
-    return dict(sorted(found.items()))
-
-
-def _gallery(images: Mapping[int, Iterable[np.ndarray]], class_names: Sequence[str]) -> str:
+def _gallery(gallery: Gallery) -> str:
+    """The newest images of each class, with the teacher's confidence; '' without any."""
     rows = []
-    for label, pictures in list(images.items())[:_CLASSES]:
-        name = class_names[label] if 0 <= label < len(class_names) else f"class {label}" if label >= 0 else "no class"
-        shown = "".join(f'<img alt="" src="data:image/png;base64,{_png(picture)}">' for picture in pictures)
-        rows.append(f"<figure><figcaption>{html.escape(name)}</figcaption>{shown}</figure>")
-    return f'<div class="classes">{"".join(rows)}</div>' if rows else ""
+    for row in gallery.rows:
+        titles = (
+            [""] * len(row.images) if row.confidence is None else [f"{100 * sure:.0f} %" for sure in row.confidence]
+        )
+        shown = "".join(
+            f'<img alt="{title}" title="{title}" src="data:image/png;base64,{_png(image)}">'
+            for image, title in list(zip(row.images, titles, strict=True))[:_IN_ROW]
+        )
+        caption = html.escape(row.name) + (f", {row.note}" if row.note else "")
+        rows.append(f"<figure><figcaption>{caption}</figcaption>{shown}</figure>")
+    if not rows:
+        return ""
+    about = "The newest images of each class. The percentage is the teacher's mean confidence in that class."
+    said = f"<p>{about} {gallery.cut}</p>" if gallery.has_classes else ""
+    return f'{said}<div class="classes">{"".join(rows)}</div>'
 
 
 def _png(image: np.ndarray) -> str:

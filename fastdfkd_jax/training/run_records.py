@@ -71,7 +71,7 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -> None:
-    """Copies the parts of a finished run that are worth keeping: config, metrics, summary and last picture.
+    """Copies the parts of a finished run that are worth keeping: config, metrics, summary and picture.
 
     Paths on this machine are reduced to their last name.
 
@@ -79,7 +79,7 @@ def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -
       workdir: folder of the run.
       record: the folder to write.
       timed: whether the machine was otherwise idle; if not, the summary's seconds are left out.
-      picture: whether the last picture is kept.
+      picture: whether the picture of the newest images is kept, or that of the last stage if there is none.
 
     Raises:
       UserError: the run is not finished.
@@ -94,7 +94,7 @@ def add(workdir: Path, record: Path, timed: bool = True, picture: bool = True) -
     if not timed:
         summary = {name: value for name, value in summary.items() if not name.endswith("_seconds")}
     write_json(record / "summary.json", summary)
-    pictures = sorted((workdir / "images").glob("*.png")) if picture else []
+    pictures = [*sorted((workdir / "images").glob("*.png")), *workdir.glob("images.png")] if picture else []
     copies = [("metrics.jsonl", workdir / "metrics.jsonl"), *(("images.png", path) for path in pictures[-1:])]
     for name, source in copies:
         content = source.read_bytes()

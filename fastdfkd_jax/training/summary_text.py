@@ -22,6 +22,7 @@ _FILES = {
     "student.pth": "the student, for PyTorch",
     "student.safetensors": "the student",
     "report.html": "the run on one page: open it in a browser",
+    "images.png": "the newest images of each class",
     "images": "pictures of each stage",
     "pool": "all synthesised images",
     "metrics.jsonl": "every call's metrics",

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 RECORD = "config.json"
 RESULTS = (
     "pool", "initial", "soft_labels", "checkpoints", "images", "events", "profile", "noise_control",
-    "metrics.jsonl", "summary.json", "student.safetensors", "student.pth",
+    "metrics.jsonl", "summary.json", "student.safetensors", "student.pth", "images.png", "report.html",
 )  # fmt: skip
 # Exists once the run has a checkpoint, so that a run that has lost all checkpoints is not mistaken for a new one.
 _SAVED = ".saved"
