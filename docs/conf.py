@@ -20,6 +20,7 @@ project, copyright, release = "fastdfkd_jax", "the fastdfkd_jax authors, Apache-
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "tutorials/runs"]
 html_theme, html_title = "furo", "fastdfkd_jax"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
