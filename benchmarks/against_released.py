@@ -30,19 +30,19 @@ OURS = (
 
 
 def accuracies(records: Path) -> list[float]:
-    """Last test accuracies in percent of all recorded runs of ours."""
+    """Returns the last test accuracies in percent of all recorded runs of ours."""
     paths = [path for pattern in OURS for path in sorted(records.glob(f"{pattern}/seed*/summary.json"))]
     return [json.loads(path.read_text(encoding="utf-8"))["student_accuracy_last"] for path in paths]
 
 
 def released(records: Path) -> list[float]:
-    """The same of the released code."""
+    """Returns the same for the released code."""
     finals = json.loads((records / "released" / "finals.json").read_text(encoding="utf-8"))
     return list(finals["student_accuracy_last"].values())
 
 
 def table(ours: Sequence[float], released: Sequence[float]) -> str:
-    """Markdown: number, mean and standard deviation of both, and their difference in its standard errors."""
+    """Formats in Markdown: number, mean and standard deviation of both, and their difference in its standard errors."""
     groups = [("released code, PyTorch", released), ("this package", ours)]
     head = ("Fast-5, short protocol", "runs", "mean %", "standard deviation", "lowest", "highest")
     figures = [(mean(values), stdev(values), min(values), max(values)) for _, values in groups]
@@ -60,7 +60,7 @@ def table(ours: Sequence[float], released: Sequence[float]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = OneLineParser(prog="python -m benchmarks.against_released", description="Ours beside the released code.")
     parser.add_argument("results", type=Path, help="folder of records")
     parser.add_argument("--into", type=Path, nargs="*", default=[], help="Markdown files in which the table is put")

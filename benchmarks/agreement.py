@@ -30,7 +30,7 @@ class Agreement:
         self.folder = folder
 
     def differences(self, form: str) -> dict[str, float]:
-        """max|ours - torch's| / max|torch's| of first and last loss, adapted latents and adapted generator."""
+        """Returns max|ours - torch's| / max|torch's| of first and last loss, adapted latents and adapted generator."""
         with jax.enable_x64(True):
             config = self.case.config(self.folder)
             parts = assemble(config)
@@ -54,7 +54,7 @@ class Agreement:
 
 
 def double(tree: Any) -> Any:
-    """The tree with its floating-point leaves in double precision."""
+    """Returns the tree with its floating-point leaves in double precision."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 

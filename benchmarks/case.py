@@ -45,7 +45,7 @@ class Case(NamedTuple):
     recipe: str = "cifar10"
 
     def config(self, folder: Path) -> ConfigDict:
-        """The published config of the pair, with this batch and k; `folder` is where `Preparation` has written.
+        """Returns the published config of the pair, with this batch and k; `folder` has the files of `Preparation`.
 
         A pair that is not published has the options of one that is.
         """
@@ -108,7 +108,7 @@ class Preparation:
         np.savez(folder / "numbers.npz", **numbers._asdict())
 
     def costs(self) -> flops.Costs:
-        """Floating-point operations of one batch's forward passes."""
+        """Counts the floating-point operations of one batch's forward passes."""
         given, spec = self.config.generator, self.parts.teacher.spec
         sizes = given.latent_dim, given.width
         generator = build_generator(spec.image_size, spec.channels, *sizes, kind=given.kind, forms=Forms(conv="xla"))
@@ -117,7 +117,7 @@ class Preparation:
         )
 
     def convolutions(self) -> dict[flops.Convolution, int]:
-        """The teacher's convolutions and how often each comes in a forward pass."""
+        """Returns the teacher's convolutions and how often each occurs in a forward pass."""
         return flops.convolutions(self._in_xla_form(self.parts.teacher), self.parts.teacher_vars, self.case.batch)
 
     @staticmethod
@@ -126,7 +126,7 @@ class Preparation:
 
 
 def first_key() -> jax.Array:
-    """The key of the first timed call, as a run derives it."""
+    """Returns the key of the first timed call, as a run derives it."""
     return jax.random.fold_in(jax.random.key(CALL_KEY), 0)
 
 
@@ -148,7 +148,7 @@ def numbers_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> Numbers
 
 
 def places_of(key: jax.Array, config: ConfigDict, spec: NetworkSpec) -> np.ndarray:
-    """The views that a call with this key makes of an image whose pixels are their own places."""
+    """Returns the views that a call with this key makes of an image whose pixels hold their own positions."""
     _, lanes_key = jax.random.split(key)
     _, view_key = jax.random.split(jax.random.split(lanes_key, 1)[0])
     height, width, _ = spec.input_shape

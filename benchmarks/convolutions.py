@@ -106,7 +106,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any]) -> str:
-    """A record in Markdown."""
+    """Formats a record in Markdown."""
     columns = (
         "network",
         "side",
@@ -129,7 +129,7 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     found = [{**case._asdict(), "batch": _BATCH, "milliseconds": measure(case)} for case in CASES]
     content = {"rounds": _ROUNDS, "jax": jax.__version__, "cases": found}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")

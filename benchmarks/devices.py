@@ -2,7 +2,7 @@
 
     python -m benchmarks.devices cifar --axis tasks --teacher resnet20-12fca82f.th --record results/devices
 
-Every layout runs in a process of its own, on a CPU split into devices. `cifar` is Fast-5 on CIFAR-10 with the real
+Every layout runs in its own process, on a CPU split into devices. `cifar` is Fast-5 on CIFAR-10 with the real
 ResNet-20 as teacher, `imagenet` the config `configs/imagenet.py:smoke` at 224 pixels. Prints the record and, with
 --record, writes it. Exit status 1 where the first call differs by more than the tolerance.
 """
@@ -48,7 +48,7 @@ TOLERANCES = {
 
 
 def config_of(name: str, axis: str, devices: int, teacher: str, batch: int, optimizer: str) -> ConfigDict:
-    """The config of a case with one axis on so many devices."""
+    """Returns the config of a case with one axis split over this number of devices."""
     if name == "cifar":
         config = cifar10.get_config("resnet20-wrn16_1-fast5")
         config.synthesis_batch = config.kd.batch = batch
@@ -114,7 +114,7 @@ def run(config: ConfigDict, calls: int, path: Path) -> None:
 
 
 def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray], call: int) -> dict[str, float]:
-    """The greatest differences of a call, by what is compared."""
+    """Returns the greatest differences of a call, by the compared quantity."""
 
     def leaves(part: str) -> list[tuple[np.ndarray, np.ndarray]]:
         names = [name for name in one if name.startswith(f"{call}|['{part}']")]
@@ -145,7 +145,7 @@ def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray], call: 
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Both layouts, each in its process, and the record of how they differ."""
+    """Runs both layouts, each in its own process, and returns the record of their differences."""
     found: dict[int, dict[str, np.ndarray]] = {}
     used: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("case", choices=("cifar", "imagenet"))
     parser.add_argument("--axis", choices=("tasks", "batch"), required=True)

@@ -35,18 +35,18 @@ class Convolution(NamedTuple):
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
-        """[B, H', W', O]."""
+        """Returns [B, H', W', O]."""
         rows, columns = ((n + 2 * self.padding - self.size) // self.stride + 1 for n in (self.height, self.width))
         return (self.batch, rows, columns, self.outputs)
 
     @property
     def flops(self) -> int:
-        """Two for each multiply-add of the definition; either gradient costs as much again."""
+        """Counts two for each multiply-add of the definition; either gradient costs as much again."""
         return 2 * math.prod(self.output_shape) * self.size**2 * self.inputs
 
 
 def equations(jaxpr: Any) -> Iterator[core.JaxprEqn]:
-    """Every equation of a jaxpr and of the jaxprs within it; the body of a loop comes once."""
+    """Yields every equation of a jaxpr and of the jaxprs within it; the body of a loop counts once."""
     for equation in jaxpr.eqns:
         yield equation
         for parameter in equation.params.values():
@@ -57,7 +57,7 @@ def equations(jaxpr: Any) -> Iterator[core.JaxprEqn]:
 
 
 def convolutions(network: Network, variables: Any, batch: int) -> Counter[Convolution]:
-    """The convolutions of one forward pass, and how often each comes; build the network in the form 'xla'."""
+    """Returns the convolutions of one forward pass, and how often each occurs; build the network in the form 'xla'."""
     images = jax.ShapeDtypeStruct((batch, *network.spec.input_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: network.apply(v, x).logits)(variables, images)
     return Counter(_convolution(e) for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated")
@@ -74,7 +74,7 @@ def _convolution(equation: core.JaxprEqn) -> Convolution:
 
 
 def forward_flops(function: Any, *args: Any) -> int:
-    """Floating-point operations of the convolutions and matrix products of a function without loops."""
+    """Counts the floating-point operations of the convolutions and matrix products of a function without loops."""
     total = 0
     for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
         name = equation.primitive.name

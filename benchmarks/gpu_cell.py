@@ -118,7 +118,7 @@ def timed(run: Callable[[], Any], most_seconds: float) -> list[float]:
 
 
 def measure(args: argparse.Namespace, folder: Path, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """The record of a cell, which `keep` is given whenever there is more: a later part may not end, a profiler fail."""
+    """Measures a cell; passes the record to `keep` after every part, as a later part may hang or a profiler fail."""
     from benchmarks.case import Case, Preparation
 
     start = time.perf_counter()
@@ -175,7 +175,7 @@ def measure(args: argparse.Namespace, folder: Path, keep: Callable[[dict[str, An
 
 
 def machine(side: str) -> dict[str, str]:
-    """Device and versions."""
+    """Returns the device and the versions."""
     if side == "ours":
         import jax
 
@@ -187,7 +187,7 @@ def machine(side: str) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", help="of the record")
     parser.add_argument("--side", default="ours", choices=("ours", *FORMS))

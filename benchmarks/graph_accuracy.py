@@ -33,7 +33,7 @@ _BATCH = 50
 
 
 def imagenet_sample(path: Path, size: int = 224) -> Dataset:
-    """The centre squares of the 500 images: uint8[500, size, size, 3] and labels among 1,000."""
+    """Reads the centre squares of the 500 images: uint8[500, size, size, 3] and labels among 1,000."""
     with np.load(path, allow_pickle=False) as file:
         content, ends, labels = file["jpeg"], file["offsets"], file["labels"]
     files = (content[start:stop].tobytes() for start, stop in itertools.pairwise(ends))
@@ -58,7 +58,7 @@ def accuracies(factory: str, checkpoint: Path, dataset: Dataset, mean: str, std:
 
 
 def torch_accuracy(module: Any, dataset: Dataset, spec: NetworkSpec) -> dict[str, float]:
-    """Percent of correct first guesses and of labels among the first five, by PyTorch."""
+    """Returns the top-1 and top-5 accuracy in percent, by PyTorch."""
     import torch
 
     mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (spec.mean, spec.std))
@@ -73,7 +73,7 @@ def torch_accuracy(module: Any, dataset: Dataset, spec: NetworkSpec) -> dict[str
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shared", type=Path, required=True, help="the folder of the CIFAR-10 teachers and the images")
     parser.add_argument("--lite0", type=Path, required=True, help="efficientnet-lite0-57934424.pth")

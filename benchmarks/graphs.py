@@ -1,11 +1,11 @@
-"""Recorded graphs of many networks against torch: what they are made of, their errors, their time beside linen.
+"""Compares recorded graphs of many networks with torch: their operations, their errors, their time beside linen.
 
     python -m benchmarks.graphs                    # every network below, those with a record left out
     python -m benchmarks.graphs torchvision/resnet18 ours/resnet20
     python -m benchmarks.graphs --table            # writes the table of all records into docs/graphs.md
 
 Networks of torchvision and timm need both installed. Weights are seeded, scales and shifts of BatchNorms too, and their
-statistics are those of noise. Each network has a process of its own and leaves a record, results/graphs/NAME.json.
+statistics are those of noise. Each network runs in its own process and leaves a record, results/graphs/NAME.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NETWORKS = (
     *(f"timm/{name}" for name in _TIMM),
 )
 _SIDE = 128  # of images for torchvision's and timm's networks: their smallest maps are 4 x 4
-_SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier wants its usual size
+_SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier needs its usual size
 _CLASSES = 10
 _BATCH, _ROUNDS = 16, 9  # of the timing
 
@@ -105,7 +105,7 @@ def _worst(verified: verify.Report, part: str) -> float:
 
 
 def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
-    """A seeded module in evaluation mode, the side of its images, and its linen model's spec if it has one."""
+    """Returns a seeded module in evaluation mode, the side of its images, and its linen model's spec if it has one."""
     import torch
 
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def _module(name: str) -> tuple[Any, int, NetworkSpec | None]:
 
 
 def constructed(name: str, classes: int) -> Any:
-    """A network of torchvision or timm, without pretrained weights."""
+    """Constructs a network of torchvision or timm, without pretrained weights."""
     source, _, kind = name.partition("/")
     if source == "timm":
         return importlib.import_module("timm").create_model(kind, num_classes=classes)
@@ -133,7 +133,7 @@ def constructed(name: str, classes: int) -> Any:
 
 
 def norms(module: Any) -> list[Any]:
-    """The BatchNorms of a module."""
+    """Returns the BatchNorms of a module."""
     import torch
 
     return [layer for layer in module.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
@@ -167,7 +167,7 @@ def calibrate(module: Any, size: int) -> None:
 
 
 def _times(ours: Network, linen: Network, variables: Any) -> dict[str, float]:
-    """Median seconds of logits, moments and the image gradient of both, in turns."""
+    """Returns the median seconds of logits, moments and the image gradient of both, in turns."""
     images = jax.random.normal(jax.random.key(0), (_BATCH, *linen.spec.input_shape))
 
     def program(network: Network) -> Callable[[], Any]:
@@ -199,7 +199,7 @@ def _file(name: str, folder: Path = RESULTS) -> Path:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row a record, in Markdown."""
+    """Formats the records in Markdown, one row each."""
     head = (
         "network",
         "side",
@@ -227,13 +227,13 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def page(text: str) -> str:
-    """A document with the table of all records, in the order of `NETWORKS`, between its marks."""
+    """Returns a document with the table of all records, in the order of `NETWORKS`, between its marks."""
     paths = map(_file, NETWORKS)
     return markdown.insert(text, table([json.loads(path.read_text()) for path in paths if path.exists()]))
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", help="by default all that have no record yet")
     parser.add_argument("--table", action="store_true", help="write the table of the records")

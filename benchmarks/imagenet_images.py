@@ -34,18 +34,18 @@ COLUMNS = 4
 
 
 def last_images(workdir: Path) -> Rows:
-    """Those of the last call."""
+    """Returns the images of the last call."""
     return read_shard(sorted((workdir / "pool").glob("*.npz"))[-1])
 
 
 def gaps_by_step(workdir: Path) -> list[list[float]]:
-    """Of each call: the distance of moments, sum over BatchNorms, before each step (Eq. 13)."""
+    """Returns, for each call, the distance of moments, sum over BatchNorms, before each step (Eq. 13)."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line["synthesis/by_step/moment_gap"] for line in lines if "synthesis/by_step/moment_gap" in line]
 
 
 def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
-    """The teacher's predictions on images: of the classes that were asked for, and of any."""
+    """Returns the teacher's predictions on images: of the requested classes, and of any."""
     teacher, variables = load_teacher(read(TeacherOptions, config), replace(forms_of(config), dtype=np.float32))
     images = augment.normalize(on_device.to_float(jnp.asarray(rows.images)), teacher.spec.mean, teacher.spec.std)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(teacher.apply)(variables, images).logits))
@@ -60,7 +60,7 @@ def opinion(config: ConfigDict, rows: Rows) -> dict[str, Any]:
 
 
 def record(workdir: Path) -> dict[str, Any]:
-    """The settings and the results of a run."""
+    """Returns the settings and the results of a run."""
     content = json.loads((workdir / "config.json").read_text())["config"]
     config, gaps = ConfigDict(content), gaps_by_step(workdir)
     steps = renamed(flatten(content))[f"{config.method.name}.num_steps"]  # the run may be an old one
@@ -78,7 +78,7 @@ def record(workdir: Path) -> dict[str, Any]:
 
 
 def plot(records: dict[str, dict[str, Any]], path: Path) -> None:
-    """Distance by step, of the first and the last call of each run."""
+    """Plots the distance by step, of the first and the last call of each run."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for color, (name, found) in zip(("C0", "C1"), records.items(), strict=True):
@@ -94,7 +94,7 @@ def plot(records: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fast", type=Path, required=True, help="workdir of FastDFKD")
     parser.add_argument("--other", type=Path, required=True, help="workdir of DeepInversion")

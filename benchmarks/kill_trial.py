@@ -24,7 +24,7 @@ _OF_THE_WAY = {"checkpoints", "events", "logs", ".lock"}
 
 
 def start(command: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
-    """One try of the run, its words appended to a log beside the workdir."""
+    """Starts one attempt of the run; its output is appended to a log beside the workdir."""
     # A shell has what it starts in the background ignore Ctrl-C, and nohup SIGHUP; here they must not be ignored.
     code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
@@ -44,7 +44,7 @@ def finish(command: str, arguments: list[str], workdir: Path) -> float:
 
 
 def outcome(workdir: Path) -> dict[str, str]:
-    """All that must be equal: the SHA-256 of each file of each run, and its summary without seconds and memory."""
+    """Returns what must be equal: the SHA-256 of each file of each run, and its summary without seconds and memory."""
     found = {}
     for run in (path.parent for path in sorted(workdir.rglob("summary.json"))):
         for path in sorted(run.rglob("*")):
@@ -68,7 +68,7 @@ def disturb(process: subprocess.Popen, number: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--signals", default="KILL", help="names, of which each time one is drawn")

@@ -96,5 +96,5 @@ class OurSide:
         )
 
     def peak_memory_bytes(self) -> int | None:
-        """Of the device; None on a CPU, where the process tells."""
+        """Returns the device's peak memory; None on a CPU, where that of the process is used."""
         return metric_files.device_peak_bytes()

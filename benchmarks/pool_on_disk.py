@@ -37,12 +37,12 @@ SHARES_OF_PEAK = (0.1, 0.4)
 
 
 def peak_memory() -> float:
-    """MB that the process has held at most."""
+    """Returns the peak memory of the process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def random_images(seed: int) -> np.ndarray:
-    """Noise: nothing between here and the disk can shorten it."""
+    """Draws noise, which no layer between here and the disk can compress."""
     return np.random.default_rng(seed).integers(0, 256, (SHARD, *SHAPE), np.uint8)
 
 
@@ -63,7 +63,7 @@ def read_rate(store: DiskFeed) -> float:
 
 
 def measure(images: int, folder: Path) -> dict[str, Any]:
-    """Writes and reads."""
+    """Times writing and reading."""
     shards, draws = Shards(folder), np.random.default_rng(0)
     place = parallel.placer(parallel.devices(1))
 
@@ -106,7 +106,7 @@ def measure(images: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--folder", type=Path, required=True, help="for the shards; they stay there")

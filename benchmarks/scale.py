@@ -121,7 +121,7 @@ def _case(text: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     published = [_case(text) for text in _PUBLISHED]
     parser.add_argument("--pairs", nargs="*", type=_case, default=published, metavar="TEACHER-STUDENT:BATCH")

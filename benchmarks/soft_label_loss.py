@@ -28,7 +28,7 @@ TOP_K = (0, 200, 50, 10)  # 0: all logits
 
 
 def measure(teacher_path: Path, source: str, directory: str, views: int) -> dict[str, Any]:
-    """The shares, by temperature and what is kept."""
+    """Returns the shares, by temperature and number of kept probabilities."""
     teacher, variables = convert.load_network(teacher_path)
     classes, size = teacher.spec.num_classes, teacher.spec.image_size
     images = data.load(source, "test", data_dir=directory or None, image_size=size, crop=0.875).images
@@ -60,7 +60,7 @@ def measure(teacher_path: Path, source: str, directory: str, views: int) -> dict
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--data", required=True, help="as config.data.source")

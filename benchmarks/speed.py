@@ -3,7 +3,7 @@
     python -m benchmarks.speed --pair wrn40_2-wrn16_1 --batch 256 --k 5 --out DIR
 
 Checks first, in double precision, that both sides compute the same losses and adapted parameters. Then every side
-runs in a process of its own; in each round every side has its turn. One process can be a tenth faster than the next
+runs in its own process; in each round every side has its turn. One process can be a tenth faster than the next
 with the same program: `--starts` takes medians over several. Writes speed.json, speed.md and speed.png to
 DIR. On a GPU both sides use it.
 """
@@ -25,7 +25,7 @@ from benchmarks.speed_report import draw, write_markdown
 from benchmarks.timing import Worker
 from benchmarks.torch_forms import FORMS
 
-_MATRIX = 2048  # side of the product that stands for the machine's peak
+_MATRIX = 2048  # side of the matrix product that measures the machine's peak
 
 
 @dataclasses.dataclass
@@ -53,7 +53,7 @@ class Measured:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything, as a tree that JSON can hold."""
+    """Measures everything; returns a tree that JSON can hold."""
     from benchmarks.case import Case  # imports jax, which reads the environment that main sets
 
     machine = _machine()
@@ -133,7 +133,7 @@ def _turn(title: str, worker: Worker, side: Measured, kd_steps: int) -> None:
 
 
 def _start_ours(case: Any, folder: Path) -> tuple[Worker, float]:
-    """The worker and the seconds until its first call could start, compilation included."""
+    """Returns the worker and the seconds until its first call could start, compilation included."""
     worker = Worker("benchmarks.our_side:OurSide", case, folder)
     _, seconds = worker("compile")
     return worker, worker.start_seconds + seconds
@@ -157,7 +157,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pair", default="wrn40_2-wrn16_1", help="teacher-student, of configs/cifar10.py")
     parser.add_argument("--batch", type=int, default=256)

@@ -69,7 +69,7 @@ def _convolution_table(result: dict[str, Any]) -> list[str]:
 
 
 def compare(results: dict[str, dict[str, Any]]) -> str:
-    """One line for each result: our medians, and each over that of the line before."""
+    """Formats one line for each result: our medians, and the ratio of each to the line before."""
     rows = []
     before: dict[str, Any] | None = None
     for name, result in results.items():
@@ -83,7 +83,7 @@ def compare(results: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A bar for each side, one panel for calls and one for KD steps, with every round as a point."""
+    """Draws a bar for each side, one panel for calls and one for KD steps, with every round as a point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")

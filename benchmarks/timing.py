@@ -13,13 +13,13 @@ from typing import Any
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 3) -> float:
-    """Median time of a function that waits for its own results, after one call that is not counted."""
+    """Returns the median time of a function that waits for its own results, after one call that is not counted."""
     run()
     return statistics.median(seconds(run) for _ in range(repeats))
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
+    """Returns the wall-clock time of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -52,7 +52,7 @@ class Worker:
         return self._receive()
 
     def resident_bytes(self) -> tuple[int, int]:
-        """Resident memory of the process: now, and its peak."""
+        """Returns the resident memory of the process: now, and its peak."""
         self._connection.send(None)
         return self._receive()
 

@@ -39,7 +39,7 @@ def read_forever(pool: Tensor, batch: int):
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """Top-1 in percent on normalised images."""
+    """Returns the top-1 accuracy in percent on normalised images."""
     network.eval()
     logits = torch.cat([network(part) for part in images.split(batch)])
     return 100 * (logits.argmax(1) == labels).float().mean().item()
@@ -116,7 +116,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--teacher", required=True, help="PyTorch checkpoint of CIFAR-10 ResNet-20")
     parser.add_argument("--data-dir", required=True, help="folder of the prepared CIFAR-10")

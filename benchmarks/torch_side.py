@@ -193,5 +193,5 @@ class TorchSide:
         )
 
     def peak_memory_bytes(self) -> int | None:
-        """Of the device; None on a CPU, where the process tells."""
+        """Returns the device's peak memory; None on a CPU, where that of the process is used."""
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

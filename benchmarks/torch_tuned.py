@@ -53,7 +53,7 @@ class WithMoments(nn.Module):
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode and without gradients; it shares the memory of the other's weights and buffers."""
+    """Returns the network in evaluation mode and without gradients; it shares the given one's weights and buffers."""
     twin = copy.deepcopy(channels_last(network)).eval().requires_grad_(False)
     for ours, theirs in zip(_tensors(twin), _tensors(network), strict=True):
         ours.data = theirs.data
@@ -65,7 +65,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """The module with its weights as channels_last convolutions want them."""
+    """Returns the module with its weights in the layout of channels_last convolutions."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch's stub lacks it
 
 
@@ -141,8 +141,8 @@ class Synthesizer:
           labels: i64[B].
           steps: k.
           adversarial: whether the adversarial term takes part.
-          augment: `augment(images, step)`, the view of a step. A graph replays that of the second call, so that what it
-            reads must stay in its place, and likewise k.
+          augment: `augment(images, step)`, the view of a step. A graph replays that of the second call, so its inputs
+            and k must not change.
         """
         if self._inner is None:
             self._begin(latents, labels, steps)
@@ -157,7 +157,7 @@ class Synthesizer:
         return self.best
 
     def _begin(self, latents: Tensor, labels: Tensor, steps: int) -> None:
-        """All tensors that calls write in place."""
+        """Allocates all tensors that calls write in place."""
         self._start, self._labels = latents.clone(), labels.clone()
         self.latents = latents.clone().requires_grad_()
         with torch.no_grad():
@@ -185,7 +185,7 @@ class Synthesizer:
                 torch.compiler.cudagraph_mark_step_begin()
             with self.autocast:
                 images = self._generate(self.latents)
-                # Compiling the loss of the first call, which has no accumulators, would serve that call alone.
+                # The loss of the first call, which has no accumulators, would be compiled for that call only.
                 loss = self._terms if self.accumulated is None else self._loss
                 terms = loss(augment(images, step), self._labels, adversarial)
             inner.zero_grad()
@@ -239,11 +239,11 @@ class Synthesizer:
 
     @property
     def adapted(self) -> tuple[nn.Module, Tensor]:
-        """Generator and latents after the last call's steps."""
+        """Returns generator and latents after the last call's steps."""
         return self.fast, self.latents.detach()
 
     def _state(self) -> list[Tensor]:
-        """All that a call changes and the next one reads."""
+        """Returns the tensors that a call changes and the next one reads."""
         outer = (tensor for state in self.outer.state.values() for tensor in state.values())
         return [*self._weights, *outer, *(self.accumulated or [])]
 
@@ -282,7 +282,7 @@ class Distiller:
         self._form, self._run = form, None
 
     def step(self) -> None:
-        """One step; `loss` is what it was before it."""
+        """Takes one step; `loss` is its value before the step."""
         if self._run is None:
             self._step()  # makes the optimizer's state, and counts as a step
             self._run = graph(self._step, self._state) if self._form == "graphed" else self._step
@@ -317,7 +317,7 @@ def mode(on_gpu: bool) -> dict[str, Any]:
 
 
 def graph(run: Callable[[], None], state: Callable[[], Iterable[Tensor]]) -> Callable[[], None]:
-    """A function that replays what `run` does as one CUDA graph; `run` itself where there is no GPU.
+    """Returns a function that replays `run` as one CUDA graph; without a GPU, `run` itself.
 
     Args:
       run: reads and writes tensors that stay in their places; it is run a few times before it is captured.

@@ -31,7 +31,7 @@ _COLUMNS = {"logits": "logits", "moments": " input ", "gradient of cross-entropy
 
 
 def of_torchvision(arch: str) -> verify.Report:
-    """Seeded weights of torchvision's module, imported by us, against the module itself."""
+    """Compares seeded weights of torchvision's module, as imported, with the module itself."""
     import torch
 
     factory, size = f"{MODULES}:{arch}", _SIDES.get(arch, 224)
@@ -84,7 +84,7 @@ def keep(found: verify.Report, reference: str) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One row a record, in Markdown."""
+    """Formats the records in Markdown, one row each."""
     columns = ("network", "against", *_COLUMNS)
     rows = []
     for found in records:
@@ -94,7 +94,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", nargs="*", help="compared with our twins; by default torchvision's networks")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="of torchvision's")

@@ -70,7 +70,7 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record in Markdown."""
+    """Formats the record in Markdown."""
     head = ("batch", "side", "channels", "XLA, no loop, ms", "XLA in a loop, ms", "ratio", "ours in a loop, ms")
     rows = [
         [
@@ -86,7 +86,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Parses the arguments and runs the measurement."""
     rows = [{"case": list(case), **measure(case)} for case in CASES]
     record = {"versions": {name: version(name) for name in ("jax", "jaxlib")}, "cases": rows}
     write_json(RECORD, record)

@@ -42,9 +42,8 @@ def make(dataset: str, variant: str | None) -> ConfigDict:
     pair, k = f"{teacher}-{student}", steps.removeprefix("fast")
     if pair not in PAIRS or steps not in {f"fast{k}" for k in STEPS} or set(protocols) - PROTOCOLS.keys():
         raise UserError(
-            f"unknown variant {variant!r}: expected teacher-student-fastK[-protocol] with a pair of "
-            f"{', '.join(PAIRS)}, "
-            f"K of {', '.join(map(str, STEPS))} and protocols of {', '.join(PROTOCOLS)}"
+            f"unknown variant {variant!r}: expected teacher-student-fastK[-protocol], with teacher-student one of "
+            f"{', '.join(PAIRS)}, K one of {', '.join(map(str, STEPS))}, protocol one of {', '.join(PROTOCOLS)}"
         )
     config = pair_config(dataset, pair)
     config.inversion.adversarial_weight, config.inversion.class_weight = PAIRS[pair]
@@ -70,8 +69,9 @@ def make_method(published: Change, variant: str | None, recipes: Mapping[str, Ch
     pair = f"{teacher}-{student}"
     if dataset not in DATASETS or pair not in PAIRS or set(protocols) - BUDGETS.keys() - recipes.keys():
         raise UserError(
-            f"unknown variant {variant!r}: expected dataset-teacher-student[-protocol] with a data set of "
-            f"{', '.join(DATASETS)}, a pair of {', '.join(PAIRS)} and protocols of {', '.join((*recipes, *BUDGETS))}"
+            f"unknown variant {variant!r}: expected dataset-teacher-student[-protocol], with dataset one of "
+            f"{', '.join(DATASETS)}, teacher-student one of {', '.join(PAIRS)}, protocol one of "
+            f"{', '.join((*recipes, *BUDGETS))}"
         )
     config = pair_config(dataset, pair)
     published(config)

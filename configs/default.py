@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.method = section(registry.MethodOptions)
     for name, options in registry.sections().items():  # fastdfkd, generator, inversion, ...
         if not name or name in config:
-            raise TypeError(f"{options.__name__} needs a section of its own, found {name!r}")
+            raise TypeError(f"{options.__name__} needs its own section, found {name!r}")
         config[name] = section(options)
 
     config.kd = section(KDOptions)  # the student's recipe

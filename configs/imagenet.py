@@ -37,7 +37,8 @@ def get_config(variant=None):
     student, _, protocol = (variant or "resnet50_imagenet").partition("-")
     if student not in STUDENTS or protocol not in ("", "logs", "tiny"):
         raise UserError(
-            f"unknown variant {variant!r}: expected one of {', '.join(STUDENTS)}, then -logs, -tiny, nothing, or smoke"
+            f"unknown variant {variant!r}: expected one of {', '.join(STUDENTS)}, alone or with -logs or "
+            "-tiny, or smoke"
         )
     config = _published(student)
     config.teacher.arch = "resnet50_imagenet"

@@ -8,10 +8,10 @@ from fastdfkd_jax.configs import cifar
 
 
 def published(config):
-    """Calls, batches and student steps of the published tables, which are the defaults."""
+    """Sets the calls, batches and student steps of the published tables, which are the defaults."""
     config.method.name = "noise"
 
 
 def get_config(variant=None):
-    """The config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
+    """Returns the config of 'dataset-teacher-student[-protocol]'; without one, WRN-40-2 -> WRN-16-1 on CIFAR-10."""
     return cifar.make_method(published, variant)

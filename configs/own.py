@@ -19,7 +19,7 @@ def get_config(variant=None):
     known = [f"fast{k}" for k in cifar.STEPS]
     if steps not in known or set(protocols) - cifar.PROTOCOLS.keys():
         raise UserError(
-            f"unknown variant {variant!r}: expected one of {', '.join(known)}, then -protocol of "
+            f"unknown variant {variant!r}: expected one of {', '.join(known)}, alone or with -PROTOCOL, one of "
             f"{', '.join(cifar.PROTOCOLS)}"
         )
     config = default.get_config()

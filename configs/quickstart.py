@@ -61,5 +61,5 @@ def _published(method: str):
     modules = {path.stem for path in files if "def published(" in path.read_text()}
     if method not in modules:
         offered = sorted((modules | {"fastdfkd"}) - {"dfnd"})  # dfnd also needs pictures, config.transfer.source
-        raise UserError(f"unknown variant {method!r}: expected one of {', '.join(offered)}, or none")
+        raise UserError(f"unknown variant {method!r}: expected one of {', '.join(offered)}, or no variant")
     return importlib.import_module(f"fastdfkd_jax.configs.{method}").published

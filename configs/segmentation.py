@@ -25,8 +25,8 @@ def make(
     name, *chosen = (variant or "fast10").split("-")
     if name not in METHODS or set(chosen) - budgets.keys():
         raise UserError(
-            f"unknown variant {variant!r}: expected METHOD[-BUDGET] with a method of {', '.join(METHODS)} and budgets "
-            f"of {', '.join(budgets)}, or smoke"
+            f"unknown variant {variant!r}: expected METHOD[-BUDGET], with METHOD one of {', '.join(METHODS)}, BUDGET "
+            f"one of {', '.join(budgets)}, or smoke"
         )
     config = base()
     METHODS[name](config)

@@ -41,7 +41,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The help of the program itself."""
+    """Returns the help of the program itself."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def entry() -> None:
-    """The console script."""
+    """Runs the console script."""
     run_command(main)
 
 

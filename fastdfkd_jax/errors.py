@@ -1,7 +1,7 @@
 """The one exception class for what a user can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_LINE = 300  # characters of a message
@@ -26,20 +26,26 @@ def require(condition: bool, key: str, expected: str, found: Any) -> None:
 
 
 def one_line(text: object) -> str:
-    """Text on one line, of printable characters only, as names and contents of files may hold anything."""
+    """Returns the text on one line of printable characters, because names and contents of files may hold any."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
 
 
 def shortened(text: object, longest: int = LONGEST_LINE, mark: str = " ... ") -> str:
-    """Text on one line of at most so many characters; a mark stands for the middle of one that is longer.
+    """Returns the text on one line of at most `longest` characters; a mark replaces the middle of a longer text.
 
-    More of the end is kept, as it says how to mend a fault, or is the name in a path.
+    More of the end is kept, because it says how to fix a fault, or is the name in a path.
     """
     line = one_line(text)
     if len(line) <= longest:
         return line
     tail = (longest - len(mark)) * 2 // 3
     return line[: longest - len(mark) - tail] + mark + line[-tail:]
+
+
+def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
+    """Lists the first few names and counts the others."""
+    texts = [shortened(name, longest) for name in names[:most]]
+    return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
@@ -54,4 +60,4 @@ def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
         shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
         return ratio + same + 0.5 * bool(shared)
 
-    return ", ".join(sorted(known, key=lambda key: (-likeness(key), key))[:most])
+    return ", ".join(shortened(key, 40) for key in sorted(known, key=lambda key: (-likeness(key), key))[:most])

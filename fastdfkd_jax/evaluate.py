@@ -32,7 +32,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
       UserError: the checkpoint or the data cannot be used.
     """
     if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"expected a batch size of at least 1, got {arguments.batch_size}")
+        raise UserError(f"expected a batch size of at least 1, found {arguments.batch_size}")
     network, variables = convert.load_network(
         arguments.checkpoint,
         arch=arguments.arch,

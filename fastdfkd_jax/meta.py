@@ -162,4 +162,4 @@ def adapt_with_gradient(
         return adapted.last_grad, adapted
     if rule == "fomaml_adapted":
         return jax.grad(loss_fn, has_aux=True)(adapted.params, final_input)[0], adapted
-    raise ValueError(f"rule {rule!r} is not one of {RULES}")
+    raise ValueError(f"expected a rule of {', '.join(RULES)}, found {rule!r}")

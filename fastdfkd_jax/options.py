@@ -39,7 +39,7 @@ def option(
     within: str = "",
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field of options.
+    """Declares a field of options.
 
     Args:
       default: its value where the config says nothing else; `dataclasses.MISSING` where each subclass has its own.
@@ -83,18 +83,18 @@ class Options:
             self.require(each.name, all(map(_is_finite, numbers)), "finite")
 
     def require(self, name: str, condition: bool, expected: str) -> None:
-        """UserError where the option of this name cannot work."""
+        """Raises UserError if the option of this name cannot work."""
         require(condition, _key(type(self), name), expected, getattr(self, name))
 
 
 def part(each: Field) -> type[Options] | None:
-    """The class of the options that a field holds, which have a section of their own; else None."""
+    """Returns the class of the options that a field holds, which have their own section; None for a plain value."""
     kind = each.default_factory
     return kind if isinstance(kind, type) and issubclass(kind, Options) else None
 
 
 def said(kind: type[Options], name: str) -> Mapping[str, Any]:
-    """The arguments of `option` for a field, of the class itself or of the nearest one above it."""
+    """Returns the arguments of `option` for a field, from the class itself or its nearest ancestor that declares it."""
     for each in kind.__mro__:
         found = vars(each).get("__dataclass_fields__", {}).get(name)
         if found is not None and found.metadata:
@@ -103,12 +103,12 @@ def said(kind: type[Options], name: str) -> Mapping[str, Any]:
 
 
 def ranges(kind: type[Options], name: str) -> str:
-    """The range of a field in words; '' for any value."""
+    """Returns the range of a field in words; '' for any value."""
     return ", ".join(expected for expected, _ in _rules(said(kind, name)))
 
 
 def _rules(known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each bound of a field: in words, and as a function of a value."""
+    """Yields each bound of a field: in words, and as a function of a value."""
     if known.get("choices"):
         yield f"one of {', '.join(known['choices'])}", lambda value: value in known["choices"]
     if known.get("at_least") is not None:
@@ -131,7 +131,7 @@ def _contains(interval: str, value: float) -> bool:
 
 
 def section(kind: type[Options]) -> dict[str, Any]:
-    """The section of a config with the defaults of these options, without those of its parts."""
+    """Returns the section of a config with the defaults of these options, without those of its parts."""
     values = {}
     for each in dataclasses.fields(kind):
         if part(each) is None:
@@ -140,7 +140,7 @@ def section(kind: type[Options]) -> dict[str, Any]:
 
 
 def read(kind: type[T], config: Any) -> T:
-    """The options that a config has in their section, and in those of their parts.
+    """Reads options from their section of a config, and from those of their parts.
 
     Args:
       kind: their class. What else the section holds is not looked at.
@@ -157,14 +157,14 @@ def read(kind: type[T], config: Any) -> T:
 
 
 def kinds(kind: type[Options]) -> list[type[Options]]:
-    """The class itself where it has fields of its own, and those of all its parts: a class for each section."""
+    """Returns the class itself if it has its own fields, and the classes of all its parts: one for each section."""
     parts = [part(each) for each in dataclasses.fields(kind)]
     own = [kind] if None in parts else []
     return own + [below for each in parts if each for below in kinds(each)]
 
 
 def by_section(found: Iterable[type[Options]]) -> dict[str, type[Options]]:
-    """The class of each section: of several, the one with all its fields.
+    """Returns the class of each section: if there are several, the one with all its fields.
 
     Raises:
       TypeError: two classes of a section have fields that the other has not.
@@ -177,13 +177,13 @@ def by_section(found: Iterable[type[Options]]) -> dict[str, type[Options]]:
         if not {each.name for each in dataclasses.fields(smaller)} <= {
             each.name for each in dataclasses.fields(larger)
         }:
-            raise TypeError(f"{kind.__name__} needs a section of its own: class {kind.__name__}(Options, section=...)")
+            raise TypeError(f"{kind.__name__} needs its own section: class {kind.__name__}(Options, section=...)")
         classes[kind.section] = larger
     return classes
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat names and values of a recorded config, under the names of now."""
+    """Returns the flat names and values of a recorded config, under their present names."""
     return {RENAMED.get(key, key): value for key, value in flat.items()}
 
 

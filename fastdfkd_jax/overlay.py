@@ -22,7 +22,7 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
 from fastdfkd_jax.distributed import parallel
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.storage import image_grid
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, type=Path, help="PNG file to write")
     chosen = parser.parse_args(argv[1:])
     if chosen.across < 1:
-        raise UserError(f"expected at least 1 picture across, got {chosen.across}")
+        raise UserError(f"expected at least 1 picture across, found {chosen.across}")
     parallel.split_cpu(0)
     known = {"arch": chosen.arch, "mean": chosen.mean, "std": chosen.std}
     networks = [convert.load_network(path, **known) for path in chosen.checkpoints]
@@ -99,8 +99,10 @@ def main(argv: Sequence[str]) -> None:
         if not network.spec.gives_maps:
             raise UserError(f"{path} holds {network.spec.arch}, a classifier: expected a network for segmentation")
         data.require(dataset, network.spec)
-    if len({network.spec.num_classes for network, _ in networks}) > 1:
-        raise UserError("the networks differ in the number of their classes: expected one for all")
+    if len(counts := sorted({network.spec.num_classes for network, _ in networks})) > 1:
+        raise UserError(
+            f"expected networks with the same number of classes, found {listed(list(map(str, counts)))}: leave some out"
+        )
     beside = "its labels and " if maps else ""
     maps += [predict(network, variables, dataset.images) for network, variables in networks]
     classes = networks[0][0].spec.num_classes

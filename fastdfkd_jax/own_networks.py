@@ -23,7 +23,7 @@ from fastdfkd_jax.cli.parser import JSON, PROGRAM, OneLineParser, expanded, numb
 from fastdfkd_jax.convert import record
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.distributed import parallel
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.storage.files import make_folder, write_json
@@ -38,7 +38,7 @@ log = logging.getLogger("fastdfkd_jax.distill")
 # name: variant of configs/own.py
 PROTOCOLS = {"smoke": "fast2-smoke", "short": "fast5-short", "full": "fast5"}
 _IDENTITY = "identity.json"  # written after both networks are recorded
-_NEEDS_TORCH = "recording a PyTorch module needs torch: pip install torch"
+_NEEDS_TORCH = "recording a PyTorch module needs torch, which is not installed: pip install torch"
 
 
 class Distilled(NamedTuple):
@@ -142,7 +142,7 @@ def _identity(given: Given, weights: str | os.PathLike[str] | None) -> dict[str,
     files += [] if weights is None else [str(weights)]
     paths = [expanded(file) for file in files]
     if missing := next((path for path in paths if not path.is_file()), None):
-        raise UserError(f"{missing} does not exist")
+        raise UserError(f"{missing} does not exist: check the path")
     return {"network": str(given), "files": [file_digest(path) for path in paths]}
 
 
@@ -198,7 +198,9 @@ def _record(role: str, given: Any, folder: Path, weights: str | os.PathLike[str]
     normalisation = {}
     if role == "teacher":
         if images.mean is None or images.std is None:
-            raise UserError("mean and std of the teacher's images in [0, 1] are needed: give both, a number a channel")
+            raise UserError(
+                "mean and std of the teacher's images in [0, 1] are needed: give both, with one number for each channel"
+            )
         require_unit_scale(images.mean, images.std)
         normalisation = {"mean": list(images.mean), "std": list(images.std)}
     try:
@@ -211,7 +213,7 @@ def _record(role: str, given: Any, folder: Path, weights: str | os.PathLike[str]
     if role == "teacher":
         report = verify(folder)
         if failed := [check.name for check in report.checks if not check.passed]:
-            raise UserError(f"teacher: our network differs from PyTorch's in {', '.join(failed)}: please report it")
+            raise UserError(f"teacher: our network differs from PyTorch's in {listed(failed)}: please report it")
         log.info("the teacher equals PyTorch's: %d checks passed", len(report.checks))
 
 
@@ -232,7 +234,9 @@ def _parser() -> OneLineParser:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="length of a run (default: %(default)s)")
     parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
     parser.add_argument("--workdir", default="runs/distill", help="folder for all files (default: %(default)s)")
-    parser.add_argument(JSON, action="store_true", help="print the summary as JSON, as without a terminal")
+    parser.add_argument(
+        JSON, action="store_true", help="print the summary as JSON; this is the default without a terminal"
+    )
     return parser
 
 

@@ -22,7 +22,7 @@ from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import require_unit_scale
 from fastdfkd_jax.data import Dataset
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed
 from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -77,7 +77,10 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def _expect_keys(where: str, found: Mapping[str, Any], expected: Set[str]) -> None:
     if set(found) != expected:
-        raise UserError(f"expected {', '.join(sorted(expected))} in {where}, found {', '.join(sorted(found))}")
+        missing, strange = (listed(sorted(names)) or "none" for names in (expected - set(found), set(found) - expected))
+        raise UserError(
+            f"config.{where} must have its {len(expected)} keys, found missing: {missing}; unknown: {strange}"
+        )
 
 
 def _datasets(source: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
@@ -92,14 +95,14 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if recipe.square > min(height, width):
         raise UserError(
-            f"expected recipe.square of at most {min(height, width)}, the images' side, got {recipe.square}"
+            f"expected recipe.square of at most {min(height, width)}, the images' side, found {recipe.square}"
         )
     if dataset.labels.ndim == 3:
         height = width = recipe.square or min(height, width)  # size of the images synthesised from it
     if height != width:
-        raise UserError(f"expected square training images, found {height}x{width}")
+        raise UserError(f"expected square training images, found {height}x{width}: resize them")
     if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
-        raise UserError(f"expected {channels} numbers in mean and positive ones in std, got {mean} and {std}")
+        raise UserError(f"expected {channels} numbers in mean and positive ones in std, found {mean} and {std}")
     require_unit_scale(mean, std)
     return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
 

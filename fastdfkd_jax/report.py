@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     if args.add is not None:
         if not args.name:
-            raise UserError("--add needs --as NAME/SEED, the place of the record")
+            raise UserError("--add needs the place of the record: give --as NAME/SEED")
         add(args.add, args.results / args.name, timed=not args.untimed)
     block = table(args.results)
     if args.into is None:

@@ -1,6 +1,6 @@
 """Runs two synthesis calls in several layouts of four CPU devices, with KD steps where a batch is split; saves all.
 
-A program of its own, because devices are fixed at their first use: `python tests/layouts.py OUT.npz`.
+A separate program, because devices are fixed at their first use: `python tests/layouts.py OUT.npz`.
 """
 
 import functools

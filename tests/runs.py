@@ -55,7 +55,7 @@ def identity_of(workdir: Path) -> dict[str, Any]:
 class Runs:
     """Runs that share what they compile, which is nearly all that a tiny run costs.
 
-    A test that puts another method in the place of one must have `Runs` of its own. Few are held: the programs of a run
+    A test that replaces a method must have its own `Runs`. Few are held: the programs of a run
     take some 2,000 of the 65,530 memory maps that Linux gives a process, and XLA crashes where there are none left.
     """
 

@@ -186,7 +186,7 @@ def test_mixing_changes_nothing_else_of_a_view():
     assert mixed.mix is not None
     jax.tree.map(np.testing.assert_array_equal, plain, mixed._replace(mix=None))
     for used in jax.random.split(jax.random.key(11)):
-        assert np.any(augment.random_mix(used, IMAGES.shape, 1.0).partner != mixed.mix.partner), "a key of its own"
+        assert np.any(augment.random_mix(used, IMAGES.shape, 1.0).partner != mixed.mix.partner), "its own key"
     shown = augment.apply_view(IMAGES, plain)
     np.testing.assert_array_equal(augment.apply_view(IMAGES, mixed), augment.cutmix(shown, mixed.mix))
 

@@ -1,4 +1,4 @@
-"""Checkpoints come back to the bit; damage, other formats and other runs are recognised."""
+"""Checkpoints are restored bit-identically; damage, other formats and other runs are recognised."""
 
 import json
 import logging

@@ -163,7 +163,7 @@ def test_head_and_bank_persist_and_the_generator_does_not():
     heads = [state.head["hidden"]["kernel"] for state in states]
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(heads))
     counts = [int(jax.tree.leaves(state.head_opt_state)[0]) for state in states]
-    assert counts == [0, 3, 6, 9, 12], "the head's Adam goes on"
+    assert counts == [0, 3, 6, 9, 12], "the head's Adam continues"
     for batch, info in zip(batches, infos, strict=True):
         assert batch.images.shape == (BATCH, 8, 8, 1)
         assert np.all((batch.images >= 0) & (batch.images <= 1))

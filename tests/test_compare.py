@@ -279,7 +279,7 @@ def test_a_comparison_that_is_killed_or_stopped_goes_on(places, tmp_path):
     out, err = second.communicate()
     assert second.returncode == 0, err
     assert "one     0  begun" in out
-    assert "stopped, everything saved; the same command goes on" in err
+    assert "stopped, everything is saved; run the same command to continue" in err
     assert is_free(tmp_path / "runs" / "one" / "seed0" / ".lock"), "the run has ended"
     assert not (tmp_path / "runs" / "one" / "seed0" / "summary.json").exists()
     log = (tmp_path / "logs" / "one-seed0.log").read_text()
@@ -413,16 +413,16 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
         (tmp_path / name).write_text(name)
     run_folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
     run_folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
-    with pytest.raises(UserError, match=r"runs/a-fast holds runs with another teacher than .*b.pth"):
+    with pytest.raises(UserError, match=r"runs/a-fast holds runs with a teacher other than .*b.pth"):
         run_folders.require_same_teacher(tmp_path, run(tmp_path / "b.pth"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": "0,x"}, "config.seeds must be whole numbers, each once, as in 0,1,2, found '0,x'"),
+        ({"seeds": "0,x"}, "config.seeds must be different whole numbers, such as 0,1,2, found '0,x'"),
         ({"seeds": "1,1"}, "config.seeds must be"),
-        ({"only": "a-fast,d*"}, r"config.only: no run is called 'd\*': expected some of a-fast, b-kd, c-other"),
+        ({"only": "a-fast,d*"}, r"config.only: no run matches 'd\*': the nearest are b-kd, a-fast, c-other"),
     ],
 )
 def test_mistakes_are_user_errors(changes, message):
@@ -435,7 +435,7 @@ def test_a_config_that_cannot_work_names_its_run():
     config.runs["b-kd"].config.kd.batch = 0
     with pytest.raises(UserError, match=r"run b-kd: config\.kd\.batch must be at least 1, found 0"):
         comparison.read(config)
-    with pytest.raises(UserError, match=r"config.runs is missing: expected a config made as those in configs/compare/"):
+    with pytest.raises(UserError, match=r"config.runs is missing: expected a config like those in configs/compare/"):
         comparison.read(tiny_config())
     made = parts.table("t", [parts.row("s", "A", "unknown")], caption="")
     with pytest.raises(UserError, match="table t, row 'A': unknown run 'unknown'"):
@@ -450,4 +450,4 @@ def test_a_user_error_is_one_line_with_exit_status_2(places, tmp_path):
     done = process("--config", config_file(places), "--workdir", tmp_path, "--config.only=nothing")
     out, err = done.communicate()
     assert (done.returncode, out) == (2, "")
-    assert err == "error: config.only: no run is called 'nothing': expected some of one, two\n"
+    assert err == "error: config.only: no run matches 'nothing': the nearest are one, two\n"

@@ -1,4 +1,4 @@
-"""Tables of a comparison, from summaries by hand: exact text, computed rows, speed-ups, and what is missing."""
+"""Tables of a comparison, from handwritten summaries: exact text, computed rows, speed-ups, and what is missing."""
 
 import csv
 import io

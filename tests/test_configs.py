@@ -254,11 +254,11 @@ def test_options_are_read_with_those_of_their_parts():
 def test_what_a_config_file_adds_is_refused():
     config = tiny_config()
     config.kd.momentun = 0.5
-    with pytest.raises(UserError, match=r"config.kd.momentun is no option: see docs/options.md"):
+    with pytest.raises(UserError, match=r"config.kd.momentun is not an option: see docs/options.md"):
         validate(config)
     config = tiny_config()
     config.cmi.learning_rate = 0.5
-    with pytest.raises(UserError, match=r"config.cmi.learning_rate is no option: it is called config.cmi.lr now"):
+    with pytest.raises(UserError, match=r"config.cmi.learning_rate is not an option: it is called config.cmi.lr now"):
         validate(config)
 
 

@@ -61,7 +61,7 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_batches_that_live_once_serve_their_round_and_leave_no_pool(tmp_path, monkeypatch):
+def test_batches_that_are_used_once_leave_no_pool(tmp_path, monkeypatch):
     install(monkeypatch, once)
     summary = one_run.run(tiny_config(method__name="noise"), tmp_path)
     # Three calls of four steps, the first without the student; two batches of eight a round of two steps.

@@ -1,4 +1,4 @@
-"""Keras's ResNet-50 as TensorFlow.js stores it: one convolution and its BatchNorm by hand, and damaged files."""
+"""Keras's ResNet-50 as TensorFlow.js stores it: one handwritten convolution with its BatchNorm, and damaged files."""
 
 import json
 

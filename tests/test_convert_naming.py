@@ -60,7 +60,7 @@ def test_the_aliases_of_other_code_bases_do_not_hide_the_architecture():
     ],
 )
 def test_an_architecture_that_cannot_be_told_is_asked_for(change):
-    with pytest.raises(UserError, match=r"cannot be told.*--arch"):
+    with pytest.raises(UserError, match=r"cannot be recognised.*--arch"):
         guess_arch(zeros_like("resnet18") | change)
 
 
@@ -141,7 +141,7 @@ def test_long_lists_are_short_and_whole_on_request(network, state):
     assert str(caught.value).endswith("record its graph: fastdfkd convert record")
     placed = caught.value.within("/data/" + "long_name/" * 30 + "teacher.pth")
     assert len(str(placed)) <= 280
-    assert "teacher.pth: not a sound" in str(placed)
+    assert "teacher.pth: not a valid" in str(placed)
 
 
 @pytest.mark.parametrize(

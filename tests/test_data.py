@@ -111,7 +111,7 @@ def test_malformed_splits_are_refused(split):
 
 def test_unknown_and_empty_splits_are_refused():
     expect_error("no split 'val'", "digits", "val")
-    expect_error("holds no example", "digits", "test[5:5]")
+    expect_error("has no examples", "digits", "test[5:5]")
 
 
 @pytest.mark.parametrize("source", ["", "cifar10", "tfds:", "npz", "folder:", "pickle:mnist", "web:cifar10"])
@@ -170,7 +170,7 @@ def test_npz_that_is_missing_damaged_or_no_archive(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", b"not an array")
         archive.writestr("labels.npy", b"not an array")
-    expect_error("a member is no array", f"npz:{path}")
+    expect_error("a member is not an array", f"npz:{path}")
     np.save(tmp_path / "b.npy", np.arange(3))
     expect_error("single array", f"npz:{tmp_path / 'b.npy'}")
     np.savez(path, images=random_images(2), labels=np.arange(2))

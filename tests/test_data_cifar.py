@@ -92,7 +92,7 @@ class _Malicious:
         return Path.touch, (self.target,)
 
 
-def test_a_pickle_that_wants_more_than_arrays_is_refused_unrun(tmp_path):
+def test_a_pickle_that_asks_for_more_than_arrays_is_refused_unrun(tmp_path):
     write_cifar10(tmp_path)
     evil = {b"data": _Malicious(tmp_path / "ran"), b"labels": []}
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(evil))

@@ -167,7 +167,7 @@ HIDDEN = {
 @pytest.mark.parametrize("case", HIDDEN)
 def test_tfds_imports_no_module_that_json_in_a_text_names(prepared, importable, case):
     (prepared / "features.json").write_text(json.dumps(HIDDEN[case]))
-    refused("'evil_features.X' is no feature of TFDS", "tfds:cifar10", data_dir=prepared.parent.parent)
+    refused("'evil_features.X' is not a feature of TFDS", "tfds:cifar10", data_dir=prepared.parent.parent)
     assert not importable.exists()
 
 

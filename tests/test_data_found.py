@@ -181,9 +181,9 @@ def test_class_names_number_a_part_of_a_network_s_classes(tmp_path):
     file.write_text("n02\n\nn05\n")
     refused("found an empty line", "folder:.", "val", **options)
     file.unlink()
-    refused("cannot read the names of classes", "folder:.", "val", **options)
+    refused("cannot read the class names", "folder:.", "val", **options)
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=[0, 1])
-    refused("has no names of classes to look up", "npz:a.npz", data_dir=tmp_path, class_names=["a", "b"])
+    refused("has no class names to look up", "npz:a.npz", data_dir=tmp_path, class_names=["a", "b"])
 
 
 def test_a_run_takes_class_names_from_its_config(tmp_path):
@@ -215,7 +215,7 @@ def test_leftovers_and_other_files_are_skipped_and_counted(tmp_path, caplog):
     assert (len(read.labels), read.class_names) == (2, ("cat", "dog"))
     told = messages(caplog)
     assert len(told) == 1
-    assert "skipped 3 files that are no pictures: .db, .txt" in told[0]
+    assert "skipped 3 files that are not pictures: .db, .txt" in told[0]
     names = ".DS_Store, ._0.png, .ipynb_checkpoints and 2 more"
     assert f"6 hidden or left by other programs: {names}" in told[0]
 
@@ -226,10 +226,10 @@ def test_an_empty_class_and_pictures_outside_of_classes_are_said(tmp_path, caplo
     (tmp_path / "logs").mkdir()
     with caplog.at_level(logging.WARNING):
         assert data.load("folder:.", data_dir=tmp_path).class_names == ("cat", "logs")
-    assert any("1 pictures that lie in no class folder" in text for text in messages(caplog))
+    assert any("1 pictures outside the class folders" in text for text in messages(caplog))
     assert any("1 of the 2 class folders of" in text and text.endswith("logs") for text in messages(caplog))
     (tmp_path / "cat" / "0.png").unlink()
-    refused("found 1 outside of such folders: make a folder of each class", "folder:.", data_dir=tmp_path)
+    refused("found 1 images outside such folders: make these folders", "folder:.", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "jfif", "jpe", "tiff", "tif", "webp", "bmp", "PNG", "ppm", "jp2", "avif"])

@@ -80,7 +80,7 @@ def test_pairs_with_names_bounds_and_other_files(tmp_path, pairs):
     np.testing.assert_array_equal(read.labels, masks[1:])
     assert read.class_names == ("road", "car", "sky and cloud")
     assert len(data.load(f"pairs:{tmp_path}", "val[:34%]").labels) == 1
-    expect_error("holds no example", f"pairs:{tmp_path}", "val[3:]")
+    expect_error("has no examples", f"pairs:{tmp_path}", "val[3:]")
 
 
 def test_a_palette_is_read_by_its_indices_and_jpegs_are_images(tmp_path):
@@ -103,12 +103,14 @@ def test_pairs_that_are_none(tmp_path, pairs):
     for number in range(1, 5):
         write(tmp_path / "images" / "val" / f"x{number}.png", pairs[0][0])
     (masks / "00001.png").unlink()
-    expect_error(r"found without the other: 00001.png, x1.png, x2.png and 2 more$", source, "val")
+    expect_error(r"found files without the other: 00001.png, x1.png, x2.png and 2 more$", source, "val")
     for number in range(1, 5):
         (tmp_path / "images" / "val" / f"x{number}.png").unlink()
     (tmp_path / "images" / "val" / "00001.png").unlink()
     write(masks / "z.png", pairs[1][0])
-    expect_error(r"expected a mask NAME.png .* for every image .* other: z.png$", source, "val")
+    expect_error(
+        r"expected one mask NAME.png .* for every image .* found files without the other: z.png$", source, "val"
+    )
     write(tmp_path / "images" / "val" / "z.png", pairs[0][0])
     write(tmp_path / "images" / "val" / "z.bmp", pairs[0][0])
     expect_error("one file of each name in .*, found z.bmp and z.png", source, "val")
@@ -119,13 +121,23 @@ def test_folders_that_are_missing(tmp_path, pairs):
     expect_error("found no folder .*/none", f"pairs:{tmp_path / 'none'}")
     expect_error("has no split 'test': expected one of val", source, "test")
     (tmp_path / "images" / "test").mkdir()
-    expect_error("expected images/test/ and masks/test/ in .*, found only images/test: give", source, "test")
+    expect_error(
+        "expected images/test/ and masks/test/ in .*, found only images/test: check the path in pairs:DIR",
+        source,
+        "test",
+    )
     (tmp_path / "masks" / "test").mkdir()
     expect_error("expected images in .*, found none", source, "test")
-    expect_error("expected images/x/ and masks/x/ in .*, found test, val: give", f"pairs:{tmp_path / 'images'}", "x")
+    expect_error(
+        "expected images/x/ and masks/x/ in .*, found test, val: check the path", f"pairs:{tmp_path / 'images'}", "x"
+    )
     for kind in ("camvid", "nyuv2"):
         expect_error("found no folder", f"{kind}:{tmp_path / 'none'}")
-        expect_error("expected .* in .*, found classes.txt, images, masks: give", f"{kind}:{tmp_path}", "test")
+        expect_error(
+            f"expected .* in .*, found classes.txt, images, masks: check the path in {kind}:DIR",
+            f"{kind}:{tmp_path}",
+            "test",
+        )
 
 
 MASKS = {
@@ -135,7 +147,7 @@ MASKS = {
     "of 16 bits": (np.zeros(SHAPE, np.uint16), "found 16-bit I;16"),
     "of other classes": (
         np.full(SHAPE, 3, np.uint8),
-        "expected classes 0 to 2, or 255 where there is none, .* found 3: name every class in classes.txt",
+        "expected classes 0 to 2, or 255 for no class, .* found 3: name every class in classes.txt",
     ),
 }
 
@@ -275,7 +287,7 @@ def test_the_real_camvid(shared_data):
 # --- fit with a network
 
 
-def test_require_tells_maps_from_images(tmp_path, pairs):
+def test_require_distinguishes_maps_from_images(tmp_path, pairs):
     maps, images = data.load(f"pairs:{tmp_path}", "val"), data.load("digits", "test[:3]")
     spec = NetworkSpec("deeplab", 3, 256, task="segmentation")
     assert data.require(maps, spec) is maps, "of any size"

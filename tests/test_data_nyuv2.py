@@ -140,7 +140,7 @@ def test_labels_that_count_from_one_are_told(tmp_path):
         (tmp_path / folder / "test").mkdir(parents=True)
         Image.fromarray(array).save(tmp_path / folder / "test" / "00001.png")
     with pytest.raises(
-        UserError, match=r"classes 0 to 12, .* found 13: these may count from 1; prepare them by python"
+        UserError, match=r"classes 0 to 12, .* found 13: these may count from 1; prepare them with python"
     ):
         data.load(f"nyuv2:{tmp_path}", "test")
 
@@ -148,7 +148,7 @@ def test_labels_that_count_from_one_are_told(tmp_path):
 def test_files_that_are_missing_or_others(refused, tmp_path, monkeypatch):
     refused("expected meta/classMapping40.mat, found none: give --meta the folder of https://.*nyuv2-meta-data")
     write_meta(tmp_path / "meta")
-    refused("expected the file a.mat, found none: fetch it from http://.*nyu_depth_v2_labeled.mat")
+    refused("expected the file a.mat, found none: download it from http://.*nyu_depth_v2_labeled.mat")
     for content in (b"", b"MATLAB 5.0 MAT-file"):
         (tmp_path / "a.mat").write_bytes(content)
         refused("cannot read a.mat as HDF5")
@@ -163,7 +163,7 @@ def test_files_that_are_missing_or_others(refused, tmp_path, monkeypatch):
     official(tmp_path / "a.mat", 5, largest=60000)
     refused("expected labels 0 to 894 in image 1 of a.mat, found")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused("takes h5py, which is not installed: pip install h5py")
+    refused("needs h5py, which is not installed: pip install h5py")
 
 
 def test_a_file_that_was_fetched_in_part(refused, tmp_path):

@@ -78,7 +78,7 @@ def test_the_rate_is_of_the_precision_asked_for(precision):
         rate: Any = schedule(jnp.int32(3))
     assert rate.dtype == precision
     expected = (FINAL + (PEAK - FINAL) * (1 + np.cos(np.pi / CALLS)) / 2) * 4 / 7
-    # Either has some rounding of its own; the wider one would not be met from a fraction in the narrower.
+    # Each rounds differently; the wider one would not be met from a fraction in the narrower.
     np.testing.assert_allclose(float(rate), expected, rtol=1e-6 if precision == "float32" else 1e-14)
 
 

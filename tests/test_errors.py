@@ -306,9 +306,9 @@ def test_a_malicious_teacher_is_not_run(refused, tmp_path):
     torch = pytest.importorskip("torch")
     bad, marker = tmp_path / "bad.pth", tmp_path / "marker"
     torch.save({"state_dict": {"x": torch.zeros(1)}, "extra": Runs(marker)}, bad)
-    assert not refused(r"refused: its pickle wants \w+\.system", f"--config.teacher.checkpoint={bad}")
+    assert not refused(r"refused: its pickle asks for \w+\.system", f"--config.teacher.checkpoint={bad}")
     bad.write_bytes(pickle.dumps(Runs(marker)))
-    assert not refused(r"refused: its pickle wants \w+\.system", f"--config.teacher.checkpoint={bad}")
+    assert not refused(r"refused: its pickle asks for \w+\.system", f"--config.teacher.checkpoint={bad}")
     assert not marker.exists()
 
 
@@ -345,7 +345,7 @@ DATA: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda root: write_npz(root / "set.npz", classes=11),
         "has 10 classes, the data set 11: give the data set",
     ),
-    "folder of nothing": ("folder:.", lambda root: None, "expected images in one folder a class"),
+    "folder of nothing": ("folder:.", lambda root: None, "expected one folder of images for each class"),
     "unreadable picture": ("folder:.", lambda root: write_picture(root / "cat" / "1.png", b"no picture"), "1.png"),
 }
 
@@ -496,7 +496,7 @@ def full_tensorstore(*_, **__):
 
 
 def expect_no_space(call: Callable[[], object]) -> None:
-    with pytest.raises(UserError, match=r"no space left for .*: free some and run the same command again, it goes on"):
+    with pytest.raises(UserError, match=r"no space left for .*: free some and run the same command to continue"):
         call()
 
 

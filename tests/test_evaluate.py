@@ -73,7 +73,7 @@ def test_a_network_that_gives_nan_scores_zero():
     assert np.isnan(measured["loss"])
 
 
-def test_one_compilation_serves_several_data_sets():
+def test_one_compilation_suffices_for_several_data_sets():
     traces: list[int] = []
     network = linear_network(7, traces)
     evaluate = make_evaluator(network, batch_size=8)

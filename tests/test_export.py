@@ -98,7 +98,7 @@ def test_folders_hold_every_image_and_every_class(run, tmp_path):
     images = make_run(tmp_path / "run")
     status, out, err = run("run", "--to", "out/pictures", "--format", "folder")
     assert (status, out) == (0, f"out/pictures: 11 images, 12 classes, {ASKED}\n")
-    assert "3 classes have no image: torchvision's ImageFolder wants allow_empty=True" in err
+    assert "3 classes have no image: torchvision's ImageFolder needs allow_empty=True" in err
     place, flat = tmp_path / "out" / "pictures", FLAT
     assert sorted(path.name for path in place.iterdir()) == [f"{index:02d}" for index in range(CLASSES)]
     assert contents(tmp_path / "out")[0] == "pictures", "nothing stays beside it"
@@ -208,7 +208,7 @@ def test_images_without_labels_are_not_evaluated(run, tmp_path):
 
 
 def test_both_formats_evaluate_alike(run, tmp_path):
-    """Through the whole path: a student in the workdir tells the classes, and is measured on what was written."""
+    """Through the whole path: a student in the workdir gives the classes, and is measured on what was written."""
     workdir, labels = tmp_path / "run", [[0, 2, 3], [9, 2]]
     network, variables = convert.load_network(data.digits.TEACHER_PATH)
     test, chosen, shards = data.load("digits", "test"), [], Shards(workdir / "pool")
@@ -310,15 +310,15 @@ def test_a_teacher_of_segmentation_labels_no_image(run_command, tmp_path):
 def test_a_teacher_that_cannot_label_is_refused(run_command, refused_by_teacher, judged, tmp_path):
     config, network = tmp_path / "run" / "config.json", data.digits.TEACHER_PATH
     _, variables = convert.load_network(network)
-    instead = "give --label asked for the classes that were asked for"
+    instead = "use --label asked, which keeps the requested classes"
     refused_by_teacher("--num-classes must be at least 10, found 9", "--num-classes", 9)
     record_run(tmp_path / "run", variables, checkpoint="gone.safetensors")
-    refused_by_teacher(rf"the run's teacher gone.safetensors cannot be loaded \(.*\): put it back, or {instead}")
+    refused_by_teacher(rf"the run's teacher gone.safetensors cannot be loaded \(.*\): restore it, or {instead}")
     other = jax.tree.map(lambda x: x + 1, variables)
     record_run(tmp_path / "run", other)
-    refused_by_teacher(f"digits no longer has the weights of the run's teacher: put those back, or {instead}")
+    refused_by_teacher(f"digits no longer has the weights of the run's teacher: restore them, or {instead}")
     config.write_text("{}")
-    refused_by_teacher(f"config.json is not the record of a run, so that its teacher is not known: {instead}")
+    refused_by_teacher(f"config.json is not the record of a run, so its teacher is unknown: {instead}")
     config.unlink()
     refused_by_teacher(f"expected the run's config.json in .*run, which names the teacher, found none: {instead}")
     make_run(tmp_path / "run", labels=[[1, 2], [3]])
@@ -358,7 +358,7 @@ def test_classes_that_are_not_known_or_too_few(run, refused, tmp_path):
     config.write_text("{}")
     refused("config.json is not the record of a run: give --num-classes", "run", *last)
     config.unlink()
-    refused("does not tell the number of classes.*: give --num-classes", "run", *last)
+    refused("does not record the number of classes.*: give --num-classes", "run", *last)
     assert run("run", *last, "--num-classes", 11)[1] == f"out: 11 images, 11 classes, {ASKED}\n"
 
 
@@ -380,9 +380,9 @@ def test_targets_that_cannot_be_used(run, refused, tmp_path, monkeypatch):
     refused("cannot write .*: choose a folder that can be written", "run", "--to", "file/x", "--format", "folder")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_mount", lambda _: True)
-        refused("out is a file system of its own: give a new folder in it", "run", "--to", "out", "--format", "tfds")
+        refused("out is the root of a file system: give a new folder in it", "run", "--to", "out", "--format", "tfds")
     (tmp_path / "out").mkdir()
-    assert run("run", "--to", "out", "--format", "folder")[0] == 0, "an empty folder serves"
+    assert run("run", "--to", "out", "--format", "folder")[0] == 0, "an empty folder is accepted"
 
 
 def test_arguments_that_are_wrong(refused, tmp_path):
@@ -402,7 +402,7 @@ def test_a_full_disk_leaves_nothing(run, refused, tmp_path, monkeypatch, file_fo
         message = f"write() failed: {os.strerror(errno.ENOSPC)}; writing x"
         full = OSError(errno.ENOSPC, "") if file_format == "folder" else RuntimeError(message)
         patch.setattr(folder_writer if file_format == "folder" else tfds_writer, "encode", raising(full))
-        refused("no space left for .*out: free some and run the same command again, it begins anew", *arguments)
+        refused("no space left for .*out: free some and run the same command to start again", *arguments)
     assert run(*arguments)[0] == 0
 
 
@@ -462,7 +462,7 @@ def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number)
     # A suite that runs in the background may have been told to ignore some signals.
     before = signal.signal(number, signal.default_int_handler)
     try:
-        refused("stopped: nothing was written to out; run the same command to begin anew", "run", "--to", "out",
+        refused("stopped: nothing was written to out; run the same command to start again", "run", "--to", "out",
                 "--format", "folder")  # fmt: skip
     finally:
         signal.signal(number, before)

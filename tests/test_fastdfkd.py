@@ -65,7 +65,7 @@ def run(options=TINY, calls=2, batch=4, warmup_calls=0):
         states.append(state)
         batches.append(batch)
         infos.append(info.records())
-    assert step._cache_size() == 1, "one compilation must serve every call"
+    assert step._cache_size() == 1, "one compilation must suffice for every call"
     return states, batches, infos
 
 

@@ -227,7 +227,7 @@ def test_the_adversary_is_the_student_itself(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_round_moves_the_generator_and_tells_of_it(name):
+def test_every_round_moves_the_generator_and_records_it(name):
     states, batches, infos = rounds(method_of(name))
     for before, after in itertools.pairwise(states):
         assert np.any(before.generator["l1.0"]["kernel"] != after.generator["l1.0"]["kernel"])
@@ -302,7 +302,7 @@ def test_the_generator_s_rate_follows_its_schedule():
 
 
 def test_several_generator_steps_are_adam_on_new_latents_each():
-    """Three steps of DFAD's loss by hand, against one round of three; then the student's fresh batches."""
+    """Three steps of DFAD's loss written out, against one round of three; then the student's fresh batches."""
     method = method_of("dfad", generator_steps=3, ema_decay=0.5)
     (start, end), (batch,), (info,) = rounds(method, 1)
     generator = by_kind.build_generator(8, 1, 5, 4, kind="dfad", forms=Forms(conv="xla"))  # of `method_of`

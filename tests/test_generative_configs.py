@@ -116,7 +116,7 @@ def shares_of_peak(config):
 
 
 def generator_outlives_student(config):
-    """Whether the generator has, at any step, a larger share of its peak rate than the student has of its own."""
+    """Whether the generator has, at any step, a larger share of its peak rate than the student has of its peak."""
     student, generator = shares_of_peak(config)
     return bool((generator > student + 1e-5).any())  # cosines in float32
 
@@ -184,7 +184,7 @@ def test_a_recipe_goes_before_the_length_in_whatever_order_they_are_named():
 
 @pytest.mark.parametrize(("method", "listed"), [("dafl", "table1, short, smoke"), ("dfad", "short, smoke")])
 def test_an_unknown_protocol_is_refused_with_those_of_the_method(method, listed):
-    with pytest.raises(UserError, match=f"unknown variant .* and protocols of {listed}$"):
+    with pytest.raises(UserError, match=f"unknown variant .*, protocol one of {listed}$"):
         config_of(method, f"{PAIR}-table2")
     with pytest.raises(UserError, match="unknown variant"):
         config_of("dfad", f"{PAIR}-table1")

@@ -47,7 +47,7 @@ def run(calls=7):
         states.append(state)
         batches.append(batch)
         infos.append(info.records())
-    assert step._cache_size() == 1, "one compilation must serve every call"
+    assert step._cache_size() == 1, "one compilation must suffice for every call"
     return states, batches, infos, teacher_vars
 
 
@@ -91,7 +91,7 @@ def test_the_weights_beside_the_images_are_those_that_made_them():
     np.testing.assert_allclose(images, batches[1].images[:BATCH], atol=1e-4)
 
 
-def test_what_a_call_tells_is_measured_on_its_images():
+def test_the_measures_of_a_call_are_of_its_images():
     _, batches, infos, teacher_vars = run()
     images, labels = batches[1].images[:BATCH], batches[1].labels[:BATCH]
     out = toy_network().apply(teacher_vars, augment.normalize(images, SPEC.mean, SPEC.std))

@@ -54,7 +54,7 @@ echo >> "$ASKED"
 
 
 def asked(tmp_path, *arguments, python=RECORDER):
-    """Runs the script with a Python of its own; its exit status, and (flags, arguments) of each cell."""
+    """Runs the script with a separate Python; its exit status, and (flags, arguments) of each cell."""
     stand_in = tmp_path / "python"
     stand_in.write_text(python)
     stand_in.chmod(0o755)

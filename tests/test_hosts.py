@@ -129,7 +129,7 @@ def results(workdir: Path) -> dict[str, Any]:
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """To the bit: both add the same two numbers for every sum over devices, and two numbers have one sum."""
+    """Bit-identical: both add the same two numbers for every sum over devices, and two numbers have one sum."""
     found, expected = results(one), results(other)
     assert found.pop("records") == expected.pop("records")  # to NumPy 0.0 and -0.0 are two numbers
     np.testing.assert_equal(found, expected)
@@ -189,7 +189,7 @@ def test_a_lost_process_ends_the_other_and_the_same_command_goes_on(place, tmp_p
     line = errors.splitlines()[-1]
     # By the connection that is closed, or by silence, whichever is met first.
     assert re.match("error: (another process was lost|process [01] of 2 (was lost|has given no sign of life))", line)
-    assert "start the same command in all processes again, it goes on from the last checkpoint" in line
+    assert "start the same command in all processes again to continue from the last checkpoint" in line
     finish(place, tmp_path / "run", *NOISE)
     assert_equal(tmp_path / "run", undisturbed)
 
@@ -205,7 +205,7 @@ def test_a_process_that_does_nothing_more_is_taken_for_lost(place, tmp_path):
 
 
 def test_no_word_of_a_library_follows_the_line_of_an_end():
-    """JAX's service may see the lost process while this one tells the others why it ends."""
+    """JAX's service may see the lost process while this one informs the others why it ends."""
     program = """
 import os
 from types import SimpleNamespace
@@ -222,7 +222,8 @@ def test_an_error_of_one_process_ends_both_with_a_line_each(place, tmp_path):
     with two(place, tmp_path / "run", *NOISE, own=("", "--config.seed=1")) as processes:
         ends = [process.end() for process in processes]
     expected = (
-        "the config of this process is not that of process 0 (seed: 0 there, 1 here): give all processes the same"
+        "the config of this process differs from that of process 0 (seed: 0 there, 1 here): give all processes the "
+        "same one"
     )
     for (status, output, errors), line in zip(ends, [f"process 1 of 2 failed: {expected}", expected], strict=True):
         assert (status, output) == (2, "")
@@ -254,7 +255,7 @@ def test_a_checkpoint_of_four_devices_goes_on_with_fewer(place, tmp_path):
         shutil.rmtree(workdir / "checkpoints" / newest.name)
         said = alone(place, workdir, devices, *arguments)
         assert "resumed at call 3" in said
-        assert "(devices, batch devices differ): results will agree to rounding, not to the bit" in said
+        assert "(devices, batch devices differ): results will agree to rounding only" in said
         compare_to_rounding(results(workdir), expected)
     shutil.rmtree(newest)
     finish(place, tmp_path / "four", *arguments)

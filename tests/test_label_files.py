@@ -128,7 +128,7 @@ def test_every_part_of_a_description_is_compared(tmp_path):
     check(tmp_path, DESCRIPTION)
 
 
-def test_all_logits_serve_any_temperature(tmp_path):
+def test_all_logits_work_at_any_temperature(tmp_path):
     filled(tmp_path, 1, varied(top_k=0))
     assert LabelFiles(tmp_path, varied(top_k=0, temperature=20.0)).count == 1
 
@@ -149,7 +149,7 @@ def test_a_spoiled_description_is_refused(tmp_path, content):
 def test_shards_without_a_description_are_refused(tmp_path):
     filled(tmp_path)
     (tmp_path / "description.json").unlink()
-    with pytest.raises(UserError, match=r"holds shards, but no description.json"):
+    with pytest.raises(UserError, match=r"holds shards of labels but no description.json that describes them"):
         LabelFiles(tmp_path, DESCRIPTION)
 
 

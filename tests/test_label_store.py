@@ -1,4 +1,4 @@
-"""A run whose teacher answers once: what it stores, how it goes on, and who may learn from it."""
+"""A run whose teacher answers once: the stored labels, how it continues, and who may learn from it."""
 
 import json
 
@@ -26,7 +26,7 @@ def config_of(**changes):
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """Raised in place of a crash."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_labels_that_were_swapped_are_not_learned_from(finished, tmp_path, monke
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    with pytest.raises(UserError, match=r"000000.npz is not the one that the run made: .* delete it and"):
+    with pytest.raises(UserError, match=r"000000.npz has changed since the run made it: .* delete it and"):
         shared.run(config_of(), tmp_path)
     for path in (one, two):
         path.unlink()

@@ -51,7 +51,7 @@ def test_help_is_no_error(command, flag, capsys):
 
 
 @pytest.mark.parametrize("command", ["", *one.COMMANDS])
-def test_every_command_tells_its_version(command, capsys):
+def test_every_command_prints_its_version(command, capsys):
     assert ends(*command.split(), "--version") == 0
     assert capsys.readouterr().out == f"{PROGRAM} {fastdfkd_jax.__version__}\n"
 

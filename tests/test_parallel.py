@@ -137,7 +137,7 @@ def test_a_cpus_devices_share_a_batch_while_each_gets_enough_of_it(
 
 
 def test_lanes_that_cannot_be_shared_equally_are_refused():
-    with pytest.raises(UserError, match=r"num_tasks=3 lanes cannot be shared equally by 2 task_devices"):
+    with pytest.raises(UserError, match=r"num_tasks=3 lanes cannot be shared by 2 task_devices: give a multiple"):
         parallel.lane_map(3, jax.devices()[:1] * 2)
 
 

@@ -1,4 +1,4 @@
-"""A dry run tells what a run would do and cost, and leaves no trace."""
+"""A dry run prints the plan and cost of a run, and leaves no trace."""
 
 import functools
 import sys

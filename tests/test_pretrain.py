@@ -283,7 +283,7 @@ def test_configs_build(name):
         (["--config.recipe.epochs=many"], "many"),
         (["--confg.recipe.epochs=1"], "confg"),
         (["stray"], "stray"),
-        (["--config.recipe.epochs=0"], "recipe.epochs of at least 1, got 0"),
+        (["--config.recipe.epochs=0"], "recipe.epochs of at least 1, found 0"),
         (["--config.recipe.lr=-1."], "recipe.lr of at least 0"),
         (["--config.recipe.batch_size=2000"], "at least a batch of 2000"),
         (["--config.mean=(0.1,0.2)"], "expected 1 numbers in mean"),

@@ -79,7 +79,7 @@ def test_mistakes_are_user_errors(tmp_path):
         markdown.insert("nothing", "new\n")
     with pytest.raises(UserError, match="holds no finished run"):
         run_records.add(tmp_path, tmp_path / "record")
-    with pytest.raises(UserError, match="--add needs --as"):
+    with pytest.raises(UserError, match="--add needs the place of the record: give --as"):
         report.main(["report", str(tmp_path), "--add", str(tmp_path)])
     with pytest.raises(UserError, match=r"unrecognized arguments: --onto: see fastdfkd report --help"):
         report.main(["report", str(tmp_path), "--onto"])

@@ -60,7 +60,7 @@ def test_algorithms_do_no_input_or_output(parts):
 
 
 def test_a_config_ends_where_a_run_is_built():
-    """Beyond there are options, each of its own class; `options.read` makes them of any mapping."""
+    """Beyond there are options, each with its own class; `options.read` makes them of any mapping."""
     seen = {parts[:2] for parts in MODULES if any("ml_collections" in name for name in imports(parts))}
     assert {parts[0] for parts in seen} == {"cli", "training", "compare"}
     assert {parts[1] for parts in seen if parts[0] == "training"} == {"build", "config_checks", "one_run"}

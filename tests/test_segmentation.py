@@ -1,4 +1,4 @@
-"""Runs whose networks give maps: all methods that serve them, what is refused, and the same to the bit after a stop."""
+"""Runs whose networks give maps: methods that support them, what is refused, bit-identical results after a stop."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def config_of(place, method, **changes):
 
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.maps])
-def test_a_method_serves_maps(place, method, tmp_path):
+def test_a_method_supports_maps(place, method, tmp_path):
     summary = one_run.run(config_of(place, method), tmp_path)
     assert summary["score"] == "miou"
     assert 0 < summary["teacher_miou"] < 60, "of random labels"
@@ -109,7 +109,10 @@ def test_a_run_on_maps_goes_on_to_the_bit(place, tmp_path):
 LEARNED = {"transfer__source": "pairs:data", "warmup_calls": 0}
 REFUSED = {
     **{
-        f"the method {name}": ({"method__name": name}, "method.name must be one of fastdfkd, .* for a teacher of segm")
+        f"the method {name}": (
+            {"method__name": name},
+            "method.name must be one of fastdfkd, .* for a segmentation teacher",
+        )
         for name, entry in METHODS.items()
         if not entry.maps
     },
@@ -126,12 +129,12 @@ REFUSED = {
         {"method__name": "dafl", "kd__square": 8},
         "kd.square must be 0 for the method",
     ),
-    "a class term": ({"inversion__class_weight": 0.1}, "inversion.class_weight must be 0 for a teacher of segm"),
+    "a class term": ({"inversion__class_weight": 0.1}, "inversion.class_weight must be 0 for a segmentation teacher"),
     "classes in layers": ({"fastdfkd__representation": "noisy_layer"}, "representation must be another for"),
-    "replay": ({"replay__difficulty_exponent": 0.5}, "replay must be all 0 for a teacher of segmentation"),
+    "replay": ({"replay__difficulty_exponent": 0.5}, "replay must be all 0 for a segmentation teacher"),
     "a classifier as student": (
         {"student__graph": "", "student__arch": "wrn10_1"},
-        "is for segmentation, the student wrn10_1 for classification: expected both for one task",
+        "is for segmentation, the student wrn10_1 for classification: expected both for the same task",
     ),
     "data of images": ({"data__source": "digits", "data__split": "test"}, "a class for every pixel"),
     "another size than the graph's": ({"data__split": "train"}, r"takes images of 16x16, the data set has 18x24"),
@@ -150,7 +153,7 @@ def test_what_cannot_be_is_refused_in_one_line(place, name, tmp_path):
 
 def test_stored_soft_labels_are_refused(place, tmp_path):
     config = config_of(place, "fastdfkd", synthesis_calls=1, soft_labels__steps=4)
-    with pytest.raises(UserError, match=r"soft_labels.steps must be 0 for a teacher of segmentation"):
+    with pytest.raises(UserError, match=r"soft_labels.steps must be 0 for a segmentation teacher"):
         one_run.run(config, tmp_path)
 
 
@@ -220,7 +223,7 @@ def test_a_classifier_has_no_overlay(place, tmp_path):
     source = ["--data", "pairs:data", "--data-dir", str(place), "--split", "val", "--out", str(tmp_path / "x.png")]
     with pytest.raises(UserError, match="a classifier: expected a network for segmentation"):
         overlay.main(["overlay", str(data.digits.TEACHER_PATH), *source])
-    with pytest.raises(UserError, match="at least 1 picture across, got 0"):
+    with pytest.raises(UserError, match="at least 1 picture across, found 0"):
         overlay.main(["overlay", str(data.digits.TEACHER_PATH), *source, "--across", "0"])
     assert not (tmp_path / "x.png").exists()
 

@@ -1,4 +1,4 @@
-"""The host loop on a real run in small: what it leaves behind, how it stops, and that it goes on to the bit."""
+"""The host loop on a real run in small: the files it leaves, how it stops, and that it continues bit-identically."""
 
 import dataclasses
 import functools
@@ -71,7 +71,7 @@ def copied(finished, tmp_path) -> Path:
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """Raised in place of a crash."""
 
 
 def interrupt(monkeypatch, method: str, call: int, action) -> None:
@@ -345,7 +345,7 @@ def swap_shards(workdir: Path) -> str:
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    return "shard 0 of the pool is not the one that the run made"
+    return "shard 0 of the pool has changed since the run made it"
 
 
 def change_progress(workdir: Path) -> str:
@@ -359,7 +359,7 @@ def change_progress(workdir: Path) -> str:
 def cut_metrics(workdir: Path) -> str:
     path = workdir / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:20])
-    return "the first .* bytes of metrics.jsonl are not what the run wrote"
+    return "the first .* bytes of metrics.jsonl have changed since the run wrote them"
 
 
 @pytest.mark.parametrize("spoil", [swap_shards, change_progress, cut_metrics])
@@ -412,7 +412,7 @@ def test_pictures_and_their_shards_that_change_are_noticed(copied, tmp_path, mon
     with np.load(shard) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     np.savez(shard, images=images[::-1], labels=labels)
-    refused("initial/000000.npz is not the one that the run made: restore it, or delete it", workdir, config())
+    refused("initial/000000.npz has changed since the run made it: restore it, or delete it", workdir, config())
     shard.write_bytes(whole)
     shared.run(config(), workdir)
     content = bytearray((pictures / "00.bmp").read_bytes())
@@ -502,7 +502,7 @@ def test_a_finished_run_continues_with_more_calls_and_other_intervals(finished, 
     assert all(np.array_equal(after[name].images, before[name].images) for name in before)
     assert [record["call"] for record in records(copied) if "eval/accuracy" in record] == [2, 3, 4]
     assert (copied / "images" / "000004.png").exists()
-    assert "config.calls was 3 and is 4: the learning rates now follow schedules of 4 calls" in caplog.text
+    assert "config.calls was 3 and is 4: the learning rates follow schedules of 4 calls" in caplog.text
     assert not same_student(copied, finished.workdir)
     refused("calls: 4 there, 3 now", copied)
 

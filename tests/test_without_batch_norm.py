@@ -1,4 +1,4 @@
-"""Teachers and students without BatchNorm: which methods serve them, what they leave out, and what others say."""
+"""Teachers and students without BatchNorm: which methods support them, what they leave out, and what others say."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ BATCH = 4
 SMALL = {"width": 4, "latent_dim": 5, "student_steps": 2}
 CMI = {"num_steps": 2, "bank_size": 8, "negatives": 4, "head_dim": 5}
 # What each method needs beyond `tiny_config` to be small, and to match no statistics.
-SERVED = {
+SUPPORTED = {
     "dafl": {"dafl": SMALL},
     "dfad": {"dfad": SMALL},
     "zskt": {"zskt": SMALL | {"attention_weight": 0.0}},  # their stages are of no known kind
@@ -98,7 +98,7 @@ def variables():
 
 
 def learned(objective, images, labels, network_input=False):
-    """The student before and after a step, and what the step tells."""
+    """The student before and after a step, and what the step records."""
     teacher_vars, student_vars = variables()
     optimizer = optax.sgd(0.1)
     before = distill.from_variables(student_vars, optimizer, objective, jax.random.key(2))
@@ -116,9 +116,9 @@ def assert_learned(before, after, info):
     assert all(jax.tree.leaves(moved)), moved
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_a_call_without_statistics_makes_images_and_tells_of_no_gap(name):
-    method, objective = built(name, SERVED[name])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_call_without_statistics_makes_images_and_records_no_gap(name):
+    method, objective = built(name, SUPPORTED[name])
     teacher_vars, student_vars = variables()
     state = jax.jit(method.init)(jax.random.key(4), teacher_vars)
     _, batch, info = jax.jit(method.synthesize)(state, teacher_vars, student_vars, jax.random.key(5))
@@ -134,7 +134,7 @@ def test_a_call_without_statistics_makes_images_and_tells_of_no_gap(name):
 
 
 @pytest.mark.parametrize("name", ["kd", "dfnd", "scratch", "noise"])
-def test_what_matches_nothing_serves_as_it_is(name):
+def test_methods_without_statistics_work_unchanged(name):
     images = jax.random.uniform(jax.random.key(6), (BATCH, *SPEC.input_shape))
     method, objective = built(name)
     assert_learned(*learned(objective, images, jnp.arange(BATCH)))
@@ -155,7 +155,7 @@ def test_only_a_weight_of_statistics_is_refused_and_the_line_names_it(name):
     assert re.match(rf"config\.{KEYS[name]} must be 0 for the teacher bare, which has no BatchNorm .*found \d", line)
     assert all(other in line for other in OTHERS)
     assert len(line) < 300
-    require_statistics(config_of(name, SERVED[name]), bare_network(), variables()[0])
+    require_statistics(config_of(name, SUPPORTED[name]), bare_network(), variables()[0])
 
 
 def test_a_contrast_needs_features_that_the_teacher_has():

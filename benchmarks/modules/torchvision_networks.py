@@ -1,4 +1,4 @@
-"""torchvision's own networks as `--torch FILE.py:FACTORY` wants them: without arguments or weights."""
+"""torchvision's own networks as `--torch FILE.py:FACTORY` takes them: without arguments or weights."""
 
 import torchvision  # pyright: ignore[reportMissingImports]  # of a benchmark, not of the project
 

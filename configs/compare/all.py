@@ -23,6 +23,6 @@ from fastdfkd_jax.errors import UserError
 def get_config(variant=None):
     """Returns the union of `table1.py:cpu`, `synthesis.py`, `table4.py:cpu` and `table5.py:cpu`."""
     if variant is not None:
-        raise UserError(f"unknown variant {variant!r}: expected none")
+        raise UserError(f"unknown variant {variant!r}: this config has none, leave it out")
     tables = [module.get_config("cpu") for module in (table1, table4, table5)]
     return parts.union([tables[0], synthesis.get_config(), *tables[1:]])

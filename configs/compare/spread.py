@@ -35,7 +35,7 @@ FORMS = {
 def get_config(variant=None):
     """Returns the comparison with one table, for CPUs."""
     if variant is not None:
-        raise UserError(f"unknown variant {variant!r}: expected none")
+        raise UserError(f"unknown variant {variant!r}: this config has none, leave it out")
     at = runs.CPU
     made = {label: form(at, ending, changes) for label, (ending, changes) in FORMS.items()}
     present = next(iter(made))

@@ -36,7 +36,7 @@ K = 5
 def get_config(variant=None):
     """Returns the comparison with one table, for CPUs."""
     if variant is not None:
-        raise UserError(f"unknown variant {variant!r}: expected none")
+        raise UserError(f"unknown variant {variant!r}: this config has none, leave it out")
     made, rows = longer_synthesis(runs.CPU)
     caption = "Methods with one generator and the paper's ratios of synthesis seconds, a short protocol."
     tables = [parts.table("table1-cpu-synthesis", rows, caption=caption, paper=table1.CPU_PAPER)]

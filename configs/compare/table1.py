@@ -82,7 +82,7 @@ def get_config(variant=None):
         teachers = dict.fromkeys(at.teacher for at in settings)
         tables = [parts.table("table1", rows, caption="Student accuracy on CIFAR (Table 1 of the paper).")]
     else:
-        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or no variant")
     return parts.comparison(runs=made, tables=tables, teachers=teachers)
 
 

@@ -33,7 +33,7 @@ CPU_STEPS, STEPS = 5, 2000
 def get_config(variant=None):
     """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
-        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or no variant")
     made, rows = trial() if variant else published()
     name = "table2-cpu" if variant else "table2"
     tables = [parts.table(name, rows, caption="Students on ImageNet (Table 2 of the paper).")]

@@ -28,7 +28,7 @@ CROPS = 2
 def get_config(variant=None):
     """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
-        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or no variant")
     return on_camvid() if variant else published()
 
 

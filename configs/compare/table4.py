@@ -28,7 +28,7 @@ CPU_PAPER = "paper, CIFAR-100, WRN-40-2 → WRN-16-1"
 def get_config(variant=None):
     """Returns the comparison as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
-        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or no variant")
     at = runs.CPU if variant else runs.setting("cifar100", "wrn40_2-wrn16_1")
     made, rows = few_steps(at)
     caption = "Few-step synthesis (Table 4 of the paper)."

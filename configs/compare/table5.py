@@ -34,7 +34,7 @@ CPU_PAPER = "paper, CIFAR-10, WRN-40-2 → WRN-16-2"
 def get_config(variant=None):
     """Returns the comparison of both data sets as published, or of 'cpu'."""
     if variant not in (None, "cpu"):
-        raise UserError(f"unknown variant {variant!r}: expected cpu, or none")
+        raise UserError(f"unknown variant {variant!r}: expected cpu, or no variant")
     pair = "wrn40_2-wrn16_2"
     settings = [runs.CPU] if variant else [runs.setting("cifar10", pair), runs.setting("cifar100", pair)]
     made, rows = [], []

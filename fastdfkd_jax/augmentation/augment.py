@@ -59,7 +59,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewOptions(Options, section="kd"):
-    """Static choices of training views (METHOD 1.4 and 4), and CutMix."""
+    """Options of training views (METHOD 1.4 and 4) and of CutMix."""
 
     crop_padding: int = option(4, "largest random shift in pixels, padded with zeros; 0 for none", at_least=0)
     flip: bool = option(True, "mirror images at random")

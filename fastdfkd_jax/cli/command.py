@@ -73,7 +73,7 @@ def _environment(error: BaseException) -> str | None:
     """Explains a failure of the machine or of its settings; returns None for any other failure."""
     text = one_line(error)
     if isinstance(error, MemoryError):
-        return f"out of memory ({text or 'of this machine'}): close other programs, or give smaller inputs"
+        return f"out of memory ({text or 'of this machine'}): close other programs, or use smaller inputs"
     if "RESOURCE_EXHAUSTED" in text:
         return f"the device's memory is full ({text[:120]}): lower config.synthesis_batch or config.kd.batch"
     if isinstance(error, RuntimeError) and "backend" in text and "nitialize" in text:

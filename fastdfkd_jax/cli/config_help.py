@@ -27,7 +27,7 @@ def of_command(command: str) -> str:
             "  CONFIG         a name from the list below, or a Python file with get_config()",
             "  KEY=VALUE      changes one value of the config, for example kd.lr=0.05",
             "  --workdir DIR  where the files go (default: runs/CONFIG); the same command resumes there",
-            "  --json         print the result as JSON, as is done where the output is no terminal",
+            "  --json         print the result as JSON; this is the default if the output is not a terminal",
             "  --verbose      print messages of more than 300 characters in full",
             "  --version      print the version",
             "",

@@ -65,7 +65,7 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
     reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
     _finish(config, workdir, comparison, reasons)
     if stop.requested:
-        log.info("stopped, everything saved; the same command goes on")
+        log.info("stopped, everything is saved; run the same command to continue")
     for found in reasons.values():
         for reason in found:
             log.error("failed: %s", reason)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from fastdfkd_jax.cli.parser import expanded
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, nearest
 from fastdfkd_jax.storage.digest import file_digest
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import identity_of
@@ -128,7 +128,7 @@ def read(config: ConfigDict) -> Comparison:
     """
     for key in ("runs", "tables", "only", "seeds", "teachers"):
         if key not in config:
-            raise UserError(f"config.{key} is missing: expected a config made as those in configs/compare/")
+            raise UserError(f"config.{key} is missing: expected a config like those in configs/compare/")
     seeds = _seeds(config.seeds)
     runs = {name: _run(name, entry, config, seeds) for name, entry in config.runs.items()}
     tables = tuple(_table(name, entry, runs) for name, entry in config.tables.items())
@@ -137,7 +137,7 @@ def read(config: ConfigDict) -> Comparison:
 
 def _run(name: str, entry: ConfigDict, config: ConfigDict, seeds: tuple[int, ...]) -> Run:
     if not _NAME.fullmatch(name):
-        raise UserError(f"the run {name!r} cannot name a folder: expected letters, digits, '.', '_' and '-'")
+        raise UserError(f"the run name {name!r} cannot name a folder: expected letters, digits, '.', '_' and '-' only")
     made = entry.config.copy_and_resolve_references()
     original = bool(made.transfer.source) and made.transfer.source == made.data.source
     if config.data_source:
@@ -179,7 +179,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         seeds = (-1,)
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"config.seeds must be whole numbers, each once, as in 0,1,2, found {text!r}")
+        raise UserError(f"config.seeds must be different whole numbers, such as 0,1,2, found {text!r}")
     return seeds
 
 
@@ -188,7 +188,7 @@ def _chosen(text: str, runs: dict[str, Run]) -> tuple[str, ...]:
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     for pattern in patterns:
         if not fnmatch.filter(runs, pattern):
-            raise UserError(f"config.only: no run is called {pattern!r}: expected some of {', '.join(runs)}")
+            raise UserError(f"config.only: no run matches {pattern!r}: the nearest are {nearest(pattern, runs)}")
     return tuple(name for name in runs if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
 
 
@@ -199,12 +199,12 @@ def require_given(runs: list[Run]) -> None:
         if run.teacher and not path:
             raise UserError(
                 f"config.teachers.{run.teacher} is not set: give the checkpoint of a trained "
-                f"{run.config.teacher.arch}, or leave its runs out by config.only"
+                f"{run.config.teacher.arch}, or leave out its runs with config.only"
             )
         if run.teacher and not expanded(path).exists():
-            raise UserError(f"config.teachers.{run.teacher}: {path} does not exist: give the checkpoint's place")
+            raise UserError(f"config.teachers.{run.teacher}: {path} does not exist: give the checkpoint's path")
         if run.other_data and not run.config.transfer.source:
             raise UserError(
-                f"config.other_data is not set: give other pictures than the teacher's for the run {run.name}, as "
-                "folder:DIR, or leave it out by config.only"
+                f"config.other_data is not set: give the run {run.name} pictures other than the teacher's data, as "
+                "folder:DIR, or leave it out with config.only"
             )

@@ -53,7 +53,9 @@ def write(path: Path, sections: Mapping[str, Sequence[Line]]) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("no figure, as matplotlib is not installed: pip install 'fastdfkd_jax[bench]'") from None
+        raise UserError(
+            "a figure needs matplotlib, which is not installed: pip install 'fastdfkd_jax[bench]'"
+        ) from None
     # Makes equal figures equal files.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure = draw(sections)

@@ -67,7 +67,7 @@ def shares(jobs: int) -> list[Cores]:
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if not 1 <= jobs <= len(cores):
-        raise UserError(f"config.jobs must be from 1 to {len(cores)}, the cores that there are, found {jobs}")
+        raise UserError(f"config.jobs must be from 1 to {len(cores)}, the number of this machine's cores, found {jobs}")
     each = len(cores) // jobs
     return [tuple(cores[i * each : (i + 1) * each]) for i in range(jobs)]
 

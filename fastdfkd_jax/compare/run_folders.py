@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdfkd_jax.compare.comparison import Comparison, Run
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.files import make_folder, write_atomically
 from fastdfkd_jax.training import one_run, run_records
@@ -59,8 +59,8 @@ def require_same_teacher(workdir: Path, run: Run) -> None:
         return
     if path.exists() and path.read_text().strip() != digest:
         raise UserError(
-            f"{path.parent} holds runs with another teacher than {run.config.teacher.checkpoint}: "
-            "use another workdir, or the teacher that was given first"
+            f"{shortened(path.parent, 90)} holds runs with a teacher other than "
+            f"{shortened(run.config.teacher.checkpoint, 90)}: use another workdir, or the first teacher"
         )
     make_folder(path.parent)
     write_atomically(path, lambda file: file.write(f"{digest}\n".encode()))
@@ -76,7 +76,7 @@ def _require_same(place: Path, run: Run, seed: int) -> None:
     if differing:
         changes = ", ".join(f"{key}: {recorded[key]!r} there, {wanted[key]!r} now" for key in differing)
         raise UserError(
-            f"{place} holds a run of another configuration ({changes}): use another workdir, or another name than "
+            f"{shortened(place, 90)} holds a run of another configuration ({changes}): use another workdir, or rename "
             f"{run.name!r}"
         )
 
@@ -91,5 +91,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove its folder, and run the same command again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not of a run: remove its folder, and run the same command again")
+        raise UserError(f"{path} is not the record of a run: remove its folder, and run the same command again")
     return content

@@ -25,7 +25,7 @@ VERIFY = f"{PROGRAM} convert verify"
 
 def _parser() -> OneLineParser:
     shared = OneLineParser(add_help=False)
-    shared.add_argument("--arch", type=_path, help="architecture or recorded graph, where the entries do not tell it")
+    shared.add_argument("--arch", type=_path, help="architecture or recorded graph, if the entries do not determine it")
     shared.add_argument("--num-classes", type=int, help="refuse a checkpoint with another number of classes")
     shared.add_argument(
         "--image-size", type=int, help="side of the input in pixels (default: stored, else the architecture's)"
@@ -34,15 +34,15 @@ def _parser() -> OneLineParser:
     entries = shared.add_argument_group("which of the file's entries are the weights")
     entries.add_argument("--weights", choices=choosing.WEIGHTS, help="take raw or averaged (EMA, SWA) weights")
     entries.add_argument("--key", default="", help="dotted keys that lead to the weights: state.model")
-    entries.add_argument("--prefix", default="", help="take only entries that begin so: teacher.")
+    entries.add_argument("--prefix", default="", help="take only entries that begin with this: teacher.")
     entries.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="drop entries: 'head2.*'")
 
     parser = OneLineParser(prog=f"{PROGRAM} convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", parents=[shared], help="write a checkpoint as our .safetensors")
-    command.add_argument("source", type=_path, help="a file of PyTorch, a .safetensors or Keras's model.json")
+    command.add_argument("source", type=_path, help="a PyTorch or .safetensors file, or Keras's model.json")
     command.add_argument("--out", type=_path, required=True, help="the .safetensors to write")
-    command.add_argument("--mean", type=numbers, help="of the images in [0, 1], one number a channel: a,b,c")
+    command.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: a,b,c")
     command.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
 
     command = commands.add_parser("verify", parents=[shared], help="compare a checkpoint with PyTorch")
@@ -51,7 +51,7 @@ def _parser() -> OneLineParser:
     reference.add_argument(
         "--torch", type=_path, metavar="FILE.py:FACTORY", help="your own module (the file is executed)"
     )
-    reference.add_argument("--reference", type=_path, metavar="FILE.npz", help="what record.py wrote elsewhere")
+    reference.add_argument("--reference", type=_path, metavar="FILE.npz", help="file that record.py wrote")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     command = commands.add_parser("export", parents=[shared], help="write a PyTorch state dictionary")
@@ -61,9 +61,9 @@ def _parser() -> OneLineParser:
         "--naming",
         choices=NAMINGS,
         default="source",
-        help="the names that were imported (default), ours, or torchvision's: fc and downsample",
+        help="names as imported (default), ours, or torchvision's (fc and downsample)",
     )
-    commands.add_parser("record", add_help=False, help="record a PyTorch module's graph, for networks we do not have")
+    commands.add_parser("record", add_help=False, help="record any other PyTorch network's graph")
     return parser
 
 
@@ -92,10 +92,10 @@ def _advice(report: Report) -> str:
     """Returns advice on what to do after a failed verification."""
     failed = [check.name for check in report.checks if not check.passed]
     if failed == [SAME_WEIGHTS]:
-        return "the reference has other weights, so record it anew from this checkpoint"
+        return "the reference has other weights: record it again from this checkpoint"
     if report.reference.startswith(TWIN):
-        return "this is a fault of the import, please report it"
-    return f"it is another network than its names say; do not use the import, record the graph instead: {RECORD}"
+        return "this is a fault of the import: please report it"
+    return f"its names are those of another network; do not use the import, record the graph instead: {RECORD}"
 
 
 def _json(report: Report, path: str) -> str:

@@ -100,11 +100,15 @@ def _open_graph(
     description = recorded.description
     for key, wanted in (("classes", num_classes), ("image_size", image_size)):
         if wanted not in (None, description[key]):
-            raise UserError(f"{recorded.folder} has {key} {description[key]}, expected {wanted}")
+            option = "num-classes" if key == "classes" else "image-size"
+            raise UserError(f"{recorded.folder} has {key} {description[key]}, expected {wanted}: check --{option}")
     given = {"mean": mean, "std": std}
     for key, numbers in given.items():
         if numbers and description.get(key, list(numbers)) != list(numbers):
-            raise UserError(f"{recorded.folder} was recorded with {key} {description[key]}, found {list(numbers)}")
+            raise UserError(
+                f"{recorded.folder} was recorded with {key} {description[key]}, found {list(numbers)}: leave --{key} "
+                "out"
+            )
     known = {**description, **source.metadata}
     fields: dict[str, Any] = {key: numbers or known.get(key) for key, numbers in given.items()}
     if None in fields.values():
@@ -193,7 +197,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, np.ndarray], m
     elif suffix in weight_files.TORCH_SUFFIXES:
         weight_files.write_torch(path, state)
     else:
-        raise UserError(f"{path} must end in one of {', '.join(weight_files.SUFFIXES)}, which names the format")
+        raise UserError(f"{path} must end in one of {', '.join(weight_files.SUFFIXES)}, which selects the format")
 
 
 def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms = Forms()) -> tuple[Network, Any]:

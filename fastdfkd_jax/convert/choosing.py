@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastdfkd_jax.convert.messages import listed
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 
 # A file with several of the first five uses the first in this order; of the others there must be only one.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
@@ -114,7 +113,7 @@ def find_weights(content: Any, choice: Choice, is_tensor: Callable[[Any], bool])
     if strangers:
         raise UserError(_strangers(strangers, others, is_tensor))
     if others:
-        notes += (f"ignored {listed(list(others))}: no tensor",)
+        notes += (f"ignored {listed(list(others))}, which are not tensors",)
     return Chosen(entries, chosen.title, notes)
 
 
@@ -124,7 +123,7 @@ def _under(content: Any, key: str) -> Any:
     for part in key.split("."):
         if not isinstance(content, Mapping) or part not in content:
             keys = listed([str(k) for k in content]) if isinstance(content, Mapping) else "no keys"
-            raise UserError(f"--key {shortened(key, 60)} is not there: expected one of its keys, found {keys}")
+            raise UserError(f"--key {shortened(key, 60)} does not exist: expected one of the file's keys, found {keys}")
         content = content[part]
     return content
 
@@ -157,7 +156,8 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
     if wanted == "ema" and not groups["ema"] and any(_averaged_names(c.content) for c in filled):
         groups = {"raw": [], "ema": filled}  # one dictionary holds both kinds; `trim` takes the averaged ones
     if wanted and not groups[wanted]:
-        raise UserError(f"it has no {wanted} weights, found {listed([c.title or 'bare tensors' for c in filled])}")
+        found = listed([c.title or "bare tensors" for c in filled])
+        raise UserError(f"it has no {wanted} weights, found {found}: leave --weights out")
     kind = wanted or ("raw" if groups["raw"] else "ema")
     chosen = _first(groups[kind], start)
     notes = []
@@ -166,14 +166,14 @@ def _one_of(candidates: list[_Candidate], wanted: str | None, start: int) -> tup
         flag = "raw" if kind == "ema" else "ema"
         notes.append(
             f"took the {'raw' if kind == 'raw' else 'averaged'} weights under {chosen.title or 'no key'}; there are "
-            f"{other} ones under {listed(both)} too: import with --weights {flag} to take those"
+            f"{other} ones too, under {listed(both)}: import with --weights {flag} to take those"
         )
     elif kind == "ema" and chosen.averaged:
         notes.append(f"took averaged weights (EMA or SWA), under {chosen.title}: there are no raw ones")
     rest = [c.title for c in groups[kind] if c is not chosen]
     if rest:
         notes.append(
-            f"took the weights under {chosen.title}; {listed(rest)} has some too: import with --key to take it"
+            f"took the weights under {chosen.title}; others are under {listed(rest)}: import with --key to take those"
         )
     return chosen, tuple(notes)
 
@@ -213,7 +213,7 @@ def _key_hint(content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> s
         return isinstance(value, Mapping) and any(is_tensor(v) for v in value.values())
 
     keys = [str(key) for key, value in content.items() if has_tensors(value)]
-    return f"; {listed(keys)} holds tensors: take it with --key {shortened(keys[0], 40)}" if keys else ""
+    return f"; there are tensors under {listed(keys)}: take them with --key {shortened(keys[0], 40)}" if keys else ""
 
 
 def trim(
@@ -237,12 +237,12 @@ def trim(
     for pattern in choice.ignore:
         dropped = set(fnmatch.filter(names, pattern))
         if not dropped:
-            raise UserError(f"--ignore {shortened(pattern, 60)} fits no entry: {listed(names)} are there")
+            raise UserError(f"--ignore {shortened(pattern, 60)} matches no entry: the file has {listed(names)}")
         names = [name for name in names if name not in dropped]
     if choice.prefix:
         kept = [name for name in names if name.startswith(choice.prefix)]
         if not kept:
-            raise UserError(f"--prefix {shortened(choice.prefix, 60)} begins no entry: {listed(names)} are there")
+            raise UserError(f"--prefix {shortened(choice.prefix, 60)} matches no entry: the file has {listed(names)}")
         names = kept
     if choice.weights == "ema" and not _averaged_names(names) and not is_averaged(taken):
         raise UserError("there are no averaged (EMA or SWA) weights: leave --weights out")
@@ -251,7 +251,7 @@ def trim(
     strange = [name for name in names if is_bookkeeping(name) and not _belongs(name, known)]
     if strange:
         names = [name for name in names if name not in set(strange)]
-        notes.append(f"ignored {len(strange)} entries that are no part of a network: {listed(strange, 3, 60)}")
+        notes.append(f"ignored {len(strange)} entries that do not belong to a network: {listed(strange, 3, 60)}")
         notes += _normalisation(state, strange)
     if not names:
         raise UserError("no entries are left: check --ignore and --prefix")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastdfkd_jax.convert.messages import RECORD, UNKNOWN_NETWORK, LongError, listed
+from fastdfkd_jax.convert.messages import RECORD, UNKNOWN_NETWORK, LongError
 from fastdfkd_jax.convert.naming import DEEPLAB_HEAD, common_prefix
-from fastdfkd_jax.errors import UserError, one_line
+from fastdfkd_jax.errors import UserError, listed, one_line
 from fastdfkd_jax.models import is_known
 
 State = Mapping[str, np.ndarray]
@@ -35,8 +35,8 @@ def guess_arch(state: State) -> str:
     arch = _family(state)
     if arch is None:
         bare = not any(name.endswith("running_mean") for name in state)
-        hint = "; no BatchNorm, so none of the known ones" if bare else ""
-        title = "the architecture cannot be told from the checkpoint's entries"
+        hint = "; it has no BatchNorm, so it is not a known network" if bare else ""
+        title = "the architecture cannot be recognised from the checkpoint's entries"
         mend = f"name it with --arch; {UNKNOWN_NETWORK}"
         names = list(state)
 
@@ -74,8 +74,8 @@ def guess_classes(state: State) -> int:
     usual = [name for name in heads if name.split(".")[0] in _HEADS]
     if not heads:
         raise UserError(
-            "the checkpoint has no linear layer to count classes by: expected a classifier (any other network is "
-            f"imported as a recorded graph: {RECORD})"
+            "the checkpoint has no linear layer to read the number of classes from: expected a classifier; import any "
+            f"other network as a recorded graph: {RECORD}"
         )
     return int(state[(usual or heads)[-1]].shape[0])
 

@@ -41,7 +41,7 @@ def import_checkpoint(
     if not str(out).endswith(".safetensors"):
         raise UserError(f"--out {out} must end in .safetensors, the format that keeps the spec with the weights")
     if path.is_dir():
-        raise UserError(f"{path} is a folder: a recorded graph needs no import, give it in the place of a checkpoint")
+        raise UserError(f"{path} is a folder: a recorded graph needs no import, give it in place of a checkpoint")
     opened = checkpoints.open_checkpoint(path, say=say, **known)
     source, spec = opened.source, opened.build().spec
     origin = {"file": source.path.name, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
@@ -84,7 +84,7 @@ def _target(style: str, source: Source, found: Naming, network: Network) -> Nami
     if style == "source":
         return checkpoints.source_naming(source, found)
     if network.others is not None:
-        raise UserError(f"a recorded graph has its own names only: leave --naming {style} out")
+        raise UserError(f"a recorded graph keeps its own names: leave --naming {style} out")
     if style == "ours":
         return Naming()
     entries = naming.expected_entries(network)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 
 # Longest message without --verbose; "error: " and a hint at --verbose are added to it.
 MOST = 276
@@ -29,12 +29,6 @@ class LongError(UserError):
         """Returns the same error with its place prepended."""
         start = f"{shortened(str(place), _PATH)}: "
         return LongError(lambda room: start + self.fitted(room - len(start)), f"{place}: {self.full}")
-
-
-def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
-    """Lists the first few names and counts the others."""
-    texts = [shortened(name, longest) for name in names[:most]]
-    return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def all_faults(title: str, texts: Mapping[str, Sequence[str]], mend: str) -> LongError:

@@ -22,7 +22,7 @@ def parse(path: Path, text: str) -> dict[str, Any]:
     try:
         metadata = limits.parse_json(text)
     except ValueError as error:
-        raise UserError(f"the metadata {KEY!r} of {path} are not JSON: import the source anew") from error
+        raise UserError(f"the metadata {KEY!r} of {path} are not JSON: import the source again") from error
     if not isinstance(metadata, dict):
         raise _wrong(path, KEY, "a JSON object", metadata)
     for name, (expected, fits) in _VALUES.items():
@@ -32,8 +32,8 @@ def parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _wrong(path: Path, name: str, expected: str, found: Any) -> UserError:
-    text = shortened(repr(found)[:200], 40)
-    return UserError(f"the metadata of {path} are damaged: {name} must be {expected}, found {text}; import it anew")
+    wrong = f"{name} must be {expected}, found {shortened(repr(found)[:200], 40)}"
+    return UserError(f"the metadata of {path} are damaged ({wrong}): import the source again")
 
 
 def _is_text(value: Any) -> bool:

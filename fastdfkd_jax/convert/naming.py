@@ -225,7 +225,7 @@ def without_auxiliary(state: State, network: Network) -> State:
     start = common_prefix(state) + AUXILIARY
     kept = {name: array for name, array in state.items() if not name.startswith(start)}
     if len(kept) < len(state):
-        logging.warning("ignored %d entries of %s*, a head for training alone", len(state) - len(kept), start)
+        logging.warning("ignored %d entries of %s*, a head used only in training", len(state) - len(kept), start)
     return kept
 
 
@@ -262,7 +262,7 @@ def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: 
     if texts:
         arch, classes = network.spec.arch, network.spec.num_classes
         bare = "" if batch_norm_names(ours) else " (it has no BatchNorm)"
-        raise all_faults(f"not a sound {arch} of {classes} classes{bare}", texts, _mend(texts, network))
+        raise all_faults(f"not a valid {arch} of {classes} classes{bare}", texts, _mend(texts, network))
     _warn_of_zeros({naming.to_source(name): ours[name] for name in variances})
 
 
@@ -285,7 +285,7 @@ def _warn_of_zeros(variances: State) -> None:
     zeros = {name: int((array == 0).sum()) for name, array in variances.items()}
     if any(zeros.values()):
         texts = (f"{name} ({count} channels)" for name, count in zeros.items() if count)
-        logging.warning("a variance of 0, so BatchNorm divides by the root of epsilon alone: %s", ", ".join(texts))
+        logging.warning("a variance of 0, so BatchNorm divides by the root of epsilon: %s", ", ".join(texts))
 
 
 def _fits(array: np.ndarray, entry: Entry) -> bool:

@@ -56,13 +56,13 @@ def load_factory(target):
         raise RecordError(f"expected FILE.py:FACTORY that names an existing file, found {target!r}")
     spec = importlib.util.spec_from_file_location("user_network", path)
     if spec is None or spec.loader is None:
-        raise RecordError(f"{path} is not a Python file")
+        raise RecordError(f"{path} is not a Python file: give FILE.py:FACTORY")
     source = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # the file may import its neighbours
     try:
         spec.loader.exec_module(source)
         if not hasattr(source, name):
-            raise RecordError(f"{path} has no {name!r}")
+            raise RecordError(f"{path} has no {name!r}: give the name of a function or class in it")
         torch.manual_seed(0)
         module = getattr(source, name)()
     except RecordError:
@@ -85,7 +85,7 @@ def read_checkpoint(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
-        raise RecordError(f"{path} is no state dictionary that loads with weights_only=True: {reason}") from error
+        raise RecordError(f"{path} is not a state dictionary that loads with weights_only=True: {reason}") from error
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -132,7 +132,7 @@ def record(module, images, output=None, classes=None):
     module = (module if _is_exported(module) else module.eval()).float()
     result = {"images": images}
     if others := [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
-        raise RecordError(f"the state dictionary has entries that are no tensors: {', '.join(others)}")
+        raise RecordError(f"the state dictionary has entries that are not tensors: {', '.join(others)}")
     result |= {f"state/{name}": _to_numpy(value) for name, value in module.state_dict().items()}
     with torch.no_grad():
         logits, moments, _ = _run(module, torch.from_numpy(np.array(images)), output, classes)
@@ -353,7 +353,7 @@ def load_program(path, trust):
     if not os.path.isfile(path):
         raise RecordError(f"there is no program {path}: check the path")
     if not trust:
-        raise RecordError(f"{path} is code: loading a .pt2 runs whatever it holds; add --trust if you trust its origin")
+        raise RecordError(f"{path} is code: loading a .pt2 executes it; add --trust if you trust its origin")
     try:
         with _quiet():
             program = torch.export.load(path)
@@ -556,18 +556,18 @@ def _parse(arguments, program):
         "network",
         metavar="FILE.py:FACTORY | PROGRAM.pt2",
         type=path,
-        help="what gives the module, or a program; both run",
+        help="function that returns the module, or a program; both are executed",
     )
-    parser.add_argument("--checkpoint", type=path, help="weights to load; by default those the factory gives")
+    parser.add_argument("--checkpoint", type=path, help="weights to load (default: the factory's own)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=path, help="the .npz to write")
     what.add_argument("--graph", type=path, help="the folder for graph.json, weights.safetensors and reference.npz")
-    parser.add_argument("--trust", action="store_true", help="load the .pt2, which runs whatever it holds")
-    parser.add_argument("--output", help="which output the logits are, by name or position, if there are several")
-    parser.add_argument("--image-size", type=_count, help="side in pixels (default: as the network says, else 32)")
-    parser.add_argument("--channels", type=_count, help="of the images (default: those of the network's first layer)")
+    parser.add_argument("--trust", action="store_true", help="load the .pt2, which executes any code in it")
+    parser.add_argument("--output", help="output with the logits, by name or position, if there are several")
+    parser.add_argument("--image-size", type=_count, help="side in pixels (default: the network's, else 32)")
+    parser.add_argument("--channels", type=_count, help="channels of the images (default: the first layer's)")
     parser.add_argument("--batch", type=_count, default=2, help="recorded images (default: %(default)s)")
-    parser.add_argument("--mean", type=_numbers, help="of images in [0, 1], a,b,c: kept in the graph")
+    parser.add_argument("--mean", type=_numbers, help="mean per channel of images in [0, 1], a,b,c; kept in the graph")
     parser.add_argument("--std", type=_numbers, help="standard deviation per channel of images in [0, 1]")
     parser.add_argument("--verbose", action="store_true", help="print errors in full")
     return parser.parse_args(arguments)
@@ -631,8 +631,8 @@ def images_of(module, channels=None, size=None, batch=2):
         except Exception as error:
             errors.append(error)
     raise RecordError(
-        f"the module fails on {batch} images of {counts[0]}x{size}x{size} (--batch, --channels and --image-size set "
-        f"others): {_one_line(errors[0])}"
+        f"the module fails on {batch} images of {counts[0]}x{size}x{size} (set others with --batch, --channels "
+        f"and --image-size): {_one_line(errors[0])}"
     ) from errors[0]
 
 
@@ -682,7 +682,7 @@ def _open(options):
     if None in shape:
         raise RecordError(f"{options.network} takes images of any size: give --image-size (and --channels)")
     if shape[1] != shape[2] or any(given not in (None, own) for own, given in zip(shape, wanted, strict=True)):
-        raise RecordError(f"{options.network} takes images of {'x'.join(map(str, shape))}: expected a square as asked")
+        raise RecordError(f"{options.network} takes images of {'x'.join(map(str, shape))}: expected squares as given")
     return program.module(), shape[0], shape[1], program if options.graph else None
 
 
@@ -769,7 +769,7 @@ def _warn_of_probabilities(logits):
 def _check_normalisation(known, channels):
     for key, numbers in known.items():
         if len(numbers) != channels:
-            raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: one for each input channel")
+            raise RecordError(f"--{key} has {len(numbers)} numbers, expected {channels}: give one for each channel")
     if min(known.get("std", [1])) <= 0:
         raise RecordError(f"--std must be positive, found {known['std']}")
 

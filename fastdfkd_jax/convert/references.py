@@ -10,17 +10,18 @@ import numpy as np
 
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.convert import naming, record
-from fastdfkd_jax.convert.messages import LongError, listed
+from fastdfkd_jax.convert.messages import LongError
 from fastdfkd_jax.convert.naming import Naming
 from fastdfkd_jax.convert.torch_twins import classifiers
 from fastdfkd_jax.convert.weight_files import import_torch
-from fastdfkd_jax.errors import UserError, one_line, shortened
+from fastdfkd_jax.errors import UserError, listed, one_line, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.storage import limits, npz
 
 Arrays = dict[str, np.ndarray]
 
 _BATCH = 2
+_ANOTHER = "give a reference of this network"
 _NEEDED = ("images", "labels", "logits", "gradient/cross_entropy", "gradient/batch_norm")
 
 
@@ -83,12 +84,16 @@ def from_file(path: str) -> Arrays:
     except FileNotFoundError as error:
         raise UserError(f"there is no reference {path}: record one with convert/record.py") from error
     except Exception as error:  # a damaged archive can raise almost anything, from zlib.error to MemoryError
-        raise UserError(f"{path} is not an .npz that convert/record.py wrote, or is damaged") from error
+        raise UserError(
+            f"{path} is not an .npz that convert/record.py wrote, or is damaged: record it again"
+        ) from error
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
-        raise UserError(f"{path} is not an .npz that convert/record.py wrote: it has no {', '.join(missing)}")
+        raise UserError(
+            f"{path} is not an .npz that convert/record.py wrote (it has no {listed(missing)}): record it again"
+        )
     if fault := _fault(arrays):
-        raise UserError(f"{path} is not an .npz that convert/record.py wrote: {fault}")
+        raise UserError(f"{path} is not an .npz that convert/record.py wrote ({fault}): record it again")
     return arrays
 
 
@@ -105,7 +110,7 @@ def _fault(arrays: Arrays) -> str | None:
     if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         return f"labels lie in {labels.min()}..{labels.max()}, expected classes of {logits.shape[1]}"
     if wrong := [name for name in arrays if name.startswith("moments/") and not _is_moment(name, arrays[name])]:
-        return f"{shortened(wrong[0], 60)} is no mean and no variance"
+        return f"{shortened(wrong[0], 60)} is neither a mean nor a variance"
     return None
 
 
@@ -134,7 +139,7 @@ def in_our_names(arrays: Arrays, network: Network, title: str) -> Arrays:
     wanted = set(naming.batch_norm_names(entries))
     if found != wanted:
         lacks, adds = (listed(sorted(names)) or "none" for names in (wanted - found, found - wanted))
-        raise UserError(f"{title} is another network: of the BatchNorms it lacks {lacks} and adds {adds}")
+        raise UserError(f"{title} is of another network (BatchNorms missing: {lacks}; added: {adds}): {_ANOTHER}")
     return result
 
 
@@ -152,7 +157,7 @@ def _check_sizes(arrays: Arrays, spec: NetworkSpec, title: str) -> None:
         size = "x".join(map(str, found[1:]))
         raise UserError(f"{title} has images of {size}, expected {channels}x{height}x{width}: check --image-size")
     if logits[1] != spec.num_classes:
-        raise UserError(f"{title} has {logits[1]} classes, expected {spec.num_classes}")
+        raise UserError(f"{title} has {logits[1]} classes, expected {spec.num_classes}: {_ANOTHER}")
 
 
 def _images(spec: NetworkSpec) -> np.ndarray:

@@ -15,8 +15,8 @@ from absl import logging
 from fastdfkd_jax.cli.parser import require_unit_scale
 from fastdfkd_jax.convert import choosing, graph, guess, naming, weight_files
 from fastdfkd_jax.convert.choosing import ALL, Choice
-from fastdfkd_jax.convert.messages import LongError, listed
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.convert.messages import LongError
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.models import NetworkSpec, is_registered, task_of, usual_image_size
 from fastdfkd_jax.storage import limits
 
@@ -135,7 +135,7 @@ def _told_arch(source: Source) -> str:
         ) from error
     if task_of(arch) == "segmentation" and any(naming.DEEPLAB_HEAD[0] in name for name in source.state):
         # With another stride the same weights give other outputs; torchvision's is always 8, the port's either.
-        told = "%s does not tell its output stride, which is taken for 8: a network of 16 is of architecture %s_os16"
+        told = "%s does not record its output stride; 8 is assumed: for 16, give the architecture %s_os16"
         logging.warning(told, source.path, arch)
     return arch
 
@@ -150,7 +150,7 @@ def check_spec(spec: NetworkSpec) -> None:
         )
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != spec.channels:
-            raise UserError(f"--{name} has {len(values)} numbers, expected {spec.channels}: one for each input channel")
+            raise UserError(f"--{name} has {len(values)} numbers, expected {spec.channels}: give one for each channel")
     if not np.isfinite(spec.mean).all() or not all(value > 0 for value in spec.std):
-        raise UserError(f"--mean and --std must be finite and std positive, found {spec.mean} and {spec.std}")
+        raise UserError(f"--mean and --std must be finite, and --std positive, found {spec.mean} and {spec.std}")
     require_unit_scale(spec.mean, spec.std)

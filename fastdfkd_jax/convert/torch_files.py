@@ -171,10 +171,10 @@ def _damaged(path: Path) -> str:
 
 def _why_unreadable(path: Path, message: str) -> str:
     if "legacy .tar format" in message:
-        return f"{path} is in PyTorch's format of before 2017 (a tar archive): load and save it anew with PyTorch"
+        return f"{path} is in PyTorch's format of before 2017 (a tar archive): load and save it again with PyTorch"
     if wanted := _wanted_global(path, message):
         return (
-            f"{path} is refused: its pickle wants {shortened(wanted, 80)}, and only tensors are loaded; save "
+            f"{path} is refused: its pickle asks for {shortened(wanted, 80)}, but only tensors are loaded; save "
             "model.state_dict() alone"
         )
     if "TorchScript" in message:

@@ -44,9 +44,9 @@ _ALIGNMENT = 8  # alignment of a safetensors header, in bytes
 _OTHERS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run git lfs pull",
     b"<": "is a web page (HTML or XML), not the file itself: download it again",
-    b"\x89HDF": "is an HDF5 file, as of Keras: expected PyTorch's, safetensors or TensorFlow.js's model.json",
-    b"\x1f\x8b": "is compressed by gzip: unpack it first",
-    b"\x93NUMPY": "is an array of NumPy: expected a checkpoint, with a name for every array",
+    b"\x89HDF": "is an HDF5 file, as of Keras: expected a PyTorch or safetensors file, or TensorFlow.js's model.json",
+    b"\x1f\x8b": "is compressed with gzip: unpack it first",
+    b"\x93NUMPY": "is a NumPy array: expected a checkpoint, which has a name for every array",
 }
 
 

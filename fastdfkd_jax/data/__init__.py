@@ -45,7 +45,7 @@ SOURCES += tuple(f"{kind}:DIR" for kind in map_sources.READERS)
 
 @dataclass(frozen=True)
 class DataOptions(Options, section="data"):
-    """Labelled data, for evaluation only: nothing of it reaches synthesis or distillation."""
+    """Options of labelled data, which are used only for evaluation, never for synthesis or distillation."""
 
     source: str = option(
         "",
@@ -154,8 +154,8 @@ def _require_map_options(source: str, image_size: int | None, crop: float, short
     """Raises UserError if an option of `load` does not apply to maps."""
     if image_size is not None or crop:
         raise UserError(
-            f"{source} takes no image size and no crop, found {image_size} and {crop}: a short side brings images and "
-            "their masks to another size"
+            f"{source} takes no image size and no crop, found {image_size} and {crop}: leave them out; a "
+            "short side resizes images with masks"
         )
     if short_side is not None and short_side < 1:
         raise UserError(f"a short side must be at least 1 pixel, found {short_side}")

@@ -65,7 +65,7 @@ def read(name: str, split: str, root: Path) -> Dataset:
     if not folder.is_dir():
         raise UserError(
             f"expected {layout.folder}/ in {root}, found no such folder: give --data-dir the folder that "
-            "holds it, or fetch the Python version from https://www.cs.toronto.edu/~kriz/cifar.html"
+            "holds it, or download the Python version from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
     batches = [_batch(folder / file, layout) for file in layout.splits[split]]
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
@@ -95,7 +95,7 @@ def _batch(path: Path, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
     kind, shape = getattr(data, "dtype", type(data).__name__), list(getattr(data, "shape", ()))
     if kind != np.uint8 or shape != [len(labels), 3072]:
         raise UserError(
-            f"expected uint8[{len(labels)}, 3072] in {path}, found {kind}{shape}: fetch the file from its publisher"
+            f"expected uint8[{len(labels)}, 3072] in {path}, found {kind}{shape}: download the file from its publisher"
         )
     # The images are stored plane by plane.
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
@@ -108,7 +108,7 @@ def _labels(found: Any, path: Path) -> np.ndarray:
     # Larger integers would not fit into the array.
     if isinstance(found, list | tuple) and all(type(item) is int and 0 <= item < 2**31 for item in found):
         return np.array(found, np.int64)
-    raise UserError(f"expected a list of labels from 0 in {path}, found others: fetch the file from its publisher")
+    raise UserError(f"expected a list of labels from 0 in {path}, found others: download the file from its publisher")
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -121,10 +121,10 @@ def _unpickle(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"expected the file {path}, found none: unpack the archive again") from error
     except UserError as error:
-        raise UserError(f"refused to unpickle {path}: {error}; fetch the file from its publisher") from None
+        raise UserError(f"refused to unpickle {path}: {error}; download the file from its publisher") from None
     except Exception as error:  # a damaged pickle can raise almost anything
         raise UserError(f"cannot unpickle {path} ({type(error).__name__}): unpack the archive again") from error
-    raise UserError(f"expected a dict in {path}, found {type(content).__name__}: fetch the file from its publisher")
+    raise UserError(f"expected a dict in {path}, found {type(content).__name__}: download the file from its publisher")
 
 
 def _text(item: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.storage import limits
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def parse_split(split: str) -> Split:
     """
     match = _SPLIT.fullmatch(split)
     if match is None:
-        raise UserError(f"expected a split such as test, train[:5000] or train[10%:], got {split!r}")
+        raise UserError(f"expected a split such as test, train[:5000] or train[10%:], found {split!r}")
     return Split(*match.groups())
 
 
@@ -91,7 +91,7 @@ def rows(split: Split, count: int) -> slice:
     chosen = slice(position(split.start), position(split.stop))
     if not range(count)[chosen]:
         bounds = f"[{split.start or ''}:{split.stop or ''}]"
-        raise UserError(f"split {split.name}{bounds} holds no example: {split.name} has {count} of them")
+        raise UserError(f"split {split.name}{bounds} has no examples: {split.name} has {count}, choose other bounds")
     return chosen
 
 
@@ -107,7 +107,7 @@ def take(dataset: Dataset, split: Split) -> Dataset:
 
 def unknown_split(split: str, source: str, available: Sequence[str]) -> UserError:
     """Returns the error for a split that a source does not have."""
-    return UserError(f"{source} has no split {split!r}: expected one of {', '.join(available)}")
+    return UserError(f"{shortened(source, 100)} has no split {split!r}: expected one of {listed(available, 6, 20)}")
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -120,11 +120,13 @@ def read_names(path: Path) -> tuple[str, ...]:
         limits.require_bytes(limits.require_regular(path, "file of class names"), path)
         names = tuple(name.strip() for name in path.read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the names of classes in {path}: save it as UTF-8 text") from error
+        raise UserError(f"cannot read the class names in {path}: save it as UTF-8 text") from error
     while names and not names[-1]:
         names = names[:-1]
     if not names or not all(names):
-        raise UserError(f"expected a name on each line of {path}, found {'an empty line' if names else 'nothing'}")
+        raise UserError(
+            f"expected a name on each line of {path}, found {'an empty line' if names else 'nothing'}: restore the file"
+        )
     return names
 
 
@@ -141,17 +143,17 @@ def renumbered(dataset: Dataset, names: Sequence[str], source: str) -> Dataset:
     """
     own = dataset.class_names
     if own is None or dataset.labels.ndim != 1:
-        raise UserError(f"{source} has no names of classes to look up among the class names: leave these out")
+        raise UserError(f"{source} has no class names to look up in the given list: leave that out")
     index = {name: i for i, name in enumerate(names)}
     if len(index) != len(names):
         twice = next(name for i, name in enumerate(names) if index[name] != i)
         raise UserError(f"expected every class name once, found {twice!r} twice: give one line to each class")
     used = np.unique(dataset.labels)
     if strange := [own[number] for number in used if own[number] not in index]:
-        listed = ", ".join(strange[:3])
         raise UserError(
-            f"expected the classes of {source} among the {len(names)} class names, which begin with {names[0]!r}, "
-            f"found {len(strange)} others ({listed}): write the names as {source} has them"
+            f"expected the classes of {shortened(source, 50)} among the {len(names)} class names, which begin with "
+            f"{shortened(names[0], 24)!r}, found {len(strange)} others ({listed(strange, 2, 24)}): write the names as "
+            "the data set has them"
         )
     places = np.zeros(len(own), np.int32)
     places[used] = [index[own[number]] for number in used]
@@ -165,6 +167,7 @@ def in_channels(dataset: Dataset, channels: int) -> Dataset:
     return dataset._replace(images=np.repeat(dataset.images, 3, axis=-1))
 
 
+_OTHER_DATA = "give the data set that the network was trained for"
 _CROP = "give a crop (--crop, config.data.crop)"
 
 
@@ -229,26 +232,29 @@ def require(dataset: Dataset, spec: NetworkSpec, square: int = 0) -> Dataset:
     Raises:
       UserError: the task, the images' shape or the classes do not match the spec.
     """
-    maps, wants_maps = dataset.labels.ndim == 3, spec.gives_maps
-    if maps != wants_maps:
+    maps, gives_maps = dataset.labels.ndim == 3, spec.gives_maps
+    if maps != gives_maps:
         one, each = "one class for every image", "a class for every pixel"
         raise UserError(
-            f"the {spec.arch} network gives {each if wants_maps else one}, the data set has "
-            f"{each if maps else one}: give the data set that the network was trained for"
+            f"the {spec.arch} network gives {each if gives_maps else one}, the data set has "
+            f"{each if maps else one}: {_OTHER_DATA}"
         )
     height, width, channels = dataset.images.shape[1:]
     if maps and channels != spec.channels:
-        raise UserError(f"the {spec.arch} network expects {spec.channels} channels, the data set has {channels}")
+        raise UserError(
+            f"the {spec.arch} network expects {spec.channels} channels, the data set has {channels}: {_OTHER_DATA}"
+        )
     if maps:
         _require_sides(spec, height, width, square)
     found, expected = f"{height}x{width}x{channels}", "x".join(map(str, spec.input_shape))
     if not maps and found != expected:
-        raise UserError(f"the {spec.arch} network expects images of {expected}, the data set has {found}")
+        raise UserError(
+            f"the {spec.arch} network expects images of {expected}, the data set has {found}: {_OTHER_DATA}"
+        )
     classes, named = count_classes(dataset), dataset.class_names is not None
     if classes > spec.num_classes or (named and classes != spec.num_classes and not maps):
         raise UserError(
-            f"the {spec.arch} network has {spec.num_classes} classes, the data set {classes}: "
-            "give the data set that the network was trained for"
+            f"the {spec.arch} network has {spec.num_classes} classes, the data set {classes}: {_OTHER_DATA}"
         )
     return dataset
 
@@ -257,16 +263,18 @@ def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> N
     """Checks that the images' sides and classes fit a network for maps."""
     if spec.num_classes > VOID:
         raise UserError(
-            f"the {spec.arch} network has {spec.num_classes} classes: expected at most {VOID}, which is void in maps"
+            f"expected at most {VOID} classes, as {VOID} is void in maps, found {spec.num_classes} of {spec.arch}: "
+            "give another network"
         )
     if square > min(height, width):
         raise UserError(
-            f"expected squares of at most {min(height, width)} pixels from {height}x{width}, found {square}"
+            f"expected squares of at most {min(height, width)} pixels from {height}x{width}, found {square}: lower "
+            "kd.square"
         )
     shown = (square, square) if square else (height, width)
     if spec.arch.startswith("graph:") and shown != spec.input_shape[:2]:
         found, expected = ("x".join(map(str, sides)) for sides in (shown, spec.input_shape[:2]))
-        raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}")
+        raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}: {_OTHER_DATA}")
 
 
 def class_title(dataset: Dataset, number: int) -> str:

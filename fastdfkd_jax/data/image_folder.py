@@ -10,7 +10,7 @@ import numpy as np
 from fastdfkd_jax.data import listing, pictures
 from fastdfkd_jax.data.dataset import Dataset, collected, kind_of, stack, unknown_split
 from fastdfkd_jax.data.pictures import Square
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.storage import limits
 
 _SPLITS = ("train", "val", "validation", "test")
@@ -35,7 +35,7 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
       UserError: the folder is missing, empty or has no labels; a file is damaged; sizes are mixed.
     """
     if not directory.is_dir():
-        raise UserError(f"expected a folder of images by class, found no folder {directory}: give its right name")
+        raise UserError(f"expected a folder of images by class, found no folder {directory}: check the path")
     place = _place(directory, split)
     train = directory / "train"
     if place != directory and not train.is_dir():
@@ -49,7 +49,8 @@ def read(directory: Path, split: str, square: Square | None = None) -> Dataset:
     index = {name: i for i, name in enumerate(names)}
     if strange := sorted({name for _, name in labelled} - set(index)):
         raise UserError(
-            f"expected the {len(names)} classes of {train} in {place}, found also {strange[0]!r}: name them alike"
+            f"expected the {len(names)} classes of {shortened(train, 70)} in {shortened(place, 70)}, found also "
+            f"{shortened(strange[0], 40)!r}: give both the same class names"
         )
     decoded = (_image(path, square) for path, _ in labelled)
     images = stack(collected(decoded, len(labelled), str(place)), str(place))
@@ -92,16 +93,16 @@ def _by_class(place: Path) -> list[tuple[Path, str]]:
     names = _class_folders(place)
     if names == ["images"]:
         # This is Tiny-ImageNet's test split; read as a class folder it would have a single class.
-        raise UserError(f"the images of {place} have no labels: choose a split that has, such as val")
+        raise UserError(f"the images of {place} have no labels: choose a split with labels, such as val")
     found = {name: listing.listed(place / name) for name in names}
     direct = listing.listed(place, below=False)
     listing.warn_of_skipped([*found.values(), direct], place)
     labelled = [(path, name) for name in names for path in found[name].pictures]
     if not labelled:
-        held = f"{len(direct.pictures)} outside of such folders" if direct.pictures else "none"
-        raise UserError(f"expected images in one folder a class in {place}, found {held}: make a folder of each class")
+        held = f"{len(direct.pictures)} images outside such folders" if direct.pictures else "none"
+        raise UserError(f"expected one folder of images for each class in {place}, found {held}: make these folders")
     if direct.pictures:
-        listing.log.warning("skipped %d pictures that lie in no class folder of %s", len(direct.pictures), place)
+        listing.log.warning("skipped %d pictures outside the class folders of %s", len(direct.pictures), place)
     _warn_of_empty([name for name in names if not found[name].pictures], len(names), place)
     return labelled
 
@@ -118,7 +119,7 @@ def _annotated(place: Path) -> list[tuple[Path, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: save it as UTF-8 text, lines of file name, tab, class") from error
+        raise UserError(f"cannot read {path}: save it as UTF-8 text, with lines of file name, tab, class") from error
     rows = [line.split("\t") for line in lines if line.strip()]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(f"expected lines of file name, tab, class in {path}, found others: restore the file")
@@ -130,5 +131,5 @@ def _image(path: Path, square: Square | None) -> np.ndarray:
         return pictures.decode(path, square)
     except pictures.DAMAGED as error:
         raise UserError(
-            f"cannot read the image {path}: it is missing, damaged or of another kind; restore or remove it"
+            f"cannot read the image {path}: it is missing, damaged or not a picture; restore or remove it"
         ) from error

@@ -68,7 +68,7 @@ def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
     names = _some(sorted({next(filter(is_leftover, reversed(path.parts))) for path in leftovers}))
     one = len(others) == 1
     told = [
-        f"{len(others)} {'file that is no picture' if one else 'files that are no pictures'}: {suffixes}"
+        f"{len(others)} {'file that is not a picture' if one else 'files that are not pictures'}: {suffixes}"
         if others
         else "",
         f"{len(leftovers)} hidden or left by other programs: {names}" if leftovers else "",
@@ -95,8 +95,8 @@ def in_order(names: Iterable[str], where: object) -> list[str]:
 @functools.cache
 def _warn_of_order(where: str, by_value: str, as_text: str) -> None:
     log.warning(
-        "the classes of %s are numbers and are sorted by value (%s); torchvision's ImageFolder sorts as text (%s); "
-        "for a network trained so, give that order by class names (--class-names, config.data.class_names)",
+        "the classes of %s are numbers and are sorted by value (%s); torchvision's ImageFolder sorts them as text "
+        "(%s): for a network trained in that order, give it as class names (--class-names, config.data.class_names)",
         where,
         by_value,
         as_text,

@@ -76,9 +76,7 @@ def _read_pack(path: Path, split: Split, classes: Classes, short_side: int | Non
         decoded = (pictures.decode(file.tobytes(), where=f"of {path}") for file in files)
         images = collected(decoded, len(files), str(path))
     except pictures.DAMAGED as error:
-        raise UserError(
-            f"cannot read a picture of {path}: it is damaged or of another kind; restore the file"
-        ) from error
+        raise UserError(f"cannot read a picture of {path}: it is damaged or not an image; restore the file") from error
     pairs = (Pair(image, masks[i], f"{i} of {path}") for i, image in zip(numbers, images, strict=True))
     return collect(pairs, classes, short_side, str(path))
 
@@ -95,7 +93,7 @@ def read_nyuv2(root: Path, split: Split, short_side: int | None) -> Dataset:
       UserError: there is nothing of that split, or it is damaged or another data set.
     """
     _require_folder(root, "nyuv2")
-    hint = "these may count from 1; prepare them by python -m fastdfkd_jax.data.nyuv2"
+    hint = "these may count from 1; prepare them with python -m fastdfkd_jax.data.nyuv2"
     return _read_folders(root, "image/{}", "seg13/{}", f"nyuv2:{root}", split, Classes(NYUV2, hint=hint), short_side)
 
 
@@ -111,7 +109,7 @@ def read_pairs(root: Path, split: Split, short_side: int | None) -> Dataset:
       UserError: the split is missing or damaged, or images and masks do not match.
     """
     _require_folder(root, "pairs")
-    hint = "name every class in classes.txt, and give 255 to pixels that have none"
+    hint = "name every class in classes.txt, and use 255 for pixels without a class"
     file = root / "classes.txt"
     classes = Classes(read_names(file) if file.exists() else None, hint=hint)
     return _read_folders(root, "images/{}", "masks/{}", f"pairs:{root}", split, classes, short_side)
@@ -119,15 +117,13 @@ def read_pairs(root: Path, split: Split, short_side: int | None) -> Dataset:
 
 def _require_folder(root: Path, kind: str) -> None:
     if not root.is_dir():
-        raise UserError(
-            f"expected a folder of images and masks, found no folder {root}: give {kind}:DIR its right name"
-        )
+        raise UserError(f"expected a folder of images and masks, found no folder {root}: check the path in {kind}:DIR")
 
 
 def _read_folders(
     root: Path, images: str, masks: str, source: str, split: Split, classes: Classes, short_side: int | None
 ) -> Dataset:
-    """Reads a split from the folders `images` and `masks`, in whose names {} stands for the split."""
+    """Reads a split from the folders `images` and `masks`, with the split's name in place of {}."""
     places = root / images.format(split.name), root / masks.format(split.name)
     if not all(place.is_dir() for place in places):
         splits = _splits(root, images, masks)
@@ -137,7 +133,7 @@ def _read_folders(
         found = ", ".join(str(place.relative_to(root)) for place in places if place.is_dir())
         found = f"only {found}" if found else ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
         raise UserError(
-            f"expected {expected} in {root}, found {found}: give {source.partition(':')[0]}:DIR that folder"
+            f"expected {expected} in {root}, found {found}: check the path in {source.partition(':')[0]}:DIR"
         )
     return read_folders(*places, split, classes, short_side)
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 from fastdfkd_jax.data import listing, pictures
 from fastdfkd_jax.data.dataset import VOID, Dataset, Split, rows, stack
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, listed, shortened
 
-_LISTED = 3
-_SIZES = "make them of one size, by a short side where they have one aspect"
+_SIZES = "resize them to one size, with a short side if they have one aspect ratio"
 
 
 class Classes(NamedTuple):
@@ -67,13 +66,15 @@ def _checked(pair: Pair, classes: Classes) -> np.ndarray:
     """Returns the mask with the source's void value replaced by `VOID`."""
     size, expected = ("x".join(map(str, array.shape[:2])) for array in (pair.mask, pair.image))
     if size != expected:
-        raise UserError(f"expected the mask {pair.where} to be of its image's {expected} pixels, found {size}")
+        raise UserError(
+            f"expected the mask {pair.where} to be of its image's {expected} pixels, found {size}: restore the pair"
+        )
     mask = np.where(pair.mask == classes.void, np.uint8(VOID), pair.mask)
     count = VOID if classes.names is None else len(classes.names)
     if (strange := mask[(mask >= count) & (mask != VOID)]).size:
         void = " or ".join(map(str, sorted({classes.void, VOID})))
         raise UserError(
-            f"expected classes 0 to {count - 1}, or {void} where there is none, in the mask {pair.where}, found "
+            f"expected classes 0 to {count - 1}, or {void} for no class, in the mask {pair.where}, found "
             f"{strange.max()}: {classes.hint}"
         )
     return mask
@@ -94,13 +95,12 @@ def read_folders(images: Path, masks: Path, split: Split, classes: Classes, shor
     """
     pictures_by_name, masks_by_name = _by_name(images, pictures.SUFFIXES), _by_name(masks, {".png"})
     if not pictures_by_name:
-        raise UserError(f"expected images in {images}, found none")
+        raise UserError(f"expected images in {images}, found none: check the path")
     if alone := sorted(pictures_by_name.keys() ^ masks_by_name.keys()):
-        listed = ", ".join((pictures_by_name | masks_by_name)[name].name for name in alone[:_LISTED])
-        more = f" and {len(alone) - _LISTED} more" if len(alone) > _LISTED else ""
+        unpaired = listed([(pictures_by_name | masks_by_name)[name].name for name in alone], 3, 20)
         raise UserError(
-            f"expected a mask NAME.png in {masks} for every image NAME of {images} and no other, found without "
-            f"the other: {listed}{more}"
+            f"expected one mask NAME.png in {shortened(masks, 60)} for every image NAME of {shortened(images, 60)}, "
+            f"found files without the other: {unpaired}"
         )
     names = sorted(pictures_by_name)[rows(split, len(pictures_by_name))]
     pairs = (Pair(_image(pictures_by_name[name]), read_mask(path := masks_by_name[name]), str(path)) for name in names)
@@ -124,7 +124,7 @@ def _image(path: Path) -> np.ndarray:
     try:
         return pictures.decode(path)
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read the image {path}: it is damaged or of another kind; restore it") from error
+        raise UserError(f"cannot read the image {path}: it is damaged or not an image; restore it") from error
 
 
 def _bits(path: Path) -> int:
@@ -144,12 +144,12 @@ def read_mask(path: Path) -> np.ndarray:
             kind, mode, bits = opened.format, opened.mode, _bits(path)
             values = np.asarray(opened)
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read the mask {path}: it is damaged or of another kind; restore it") from error
+        raise UserError(f"cannot read the mask {path}: it is damaged or not an image; restore it") from error
     # Reading stretches grey levels of fewer bits to 0 to 255, and JPEG changes them.
     if kind != "PNG" or mode not in ("P", "L") or (mode == "L" and bits != 8):
         found = f"{bits}-bit {mode}" if kind == "PNG" else kind
         raise UserError(
             f"expected the mask {path} to be a PNG file of class indices, palette or 8-bit grey, found {found}: "
-            "replace colours by the numbers of the classes"
+            "replace colours by class numbers"
         )
     return values

@@ -49,7 +49,7 @@ def read(path: Path, split: str, square: Square | None = None) -> Dataset:
     images, labels = ("images", "labels") if encoded else (find(names, "", _IMAGES), find(names, "", _LABELS))
     if not images or not labels:
         raise UserError(
-            f"expected x_{split} and y_{split}, or images and labels, in {path}, found {named(names)}: rename these"
+            f"expected x_{split} and y_{split}, or images and labels, in {path}, found {named(names)}: rename them"
         )
     if split not in _SPLITS and kind_of(split) is None:
         raise unknown_split(split, f"npz:{path}", _SPLITS)
@@ -86,7 +86,7 @@ def _decoded(content: dict[str, np.ndarray], where: str, square: Square | None) 
         decoded = (pictures.decode(file.tobytes(), square, f"of {where}") for file in files)
         return stack(collected(decoded, len(files), where), where)
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read a picture of {where}: it is damaged or of another kind; restore it") from error
+        raise UserError(f"cannot read a picture of {where}: it is damaged or not an image; restore it") from error
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> Dataset:
@@ -105,7 +105,7 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> Dataset:
             f"{list(labels.shape)}: store them so"
         )
     if not len(labels):
-        raise UserError(f"expected labelled images in {where}, found none")
+        raise UserError(f"expected labelled images in {where}, found none: check the file")
     numbers, names = _numbered(labels, where)
     return Dataset(_as_bytes(images, where), numbers, names)
 
@@ -147,22 +147,22 @@ def _as_bytes(images: np.ndarray, where: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[npz.Arrays]:
-    """Opens an archive; raises UserError if it is none, or if reading its arrays shows that it is damaged."""
+    """Opens an archive; raises UserError if the file is not one, or if reading its arrays shows damage."""
     if not path.exists():
-        raise UserError(f"expected the file {path}, found none: give npz:FILE with its right name")
+        raise UserError(f"expected the file {path}, found none: check the path in npz:FILE")
     try:
         limits.require_regular(path, "archive")
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
                 raise UserError(
-                    f"expected an .npz archive of arrays, found a single array in {path}: store it by numpy.savez"
+                    f"expected an .npz archive of arrays, found a single array in {path}: save it with numpy.savez"
                 )
         with npz.opened(path, "archive") as arrays:
             yield arrays
     except npz.DAMAGED as error:
         raise UserError(
             f"cannot read {path} as an .npz archive of plain arrays ({npz.reason_of(error)}): it is damaged or of "
-            "another kind; make it by numpy.savez"
+            "another kind; write it with numpy.savez"
         ) from error
 
 

@@ -68,7 +68,8 @@ def prepare(file: Path, meta: Path, to: Path) -> dict[str, int]:
     with _opened(file) as (images, labels):
         if len(images) < max(known.splits):
             raise UserError(
-                f"expected {max(known.splits)} images in {file}, as {meta} splits them, found {len(images)}"
+                f"expected {max(known.splits)} images in {file}, as {meta} splits them, found {len(images)}: download "
+                f"{URL} again"
             )
         with whole_folder(to) as partial:
             for folder in ("image", "seg13"):
@@ -81,7 +82,10 @@ def prepare(file: Path, meta: Path, to: Path) -> dict[str, int]:
                     log.info("wrote %d of %d images", done, len(known.splits))
                 image, raw = _read(images, labels, number, file)
                 if raw.max() >= len(known.classes):
-                    raise UserError(f"expected labels 0 to {_RAW} in image {number} of {file}, found {raw.max()}")
+                    raise UserError(
+                        f"expected labels 0 to {_RAW} in image {number} of {file}, found {raw.max()}: download "
+                        f"{URL} again"
+                    )
                 Image.fromarray(image).save(partial / "image" / split / f"{number:05d}.png")
                 Image.fromarray(known.classes[raw]).save(partial / "seg13" / split / f"{number:05d}.png")
                 counts[split] += 1
@@ -103,12 +107,12 @@ def read_meta(folder: Path) -> Meta:
     ):
         if len(found) != size or found.min() < 1 or found.max() > largest:
             raise UserError(
-                f"expected {size} classes from 1 to {largest} in {folder / name}, found {len(found)}: fetch it anew "
-                f"from {META_URL}"
+                f"expected {size} classes from 1 to {largest} in {folder / name}, found {len(found)}: download it "
+                f"again from {META_URL}"
             )
     numbers = [*train, *test]
     if not train or not test or len(set(numbers)) != len(numbers) or min(numbers) < 1:
-        raise UserError(f"expected two splits of images from 1 in {folder / 'splits.mat'}: fetch it from {META_URL}")
+        raise UserError(f"expected two splits of images from 1 in {folder / 'splits.mat'}: download it from {META_URL}")
     splits = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
     # Raw label 0 has no class; the others go through both tables, which count from 1 as MATLAB does.
     classes = np.concatenate([[VOID], coarse[middle - 1] - 1]).astype(np.uint8)
@@ -128,7 +132,7 @@ def _numbers(path: Path, name: str, field: str | None = None) -> np.ndarray:
         return np.asarray(value[field][0, 0] if field else value).ravel().astype(np.int64)
     except Exception as error:  # a damaged MATLAB file can raise almost anything
         raise UserError(
-            f"cannot read {name} of {path}: it is damaged or another file; fetch it from {META_URL}"
+            f"cannot read {name} of {path}: it is damaged or another file; download it from {META_URL}"
         ) from error
 
 
@@ -138,14 +142,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("reading NYUv2's file takes h5py, which is not installed: pip install h5py") from error
+        raise UserError("reading NYUv2's file needs h5py, which is not installed: pip install h5py") from error
     if not path.exists():
-        raise UserError(f"expected the file {path}, found none: fetch it from {URL}")
+        raise UserError(f"expected the file {path}, found none: download it from {URL}")
     limits.require_regular(path, "file")
     try:
         file = h5py.File(path, "r", rdcc_nbytes=_CACHE)
     except OSError as error:
-        raise UserError(f"cannot read {path} as HDF5 (MATLAB v7.3): it is damaged; fetch it from {URL}") from error
+        raise UserError(f"cannot read {path} as HDF5 (MATLAB v7.3): it is damaged; download it from {URL}") from error
     with file:
         found: list[Any] = [file.get(name) for name in ("images", "labels")]
         shapes = [getattr(part, "shape", ()) for part in found]
@@ -157,7 +161,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         ):
             described = " and ".join(f"{kind}{list(shape)}" for kind, shape in zip(kinds, shapes, strict=True))
             raise UserError(
-                f"expected images uint8[N, 3, W, H] and labels uint16[N, W, H] in {path}, found {described}: fetch "
+                f"expected images uint8[N, 3, W, H] and labels uint16[N, W, H] in {path}, found {described}: download "
                 f"{URL}"
             )
         width, height = found[1].shape[1:]
@@ -170,7 +174,7 @@ def _read(images: Any, labels: Any, number: int, path: Path) -> tuple[np.ndarray
     try:
         image, raw = images[number - 1], labels[number - 1]
     except OSError as error:
-        raise UserError(f"cannot read image {number} of {path}: it is damaged; fetch it from {URL}") from error
+        raise UserError(f"cannot read image {number} of {path}: it is damaged; download it from {URL}") from error
     return np.ascontiguousarray(image.transpose(2, 1, 0)), np.ascontiguousarray(raw.T)
 
 

@@ -39,7 +39,7 @@ class _Type:
     def build(self, state: Any) -> None:
         """Takes the state of `numpy.dtype`: version and byte order, without fields."""
         if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise UserError("it holds an array of another type than integers")
+            raise UserError("it holds an array whose type is not an integer")
         order = _text(state[1])
         if order not in ("|", "<", ">", "="):
             raise UserError("it holds an array of an unknown byte order")
@@ -60,7 +60,7 @@ class _Array:
 
 def _text(item: Any) -> str:
     if type(item) not in (str, bytes):
-        raise UserError("it has something else where text is expected")
+        raise UserError("it has another object where text is expected")
     return item.decode("latin-1") if type(item) is bytes else item
 
 
@@ -93,7 +93,7 @@ def _make_scalar(kind: Any, content: Any) -> int:
 
 def _make_bytes(*arguments: Any) -> bytes:
     if arguments:  # Python 3 stores only b'' like this, in the older protocols
-        raise UserError("it asks for bytes of something")
+        raise UserError("it makes bytes from an object, which no CIFAR file needs")
     return b""
 
 
@@ -202,7 +202,7 @@ class _Machine:
             self.stack.append([])
         items = items or (self._popped(1) if name == "APPEND" else [])
         if type(self.stack[-1]) is not list:
-            raise UserError("it adds to what is no list")
+            raise UserError("it appends to an object that is not a list")
         self.stack[-1].extend(map(_plain, items))
 
     def _update(self, name: str, items: list[Any]) -> None:
@@ -210,7 +210,7 @@ class _Machine:
             self.stack.append({})
         items = items or (self._popped(2) if name == "SETITEM" else [])
         if type(self.stack[-1]) is not dict or any(type(key) not in (str, bytes) for key in items[::2]):
-            raise UserError("it holds a dict of other keys than text")
+            raise UserError("it holds a dict with keys that are not text")
         self.stack[-1].update(zip(items[::2], map(_plain, items[1::2]), strict=True))
 
 
@@ -224,7 +224,7 @@ def _known(module: str, name: str) -> _Name:
 def _made(maker: Any, arguments: Any) -> Any:
     known = _MAKERS.get((maker.module, maker.name)) if type(maker) is _Name else None
     if known is None or type(arguments) is not tuple:
-        raise UserError("it calls what no CIFAR file calls")
+        raise UserError("it calls a function that no CIFAR file needs")
     return known(*arguments)
 
 

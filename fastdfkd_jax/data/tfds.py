@@ -44,7 +44,9 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not tfds_features.is_class_label(features["label"]):
         found = npz_source.named(sorted(features))
-        raise UserError(f"expected tfds:{name} to have the features image and label, found {found}: give another")
+        raise UserError(
+            f"expected tfds:{name} to have the features image and label, found {found}: give another data set"
+        )
     limits.require_bytes(_BYTES_PER_NAME * (features["label"].num_classes or 0), f"classes of tfds:{name}")
     names = tuple(features["label"].names)
     source = _source(builder, name, split)
@@ -54,10 +56,10 @@ def read(name: str, split: str, root: Path, square: Square | None = None) -> Dat
     images = stack(collected(decoded, len(source), f"tfds:{name}"), f"tfds:{name}")
     numbers = np.array(labels, np.int64)
     if numbers.min() < 0:
-        raise UserError(f"examples of split {split!r} of tfds:{name} have no label: choose a split that has")
+        raise UserError(f"examples of split {split!r} of tfds:{name} have no label: choose a split with labels")
     if numbers.max() >= len(names):
         raise UserError(
-            f"expected labels below {len(names)} in tfds:{name}, found {numbers.max()}: prepare the data set anew"
+            f"expected labels below {len(names)} in tfds:{name}, found {numbers.max()}: prepare the data set again"
         )
     expected = _EXPECTED.get(name, (len(names), images.shape[1:]))
     if len(names) != expected[0] or (square is None and images.shape[1:] != expected[1]):
@@ -93,7 +95,7 @@ def encoded_images(name: str, split: str, root: Path) -> Iterator[bytes]:
     builder, name = _open(name, root)
     if "image" not in builder.info.features:
         found = npz_source.named(sorted(builder.info.features))
-        raise UserError(f"expected tfds:{name} to have the feature image, found {found}: give another")
+        raise UserError(f"expected tfds:{name} to have the feature image, found {found}: give another data set")
     for record in _records(builder, name, _source(builder, name, split)):
         yield record["image"]
 
@@ -152,7 +154,7 @@ def _open(name: str, root: Path) -> tuple[Any, str]:
             builder = tfds.builder_from_directory(directory)
     except Exception as error:
         raise UserError(
-            f"cannot read the description of tfds:{name} in {directory} ({_line(error)}): prepare it anew"
+            f"cannot read the description of tfds:{name} in {directory} ({_line(error)}): prepare it again"
         ) from error
     if builder.info.name != name.partition("/")[0]:
         raise UserError(f"expected tfds:{name} in {directory}, found tfds:{builder.info.name[:40]}: give its name")
@@ -176,7 +178,7 @@ def _source(builder: Any, name: str, split: str) -> Any:
         held = npz_source.named(f"{key} ({value.num_examples})" for key, value in builder.info.splits.items())
         raise UserError(f"tfds:{name} has no split {split!r} ({_line(error)}): it has {held}") from error
     if not count:
-        raise UserError(f"split {split!r} of tfds:{name} holds no example")
+        raise UserError(f"split {split!r} of tfds:{name} has no examples: choose another")
     return source
 
 
@@ -186,7 +188,7 @@ def _read(builder: Any, name: str, source: Any, rows: range) -> list[dict[str, A
     except Exception as error:  # RuntimeError, DecodeError, IndexError ... depending on the failing layer
         raise UserError(
             f"corrupt or missing record of tfds:{name} in {builder.data_path} ({_line(error)}): "
-            "restore the file or prepare the data set anew"
+            "restore the file or prepare the data set again"
         ) from error
 
 
@@ -194,7 +196,7 @@ def _decode(encoded: bytes, name: str, square: Square | None) -> np.ndarray:
     try:
         return pictures.decode(encoded, square, f"of tfds:{name}")
     except pictures.DAMAGED as error:
-        raise UserError(f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set anew") from error
+        raise UserError(f"corrupt image in tfds:{name} ({_line(error)}): prepare the data set again") from error
 
 
 def _line(error: Exception) -> str:

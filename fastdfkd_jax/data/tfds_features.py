@@ -41,7 +41,7 @@ def require_known(directory: Path, name: str) -> None:
             content = limits.read_json(path, "description")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot read the description of tfds:{name} in {path} ({str(error)[:80]}): prepare it anew"
+                f"cannot read the description of tfds:{name} in {path} ({str(error)[:80]}): prepare it again"
             ) from error
         if file == "features.json" and (strange := sorted(_class_names(content) - known)):
             raise UserError(
@@ -63,7 +63,9 @@ def without_imports() -> Iterator[None]:
 
     def of_name(cls: Any, python_class_name: str) -> Any:
         if python_class_name not in known or python_class_name not in cls._registered_features:
-            raise ValueError(f"{str(python_class_name)[:80]!r} is no feature of TFDS, its module would be executed")
+            raise ValueError(
+                f"{str(python_class_name)[:80]!r} is not a feature of TFDS, and its module would be executed"
+            )
         return cls._registered_features[python_class_name]
 
     base.cls_from_name = classmethod(of_name)  # pyright: ignore[reportAttributeAccessIssue]

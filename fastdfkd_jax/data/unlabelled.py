@@ -56,7 +56,7 @@ def stream(
         is_empty = False
         yield np.stack(chunk).reshape(-1, image_size, image_size, channels)
     if is_empty:
-        raise UserError(f"expected pictures in {source}, found none")
+        raise UserError(f"expected pictures in {source}, found none: check the path")
 
 
 def _random_square(generator: np.random.Generator, picture: Image.Image, size: int) -> np.ndarray:
@@ -92,7 +92,7 @@ def _of_npz(name: str, split: str, root: Path) -> Iterator[Image.Image]:
 def _of_folder(name: str, split: str, root: Path) -> Iterator[Image.Image]:
     place = root / expanded(name)
     if not place.is_dir():
-        raise UserError(f"expected a folder of pictures, found no folder {place}: give its right name")
+        raise UserError(f"expected a folder of pictures, found no folder {place}: check the path")
     found = listing.listed(place)
     listing.warn_of_skipped([found], place)
     for path in found.pictures:
@@ -103,4 +103,4 @@ def _decoded(file: Path | bytes, where: str) -> Image.Image:
     try:
         return pictures.read(file, where if isinstance(file, Path) else f"of {where}")
     except pictures.DAMAGED as error:
-        raise UserError(f"cannot read a picture of {where}: it is damaged or of another kind; remove it") from error
+        raise UserError(f"cannot read a picture of {where}: it is damaged or not an image; remove it") from error

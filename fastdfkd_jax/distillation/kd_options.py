@@ -13,7 +13,7 @@ OPTIMIZERS = ("sgd", "adam")
 
 @dataclass(frozen=True)
 class KDOptions(ViewOptions, section="kd"):
-    """The student's recipe; the first fields are those of the views that it is shown."""
+    """Options of the student's training: its views of the images, its KD steps and its optimizer."""
 
     square: int = option(
         0, "side in pixels of a random square that is first cut out of larger images; 0 keeps whole images", at_least=0

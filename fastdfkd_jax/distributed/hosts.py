@@ -32,7 +32,7 @@ T = TypeVar("T")
 _GATHER_SECONDS = 300  # hosts of a cluster may start minutes apart
 _BEAT_SECONDS = 1.0
 _LINGER_SECONDS = 5.0  # process 0 waits this long for the others to read why it ends, as the store ends with it
-_RESUME = "start the same command in all processes again, it goes on from the last checkpoint"
+_RESUME = "start the same command in all processes again to continue from the last checkpoint"
 # Messages of the underlying libraries when another process is gone.
 _LOST = re.compile(r"gloo|nccl|rccl|peer|connection (reset|closed|refused)|socket closed|unavailable|barrier", re.I)
 _link: _Link | None = None
@@ -136,8 +136,8 @@ def join(hosts: str, processes: int, process: int, lost_after: float) -> None:
         "cluster_detection_method": "deactivate",
     }  # fmt: skip
     _tell_of_aborts(
-        f"the processes have not all come together within {_GATHER_SECONDS} s: start them all, with a "
-        "config.parallel.hosts that each of them reaches"
+        f"not all processes have joined within {_GATHER_SECONDS} s: start them all, with a config.parallel.hosts "
+        "that each of them can reach"
     )
     if hosts != "cluster" and process == 0:
         require_only_one_first_process(hosts)
@@ -212,7 +212,9 @@ def require_same(what: str, values: dict[str, Any]) -> None:
     differing = sorted(key for key in here.keys() | first.keys() if here.get(key) != first.get(key))
     if differing:
         changes = ", ".join(f"{key}: {first.get(key)!r} there, {here.get(key)!r} here" for key in differing)
-        raise UserError(f"the {what} of this process is not that of process 0 ({changes}): give all processes the same")
+        raise UserError(
+            f"the {what} of this process differs from that of process 0 ({changes}): give all processes the same one"
+        )
 
 
 def require_shared(folder: Path, file: str) -> None:
@@ -258,7 +260,7 @@ _ending = threading.Lock()
 
 
 def end(line: str, status: int = EXIT_STATUS) -> None:
-    """Ends this process immediately, whichever thread asks first; tells the others and prints the line.
+    """Ends this process immediately, whichever thread asks first; informs the others and prints the line.
 
     It raises no exception, because the main thread may wait forever in a library, and a normal exit waits for all
     processes.

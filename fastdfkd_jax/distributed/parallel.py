@@ -35,7 +35,7 @@ _AUTO = AxisType.Auto
 
 @dataclass(frozen=True)
 class ParallelOptions(Options, section="parallel"):
-    """The options of the devices and processes that share a run."""
+    """Options of the devices and processes that share a run."""
 
     task_devices: int = option(1, "devices that share the lanes (pmap)", at_least=1)
     batch_devices: int = option(
@@ -131,7 +131,9 @@ def lane_map(num_tasks: int, task_devices: Sequence[Device]) -> LaneMap:
     """
     count = len(task_devices)
     if num_tasks % count:
-        raise UserError(f"config.fastdfkd.num_tasks={num_tasks} lanes cannot be shared equally by {count} task_devices")
+        raise UserError(
+            f"config.fastdfkd.num_tasks={num_tasks} lanes cannot be shared by {count} task_devices: give a multiple"
+        )
     local = _sequential if task_devices[0].platform == "cpu" else _vectorised
     if count == 1:
         return local

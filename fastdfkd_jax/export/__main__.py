@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     if unlabelled:
         log.warning("%s images have no label", f"{unlabelled:,}")
     elif empty and arguments.format == "folder":
-        log.warning("%d classes have no image: torchvision's ImageFolder wants allow_empty=True", empty)
+        log.warning("%d classes have no image: torchvision's ImageFolder needs allow_empty=True", empty)
     print(f"{arguments.to}: {sum(counts):,} images, {len(labelled)} classes, {_labels(sum(labelled), agreement)}")
 
 

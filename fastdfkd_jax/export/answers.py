@@ -23,7 +23,7 @@ from fastdfkd_jax.storage import limits
 from fastdfkd_jax.storage.digest import digest
 
 _BATCH = 256  # images per teacher pass
-_OTHERWISE = "give --label asked for the classes that were asked for"
+_OTHERWISE = "use --label asked, which keeps the requested classes"
 
 
 @dataclasses.dataclass
@@ -62,17 +62,17 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
         place: str = given["graph"] or given["checkpoint"]
         precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the record of a run, so that its teacher is not known: {_OTHERWISE}") from error
+        raise UserError(f"{path} is not the record of a run, so its teacher is unknown: {_OTHERWISE}") from error
     file = data.digits.TEACHER_PATH if place == "digits" else expanded(place)
     try:
         network, variables = convert.load_described(file, given, Forms(jnp.dtype(precision), "xla"))
     except UserError as error:
         reason = textwrap.shorten(str(error), 120, placeholder="...")
         raise UserError(
-            f"the run's teacher {place} cannot be loaded ({reason}): put it back, or {_OTHERWISE}"
+            f"the run's teacher {place} cannot be loaded ({reason}): restore it, or {_OTHERWISE}"
         ) from error
     if digest(variables) != expected:
-        raise UserError(f"{place} no longer has the weights of the run's teacher: put those back, or {_OTHERWISE}")
+        raise UserError(f"{place} no longer has the weights of the run's teacher: restore them, or {_OTHERWISE}")
     return None if network.spec.gives_maps else (network, variables)
 
 

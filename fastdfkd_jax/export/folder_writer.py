@@ -41,7 +41,7 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
         kinds |= set((labels >= 0).tolist())
         if len(kinds) > 1:
             # An extra folder would count as an extra class.
-            raise UserError("some of the images have no label, which folders of classes cannot tell: use --format tfds")
+            raise UserError("some images have no label, and no class folder to go into: use --format tfds")
         folders = [directory / (names[label] if label >= 0 else UNLABELLED) for label in labels]
         for folder in set(folders):
             folder.mkdir(exist_ok=True)

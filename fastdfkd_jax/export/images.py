@@ -72,7 +72,7 @@ def count_classes(pool: Path) -> int:
             raise UserError(f"{config} is not the record of a run: give --num-classes") from error
     if not known:
         raise UserError(
-            f"{pool.parent} does not tell the number of classes, as it has no student yet: give --num-classes"
+            f"{pool.parent} does not record the number of classes, as it has no student yet: give --num-classes"
         )
     return int(known)
 

@@ -35,7 +35,7 @@ REDUCTIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class LaneOptions(Options, section="fastdfkd"):
-    """The number of lanes, which FastDFKD and its noise control share: each makes a batch in every call."""
+    """Options of lanes, shared by FastDFKD and its noise control; each lane makes a batch in every call."""
 
     num_tasks: int = option(
         1,
@@ -180,7 +180,7 @@ def class_advice(class_weight: tuple[str, float], statistics_weight: tuple[str, 
 
 def require_no_class_term(spec: NetworkSpec, key: str, weight: float) -> None:
     """Raises UserError if the class term has a weight but the images have no target class."""
-    expected = "0 for a teacher of segmentation, of whose images no class is asked"
+    expected = "0 for a segmentation teacher, as its images have no requested class"
     require(not (spec.gives_maps and weight), key, expected, weight)
 
 

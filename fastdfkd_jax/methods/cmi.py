@@ -35,7 +35,7 @@ FEATURES = ("batch_norm", "blocks")
 
 @dataclass(frozen=True)
 class CMIOptions(Options, section="cmi"):
-    """Static choices beside those of the inversion loss; METHOD 1.5."""
+    """Options of CMI, beside those of the inversion loss (METHOD 1.5)."""
 
     num_steps: int = option(200, "Adam steps per call, on a newly initialised generator and latents", at_least=1)
     lr: float = option(

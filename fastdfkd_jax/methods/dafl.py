@@ -21,7 +21,7 @@ Array = jax.Array
 
 @dataclass(frozen=True, kw_only=True)
 class DAFLOptions(online_generator.OnlineGeneratorOptions, section="dafl"):
-    """The generator and the weights of its terms (METHOD section 6)."""
+    """Options of DAFL: the generator and the weights of its terms (METHOD section 6)."""
 
     generator: str = "dafl"
     latent_dim: int = 1000

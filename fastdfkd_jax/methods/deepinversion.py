@@ -43,7 +43,7 @@ SCHEDULES = ("constant", "cosine")
 
 @dataclass(frozen=True)
 class DeepInversionOptions(Options, section="deepinversion"):
-    """Static choices; the defaults are those of METHOD 1.6 with the steps of the paper's tables.
+    """Options of DeepInversion; the defaults are those of METHOD 1.6 with the steps of the paper's tables.
 
     ADI is the paper's: in the authors' code it can be constant with 1,000 classes, without a gradient (METHOD 8).
     """
@@ -162,7 +162,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
         )
 
     def synthesize(state: DeepInversionState, teacher_vars: Tree, student_vars: Tree, key: Array):
-        """One call; the names are those of `Method.synthesize`."""
+        """Makes the images of one call; the names are those of `Method.synthesize`."""
         state = state._replace(call=state.call + 1)
         label_key, draw_key, half_key, full_key = jax.random.split(key, 4)
         labels = draw_labels(label_key, setting.batch, teacher.spec, options.labels)

@@ -20,7 +20,7 @@ GENERATOR_LOSSES = ("l1", "log_l1")
 
 @dataclass(frozen=True, kw_only=True)
 class DFADOptions(online_generator.OnlineGeneratorOptions, section="dfad"):
-    """The generator and its loss (METHOD section 6)."""
+    """Options of DFAD: the generator and its loss (METHOD section 6)."""
 
     generator: str = "dfad"
     latent_dim: int = 256

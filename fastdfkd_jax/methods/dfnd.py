@@ -27,7 +27,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class DFNDOptions(Options, section="dfnd"):
-    """Of the matrix of how the teacher's labels may be wrong (METHOD section 6)."""
+    """Options of DFND: the noise matrix, which models the teacher's wrong labels (METHOD section 6)."""
 
     teacher_accuracy: float = option(
         0.9523, "assumed accuracy of the teacher's labels, the diagonal of the noise matrix", within="(0, 1]"

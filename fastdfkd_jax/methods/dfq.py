@@ -23,7 +23,7 @@ STATISTICS = ("gaussian", "l2")
 
 @dataclass(frozen=True, kw_only=True)
 class DFQOptions(online_generator.OnlineGeneratorOptions, section="dfq"):
-    """The generator, its terms and their weights (METHOD section 6)."""
+    """Options of DFQ: the generator and the weights of its terms (METHOD section 6)."""
 
     generator: str = "dfq"
     latent_dim: int = 512

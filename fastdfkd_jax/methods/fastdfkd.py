@@ -45,7 +45,7 @@ IMAGES = ("best", "last", "adapted")
 
 @dataclass(frozen=True)
 class FastDFKDOptions(LaneOptions, section="fastdfkd"):
-    """Static choices of Algorithm 1; METHOD section 0 gives the two readings of each."""
+    """Options of FastDFKD (Algorithm 1); METHOD section 0 gives the two readings of each."""
 
     num_steps: int = option(5, "inner steps per synthesis call (k in the paper)", at_least=1)
     reuse: str = option("meta", "start of each call: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)

@@ -30,7 +30,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class GenerativeDFDOptions(Options, section="generative_dfd"):
-    """Static choices (METHOD section 6); the recipe is ours, as none was released.
+    """Options of Generative DFD (METHOD section 6); the recipe is ours, as none was released.
 
     Calls beyond one pass over the classes start another pass with new generators.
     """

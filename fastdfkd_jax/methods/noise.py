@@ -10,7 +10,7 @@ from fastdfkd_jax.methods.base import Batch, Info, LaneOptions, Method, Setting
 
 
 def build(options: LaneOptions, setting: Setting) -> Method:
-    """Noise with the data's per-channel mean and deviation, clipped to [0, 1], for each lane; no class is asked."""
+    """Builds a method that draws noise with the data's mean and deviation per channel, clipped to [0, 1]; no labels."""
     spec, number = setting.teacher.spec, setting.batch * options.num_tasks
 
     def synthesize(state, teacher_vars, student_vars, key):

@@ -17,7 +17,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class KDOnDataOptions(Options, section="kd_on_data"):
-    """The loss that a student of real images minimises beside KD."""
+    """Options of training on real images: the loss beside KD."""
 
     label_weight: float = option(
         0.1, "weight of the cross-entropy with the real images' labels; unlabelled images have no such term", at_least=0

@@ -75,7 +75,7 @@ METHODS: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class MethodOptions(Options, section="method"):
-    """Which method makes the images."""
+    """Options of the choice of a method."""
 
     name: str = option(
         "fastdfkd", "method that makes the images; docs/methods.md describes each", choices=tuple(METHODS)

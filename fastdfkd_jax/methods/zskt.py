@@ -27,7 +27,7 @@ KL_REDUCTIONS = ("mean", "batchmean")
 
 @dataclass(frozen=True, kw_only=True)
 class ZSKTOptions(online_generator.OnlineGeneratorOptions, section="zskt"):
-    """The generator and the student's loss (METHOD section 6)."""
+    """Options of ZSKT: the generator and the student's loss (METHOD section 6)."""
 
     generator: str = "zskt"
     latent_dim: int = 100

@@ -131,7 +131,9 @@ def register(
       UserError: the package already has an architecture of that name.
     """
     if any(re.fullmatch(family.pattern, name) for family in _FAMILIES):
-        raise UserError(f"the name {name!r} belongs to an architecture of the package: register yours under another")
+        raise UserError(
+            f"the name {name!r} belongs to an architecture of the package: register yours under another name"
+        )
     _registered[name] = _Family(re.escape(name), (name,), lambda match: module, stages, image_size, task)
 
 
@@ -212,7 +214,7 @@ def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
 
 @dataclass(frozen=True)
 class TeacherOptions(Options, section="teacher"):
-    """The network to invert."""
+    """Options of the teacher, the network to invert."""
 
     checkpoint: str = option(
         "",
@@ -238,7 +240,7 @@ class TeacherOptions(Options, section="teacher"):
 
 @dataclass(frozen=True)
 class StudentOptions(Options, section="student"):
-    """The network to train."""
+    """Options of the student, the network to train."""
 
     arch: str = option("wrn16_1", "architecture of the student, a name in docs/models.md")
     graph: str = option("", "folder written by convert.record --graph; replaces arch")

@@ -168,7 +168,7 @@ class BatchNorm(nn.Module):
         running = self._update_running(batch, x.size // x.shape[-1], channels) if self.tracked else None
         statistics = batch if self.train else running
         if statistics is None:
-            raise ValueError("a BatchNorm without running statistics has only those of the batch: set train")
+            raise ValueError("a BatchNorm without running statistics needs those of the batch: set train=True")
         mean, var = statistics
         multiplier = scale * lax.rsqrt(var + self.epsilon)
         shift = bias - mean * multiplier

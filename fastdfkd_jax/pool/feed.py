@@ -33,7 +33,7 @@ PLACES = ("device", "disk")
 
 @dataclass(frozen=True)
 class PoolOptions(Options, section="pool"):
-    """The options of D', the pool of synthesised images."""
+    """Options of D', the pool of synthesised images."""
 
     place: str = option(
         "device", "place the student's images are read from: 'device' memory, or 'disk' during training", choices=PLACES

@@ -109,7 +109,7 @@ def import_pictures(paths: Sequence[Path], into: Shards, channels: int) -> list[
 
 def _require_shape(directory: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if tuple(found) != tuple(expected):
-        raise UserError(f"images in {directory} are {found}, the teacher takes {expected}")
+        raise UserError(f"images in {directory} are {found}, the teacher takes {expected}: resize them")
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from fastdfkd_jax.storage import limits, npz
 from fastdfkd_jax.storage.files import make_folder, write_atomically
 
 FORMAT = 1
-_KIND, _REMEDY = "shard of soft labels", "restore it, or delete it and those after it, which are then made again"
+_KIND, _REMEDY = "shard of soft labels", "restore it, or delete it and all later ones, which are then made again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,9 @@ def check(directory: Path, description: Description) -> None:
     path = directory / "description.json"
     if not path.exists():
         if npz.count(directory):
-            raise UserError(f"{directory} holds shards, but no {path.name} that tells what of: use another folder")
+            raise UserError(
+                f"{directory} holds shards of labels but no {path.name} that describes them: use another folder"
+            )
         return
     try:
         found = dict(limits.read_json(path, "description"))

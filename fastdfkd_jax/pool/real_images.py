@@ -23,7 +23,7 @@ _CHUNK = 1024  # images scored between two selections
 
 @dataclass(frozen=True)
 class TransferOptions(Options, section="transfer"):
-    """The options of real images, which only methods that declare their use read."""
+    """Options of real images, which only methods that declare their use read."""
 
     source: str = option("", "real images for methods that use them; same form as data.source")
     dir: str = option("", "folder that holds the real images; same form as data.dir")

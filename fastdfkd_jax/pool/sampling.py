@@ -24,7 +24,7 @@ _LEAST = 1e-3
 
 @dataclass(frozen=True)
 class ReplayOptions(Options, section="replay"):
-    """The exponents of sampling from D'; all zero is uniform sampling."""
+    """Options of sampling from D': three exponents; with all at zero, sampling is uniform."""
 
     class_exponent: float = option(
         0.0, "exponent a of class balance; 1 draws every class that the teacher sees in D' equally often", at_least=0

@@ -28,7 +28,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class SoftLabelOptions(Options, section="soft_labels"):
-    """The options of stored soft labels: the teacher sees each view once, the student many times (FKD)."""
+    """Options of stored soft labels: the teacher sees each view once, the student many times (FKD)."""
 
     steps: int = option(
         0,

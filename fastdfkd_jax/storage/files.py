@@ -93,7 +93,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     _require_free(target)
     partial = target.with_name(f".{target.name}.partial")
     if partial.is_symlink():
-        raise UserError(f"{partial} is a symbolic link: expected nothing there, or what an earlier try left; remove it")
+        raise UserError(
+            f"{partial} is a symbolic link: expected nothing, or the folder of an earlier attempt; remove it"
+        )
     make_folder(partial)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -106,7 +108,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, target)
         except OSError as error:
-            raise disk_error(target, error, then="it begins anew") from error
+            raise disk_error(target, error, then="to start again") from error
         finally:
             # It no longer exists if all went well.
             shutil.rmtree(partial, ignore_errors=True)
@@ -125,7 +127,7 @@ def stopped_in_one_line(target: Path) -> Iterator[None]:
         with signals.unwinding():
             yield
     except KeyboardInterrupt:
-        raise UserError(f"stopped: nothing was written to {target}; run the same command to begin anew") from None
+        raise UserError(f"stopped: nothing was written to {target}; run the same command to start again") from None
 
 
 def _require_free(target: Path) -> None:
@@ -134,7 +136,7 @@ def _require_free(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: give a new folder, or remove what it holds")
     if target.is_mount():
-        raise UserError(f"{target} is a file system of its own: give a new folder in it")
+        raise UserError(f"{target} is the root of a file system: give a new folder in it")
 
 
 def _clear(folder: Path) -> None:
@@ -188,10 +190,10 @@ class AppendFile:
         self._file.close()
 
 
-def disk_error(path: Path, error: OSError, then: str = "it goes on") -> UserError:
+def disk_error(path: Path, error: OSError, then: str = "to continue") -> UserError:
     """Describes a failed write to the user in one line; `then` says what a rerun does once there is space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left for {path}: free some and run the same command again, {then}")
+        return UserError(f"no space left for {path}: free some and run the same command {then}")
     if error.errno == errno.ELOOP:
         return UserError(f"{path} is a symbolic link, which is not followed: remove it, or give another folder")
     return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")

@@ -57,7 +57,7 @@ def require_pixels(width: int, height: int, where: object) -> None:
     if width * height > most:
         raise UserError(
             f"the picture {where} has {width:,} x {height:,} pixels, expected at most {most:,} in all: make it "
-            f"smaller, or raise the limit by {PIXELS_VARIABLE}"
+            f"smaller, or raise the limit with {PIXELS_VARIABLE}"
         )
 
 

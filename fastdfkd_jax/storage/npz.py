@@ -92,7 +92,7 @@ def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool,
     """
     start = file.tell()
     if file.read(len(_MAGIC)) != _MAGIC:
-        raise ValueError("a member is no array")
+        raise ValueError("a member is not an array")
     file.seek(start)
     shape, fortran_order, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
     if dtype.hasobject:

@@ -73,7 +73,7 @@ def assemble(config: ConfigDict) -> Parts:
     teacher, teacher_vars = load_teacher(run.teacher, forms)
     student, student_vars = _student(run.student, teacher, forms)
     if run.remat == "blocks" and (teacher.others or student.others):
-        raise UserError("config.remat='blocks' knows no blocks of a recorded graph: expected 'activations' or 'none'")
+        raise UserError("config.remat='blocks' is not supported for recorded graphs: use 'activations' or 'none'")
     teacher, student = (models.rematerialised(network, run.remat) for network in (teacher, student))
     test = _evaluation_data(run.data, teacher) if run.data.source else None
     optimizer = student_optimizer(run)
@@ -191,7 +191,7 @@ def objective_of(run: RunOptions, method: Method) -> distill.Objective:
 def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:
     """Reads the teacher from a checkpoint or a recorded graph."""
     if given.graph and given.checkpoint:
-        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: a graph has its weights")
+        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: leave the checkpoint out")
     path = given.graph or given.checkpoint
     if not path:
         raise UserError(
@@ -244,5 +244,5 @@ def _require_same_task(student: Network, teacher: Network) -> None:
     if ours.task != theirs.task:
         raise UserError(
             f"the teacher {theirs.arch} is for {theirs.task}, the student {ours.arch} for {ours.task}: expected both "
-            "for one task"
+            "for the same task"
         )

@@ -179,7 +179,7 @@ class Checkpoints:
         changed = [name for name, value in here.items() if there.get(name) != value]
         if changed:
             log.warning(
-                "resuming on another machine or software (%s differ): results will agree to rounding, not to the bit",
+                "resuming with another machine or software (%s differ): results will agree to rounding only",
                 ", ".join(changed),
             )
         return Restored(state, meta["progress"])

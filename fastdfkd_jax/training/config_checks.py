@@ -35,10 +35,12 @@ def validate(config: ConfigDict) -> None:
         expected = "'replacement' where replay is not uniform"
         require(run.pool.draw == "replacement", "pool.draw", expected, run.pool.draw)
     if run.mode == "distill":
-        expected = "a folder of images, as mode='distill' needs"
+        expected = "a folder of images, which mode='distill' needs"
         require(bool(run.pool.initial), "pool.initial", expected, run.pool.initial)
     if run.replay.difficulty_exponent or run.replay.importance_exponent:
-        expected = "0 with replay.difficulty_exponent or .importance_exponent, as these are of one image and not of two"
+        expected = (
+            "0 with replay.difficulty_exponent or .importance_exponent, which weigh single images, not mixed ones"
+        )
         require(run.kd.cutmix == 0, "kd.cutmix", expected, run.kd.cutmix)
     _validate_devices(run)
 
@@ -54,7 +56,7 @@ def _require_known(config: ConfigDict) -> None:
         for key in sorted(set(found.keys()) - names):
             where = f"{name}.{key}" if name else key
             now = f": it is called config.{RENAMED[where]} now" if where in RENAMED else ": see docs/options.md"
-            raise UserError(f"config.{where} is no option{now}")
+            raise UserError(f"config.{where} is not an option{now}")
 
 
 def _validate_devices(run: RunOptions) -> None:
@@ -65,7 +67,7 @@ def _validate_devices(run: RunOptions) -> None:
     ):
         require(not devices or count % devices == 0, key, f"a multiple of parallel.batch_devices={devices}", count)
     if lanes > 1:
-        expected = f"0, 1 or task_devices={lanes}, which serve distillation too"
+        expected = f"0, 1 or task_devices={lanes}, whose devices also distil"
         require(devices in (0, 1, lanes), "parallel.batch_devices", expected, devices)
         has_lanes = issubclass(METHODS[run.method.name].options, LaneOptions)
         require(has_lanes, "parallel.task_devices", f"1 for the method {run.method.name}, without lanes", lanes)
@@ -77,7 +79,7 @@ def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) 
     weight = operator.attrgetter(key)(config) if key else 0
     if weight and not count_batch_norms(teacher_vars):
         others = ", ".join(name for name, entry in METHODS.items() if not entry.statistics)
-        expected = f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm whose statistics could be matched"
+        expected = f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm statistics to match"
         require(False, key, f"{expected} (methods without such a term: {others})", weight)
 
 
@@ -95,23 +97,23 @@ def require_fit(run: RunOptions, method: Method) -> None:
         require(steps % method.steps_per_round == 0, "kd.steps_per_call", expected, steps)
         expected = f"synthesis_batch={batch} for the method {name}"
         require(run.kd.batch == batch, "kd.batch", expected, run.kd.batch)
-        expected = f"0 for the method {name}, whose images live once"
+        expected = f"0 for the method {name}, whose images are used only once"
         require(run.synthesis_calls == 0, "synthesis_calls", expected, run.synthesis_calls)
         expected = f"all 0 for the method {name}, which keeps no images"
         _require_uniform(run, expected)
     if run.soft_labels.steps:
         _require_stored_labels_fit(run, method)
     if method.lifetime == base.POOL and run.pool.place == "disk":
-        expected = "all 0 where pool.place='disk', from which rows are drawn before it is known how hard they are"
+        expected = "all 0 where pool.place='disk', which draws images before their difficulty is known"
         _require_uniform(run, expected)
     if method.lifetime == base.DATA:
         expected = f"'device' for the method {name}, whose images are read into memory"
         require(run.pool.place == "device", "pool.place", expected, run.pool.place)
-        expected = f"a data set, as the method {name} needs"
+        expected = f"a data set, which the method {name} needs"
         require(bool(run.transfer.source), "transfer.source", expected, run.transfer.source)
         crops, side = run.transfer.crops, run.transfer.short_side
         require(
-            not (crops and side), "transfer.short_side", "0 with transfer.crops, which have the network's size", side
+            not (crops and side), "transfer.short_side", "0 with transfer.crops, as crops have the network's size", side
         )
         expected = f"0 for the method {name}, which learns labels"
         require(crops == 0 or not method.needs_labels, "transfer.crops", expected, crops)
@@ -120,10 +122,10 @@ def require_fit(run: RunOptions, method: Method) -> None:
 def require_maps_fit(run: RunOptions) -> None:
     """Checks that a run fits a segmentation teacher."""
     name, expected = run.method.name, [name for name, entry in METHODS.items() if entry.maps]
-    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a teacher of segmentation", name)
-    _require_uniform(run, "all 0 for a teacher of segmentation, whose images have no class")
+    require(METHODS[name].maps, "method.name", f"one of {', '.join(expected)} for a segmentation teacher", name)
+    _require_uniform(run, "all 0 for a segmentation teacher, whose images have no class")
     steps = run.soft_labels.steps
-    require(not steps, "soft_labels.steps", "0 for a teacher of segmentation, whose answers are maps", steps)
+    require(not steps, "soft_labels.steps", "0 for a segmentation teacher, whose outputs are maps", steps)
 
 
 def _require_uniform(run: RunOptions, expected: str) -> None:
@@ -134,12 +136,12 @@ def _require_stored_labels_fit(run: RunOptions, method: Method) -> None:
     """Checks that a run fits stored soft labels."""
     key, steps = "soft_labels.steps", run.soft_labels.steps
     vanilla = method.lifetime == base.POOL and method.objective is None
-    expected = f"0 for the method {run.method.name}: they serve vanilla KD on images that are kept"
+    expected = f"0 for the method {run.method.name}: they are for plain KD on kept images"
     require(vanilla, key, expected, steps)
     complete = run.mode != "all" or last_synthesis_call(run) <= run.warmup_calls
     expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
     require(complete, key, expected, steps)
     square = run.kd.square
-    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views are of whole images", square)
-    expected = "all 0 with soft_labels.steps, of which each is met as often"
+    require(square == 0, "kd.square", "0 with soft_labels.steps, whose views show whole images", square)
+    expected = "all 0 with soft_labels.steps, which use all images equally often"
     _require_uniform(run, expected)

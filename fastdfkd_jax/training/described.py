@@ -12,8 +12,8 @@ class Metric(NamedTuple):
     Attributes:
       title: short, with its unit.
       meaning: one sentence.
-      normal: how it looks in a good run; '' where it has no one course.
-      remedy: what to change where it does not; '' for nothing.
+      normal: its course in a good run; '' if it has no typical one.
+      remedy: the change to make if it differs; '' for none.
     """
 
     title: str
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 _CLASSES = "Raise inversion.class_weight, lower inversion.feature_weight, or take more steps."
 
-# Names in metrics.jsonl; one that ends in NAME stands for all that begin so.
+# Names in metrics.jsonl; an entry that ends in NAME describes all names with its beginning.
 METRICS = {
     "call": Metric("Call", "The number of the synthesis call and the student's steps after it, from 1."),
     "synthesis/on_target": Metric(
@@ -132,12 +132,12 @@ PRETRAINING = {
 
 
 def metric(name: str) -> Metric | None:
-    """The description of a name in metrics.jsonl."""
+    """Returns the description of a name in metrics.jsonl."""
     return METRICS.get(name) or METRICS.get(re.sub(r"[^/]+$", "NAME", name))
 
 
 def page() -> str:
-    """Both lists in Markdown, for the documentation."""
+    """Formats both lists in Markdown, for the documentation."""
     parts = ["# What a run records\n", "## metrics.jsonl\n", "One line of JSON for each record of a call.\n"]
     for name, found in METRICS.items():
         said = [

@@ -35,7 +35,7 @@ def teacher_fault(teacher: Network, variables: Any) -> str:
         else:
             wrong = ~(np.abs(values) < _MOST_MEAN)
         if wrong.any():
-            return f"{int(wrong.sum())} of {values.size} BatchNorm statistics of the teacher are absurd in {name}"
+            return f"{int(wrong.sum())} of {values.size} BatchNorm statistics of the teacher are implausible in {name}"
     return ""
 
 

@@ -62,14 +62,14 @@ class Evidence:
         except UserError:
             return f"shard {len(found['pool'].known)} of the pool is missing or damaged"
         if (changed := _first_difference(pool, evidence["pool"])) is not None:
-            return f"shard {changed} of the pool is not the one that the run made"
+            return f"shard {changed} of the pool has changed since the run made it"
         for name in ("labels", "initial"):
             self._require_same(name, found[name], evidence[name])
         if self._first != evidence["first images"]:
             return "the images that config.pool.initial begins with have changed"
         length, sha = evidence["metrics"]
         if length != progress["metrics_offset"] or _head(self._metrics, length) != sha:
-            return f"the first {length:,} bytes of {self._metrics.name} are not what the run wrote"
+            return f"the first {length:,} bytes of {self._metrics.name} have changed since the run wrote them"
         return ""
 
     def _require_same(self, name: str, found: npz.Sums, expected: list[str]) -> None:
@@ -78,8 +78,8 @@ class Evidence:
         there = min(npz.count(folder), len(expected))
         if (changed := _first_difference(found.first(there), expected[:there])) is not None:
             raise UserError(
-                f"{npz.path_of(folder, changed)} is not the one that the run made: restore it, or delete it and those "
-                "after it, which are then made again"
+                f"{npz.path_of(folder, changed)} has changed since the run made it: restore it, or delete it and all "
+                "later ones, which are then made again"
             )
 
 

@@ -96,7 +96,7 @@ def run(config: ConfigDict, folder: Path, built: Built | None = None) -> dict[st
 
 def _prepare(folder: Path, restart: bool) -> None:
     if restart and (aside := workdir.put_aside(folder)) is not None:
-        log.info("moved all that %s held to %s; to continue this run later, leave out restart", folder, aside)
+        log.info("moved the contents of %s to %s; to continue this run later, leave out restart", folder, aside)
     workdir.require_resumable(folder)
     workdir.remove_leftovers(folder)
 

@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """The options of a whole run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as published (METHOD section 2)."""
+    """Options of a whole run. The defaults are Fast-5 for WRN-40-2 -> WRN-16-1 as published (METHOD section 2)."""
 
     seed: int = option(0, "random seed", at_least=0)
     mode: str = option(

@@ -51,7 +51,7 @@ _DOCUMENT = """<!doctype html>
 
 
 def write(folder: Path, summary: Mapping[str, Any], gallery: Gallery) -> Path:
-    """Writes the page of a finished run from what lies in its workdir.
+    """Writes the page of a finished run from the files in its workdir.
 
     Args:
       folder: the workdir, with metrics.jsonl and config.json.
@@ -73,7 +73,7 @@ def page(
     gallery: Gallery,
     folder: Path,
 ) -> str:
-    """The page as HTML.
+    """Formats the page as HTML.
 
     Args:
       summary, records, config: what summary.json, metrics.jsonl and config.json hold.
@@ -99,7 +99,7 @@ def page(
 
 
 def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Advice for each poor signal, or one sentence that none is poor."""
+    """Returns advice for each poor signal, or one sentence that none is poor."""
     # Name of a metric: below which mean of the last calls it is poor, and how that is said.
     poor = {
         "synthesis/on_target": (0.5, "Only {:.0f} % of the last images are on target."),
@@ -119,13 +119,13 @@ def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
 
 
 def _last(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The mean over the last five calls that have it."""
+    """Returns the mean over the last five calls that have the value."""
     values = [record[key] for record in records if isinstance(record.get(key), int | float)][-5:]
     return sum(values) / len(values) if values else None
 
 
 def _chart(records: Sequence[Mapping[str, Any]], key: str) -> str:
-    """A line chart as SVG; '' with fewer than two values."""
+    """Draws a line chart as SVG; '' with fewer than two values."""
     points = [(record["call"], record[key]) for record in records if isinstance(record.get(key), int | float)]
     points = [(x, y) for x, y in points if math.isfinite(y)]
     if len(points) < 2:
@@ -154,7 +154,7 @@ def _chart(records: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _gallery(gallery: Gallery) -> str:
-    """The newest images of each class, with the teacher's confidence; '' without any."""
+    """Formats the newest images of each class, with the teacher's confidence; '' without any."""
     rows = []
     for row in gallery.rows:
         titles = (

@@ -63,12 +63,12 @@ class Recipe:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
-                raise UserError(f"expected recipe.{name} of at least 1, got {getattr(self, name)}")
+                raise UserError(f"expected recipe.{name} of at least 1, found {getattr(self, name)}")
         for name in ("lr", "lr_decay", "momentum", "weight_decay", "square", "least_crop", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"expected recipe.{name} of at least 0, got {getattr(self, name)}")
+                raise UserError(f"expected recipe.{name} of at least 0, found {getattr(self, name)}")
         if self.least_crop > 1:
-            raise UserError(f"expected recipe.least_crop of at most 1, got {self.least_crop}")
+            raise UserError(f"expected recipe.least_crop of at most 1, found {self.least_crop}")
 
 
 class TrainState(NamedTuple):

@@ -109,7 +109,7 @@ def require_resumable(workdir: Path) -> None:
         if (workdir / name).is_symlink():
             raise UserError(f"{workdir / name} is a symbolic link: make the whole workdir a link instead, or remove it")
     found = [name for name in RESULTS if _holds_something(workdir / name)]
-    remedy = f"restore it, give a new --workdir, or restart=true, which moves all into {_ASIDE}N there"
+    remedy = f"restore it, give a new --workdir, or restart=true, which moves everything into {_ASIDE}N there"
     if found and not (workdir / RECORD).exists():
         raise UserError(f"{workdir} holds results ({', '.join(found)}) but no {RECORD}: {remedy}")
     # Copies may lack the hidden mark. A student exists only at the end.
@@ -152,7 +152,7 @@ def record(workdir: Path, config: dict[str, Any], identity: dict[str, Any], vers
         require_same_run(recorded, identity, str(workdir), FREE_KEYS)
         if "calls" in known and recorded["calls"] < identity.get("calls", 0):
             log.warning(
-                "config.calls was %d and is %d: the learning rates now follow schedules of %d calls, so the student "
+                "config.calls was %d and is now %d: the learning rates follow schedules of %d calls, so the student "
                 "differs from that of one run of so many",
                 recorded["calls"], identity["calls"], identity["calls"],
             )  # fmt: skip

@@ -110,7 +110,7 @@ EXTRAS = {
                 "module.normalizer.new_mean": torch.zeros(3, 1, 1),
             }
         },
-        "part of a network: module.attacker.",
+        "belong to a network: module.attacker.",
     ),
     "numbers": (RAW | {"epoch": 3, "arch": "wrn", "best": 91.5}, "epoch, arch, best"),
 }
@@ -158,9 +158,9 @@ def test_a_second_head_is_ignored_on_request(tmp_path, capsys):
     ("options", "expected"),
     [
         (("--weights", "ema"), "it has no ema weights, found bare tensors"),
-        (("--key", "net"), "--key net is not there: expected one of its keys, found "),
-        (("--prefix", "net."), "--prefix net. begins no entry"),
-        (("--ignore", "net.*"), "--ignore net.* fits no entry"),
+        (("--key", "net"), "--key net does not exist: expected one of the file's keys, found "),
+        (("--prefix", "net."), "--prefix net. matches no entry"),
+        (("--ignore", "net.*"), "--ignore net.* matches no entry"),
         (("--ignore", "*"), "no entries are left"),
     ],
 )
@@ -211,7 +211,7 @@ NAMES = ["a.ckpt", "a.pth.tar", "a.bin", "a.t7", "A.PTH", "no_suffix", "a.safete
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_the_content_tells_the_format(tmp_path, name, kind):
+def test_the_content_determines_the_format(tmp_path, name, kind):
     path = tmp_path / name
     if kind == "safetensors":
         save_file(RAW, path)
@@ -225,9 +225,9 @@ def test_the_content_tells_the_format(tmp_path, name, kind):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a pointer of Git LFS.*git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "is a web page"),
-        (b"\x1f\x8b\x08\0\0\0\0\0", "is compressed by gzip"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "is compressed with gzip"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
-        (b"\x93NUMPY\x01\0", "is an array of NumPy"),
+        (b"\x93NUMPY\x01\0", "is a NumPy array"),
     ],
 )
 def test_other_files_are_named(tmp_path, start, expected):

@@ -102,7 +102,7 @@ def test_a_stride_that_nobody_has_said_is_warned_of(tmp_path, port, monkeypatch,
     network, _ = convert.load_network(tmp_path / "port_os16.pth", arch=arch, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert network.spec.arch == "deeplabv3_mobilenetv2"
     assert len(said) == (0 if arch else 1)
-    assert all(re.search("taken for 8: .* of architecture deeplabv3_mobilenetv2_os16$", line) for line in said)
+    assert all(re.search("8 is assumed: .* the architecture deeplabv3_mobilenetv2_os16$", line) for line in said)
 
 
 def test_torchvisions_names_are_understood_and_come_back(tmp_path, torchvision, monkeypatch):
@@ -112,7 +112,7 @@ def test_torchvisions_names_are_understood_and_come_back(tmp_path, torchvision, 
     source, ours, back = tmp_path / "theirs.pth", tmp_path / "ours.safetensors", tmp_path / "back.pth"
     torch.save(state | auxiliary, source)
     assert main(["import", str(source), "--out", str(ours), *NORMALIZATION]) == 0
-    assert said == ["ignored 2 entries of aux_classifier.*, a head for training alone"]
+    assert said == ["ignored 2 entries of aux_classifier.*, a head used only in training"]
     assert {"classifier.classifier.0.convs.4.1.weight", "classifier.classifier.4.bias"} <= load_file(ours).keys()
     assert not any("aux" in name for name in load_file(ours))
     assert convert.load_network(ours)[0].spec.arch == "deeplabv3_resnet18"
@@ -161,7 +161,7 @@ def test_an_unknown_backbone_is_asked_for():
     entries = naming.expected_entries(build(NetworkSpec("deeplabv3_resnet18", 5)))
     state = {name: np.zeros(entry.shape, np.float32) for name, entry in entries.items()}
     state["backbone.layer1.2.conv1.weight"] = np.zeros((64, 64, 3, 3), np.float32)
-    with pytest.raises(UserError, match=r"cannot be told.*--arch"):
+    with pytest.raises(UserError, match=r"cannot be recognised.*--arch"):
         guess_arch(state)
 
 

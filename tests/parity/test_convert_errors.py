@@ -75,19 +75,19 @@ FILES = {
     "no tensors": (lambda s, m: saved({}), "holds no tensors"),
     "unknown container": (
         lambda s, m: saved({"resnet": s, "epoch": 3}),
-        "not tensors: resnet, epoch; resnet holds tensors: take it with --key resnet",
+        "not tensors: resnet, epoch; there are tensors under resnet: take them with --key resnet",
     ),
     "sparse": (lambda s, m: saved({"a": torch.eye(3).to_sparse()}), "a in .* is sparse: expected dense weights"),
     "quantised": (lambda s, m: quantised(), "a in .* is quantised: expected floating-point weights"),
     "TorchScript": (lambda s, m: scripted(), "TorchScript"),
-    "a whole module": (lambda s, m: saved(torch.nn.Linear(2, 2)), r"wants torch\.nn\.modules\.linear\.Linear"),
-    "malicious": (lambda s, m: saved({"state_dict": s, "x": Runs(m)}), r"wants \w+\.system"),
+    "a whole module": (lambda s, m: saved(torch.nn.Linear(2, 2)), r"asks for torch\.nn\.modules\.linear\.Linear"),
+    "malicious": (lambda s, m: saved({"state_dict": s, "x": Runs(m)}), r"asks for \w+\.system"),
     "malicious, old format": (
         lambda s, m: saved({"state_dict": s, "x": Runs(m)}, _use_new_zipfile_serialization=False),
-        r"wants \w+\.system",
+        r"asks for \w+\.system",
     ),
-    "malicious, bare pickle": (lambda s, m: pickle.dumps(Runs(m)), r"wants \w+\.system"),
-    "malicious, protocol 2": (lambda s, m: pickle.dumps(Runs(m), protocol=2), r"wants \w+\.system"),
+    "malicious, bare pickle": (lambda s, m: pickle.dumps(Runs(m)), r"asks for \w+\.system"),
+    "malicious, protocol 2": (lambda s, m: pickle.dumps(Runs(m), protocol=2), r"asks for \w+\.system"),
     "NaN": (lambda s, m: saved(changed(s, "conv1.weight", float("nan"))), r"not finite \(1\): conv1\.weight"),
     "infinite": (lambda s, m: saved(changed(s, "fc.bias", float("inf"))), r"not finite \(1\): fc\.bias"),
     "negative variance": (
@@ -246,7 +246,7 @@ def test_bad_references(tmp_path, user_checkpoint, capsys):
     refused(capsys, ["verify", user_checkpoint, "--reference", reference], "has 7 classes, expected 10")
     arrays = record.record(module, record.fixed_images((2, 3, 32, 32)))
     np.savez(reference, allow_pickle=False, **{n: a for n, a in arrays.items() if "moments/bn1" not in n})
-    refused(capsys, ["verify", user_checkpoint, "--reference", reference], "it lacks bn1 and adds none")
+    refused(capsys, ["verify", user_checkpoint, "--reference", reference], "BatchNorms missing: bn1; added: none")
 
 
 @pytest.mark.parametrize("case", ["malicious", "truncated", "NaN"])

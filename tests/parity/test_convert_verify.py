@@ -47,7 +47,7 @@ def user_file(tmp_path):
 
 @pytest.fixture
 def user_checkpoint(tmp_path, user_file):
-    """The user's network, trained by nobody but with statistics of its own, as DataParallel saved it."""
+    """The user's network, untrained but with its own statistics, as DataParallel saved it."""
     torch.manual_seed(1)
     module = record.load_factory(f"{user_file}:make_parallel").train()
     for _ in range(3):

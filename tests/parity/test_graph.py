@@ -78,7 +78,7 @@ class Function(nn.Module):
 
 
 class Several(nn.Module):
-    """Functions of three channels each of one image, whose classes stand side by side: one export serves them all."""
+    """Functions of three channels each of one image, whose classes are side by side: one export covers them all."""
 
     def __init__(self, functions):
         super().__init__()
@@ -919,12 +919,12 @@ def test_commands_take_a_graph_for_a_checkpoint(digits_graph, tmp_path, capsys):
     assert convert_main(["export", str(folder), "--out", str(tmp_path / "net.pth")]) == 0
     module.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
     assert convert_main(["export", str(folder), "--out", str(tmp_path / "n.pth"), "--naming", "torchvision"]) == 2
-    assert "its own names only" in capsys.readouterr().err
+    assert "keeps its own names: leave --naming" in capsys.readouterr().err
     assert convert_main(["import", str(folder), "--out", str(tmp_path / "n.safetensors"), *statistics]) == 2
     assert "needs no import" in capsys.readouterr().err
 
 
-def test_verify_tells_a_graph_whose_weights_are_others(digits_graph, tmp_path, capsys):
+def test_verify_recognises_a_graph_with_other_weights(digits_graph, tmp_path, capsys):
     shutil.copytree(digits_graph[0], tmp_path / "graph")
     state, _ = weight_files.read_state_dict(tmp_path / "graph" / "weights.safetensors")
     state["norm.running_mean"] = state["norm.running_mean"] + 0.1
@@ -967,7 +967,7 @@ def test_graphs_that_do_not_go_with_the_rest_are_refused(digits_graph, tmp_path,
 
 
 def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_path, monkeypatch):
-    words = r"not known: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"
+    words = r"unsupported operations: aten\.cumsum\.default \(2\), aten\.(special_)?erf\.default \(1\)"
     module = Function(lambda x: torch.special.erf(torch.cumsum(torch.cumsum(x, 1), 2)))
     with pytest.raises(record.RecordError, match=words):
         recorded(module, tmp_path / "graph")
@@ -1076,16 +1076,16 @@ def empty(folder, description):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (without_kernel, r"does not fit its graph: it lacks conv\.weight"),
+        (without_kernel, r"does not fit its graph \(it lacks conv\.weight"),
         (with_other_kernel, r"has conv\.weight of shape \[8, 3, 5, 5\], expected \[8, 3, 3, 3\]"),
         (truncated_weights, "not a safetensors file, or is truncated"),
         (truncated_graph, "cannot be read as JSON"),
         (without_output, "has no output"),
-        (with_dangling_node, "takes conv2d, found nowhere"),
+        (with_dangling_node, "takes conv2d, which no node gives"),
         (with_strange_output, "no node gives its output nobody"),
         (with_strange_entry, r"lacks x\.weight"),
         (without_arguments, "nodes must be a list of nodes with name, op and args"),
-        (with_other_classes, "gives logits of shape \\(1, 5\\), expected 7 classes"),
+        (with_other_classes, "expected logits of 7 classes, found shape \\(1, 5\\)"),
         (of_another_format, "format 9, expected 3"),
         (empty, r"is a folder without graph\.json"),
     ],
@@ -1126,7 +1126,7 @@ def test_a_graph_keeps_how_its_images_are_normalised(tmp_path, capsys):
         convert.load_network(folder, mean=(0.5,) * 3)
 
 
-def test_a_graph_tells_the_means_of_single_images_and_its_first_batch_norms(tmp_path):
+def test_a_graph_gives_the_means_of_single_images_and_its_first_batch_norms(tmp_path):
     torch.manual_seed(0)
     normed = [nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)]
     reference = recorded(Function(nn.Sequential(*normed)), tmp_path)

@@ -125,7 +125,7 @@ class Plain:
 
 
 class Tuned:
-    """The tuned form, likewise."""
+    """The tuned form, with the same interface."""
 
     form = "tuned"
 
@@ -143,7 +143,7 @@ class Tuned:
 
 
 class Compiled(Tuned):
-    """The compiled form, likewise."""
+    """The compiled form, with the same interface."""
 
     form = "compiled"
 

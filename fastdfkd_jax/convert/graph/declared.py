@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.storage.limits import require_bytes, require_pixels
 
 TASKS = {"classification": 2, "segmentation": 4}  # axes of the logits
@@ -72,11 +72,11 @@ def check_declared(description: Mapping[str, Any], path: Path) -> None:
       UserError: a type is wrong or a size is above the limit.
     """
     if missing := _CHECKS.keys() - description.keys():
-        raise UserError(f"{path} is damaged: it has no {', '.join(sorted(missing))}: record the network again")
+        raise UserError(f"{path} is damaged (it has no {listed(sorted(missing))}): record the network again")
     for key, (expected, holds) in (_CHECKS | _OPTIONAL).items():
         if key in description and not holds(description[key]):
             found = shortened(description[key], 40)
-            raise UserError(f"{path} is damaged: {key} must be {expected}, found {found}: record the network again")
+            raise UserError(f"{path} is damaged ({key} must be {expected}, found {found}): record the network again")
     side = description["image_size"]
     require_pixels(side, side, f"that {path} takes")
     require_bytes(_FLOAT_BYTES * description["channels"] * side**2, f"an image of {path}")

@@ -23,7 +23,7 @@ from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
 from fastdfkd_jax.convert.weight_files import SUFFIXES, State, read_state_dict
-from fastdfkd_jax.errors import UserError, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, OtherEntries
 from fastdfkd_jax.storage.limits import read_json, require_bytes
 
@@ -84,10 +84,11 @@ def check(recorded: Recorded) -> None:
         raise
     except Exception as error:  # damaged descriptions or unusual arguments can raise anything
         reason = shortened(f"{type(error).__name__}: {error}", _ROOM)
-        raise UserError(f"{folder / GRAPH} is damaged, or asks for what is not known ({reason})") from error
+        raise UserError(f"{folder / GRAPH} is damaged or cannot be built ({reason}): record it again") from error
     classes = description["classes"]
     if found[-1:] != (classes,) or len(found) != TASKS[description["task"]]:
-        raise UserError(f"{folder / GRAPH} is damaged: it gives logits of shape {found}, expected {classes} classes")
+        wrong = f"expected logits of {classes} classes, found shape {found}"
+        raise UserError(f"{folder / GRAPH} is damaged ({wrong}): record it again")
 
 
 def _shape_of_logits(recorded: Recorded) -> tuple[int, ...]:
@@ -177,16 +178,18 @@ def _check_nodes(folder: Path, description: Mapping[str, Any]) -> None:
         elif node["args"].get("transposed"):
             unknown[f"transposed {op}"] += 1
         if strange := references(node["args"]) - there:
-            raise UserError(f"{folder / GRAPH} is damaged: {node['name']} takes {', '.join(strange)}, found nowhere")
+            wrong = f"node {node['name']} takes {listed(sorted(strange))}, which no node gives"
+            raise UserError(f"{folder / GRAPH} is damaged ({wrong}): record it again")
         there.add(node["name"])
     if unknown:
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         raise UserError(
-            f"{folder} has operations that are not known: {shortened(listed, _ROOM)}; replace them in the PyTorch "
-            "module"
+            f"{shortened(folder, 60)} has unsupported operations: {shortened(names, _ROOM)}; replace them in "
+            "the PyTorch module"
         )
     if description["output"] not in there:
-        raise UserError(f"{folder / GRAPH} is damaged: no node gives its output {description['output']}")
+        wrong = f"no node gives its output {description['output']}"
+        raise UserError(f"{folder / GRAPH} is damaged ({wrong}): record it again")
 
 
 def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -> None:
@@ -199,7 +202,7 @@ def _check_weights(path: Path, weights: State, description: Mapping[str, Any]) -
             faults.append(f"has {name} of shape {list(weights[name].shape)}, expected {shapes[name]}")
     if faults:
         text = shortened("; it ".join(faults), _ROOM)
-        raise UserError(f"{path} does not fit its graph: it {text}: record the network again")
+        raise UserError(f"{path} does not fit its graph (it {text}): record the network again")
 
 
 def _ours(path: VariablePath, array: np.ndarray) -> np.ndarray:

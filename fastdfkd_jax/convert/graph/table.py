@@ -32,4 +32,6 @@ def require_steps(count: int) -> None:
       UserError: there are more than `MAX_STEPS`.
     """
     if count > MAX_STEPS:
-        raise UserError(f"a window or split of the graph has {count:,} parts, expected at most {MAX_STEPS:,}")
+        raise UserError(
+            f"a window or split of the graph has {count:,} parts, expected at most {MAX_STEPS:,}: use smaller ones"
+        )

@@ -25,13 +25,13 @@ FEATURE = ("momentum", "plain")
 
 @dataclass(frozen=True)
 class InversionOptions(Options, section="inversion"):
-    """Weights and kinds of the terms of Eq. 13 and 15 (METHOD section 2: oh, adv, bn), and the view they look at."""
+    """Options of the terms of Eq. 13 and 15 (METHOD section 2: oh, adv, bn) and of the view they are computed on."""
 
     class_weight: float = option(
         0.4, "weight of the class term; 0 for a segmentation teacher, which has none (the paper's Table 3)", at_least=0
     )
     adversarial_weight: float = option(1.1, "weight of the adversarial term", at_least=0)
-    feature_weight: float = option(10.0, "of the feature term", at_least=0)
+    feature_weight: float = option(10.0, "weight of the feature term", at_least=0)
     adversarial: str = option(
         "kl",
         "adversarial term: 'kl', masked and without temperature (METHOD T5), or 'jsd' (Eq. 13)",

@@ -38,7 +38,7 @@ STUDENT_MODES = ("train", "eval")
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineGeneratorOptions(Options):
-    """Static choices that every method with one generator for the whole run has."""
+    """Options of every method that trains one generator during the whole run."""
 
     generator: str = option(MISSING, "architecture of the generator (models/generators/by_kind.py)", choices=GENERATORS)
     latent_dim: int = option(MISSING, "dimension of the latents z", at_least=1)

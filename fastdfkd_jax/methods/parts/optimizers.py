@@ -16,7 +16,7 @@ INNER = ("adam", "sgd")
 
 @dataclass(frozen=True)
 class InnerOptions(Options, section="inner"):
-    """The optimizer of the k steps, fresh at every call."""
+    """Options of the optimizer of the k inner steps, which is new in every call."""
 
     optimizer: str = option(
         "adam", "optimizer of the inner steps: 'adam', or 'sgd', plain gradient descent (Eq. 6)", choices=INNER
@@ -29,7 +29,7 @@ class InnerOptions(Options, section="inner"):
 
 @dataclass(frozen=True)
 class MetaOptions(Options, section="meta"):
-    """The optimizer of the meta parameters."""
+    """Options of the optimizer of the meta parameters."""
 
     optimizer: str = option("adam", "optimizer of the meta parameters, any optax optimizer by name")
     lr: float = option(0.015, "learning rate of the meta parameters, lr_g * k (METHOD T1)", above=0)
@@ -61,11 +61,15 @@ def meta_optimizer(options: MetaOptions) -> optax.GradientTransformation:
     name = options.optimizer
     make = getattr(optax, name, None)
     if not callable(make):
-        raise UserError(f"config.meta.optimizer={name!r} is not an optimizer of optax: 'adam', 'sgd', ...")
+        raise UserError(
+            f"config.meta.optimizer={name!r} is not an optimizer of optax: give a name such as 'adam' or 'sgd'"
+        )
     try:
         optimizer = make(options.lr, **options.kwargs)
     except TypeError as error:
         raise UserError(f"config.meta.kwargs do not fit optax.{name}: {error}") from error
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise UserError(f"config.meta.optimizer={name!r} is not an optimizer of optax: 'adam', 'sgd', ...")
+        raise UserError(
+            f"config.meta.optimizer={name!r} is not an optimizer of optax: give a name such as 'adam' or 'sgd'"
+        )
     return optimizer

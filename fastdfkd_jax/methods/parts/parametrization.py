@@ -62,7 +62,7 @@ def of_kind(kind: str, options: GeneratorOptions, label_dim: int, setting: Setti
     generator = build_generator(*sizes, kind=options.kind, forms=setting.forms)
     if kind == "generator":
         return laid_out(from_generator(generator), setting.split)
-    expected = "another for a teacher of segmentation, of whose images no class is asked"
+    expected = "another for a segmentation teacher, as its images have no requested class"
     require(not spec.gives_maps, "fastdfkd.representation", expected, kind)
     noisy = from_noisy_layers(generator, spec.num_classes, label_dim, setting.batch)
     return laid_out(noisy, setting.split)
@@ -120,7 +120,9 @@ def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, ba
       UserError: the generator's latents are not vectors.
     """
     if len(generator.latent_shape) != 1:
-        raise UserError("config.fastdfkd.representation='noisy_layer' makes vectors: expected another generator.kind")
+        raise UserError(
+            "config.fastdfkd.representation='noisy_layer' needs latent vectors: give another generator.kind"
+        )
     (latent_dim,) = generator.latent_shape
     layers = -(-batch // num_classes)
     bound = label_dim**-0.5  # PyTorch's default for a linear layer
@@ -144,7 +146,7 @@ def from_noisy_layers(generator: Generator, num_classes: int, label_dim: int, ba
 
 
 def laid_out(representation: Representation, split: Callable[[Array], Array]) -> Representation:
-    """The same, with latents and images passed through `split` (`parallel.batch_splitter`)."""
+    """Returns the same parametrization, with latents and images passed through `split` (`parallel.batch_splitter`)."""
     return representation._replace(
         # A tree's parts are not all of the batch; what is rendered of them is.
         draw=lambda key, batch: jax.tree.map(

@@ -95,7 +95,7 @@ ALL_GENERATORS = (*GENERATORS, *(kind for kind in ARCHITECTURES if kind not in G
 
 @dataclass(frozen=True)
 class GeneratorOptions(Options, section="generator"):
-    """The generator of the methods that optimise one within a call."""
+    """Options of the generator, for methods that optimise one within a call."""
 
     kind: str = option(
         "linear",
