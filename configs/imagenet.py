@@ -13,7 +13,7 @@ term. `-logs` selects that; it needs a folder of images, or the workdir of an ea
 
 The variant is `:STUDENT`, resnet50_imagenet, resnet18_imagenet or mobilenetv2_imagenet, then optionally `-logs` or
 `-tiny` (a trial on a CPU: images of 64 pixels, four calls). The pool needs 21 GB of disk; with `-logs`, 60 GB besides
-the initial images. It is read from disk during training (docs/scale.md). To evaluate, give `data.source=folder:DIR`
+the initial images. It is read from disk during training (docs/memory.md). To evaluate, give `data.source=folder:DIR`
 with one folder per class, or `tfds:imagenet2012` with `data.split=validation`.
 
 `:smoke` tries everything at 224 pixels with EfficientNet-Lite0, in minutes on two CPU cores. docs/conversion.md

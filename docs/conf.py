@@ -6,6 +6,10 @@ Executes the tutorials, and generates the pages of commands and metrics.
 import contextlib
 import io
 import pathlib
+import tomllib
+
+from docutils import nodes
+from sphinx import addnodes
 
 from fastdfkd_jax import __main__ as command
 from fastdfkd_jax import __version__
@@ -16,10 +20,10 @@ project, copyright, release = "fastdfkd_jax", "the fastdfkd_jax authors, Apache-
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "tutorials/runs"]
 html_theme, html_title = "furo", "fastdfkd_jax"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
-suppress_warnings = ["myst.xref_missing"]  # links to files of the repository, which tests/test_readme.py checks
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "auto", 300, True
 nb_execution_in_temp, nb_merge_streams = True, True
 
@@ -49,3 +53,32 @@ def _commands() -> str:
 
 for _name, _page in (("commands.md", _commands()), ("metrics.md", described.page())):
     pathlib.Path(__file__).with_name(_name).write_text(_page, encoding="utf-8")
+
+
+# --- Links to files outside this folder, which GitHub resolves by itself
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Such as https://github.com/NAME/fastdfkd_jax; without one, the site has copies of the files.
+_REPOSITORY = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"].get("Repository")
+
+
+def _link_files_of_the_repository(app, doctree):
+    """Turns links to files outside docs/ into links to the repository, or to copies of the files."""
+    for node in list(doctree.findall(lambda node: getattr(node, "attributes", {}).get("reftype") == "myst")):
+        if node.get("refdomain") == "doc":  # of a Markdown file: MyST counts from docs/, and leaves out the suffix
+            path = _ROOT / "docs" / f"{node['reftarget']}.md"
+        else:
+            path = (_ROOT / "docs" / node["refdoc"]).parent / node["reftarget"]
+        path = path.resolve()
+        if not path.is_file() or path.is_relative_to(_ROOT / "docs"):
+            continue
+        place = path.relative_to(_ROOT).as_posix()
+        if _REPOSITORY:
+            link = nodes.reference("", "", *node.children, refuri=f"{_REPOSITORY}/blob/main/{place}", internal=False)
+        else:
+            link = addnodes.download_reference("", "", *node.children, reftarget=f"/../{place}", refdoc=node["refdoc"])
+        node.replace_self(link)
+
+
+def setup(app):
+    app.connect("doctree-read", _link_files_of_the_repository, priority=400)  # before Sphinx collects the copies
