@@ -162,8 +162,7 @@ class Training:
         self.trace.begin(self.progress.call)
         makes_images = self.feed.grows and self.progress.call <= last_synthesis_call(self.options)
         if makes_images and not self.feed.per_dispatch:
-            info, batch = self._synthesize(self.progress.call)
-            self._show(info, batch)
+            self._show(*self._synthesize(self.progress.call))
 
     def _synthesize(self, index: int) -> tuple[dict[str, jax.Array], base.Batch]:
         """Runs Algorithm 1 lines 5 to 14 once; `index` counts the synthesis calls."""
