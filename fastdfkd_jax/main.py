@@ -12,10 +12,10 @@ from fastdfkd_jax.cli.parser import JSON
 from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.methods.registry import other_sections
 from fastdfkd_jax.options import Options, by_section, read
-from fastdfkd_jax.training import class_rows, dry_run, run_page, summary_text
+from fastdfkd_jax.training import dry_run, phases, summary_text
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
-from fastdfkd_jax.training.one_run import build, run, run_noise_control, set_up_jax, write_summary
+from fastdfkd_jax.training.one_run import build, complete, set_up_jax
 from fastdfkd_jax.training.run_options import RunOptions, every_kind
 
 log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__ here
@@ -38,17 +38,12 @@ def main(argv: Sequence[str]) -> None:
     hosts.join(chosen.hosts, chosen.processes, chosen.process, chosen.lost_after)
     if not hosts.is_writer():
         logging.getLogger("fastdfkd_jax").setLevel(logging.ERROR)  # the writing process logs the same messages
-    with hosts.together():
+    with hosts.together(), phases.reported():
+        phases.enter("reading networks and data")
         if config.dry_run:
             output = dry_run.describe(read(RunOptions, config), assemble(config))
         else:
-            built = build(config)
-            summary = run(config, folder, built)
-            if summary and config.noise_control:
-                summary |= run_noise_control(config, folder, built)
-                write_summary(folder, summary)
-            if summary and hosts.is_writer():
-                run_page.write(folder, summary, class_rows.of_run(folder, *built))
+            summary = complete(config, folder, build(config))
             output = summary_text.printed(summary, folder, JSON in argv) if summary else ""  # stopped
         if output and hosts.is_writer():
             print(output, flush=True)

@@ -27,7 +27,7 @@ from fastdfkd_jax.errors import UserError, listed
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.storage.files import make_folder, write_json
-from fastdfkd_jax.training import class_rows, dry_run, one_run, run_page, summary_text
+from fastdfkd_jax.training import dry_run, one_run, phases, summary_text
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.run_options import RunOptions
 
@@ -80,6 +80,7 @@ def distill(
     std: Sequence[float] | None = None,
     protocol: str = "short",
     data: str = "",
+    probe: str = "",
     changes: Sequence[str] = (),
     plan: bool = False,
 ) -> Distilled:
@@ -97,6 +98,7 @@ def distill(
       image_size, channels, mean, std: as in `Images`.
       protocol: 'smoke' (seconds, learns nothing), 'short' (up to an hour on two cores) or 'full' (for GPUs).
       data: labelled images to evaluate on, as `folder:DIR` or `tfds:cifar10`; '' for none.
+      probe: folder of pictures without labels, on which student and teacher are compared after the run; '' for none.
       changes: other values of the config, 'KEY=VALUE'.
       plan: whether to print networks, memory and time before the run.
 
@@ -110,17 +112,18 @@ def distill(
     words = _networks(folder / "networks", teacher, student, weights, images)
     if data:
         words.append(f"data.source={data}")
+    if probe:
+        words.append(f"data.probe={probe}")
     line = [f"own:{PROTOCOLS[protocol]}", *words, *changes, "--workdir", str(folder)]
     log.info("running: %s run %s", PROGRAM, " ".join(line))
     config, _ = config_flags.parse([PROGRAM, *line], "run", "")
     validate(config)
     one_run.set_up_jax(config)
+    phases.enter("reading networks and data")
     built = one_run.build(config)
     if plan and not (folder / "checkpoints").exists():
         print(dry_run.describe(read(RunOptions, config), built.parts, built.programs), flush=True)
-    summary = one_run.run(config, folder, built)
-    if summary:
-        run_page.write(folder, summary, class_rows.of_run(folder, *built))
+    summary = one_run.complete(config, folder, built)
     weights_file = folder / "student.pth"
     return Distilled(weights_file if weights_file.exists() else folder / "student.safetensors", summary)
 
@@ -188,6 +191,7 @@ def _words(
         return [f"teacher.checkpoint={name}"] + [f"teacher.{key}={value}" for key, value in known.items() if value]
     if not recorded:
         log.info("recording the %s", role)
+        phases.enter(f"recording the {role}")
         _record(role, given, folder, weights, images)
     return [f"{role}.graph={folder}"]
 
@@ -211,6 +215,7 @@ def _record(role: str, given: Any, folder: Path, weights: str | os.PathLike[str]
     except record.RecordError as error:
         raise UserError(f"{role}: {error}") from error
     if role == "teacher":
+        phases.enter("comparing the teacher with PyTorch")
         report = verify(folder)
         if failed := [check.name for check in report.checks if not check.passed]:
             raise UserError(f"teacher: our network differs from PyTorch's in {listed(failed)}: please report it")
@@ -233,6 +238,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="length of a run (default: %(default)s)")
     parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
+    parser.add_argument("--probe", default="", metavar="DIR", help="unlabelled pictures to compare both networks on")
     parser.add_argument("--workdir", default="runs/distill", help="folder for all files (default: %(default)s)")
     parser.add_argument(
         JSON, action="store_true", help="print the summary as JSON; this is the default without a terminal"
@@ -248,7 +254,8 @@ def main(argv: Sequence[str]) -> None:
     if wrong := next((word for word in options["changes"] if "=" not in word), None):
         raise UserError(f"expected KEY=VALUE, found {wrong!r}")
     student = options["student"]
-    path, summary = distill(**options, plan=True)
+    with phases.reported():
+        path, summary = distill(**options, plan=True)
     if summary:
         print(summary_text.printed(summary, path.parent, as_json))
         print(f"student: {path}", *_loading(student, path), sep="\n")

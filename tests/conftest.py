@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 
 def _quick() -> str:
@@ -29,6 +30,12 @@ if "XLA_FLAGS_OF_TESTS" not in os.environ:
     os.environ["XLA_FLAGS_OF_TESTS"] = f"{_quick()} {_AS_USERS}"
 _QUICK = os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS_OF_TESTS"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads of two workers would wait for each other
+
+if "CACHE_BEFORE_TESTS" not in os.environ:  # runs remember seconds of compilation there; those of tests are no user's
+    os.environ["CACHE_BEFORE_TESTS"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(os.environ["CACHE_BEFORE_TESTS"], "matplotlib"))
+    _cache = tempfile.TemporaryDirectory(prefix="fastdfkd_jax-cache-")  # removed when the process ends
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import jax  # noqa: E402 - XLA reads its flags once
 import pytest  # noqa: E402

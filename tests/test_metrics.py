@@ -1,11 +1,15 @@
 """Each record reaches metrics.jsonl and TensorBoard, a resumed run repeats no line, and the summary's numbers."""
 
+import io
 import json
 import resource
 import struct
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
 from fastdfkd_jax.training import metric_files
 from fastdfkd_jax.training.health import class_balance, near_chance
@@ -21,6 +25,18 @@ def scalars(workdir):
             (length,) = struct.unpack("<Q", data[:8])
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def values_by_tag(workdir):
+    """The last value of each tag."""
+    found = {}
+    for path in sorted((workdir / "events").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            found |= {value.tag: value for value in event.summary.value}
     return found
 
 
@@ -46,6 +62,38 @@ def test_tensorboard_holds_the_scalars_and_not_the_lists(tmp_path):
     metrics.write(2, {"kd/loss": 0.25, "eval/count": 3})
     metrics.close()
     assert scalars(tmp_path) == [("kd/loss", 1, 0.5), ("kd/loss", 2, 0.25), ("eval/count", 2, 3.0)]
+
+
+@pytest.mark.parametrize(("side", "channels"), [(40, 3), (2000, 1)])
+def test_tensorboard_gets_pictures(tmp_path, side, channels):
+    path = tmp_path / "grid.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(path)
+    metrics = Metrics(tmp_path, total_calls=2)
+    metrics.picture(1, path)
+    metrics.close()
+    image = values_by_tag(tmp_path)["images"].image
+    assert (image.height, image.width, image.colorspace) == (min(side, 1024), min(side, 1024), channels)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as shown:
+        if side == 40:
+            np.testing.assert_array_equal(np.asarray(shown), pixels)
+
+
+def test_tensorboard_gets_the_configuration_once(tmp_path):
+    settings = {"kd.lr": 0.1, "calls": 3, "kd.nesterov": False, "method.name": "a|b", "kd.milestones": [1, 2]}
+    Metrics(tmp_path, total_calls=3, settings=settings).close()
+    found = values_by_tag(tmp_path)
+    (text,) = found["config"].tensor.string_val
+    assert "| `kd.lr` | `0.1` |" in text.decode()
+    assert "| `kd.milestones` | `[1, 2]` |" in text.decode()
+    data = HParamsPluginData.FromString(found["_hparams_/session_start_info"].metadata.plugin_data.content)
+    known = data.session_start_info.hparams
+    assert (known["kd.lr"].number_value, known["calls"].number_value, known["method.name"].string_value) == (
+        0.1, 3, "a|b",
+    )  # fmt: skip
+    (tmp_path / "events").rename(tmp_path / "first")
+    Metrics(tmp_path, total_calls=3, call=1, settings=settings).close()
+    assert values_by_tag(tmp_path) == {}
 
 
 def test_a_resumed_run_cuts_off_what_it_will_write_again(tmp_path):

@@ -11,7 +11,7 @@ from toy_network import toy_parts
 
 from fastdfkd_jax import models
 from fastdfkd_jax.main import main
-from fastdfkd_jax.training import dry_run
+from fastdfkd_jax.training import dry_run, one_run
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
@@ -98,3 +98,14 @@ def test_a_dry_run_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert printed.startswith("teacher toy: ")
     assert "fastdfkd (teacher only): 30 synthesis calls, 1920 images\n1040 KD steps of 64 images\n" in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_the_run_after_a_plan_counts_its_compilation(tmp_path):
+    config = tiny_config(fastdfkd__representation="pixels", held_out=False)
+    built = one_run.build(config)
+    costs = dry_run.measure(options_of(config), built.parts, built.programs)
+    planned = sum(cost.compile_seconds for cost in costs)
+    assert planned > 0
+    assert one_run.run(config, tmp_path / "first", built)["compile_seconds"] >= planned
+    assert built.programs.compiled_before == 0
+    assert one_run.run(config, tmp_path / "second", built)["compile_seconds"] < planned, "only once"

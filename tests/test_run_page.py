@@ -10,6 +10,7 @@ from runs import ROOT
 
 from fastdfkd_jax.training import described, run_page
 from fastdfkd_jax.training.class_rows import ClassRow, Gallery
+from fastdfkd_jax.training.layer_statistics import Layer
 
 SUMMARY = {
     "teacher": "wrn16_1", "student": "wrn10_1", "method": "fastdfkd", "score": "accuracy",
@@ -44,7 +45,7 @@ class Checker(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br", "path", "polyline"):
+        if tag not in ("meta", "img", "br", "path", "polyline", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -105,6 +106,31 @@ def test_each_poor_signal_has_its_advice(changes, expected):
 def test_a_student_like_that_of_noise_is_said_to_be_one():
     (line,) = run_page.advice(SUMMARY | {"noise_student_accuracy_last": 97.0}, RECORDS)
     assert "hardly better than one trained on noise" in line
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"agreement_held_out": 96.0, "noise_agreement_held_out": 25.0}, "No signal of this run is poor."),
+        ({"agreement_held_out": 60.0}, "Student and teacher agree on 60 % of the held-out images. Train longer"),
+        ({"agreement_held_out": 96.0, "noise_agreement_held_out": 94.0}, "On held-out images the student is hardly"),
+    ],
+)
+def test_agreement_has_its_advice(measured, expected):
+    (line,) = run_page.advice(SUMMARY | measured, RECORDS)
+    assert line.startswith(expected)
+
+
+def test_the_page_has_the_layers(folder):
+    layers = [Layer("layer1.bn", 2.0, 1.0)]
+    content = run_page.write(folder, SUMMARY, Gallery(), layers).read_text(encoding="utf-8")
+    assert "layer1.bn" in content
+    checker = Checker()
+    checker.feed(content)
+    assert checker.open == []
+    assert (
+        "Distance from the teacher's statistics by layer" not in run_page.write(folder, SUMMARY, Gallery()).read_text()
+    )
 
 
 def test_everything_that_the_records_hold_is_described():

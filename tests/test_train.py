@@ -125,7 +125,7 @@ def test_a_run_leaves_its_artefacts(finished):
     workdir, summary, _ = finished
     names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
     expected = {"metrics.jsonl", "events", "images", "config.json", "student.safetensors", "summary.json"}
-    expected |= {"pool", "checkpoints"} | ({"student.pth"} if importlib.util.find_spec("torch") else set())
+    expected |= {"pool", "held_out", "checkpoints"} | ({"student.pth"} if importlib.util.find_spec("torch") else set())
     assert names == expected
     assert list((workdir / "events").iterdir())
     assert {path.name for path in (workdir / "images").iterdir()} == {f"00000{call}.png" for call in (1, 2, 3)}
@@ -636,10 +636,9 @@ def test_the_noise_control_stands_in_the_summary(finished, copied, monkeypatch, 
     monkeypatch.setattr(main.config_flags, "parse", lambda *_: (tiny_config(noise_control=True), copied))
     main.main(["main"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert timeless(printed) == timeless(finished.summary) | {
-        "noise_student_accuracy_last": printed["noise_student_accuracy_last"]
-    }
-    assert 0 <= printed["noise_student_accuracy_last"] <= 100
+    added = {name: printed[name] for name in ("noise_student_accuracy_last", "noise_agreement_held_out")}
+    assert timeless(printed) == timeless(finished.summary) | added
+    assert all(0 <= value <= 100 for value in added.values())
     assert json.loads((copied / "summary.json").read_text()) == printed
     assert json.loads((copied / "noise_control" / "summary.json").read_text())["method"] == "noise"
 
@@ -649,24 +648,39 @@ def test_the_noise_control_stands_in_the_summary(finished, copied, monkeypatch, 
     [([4, 4, 4, 4], 0.2, False), ([16, 0, 0, 0], 0.2, True), ([4, 4, 4, 4], 0.01, True)],
 )
 def test_a_collapse_is_said(predicted, diversity, warned):
-    written, said = [], []
-    metrics = SimpleNamespace(write=lambda *record: written.append(record), say=said.append)
-    stub: Any = SimpleNamespace(progress=SimpleNamespace(call=7), metrics=metrics)
-    Training._record(stub, "synthesis", {"predicted": jnp.array(predicted), "diversity": jnp.float32(diversity)})
-    assert [call for call, _ in written] == [7]
-    assert len(said) == warned
-    assert all("collapsed at call 7: class balance" in line for line in said)
+    values = {"synthesis/predicted": predicted, "synthesis/diversity": diversity}
+    line = health.collapse(7, values)
+    assert bool(line) == warned
+    assert not line or "collapsed at call 7: class balance" in line
+
+
+def judge_of(progress, advice="raise a", classes=10, statistics="b.weight") -> health.Judge:
+    parts: Any = SimpleNamespace(method=SimpleNamespace(class_advice=advice),
+                                 teacher=SimpleNamespace(spec=SimpleNamespace(num_classes=classes)))  # fmt: skip
+    return health.Judge(progress, parts, statistics)
+
+
+def test_a_collapse_is_said_once_and_with_advice():
+    one_class = {"synthesis/predicted": [16, 0], "synthesis/diversity": 0.2}
+    one_image = {"synthesis/predicted": [16, 0], "synthesis/diversity": 0.01}
+    assert judge_of(Progress()).collapse(one_class).endswith("0.200: raise a")
+    lower = "lower the synthesis learning rates"
+    assert judge_of(Progress()).collapse(one_image).endswith(f"0.010: raise config.b.weight or {lower}")
+    assert judge_of(Progress(), advice="", statistics="").collapse(one_class).endswith(f"0.200: {lower}")
+    progress = Progress()
+    judge = judge_of(progress)
+    assert [bool(judge.collapse(values)) for values in (one_class, one_class, one_image)] == [True, False, False]
+    saved = json.loads(json.dumps(dataclasses.asdict(progress)))
+    assert judge_of(Progress(**saved)).collapse(one_image) == "", "a resumed run does not repeat it"
 
 
 def judge(shares, advice="raise a", classes=10, progress=None, start=1):
     """The lines that are said where the calls from `start` on have these shares of images on target."""
-    said, progress = [], progress or Progress()
-    parts = SimpleNamespace(method=SimpleNamespace(class_advice=advice),
-                            teacher=SimpleNamespace(spec=SimpleNamespace(num_classes=classes)))  # fmt: skip
-    stub: Any = SimpleNamespace(progress=progress, parts=parts, metrics=SimpleNamespace(say=said.append))
+    progress, said = progress or Progress(), []
+    judging = judge_of(progress, advice, classes)
     for progress.call, share in enumerate(shares, start):
-        Training._judge_classes(stub, {"on_target": jnp.float32(share)})
-    return said
+        said.append(judging.off_target({"on_target": jnp.float32(share)}))
+    return [line for line in said if line]
 
 
 def test_classes_that_are_not_met_are_said_once():

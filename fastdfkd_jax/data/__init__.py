@@ -65,6 +65,11 @@ class DataOptions(Options, section="data"):
         0, "shorter side in pixels that images for segmentation are resized to; 0 for no resizing", at_least=0
     )
     batch: int = option(256, "images per evaluation step", at_least=1)
+    probe: str = option(
+        "",
+        "folder of pictures of any size without labels, on which student and teacher are compared after the run; '' "
+        "for none",
+    )
 
 
 def load(

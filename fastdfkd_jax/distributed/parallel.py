@@ -242,6 +242,11 @@ def from_first(tree: Tree) -> Tree:
 class CompiledStep:
     """A function that is compiled once, for the first arguments that it is called with, and timed.
 
+    Args:
+      function: the function.
+      donate: numbers of the arguments whose buffers the program may reuse.
+      watch: makes a context that is open while the function is compiled.
+
     Attributes:
       jitted: the function as `jax.jit` returns it, to be traced or lowered.
       compiled: the program, once it is compiled.
@@ -249,8 +254,13 @@ class CompiledStep:
       run_seconds: seconds of the last call until its results were ready.
     """
 
-    def __init__(self, function: Callable[..., Any], donate: tuple[int, ...] = ()):
-        self.jitted = jit(function, donate)
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        donate: tuple[int, ...] = (),
+        watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ):
+        self.jitted, self._watch = jit(function, donate), watch
         self.compiled: jax.stages.Compiled | None = None
         self.compile_seconds = 0.0
         self.run_seconds = 0.0
@@ -260,7 +270,8 @@ class CompiledStep:
         self.compile_seconds = 0.0
         if self.compiled is None:
             start = time.perf_counter()
-            self.compiled = self.jitted.lower(*args).compile()
+            with self._watch():
+                self.compiled = self.jitted.lower(*args).compile()
             self.compile_seconds = time.perf_counter() - start
 
     def __call__(self, *args: Any) -> Any:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.data import probe
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError, require
@@ -46,6 +48,7 @@ class Parts(NamedTuple):
       initial: initial images of D', in memory or, if D' is on disk, in files; or None.
       layout: numbers of devices and processes that share the work, by name.
       ema_decay: decay of the average of the student's variables (`distill.average`); 0 for none.
+      probes: images on which student and teacher are compared after the run, uint8[N, H, W, C] by name.
     """
 
     teacher: Network
@@ -60,6 +63,7 @@ class Parts(NamedTuple):
     initial: Rows | Located | None
     layout: dict[str, int] = {}  # noqa: RUF012 - read-only
     ema_decay: float = 0.0
+    probes: Mapping[str, np.ndarray] = {}
 
 
 def assemble(config: ConfigDict) -> Parts:
@@ -108,7 +112,15 @@ def assemble(config: ConfigDict) -> Parts:
         begun_with,
         layout,
         run.kd.ema_decay,
+        _probes(run.data, teacher),
     )
+
+
+def _probes(chosen: data.DataOptions, teacher: Network) -> dict[str, np.ndarray]:
+    """Reads the pictures without labels on which both networks are compared."""
+    if not chosen.probe:
+        return {}
+    return {"probe": probe.read(chosen.probe, teacher.spec.input_shape, chosen.crop)}
 
 
 def _evaluation_data(chosen: data.DataOptions, teacher: Network) -> data.Dataset:

@@ -64,7 +64,7 @@ class Gallery(NamedTuple):
         return bool(self.rows) and self.rows[-1].label >= 0
 
 
-def write_stage(workdir: Path, call: int, images: np.ndarray, labels: Any, parts: Parts, programs: Programs) -> None:
+def write_stage(workdir: Path, call: int, images: np.ndarray, labels: Any, parts: Parts, programs: Programs) -> Path:
     """Writes `images/CALL.png` from a call's batch: rows by class, or a plain grid if classes have too few images.
 
     Args:
@@ -79,9 +79,10 @@ def write_stage(workdir: Path, call: int, images: np.ndarray, labels: Any, parts
     known = labels >= 0
     if not known.any() or known.sum() < 2 * len(np.unique(labels[known])):
         image_grid.write_grid(path, images)
-        return
+        return path
     gallery = _gallery(_by_class([(images, labels)]), parts, programs)
     _write(path, f"Call {call}: images by class, {_ABOUT}", gallery)
+    return path
 
 
 def of_run(workdir: Path, parts: Parts, programs: Programs) -> Gallery:

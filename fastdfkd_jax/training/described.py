@@ -98,6 +98,8 @@ METRICS = {
     "eval/count": Metric("Evaluated images", "How many there were."),
 }
 
+AGREEMENT_REMEDY = "Train longer (calls, kd.steps_per_call), use a larger student, or make more varied images."
+
 # Keys of summary.json; SCORE is accuracy or miou.
 SUMMARY = {
     "teacher": "architecture of the teacher",
@@ -110,12 +112,29 @@ SUMMARY = {
     "student_SCORE_last": "the student's score after the last call, percent",
     "student_SCORE_best_on_test": "the best score after any call; chosen on the evaluation data, as papers report it",
     "noise_student_SCORE_last": "score of the noise control: the same student trained on Gaussian noise, percent",
+    "agreement_held_out": "share of held-out synthetic images, or of their pixels, on which student and teacher "
+    "predict the same class, percent. The images are one more batch of the method, which the student never saw "
+    "(held_out/). *Normal:* within a few points of the last kd/agreement; on real images it is usually lower. "
+    f"*If not:* {AGREEMENT_REMEDY}",
+    "agreement_noise": "the same on Gaussian noise images. *Normal:* above chance, and lower than on held-out images. "
+    "*If not:* the held-out images are harder for the student than noise: train longer.",
+    "agreement_probe": "the same on the pictures of data.probe; without labels, the closest estimate of use. "
+    "*Normal:* between the other two if the pictures resemble the teacher's data. *If not:* check their size, colours "
+    f"and crop (data.crop). {AGREEMENT_REMEDY}",
+    "noise_agreement_held_out": "agreement of the noise control's student on the same held-out images, percent. "
+    "*Normal:* far below agreement_held_out. *If not:* the synthetic images teach no more than noise: raise the "
+    "weights of synthesis, or take more steps.",
+    "noise_agreement_probe": "agreement of the noise control's student on the pictures of data.probe, percent. "
+    "*Normal:* far below agreement_probe. *If not:* as for noise_agreement_held_out.",
+    "held_out_images": "number of held-out images",
+    "probe_images": "number of pictures of data.probe",
+    "probe": "last name of the folder data.probe",
     "images": "synthesised images",
     "synthesis_seconds": "seconds of synthesis",
     "distill_seconds": "seconds of the student's training",
     "label_seconds": "seconds in which the teacher made stored labels",
-    "evaluate_seconds": "seconds of evaluation",
-    "compile_seconds": "seconds of compilation",
+    "evaluate_seconds": "seconds of evaluation, including agreement and its held-out images",
+    "compile_seconds": "seconds of compilation, including those of a plan before the run",
     "total_seconds": "seconds of all phases together",
     "seconds_measured_apart": "whether the seconds were measured apart, since the run shared its machine (`compare`)",
     "peak_memory_bytes": "most memory that was used: of a GPU, else of the process",

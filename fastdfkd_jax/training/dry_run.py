@@ -17,6 +17,7 @@ from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.distributed.parallel import CompiledStep
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.pool.stored_labels import Taught
+from fastdfkd_jax.training import phases
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.feeding import open_feed
 from fastdfkd_jax.training.programs import Programs
@@ -104,6 +105,7 @@ def _network(role: str, network: models.Network, variables) -> str:
 def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> list[Cost]:
     """Compiles the programs and times each on this machine; leaves out those that the run does not need."""
     programs = programs or Programs(parts, run)
+    phases.enter("measuring the memory and time of the run")
     key = jax.random.key(run.seed)
     state = programs.begin(key)
     feed = open_feed(parts, run, programs, None, key, lambda text: None)
@@ -134,6 +136,7 @@ def measure(run: RunOptions, parts: Parts, programs: Programs | None = None) -> 
 
         name = f"{programs.steps} KD steps"
         costs.append(_cost("distill_seconds", name, programs.distill, kd_steps / programs.steps, distill)[0])
+    programs.compiled_before += sum(cost.compile_seconds for cost in costs)
     return costs
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdfkd_jax.training.build import Parts
+    from fastdfkd_jax.training.progress import Progress
 
 # Below these limits, the synthesised images are nearly one class, or nearly one image.
 _COLLAPSED_BALANCE, _COLLAPSED_DIVERSITY = 0.5, 0.02
@@ -32,16 +36,25 @@ def class_balance(predicted: list[int]) -> float:
     return abs(sum(share * math.log(share) for share in shares)) / math.log(most)  # abs: one class is 0, not -0
 
 
-def collapse(call: int, values: Mapping[str, Any]) -> str:
-    """Returns a warning if a call's images ('synthesis/predicted' in its record) are nearly one class or one image."""
+def collapse(call: int, values: Mapping[str, Any], class_advice: str = "", statistics: str = "") -> str:
+    """Returns a warning if a call's images are nearly one class or one image.
+
+    Args:
+      call: number of the call.
+      values: its record, with 'synthesis/predicted' and 'synthesis/diversity'; without the first there is no warning.
+      class_advice: how to bring more images on target (`Method.class_advice`).
+      statistics: config key of the weight of the method's statistics term; '' if it has none.
+    """
     if "synthesis/predicted" not in values:
         return ""
     balance, diversity = class_balance(values["synthesis/predicted"]), values["synthesis/diversity"]
     if balance >= _COLLAPSED_BALANCE and diversity >= _COLLAPSED_DIVERSITY:
         return ""
+    advice = class_advice if diversity >= _COLLAPSED_DIVERSITY else ""
+    advice = advice or (f"raise config.{statistics} or " if statistics else "") + "lower the synthesis learning rates"
     return (
         f"warning: synthesis may have collapsed at call {call}: class balance {balance:.2f} of 1, pixel deviation over "
-        f"the batch {diversity:.3f}"
+        f"the batch {diversity:.3f}: {advice}"
     )
 
 
@@ -60,3 +73,35 @@ def off_target(call: int, shares: Sequence[float], num_classes: int, advice: str
         f"warning: at call {call}, the teacher sees {100 * sum(shares) / len(shares):.1f} % of the last {len(shares)} "
         f"batches as the class that was asked for; chance is {100 / num_classes:.1f} %: {advice}"
     )
+
+
+class Judge:
+    """Warns of each sign once in a run, also if the run is resumed.
+
+    Args:
+      progress: position of the run, which holds the signs so far.
+      parts: its parts.
+      statistics: config key of the weight of the method's statistics term; '' if it has none.
+    """
+
+    def __init__(self, progress: Progress, parts: Parts, statistics: str):
+        self._progress, self._advice, self._statistics = progress, parts.method.class_advice, statistics
+        self._classes = parts.teacher.spec.num_classes
+
+    def collapse(self, values: Mapping[str, Any]) -> str:
+        """Returns a warning if the images of a call's record have collapsed; '' if none is due."""
+        done = self._progress
+        line = "" if done.collapsed else collapse(done.call, values, self._advice, self._statistics)
+        done.collapsed |= bool(line)
+        return line
+
+    def off_target(self, info: Mapping[str, Any]) -> str:
+        """Returns a warning if few images of the last calls show the requested class; '' if none is due."""
+        done = self._progress
+        if not self._advice or done.on_target is None or done.call <= FIRST_CALLS or self._classes < 2:
+            return ""
+        done.on_target = [*done.on_target, float(info["on_target"])][-JUDGED_CALLS:]
+        line = off_target(done.call, done.on_target, self._classes, self._advice)
+        if line:
+            done.on_target = None
+        return line

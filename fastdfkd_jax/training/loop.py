@@ -20,7 +20,8 @@ from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.methods import base
-from fastdfkd_jax.training import class_rows, health
+from fastdfkd_jax.methods.registry import METHODS
+from fastdfkd_jax.training import class_rows, health, held_out, phases
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import not_finite
@@ -73,8 +74,12 @@ class Training:
         )
         self._restore()
         self.trace = Trace(workdir / "profile", self._call_to_trace() if options.profile and self.writes else None)
-        done = self.progress
-        self.metrics = Metrics(workdir, self.last_call, done.call, done.metrics_offset) if self.writes else Silent()
+        self.resumed_at = (self.progress.call, self.progress.kd_steps)
+        self.progress.compile_seconds += programs.compiled_before
+        programs.compiled_before = 0.0
+        self.judge = health.Judge(self.progress, parts, METHODS[options.method.name].statistics)
+        at = self.resumed_at[0], self.progress.metrics_offset
+        self.metrics = Metrics(workdir, self.last_call, *at, identity) if self.writes else Silent()
 
     def _restore(self) -> None:
         restored, saved = self.checkpoints.restore(self._saved_state(), self.evidence.fault), None
@@ -116,7 +121,7 @@ class Training:
                 summary = self._finish()
                 return self._stopped() if hosts.any_process(stop.requested) else summary
         finally:
-            self._end_trace()
+            self._tell(self.trace.end(self.progress.call))
             self.metrics.close()
             if hosts.count() == 1 or sys.exc_info()[0] is None:  # else closing might wait for a lost process
                 self.checkpoints.close()
@@ -139,12 +144,8 @@ class Training:
         else:
             self._learn()
         if not self._steps_left():
-            self._end_trace()
+            self._tell(self.trace.end(self.progress.call))
             self._end_call()
-
-    def _end_trace(self) -> None:
-        if line := self.trace.end(self.progress.call):
-            self.metrics.say(line)
 
     def _trains(self) -> bool:
         """Returns whether the student learns in this call."""
@@ -158,15 +159,13 @@ class Training:
         self.progress.call += 1
         self.progress.kd_steps = 0
         self.trace.begin(self.progress.call)
-        if not self.feed.per_dispatch and self._makes_images():
-            info, batch = self._synthesize(self.progress.call)
-            self._show(info, batch)
-
-    def _makes_images(self) -> bool:
-        return self.feed.grows and self.progress.call <= last_synthesis_call(self.options)
+        makes_images = self.feed.grows and self.progress.call <= last_synthesis_call(self.options)
+        if makes_images and not self.feed.per_dispatch:
+            self._show(*self._synthesize(self.progress.call))
 
     def _synthesize(self, index: int) -> tuple[dict[str, jax.Array], base.Batch]:
         """Runs Algorithm 1 lines 5 to 14 once; `index` counts the synthesis calls."""
+        self.metrics.doing(self.progress.call, "synthesis")
         self.state["method"], self.feed.state, batch, info = self.programs.synthesize(
             self.state["method"],
             self.feed.state,
@@ -178,7 +177,7 @@ class Training:
         if self.feed.add(batch):
             self.progress.shards = self.feed.shards
             self.progress.images += self.parts.method.images_per_call
-            self._judge_classes(info)
+            self._tell(self.judge.off_target(info))
         self.progress.synthesis_seconds += self.programs.synthesize.run_seconds
         self.progress.compile_seconds += self.programs.synthesize.compile_seconds
         return info, batch
@@ -188,7 +187,8 @@ class Training:
         self._record("synthesis", info)
         if (call := self.progress.call) % self.options.images_every == 0 and self.writes:
             images = self.feed.pictures(batch)
-            class_rows.write_stage(self.workdir, call, images, batch.labels, self.parts, self.programs)
+            path = class_rows.write_stage(self.workdir, call, images, batch.labels, self.parts, self.programs)
+            self.metrics.picture(call, path)
 
     def _learn(self) -> None:
         """Runs a dispatch of student steps, preceded by synthesis if each dispatch needs its own images."""
@@ -204,6 +204,7 @@ class Training:
 
     def _prepare(self) -> None:
         """Does one part of the work that the student waits for."""
+        self.metrics.doing(self.progress.call, "the teacher's answers")
         begin = time.perf_counter()
         compile_seconds = self.feed.prepare()
         self.progress.compile_seconds += compile_seconds
@@ -222,9 +223,10 @@ class Training:
 
     def _distill(self, source: Any) -> None:
         """Runs Algorithm 1 lines 17 to 20, for as many steps as one program has."""
-        self.state["student"], known, info = self.programs.distill(
-            self.state["student"], self.parts.teacher_vars, source, self.distill_key
-        )
+        position = f"step {self.progress.kd_steps} of {self.options.kd.steps_per_call}"
+        self.metrics.doing(self.progress.call, "distillation", position)
+        given = (self.state["student"], self.parts.teacher_vars, source, self.distill_key)
+        self.state["student"], known, info = self.programs.distill(*given)
         self.feed.learned(known)
         self.progress.distill_seconds += self.programs.distill.run_seconds
         self.progress.compile_seconds += self.programs.distill.compile_seconds
@@ -244,8 +246,9 @@ class Training:
             self._evaluate(self.parts.test)
         if last or done.call % self.options.checkpoint_every == 0:
             self._save()
+        phase = "" if self._trains() or self.options.mode == "synthesize" else "warm-up, "
         score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
-        self.metrics.advance(done.call, f"{done.images} images{score}")
+        self.metrics.advance(done.call, f"{phase}{done.images} images{score}")
 
     def _record(self, part: str, info: Mapping[str, Any]) -> None:
         values = {f"{part}/{name}": np.asarray(value).tolist() for name, value in info.items()}
@@ -253,18 +256,11 @@ class Training:
             if isinstance(value, float) and not math.isfinite(value):
                 raise self._not_finite(name)
         self.metrics.write(self.progress.call, values)
-        if line := health.collapse(self.progress.call, values):
-            self.metrics.say(line)
+        self._tell(self.judge.collapse(values))
 
-    def _judge_classes(self, info: dict[str, jax.Array]) -> None:
-        """Warns, once per run, if few images of the last calls show the requested class."""
-        done, method, classes = self.progress, self.parts.method, self.parts.teacher.spec.num_classes
-        if not method.class_advice or done.on_target is None or done.call <= health.FIRST_CALLS or classes < 2:
-            return
-        done.on_target = [*done.on_target, float(info["on_target"])][-health.JUDGED_CALLS :]
-        if line := health.off_target(done.call, done.on_target, classes, method.class_advice):
+    def _tell(self, line: str) -> None:
+        if line:
             self.metrics.say(line)
-            done.on_target = None
 
     def _not_finite(self, term: str) -> UserError:
         done, latest = self.progress, self.checkpoints.latest
@@ -273,12 +269,14 @@ class Training:
 
     def _evaluate_teacher(self) -> None:
         if self.parts.test is not None and self.progress.teacher_score is None:
+            phases.enter("evaluating the teacher")
             scored = self.programs.evaluate_teacher(self.parts.teacher_vars, self.parts.test)[self.score.name]
             self.progress.teacher_score = scored
             self.metrics.say(f"teacher {self.score.title} {self.progress.teacher_score:.2f} %")
 
     def _evaluate(self, test: Dataset) -> None:
         done, start = self.progress, time.perf_counter()
+        self.metrics.doing(done.call, "evaluation")
         result = self.programs.evaluate(self.state["student"].result, test)
         done.evaluate_seconds += time.perf_counter() - start
         done.score_last = found = result[self.score.name]
@@ -297,4 +295,5 @@ class Training:
     def _finish(self) -> dict[str, Any]:
         if self.writes:
             save_student(self.workdir, self.parts.student, self.state["student"].result)
-        return summary(self.progress, self.parts, self.score, self.options.method.name, self.options.seed)
+        measured = held_out.measure(self)
+        return summary(self.progress, self.parts, self.score, self.options.method.name, self.options.seed) | measured

@@ -1,32 +1,33 @@
-"""Writes metrics during a run: metrics.jsonl, TensorBoard events and lines on the terminal."""
+"""Writes metrics during a run, to metrics.jsonl and TensorBoard, and shows lines on the terminal."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import resource
-import socket
-import struct
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
-from tensorboard.summary.writer.record_writer import masked_crc32c
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastdfkd_jax.storage.files import AppendFile
+from fastdfkd_jax.training import phases
 from fastdfkd_jax.training.summary_text import duration
+from fastdfkd_jax.training.tensorboard_events import Events
 
 log = logging.getLogger(__name__)
 
 # Of the newest records, what a line about a call says.
 _SHOWN = {"synthesis/on_target": "on target {:.0%}", "kd/agreement": "agreement {:.0%}", "kd/loss": "loss {:.3g}"}
 _PACE_CALLS = 5  # the newest ones, by which the time left is told: calls of the warm-up take less than others
+_REFRESH = 0.5  # seconds between two texts beside the bar
 _compiling = [0.0]  # seconds of this process so far
 
 
@@ -59,16 +60,30 @@ class Pace:
 class Metrics:
     """Writes each record to all places.
 
-    `offset` lets a resumed run cut off the records that it will write again.
+    `offset` lets a resumed run cut off the records that it will write again. `settings` are recorded by a run from the
+    start.
     """
 
-    def __init__(self, workdir: Path, total_calls: int, call: int = 0, offset: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        total_calls: int,
+        call: int = 0,
+        offset: int = 0,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self._lines = AppendFile(workdir / "metrics.jsonl", offset)
         self._events = Events(workdir / "events", first_step=call + 1)
+        if settings and not call:
+            self._events.settings(settings)
         self._pace, self._newest = Pace(total_calls, call), dict[str, float]()
+        self._total, self._status, self._shown = total_calls, "", 0.0
         shape = "{percentage:3.0f} %|{bar}| call {n_fmt} of {total_fmt}{postfix}"
         on_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total_calls, initial=call, bar_format=shape, leave=False) if on_terminal else None
+        self._open = contextlib.ExitStack()
+        if self._bar is not None:  # other lines must not break the bar
+            self._open.enter_context(logging_redirect_tqdm([logging.getLogger("fastdfkd_jax")]))
 
     @property
     def offset(self) -> int:
@@ -80,6 +95,20 @@ class Metrics:
         self._lines.append((json.dumps({"call": call, **values}) + "\n").encode())
         self._newest |= {name: values[name] for name in _SHOWN if name in values}
         self._events.write(call, {name: value for name, value in values.items() if isinstance(value, int | float)})
+
+    def picture(self, call: int, path: Path) -> None:
+        """Records a picture of a call's images for TensorBoard."""
+        self._events.picture(call, "images", path)
+
+    def doing(self, call: int, phase: str, detail: str = "") -> None:
+        """Shows what the run is doing: beside the bar, or in a line if it takes long."""
+        if self._bar is None:
+            phases.enter(f"call {call} of {self._total}: {phase}", detail)
+            return
+        phases.enter("")  # the bar shows it
+        if time.monotonic() - self._shown >= _REFRESH:
+            self._shown = time.monotonic()
+            self._bar.set_postfix_str("; ".join(filter(None, (phase, detail, self._status))))
 
     def say(self, line: str) -> None:
         """Shows a line without breaking the progress bar."""
@@ -93,6 +122,7 @@ class Metrics:
         left = self._pace.left(call)
         said = [status, *(text.format(self._newest[name]) for name, text in _SHOWN.items() if name in self._newest)]
         line = ", ".join(said) + (f"; {duration(left)} left" if left >= 1 else "")
+        self._status = line
         if self._bar is None:
             log.info("call %d: %s", call, line)
         else:
@@ -103,6 +133,7 @@ class Metrics:
         """Closes everything."""
         self._lines.close()
         self._events.close()
+        self._open.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -115,6 +146,12 @@ class Silent:
     def write(self, call: int, values: dict[str, Any]) -> None:
         """Records nothing."""
 
+    def picture(self, call: int, path: Path) -> None:
+        """Records nothing."""
+
+    def doing(self, call: int, phase: str, detail: str = "") -> None:
+        """Shows nothing."""
+
     def say(self, line: str) -> None:
         """Shows nothing."""
 
@@ -123,39 +160,6 @@ class Silent:
 
     def close(self) -> None:
         """Does nothing."""
-
-
-class Events:
-    """A TensorBoard file of scalars that is written immediately.
-
-    TensorBoard's own writer has a thread, whose failure on a full disk hides the error that ends the run.
-    """
-
-    def __init__(self, directory: Path, first_step: int):
-        self._file = AppendFile(directory / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
-        self._append(file_version="brain.Event:2")
-        if first_step > 1:
-            # Hides events that the interrupted run wrote after its last checkpoint.
-            self._append(step=first_step, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Records numbers at a step."""
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._append(step=step, summary=Summary(value=values))
-
-    def _append(self, **fields: Any) -> None:
-        data = Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        parts = (length, _checksum(length), data, _checksum(data))
-        self._file.append(b"".join(parts))
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _checksum(data: bytes) -> bytes:
-    return struct.pack("<I", masked_crc32c(data))
 
 
 def device_peak_bytes() -> int | None:

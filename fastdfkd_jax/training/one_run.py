@@ -17,7 +17,7 @@ from fastdfkd_jax.methods.registry import other_sections
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import LOCK, lock_folder, write_json
-from fastdfkd_jax.training import workdir
+from fastdfkd_jax.training import class_rows, held_out, layer_statistics, phases, run_page, workdir
 from fastdfkd_jax.training.build import Parts, assemble
 from fastdfkd_jax.training.loop import Training
 from fastdfkd_jax.training.programs import Programs
@@ -31,6 +31,7 @@ _OWN_KEYS = (
     "teacher.checkpoint",
     "data.dir",
     "data.class_names",
+    "data.probe",
     "compilation_cache",
     "parallel.process",
     "parallel.lost_after",
@@ -101,6 +102,26 @@ def _prepare(folder: Path, restart: bool) -> None:
     workdir.remove_leftovers(folder)
 
 
+def complete(config: ConfigDict, folder: Path, built: Built) -> dict[str, Any]:
+    """Runs or resumes a run and, if asked, its noise control; writes its page.
+
+    Args:
+      config, folder, built: as for `run`.
+
+    Returns:
+      The summary with the control's score, or {} if the run was stopped and saved.
+    """
+    summary = run(config, folder, built)
+    if summary and config.noise_control:
+        summary |= run_noise_control(config, folder, built)
+        write_summary(folder, summary)
+    if summary and hosts.is_writer():
+        phases.enter("writing report.html")
+        layers = layer_statistics.measure(built.parts, folder / "pool")
+        run_page.write(folder, summary, class_rows.of_run(folder, *built), layers)
+    return summary
+
+
 def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[str, Any]:
     """Trains the same student with the same budget on Gaussian noise, in a subfolder.
 
@@ -112,11 +133,15 @@ def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[st
     control = config.copy_and_resolve_references()
     control.method.name = "noise"
     control.soft_labels.dir = ""  # these belong to other images
+    control.data.probe = ""  # these are read already
     log.info("noise control: the same student, distilled from Gaussian noise images")
-    parts = assemble(control)
+    images = held_out.images_of(folder)
+    probes = built.parts.probes if images is None else {**built.parts.probes, "held_out": images}
+    parts = assemble(control)._replace(probes=probes)
     programs = Programs(parts, read(RunOptions, control), like=built.programs)
     summary = run(control, folder / "noise_control", Built(parts, programs))
-    return {f"noise_{name}": summary[name] for name in (score_key(summary, "student_{}_last"),) if summary}
+    names = (score_key(summary, "student_{}_last"), "agreement_held_out", "agreement_probe")
+    return {f"noise_{name}": summary[name] for name in names if name in summary}
 
 
 def set_up_jax(config: ConfigDict) -> None:

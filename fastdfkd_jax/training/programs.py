@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,13 @@ import jax.numpy as jnp
 from fastdfkd_jax import models
 from fastdfkd_jax.distillation import distill, soft_labels
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.evaluation.agreement import Agreement
 from fastdfkd_jax.evaluation.confidence import make_confidence
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.pool.drawing import keys_of_step
 from fastdfkd_jax.pool.feed import Examples, Functions
-from fastdfkd_jax.training import feeding
+from fastdfkd_jax.training import feeding, phases
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.run_options import RunOptions
 
@@ -43,29 +45,43 @@ class Programs:
       begin: `begin(key)`, the initial state of the run (`initial_state`).
       evaluate, evaluate_teacher: measure the networks on labelled images (`evaluator.make_evaluator`).
       confidence: the teacher's, in the classes of images (`confidence.make_confidence`).
+      agreement: measures how often the networks agree (`agreement.Agreement`).
       steps: KD steps of one dispatch of `distill`.
+      compiled_before: seconds of compilation that no run has counted yet, since a plan was made with these programs.
     """
 
     def __init__(self, parts: Parts, run: RunOptions, like: Programs | None = None):
-        self.steps = feeding.steps_of_dispatch(parts, run)
-        feed = feeding.functions(parts, run)
-        self.synthesize = parallel.CompiledStep(_synthesize(parts, feed), donate=(0, 1))
-        self.distill = parallel.CompiledStep(_distill(parts, run, feed, self.steps), donate=(0,))
+        self.steps, self.compiled_before = feeding.steps_of_dispatch(parts, run), 0.0
+        feed, watch = feeding.functions(parts, run), functools.partial(_watch, parts, run)
+        self.synthesize = parallel.CompiledStep(_synthesize(parts, feed), (0, 1), watch("synthesis"))
+        self.distill = parallel.CompiledStep(_distill(parts, run, feed, self.steps), (0,), watch("distillation"))
         draw = feeding.drawer(run)
 
         def draw_rows(key: Array, step: Array, size: Array) -> Array:
             return jax.vmap(lambda step: draw(key, step, size))(step + jnp.arange(self.steps))
 
         self.draw_rows = jax.jit(draw_rows)
-        self.label = parallel.CompiledStep(_label(parts, run, draw_rows, self.steps))
+        labels = _label(parts, run, draw_rows, self.steps)
+        self.label = parallel.CompiledStep(labels, watch=watch("the teacher's answers"))
         self.begin = _starter(parts)
         if like is not None:
             self.evaluate, self.evaluate_teacher = like.evaluate, like.evaluate_teacher
             self.confidence = like.confidence
+            self.agreement = like.agreement
         else:
+            self.agreement = Agreement(_answering(parts.teacher), _answering(parts.student))
             self.evaluate = make_evaluator(parts.student, run.data.batch)
             self.evaluate_teacher = make_evaluator(parts.teacher, run.data.batch)
             self.confidence = make_confidence(parts.teacher)
+
+
+def _watch(parts: Parts, run: RunOptions, name: str) -> Callable[[], Any]:
+    """Returns the context in which a program is compiled (`phases.compiling`)."""
+    networks, batches = (parts.teacher.spec.arch, parts.student.spec.arch), (run.synthesis_batch, run.kd.batch)
+    shape = "x".join(map(str, parts.teacher.spec.input_shape))
+    where = (jax.default_backend(), *parts.layout.values())
+    program = " ".join(map(str, (name, run.method.name, *networks, shape, *batches, *where)))
+    return functools.partial(phases.compiling, name, program)
 
 
 def _synthesize(parts: Parts, feed: Functions) -> Callable[..., Any]:
@@ -155,9 +171,9 @@ def _label(parts: Parts, run: RunOptions, draw_rows: Callable[..., Array], steps
     return label_steps
 
 
-def _answering(teacher: models.Network) -> models.Network:
-    """Returns the teacher in a form that only predicts."""
-    return models.in_chunks(teacher, 8) if jax.default_backend() == "cpu" else teacher
+def _answering(network: models.Network) -> models.Network:
+    """Returns a network in a form that only predicts."""
+    return models.in_chunks(network, 8) if jax.default_backend() == "cpu" else network
 
 
 def initial_state(key: Array, parts: Parts) -> dict[str, Tree]:

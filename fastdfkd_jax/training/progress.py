@@ -27,6 +27,7 @@ class Progress:
       metrics_offset: bytes of metrics.jsonl that belong to this point.
       kd_sums: sum of each scalar over the call's KD steps so far.
       on_target: shares of the last calls that are judged together; None once a warning was given.
+      collapsed: whether a warning of a collapse was given.
     """
 
     call: int = 0
@@ -44,6 +45,7 @@ class Progress:
     metrics_offset: int = 0
     kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
     on_target: list[float] | None = dataclasses.field(default_factory=list)
+    collapsed: bool = False
 
     @property
     def total_seconds(self) -> float:

@@ -48,6 +48,11 @@ class RunOptions(Options):
     synthesis_batch: int = option(256, "images per synthesis call; for FastDFKD, images per lane", at_least=1)
     warmup_calls: int = option(20, "number of first calls during which the student does not train", at_least=0)
     noise_control: bool = option(False, "after the run, train the same student on Gaussian noise images for comparison")
+    held_out: bool = option(
+        True,
+        "after the run, synthesise one more batch, which the student never sees, and measure how often student and "
+        "teacher agree on it",
+    )
     eval_every: int = option(10, "calls between evaluations", at_least=1)
     checkpoint_every: int = option(10, "calls between checkpoints", at_least=1)
     images_every: int = option(20, "calls between PNG grids", at_least=1)

@@ -16,9 +16,10 @@ from PIL import Image
 
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.storage.files import write_atomically
-from fastdfkd_jax.training import summary_text
+from fastdfkd_jax.training import layer_statistics, summary_text
 from fastdfkd_jax.training.class_rows import Gallery
-from fastdfkd_jax.training.described import METRICS
+from fastdfkd_jax.training.described import AGREEMENT_REMEDY, METRICS
+from fastdfkd_jax.training.layer_statistics import Layer
 
 PAGE = "report.html"
 _IN_ROW = 8  # images of a class
@@ -33,7 +34,7 @@ _CHARTS = (
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5 }
 body { max-width: 68rem; margin: 0 auto; padding: 1rem }
-pre { white-space: pre-wrap; background: #8881; padding: .75rem; border-radius: .4rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .75rem; border-radius: .4rem }
 figure { margin: 0 } figcaption { font-size: .85rem; max-width: 20rem }
 .charts, .classes { display: flex; flex-wrap: wrap; gap: 1.25rem }
 .classes img { image-rendering: pixelated; width: min(48px, calc((100vw - 4rem) / 8)); margin-right: 2px }
@@ -50,18 +51,19 @@ _DOCUMENT = """<!doctype html>
 """
 
 
-def write(folder: Path, summary: Mapping[str, Any], gallery: Gallery) -> Path:
+def write(folder: Path, summary: Mapping[str, Any], gallery: Gallery, layers: Sequence[Layer] = ()) -> Path:
     """Writes the page of a finished run from the files in its workdir.
 
     Args:
       folder: the workdir, with metrics.jsonl and config.json.
       summary: of the run.
       gallery: the images to show (`class_rows.of_run`).
+      layers: the images' distances from the teacher's statistics, where they are known.
     """
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("config", {})
     path = folder / PAGE
-    content = page(summary, records, config, gallery, folder)
+    content = page(summary, records, config, gallery, folder, layers)
     write_atomically(path, lambda file: file.write(content.encode()))
     return path
 
@@ -72,6 +74,7 @@ def page(
     config: Mapping[str, Any],
     gallery: Gallery,
     folder: Path,
+    layers: Sequence[Layer] = (),
 ) -> str:
     """Formats the page as HTML.
 
@@ -79,6 +82,7 @@ def page(
       summary, records, config: what summary.json, metrics.jsonl and config.json hold.
       gallery: the images to show.
       folder: of the files that are named.
+      layers: distances from the teacher's statistics by layer; () for none.
     """
     title = f"{summary['teacher']} → {summary['student']}, {summary['method']}"
     charts = [chart for key in _CHARTS if (chart := _chart(records, key))]
@@ -90,6 +94,7 @@ def page(
         _gallery(gallery) or "<p>This method keeps no images.</p>",
         "<h2>Course of the run</h2><p>The horizontal axis counts calls.</p>",
         f'<div class="charts">{"".join(charts)}</div>',
+        layer_statistics.section(layers),
         "<h2>Load the student</h2>",
         f"<pre>{html.escape(_loading(summary, folder))}</pre>",
         "<h2>Configuration</h2>",
@@ -111,6 +116,11 @@ def advice(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
         value = _last(records, name)
         if value is not None and value < least:
             found.append(f"{said.format(100 * value)} {METRICS[name].remedy}")
+    held_out, control = summary.get("agreement_held_out"), summary.get("noise_agreement_held_out")
+    if held_out is not None and held_out < 80:
+        found.append(f"Student and teacher agree on {held_out:.0f} % of the held-out images. {AGREEMENT_REMEDY}")
+    if held_out is not None and control is not None and held_out < control + 5:
+        found.append("On held-out images the student is hardly better than one trained on noise.")
     key = score_key(summary, "student_{}_last")
     student, control = summary.get(key), summary.get(f"noise_{key}")
     if student is not None and control is not None and student < control + 5:

@@ -25,6 +25,7 @@ _FILES = {
     "images.png": "the newest images of each class",
     "images": "pictures of each stage",
     "pool": "all synthesised images",
+    "held_out": "images that the student never saw",
     "metrics.jsonl": "every call's metrics",
     "summary.json": "this summary",
 }
@@ -36,13 +37,18 @@ def printed(summary: Mapping[str, Any], folder: Path, as_json: bool) -> str:
 
 
 def text(summary: Mapping[str, Any], folder: Path) -> str:
-    """Returns one line each for scores, images, time by phase, memory and files.
+    """Returns one line each for scores, agreement, images, time by phase, memory and files.
 
     Args:
       summary: summary of a run that has ended, including its noise control's if it has one.
       folder: its workdir, for the sizes of files; missing files are left out.
     """
-    lines = [*_scores(summary), ("images", f"{summary['images']:,} synthesised"), ("time", _time(summary))]
+    lines = [
+        *_scores(summary),
+        *_agreement(summary),
+        ("images", f"{summary['images']:,} synthesised"),
+        ("time", _time(summary)),
+    ]
     if summary.get("peak_memory_bytes"):
         lines.append(("memory", f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at most"))
     lines += _files(folder)
@@ -60,6 +66,25 @@ def _scores(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("teacher", f"{teacher:.2f} %"), ("student", f"{student:.2f} %, {beside}")]
     if control is not None:
         found.append(("control", f"{control:.2f} %, the same student trained on noise"))
+    return found
+
+
+def _agreement(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns how often student and teacher agree on images that the student never saw, and the noise control's."""
+    sets = {
+        "held_out": f"{summary.get('held_out_images', 0):,} held-out synthetic images",
+        "noise": "noise",
+        "probe": f"{summary.get('probe_images', 0):,} pictures of {summary.get('probe', '')}",
+    }
+    sets = {name: title for name, title in sets.items() if summary.get(f"agreement_{name}") is not None}
+    if not sets:
+        return []
+    found = [("agreement", ", ".join(f"{summary[f'agreement_{name}']:.1f} % on {sets[name]}" for name in sets))]
+    for name, title in (("held_out", "the held-out images"), ("probe", "the pictures")):
+        if name in sets and (control := summary.get(f"noise_agreement_{name}")) is not None:
+            gap = summary[f"agreement_{name}"] - control
+            place = "below" if gap >= 0 else "above"
+            found.append(("", f"the control: {control:.1f} % on {title}, {abs(gap):.1f} points {place} the student"))
     return found
 
 

@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 RECORD = "config.json"
 RESULTS = (
-    "pool", "initial", "soft_labels", "checkpoints", "images", "events", "profile", "noise_control",
+    "pool", "initial", "soft_labels", "checkpoints", "images", "held_out", "events", "profile", "noise_control",
     "metrics.jsonl", "summary.json", "student.safetensors", "student.pth", "images.png", "report.html",
 )  # fmt: skip
 # Exists once the run has a checkpoint, so that a run that has lost all checkpoints is not mistaken for a new one.
 _SAVED = ".saved"
 _ASIDE = "previous-"
-# Keys that may differ between a run and its resumption: locations (weights are compared by digest), and how often the
-# run evaluates and saves.
+# Keys that may differ between a run and its resumption: locations (weights are compared by digest), how often the
+# run evaluates and saves, and measurements after its end.
 FREE_KEYS = (
     "dry_run",
     "restart",
@@ -36,6 +36,8 @@ FREE_KEYS = (
     "soft_labels.dir",
     "pool.place",  # the student sees the same images
     "noise_control",
+    "held_out",
+    "data.probe",
     "eval_every",
     "checkpoint_every",
     "images_every",
@@ -162,7 +164,7 @@ def record(workdir: Path, config: dict[str, Any], identity: dict[str, Any], vers
 def remove_leftovers(workdir: Path) -> None:
     """Removes half-written files of this run's killed writers; soft labels may have another run's."""
     leftovers = [workdir / f".{name}.partial" for name in (*RESULTS, RECORD)]
-    for name in ("pool", "initial", "images"):
+    for name in ("pool", "initial", "images", "held_out"):
         leftovers += (workdir / name).glob(".*.partial")
     for path in leftovers:
         if path.is_file() or path.is_symlink():

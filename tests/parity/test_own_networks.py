@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastdfkd_jax as fd
 from fastdfkd_jax import own_networks
@@ -94,6 +95,18 @@ def test_the_plan_comes_first_and_a_mistake_can_be_mended_in_the_same_workdir(ne
     assert own.read_text() == "a user's file"
     summary = next(json.loads(line) for line in printed if line.startswith("{"))
     assert (summary["method"], summary["knows"], summary["images"]) == ("fastdfkd", "teacher only", 8)
+
+
+def test_a_folder_of_pictures_may_be_given_to_a_run_that_has_ended(nets, finished, tmp_path, capsys):
+    before = (finished / "student.pth").read_bytes()
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "one.png")
+    printed = run(nets, finished, capsys, probe=str(tmp_path))
+    summary = next(json.loads(line) for line in printed.splitlines() if line.startswith("{"))
+    assert (summary["probe_images"], summary["agreement_probe"] in (0, 100)) == (1, True)
+    assert (summary["held_out_images"], summary["student_accuracy_last"]) == (8, None)
+    assert (finished / "student.pth").read_bytes() == before
+    with pytest.raises(UserError, match="found no folder"):
+        run(nets, finished, probe=str(tmp_path / "none"))
 
 
 def test_modules_of_this_process_are_taken_as_they_are(tmp_path):
