@@ -1,11 +1,14 @@
 """D' on the device and on disk."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fastdfkd_jax.pool import drawing, on_device
+from fastdfkd_jax.pool.feed import digest_of
 
 SHAPE = (4, 4, 1)
 
@@ -84,3 +87,10 @@ def test_bytes_round_to_nearest_and_come_back():
     np.testing.assert_array_equal(on_device.to_uint8(grey), [0, 0, 0, 1, 255, 255])
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(on_device.to_uint8(on_device.to_float(every)), every)
+
+
+def test_a_digest_is_of_all_images_in_their_order():
+    """More images than are hashed at a time."""
+    images = np.random.default_rng(0).integers(0, 256, (600, 2, 2, 1), np.uint8)
+    whole = hashlib.sha256(images.tobytes()).hexdigest()
+    assert digest_of(600, lambda start, stop: images[start:stop]) == whole
