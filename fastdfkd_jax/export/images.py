@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fastdfkd_jax.convert.weight_files import read_state_dict
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Rows, read_shard
-from fastdfkd_jax.storage import limits
+from fastdfkd_jax.storage import image_grid, limits, npz
 
 
 class Batch(NamedTuple):
@@ -42,7 +41,7 @@ def shards(place: Path) -> list[Path]:
     if not place.is_dir():
         raise UserError(f"expected a run's workdir or its pool folder, found no folder {place}")
     pool = place / "pool" if (place / "pool").is_dir() else place
-    found = sorted(pool.glob("[0-9]*.npz"))
+    found = npz.paths(pool)
     if not found:
         raise UserError(
             f"{pool} holds no pool shards: give the workdir of a run whose method keeps its images, or its pool folder"
@@ -109,5 +108,5 @@ def _check(rows: Rows, path: Path, shape: tuple[int, ...], num_classes: int) -> 
 def encode(image: np.ndarray) -> bytes:
     """Encodes uint8[H, W, 1 or 3] as a PNG file, grey or in colour."""
     file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    image_grid.as_picture(image).save(file, "PNG")
     return file.getvalue()

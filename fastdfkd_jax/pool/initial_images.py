@@ -49,7 +49,7 @@ def find(directory: Path, warn: bool = False) -> Found:
     if not directory.is_dir():
         raise UserError(f"config.pool.initial={directory} is not a folder: give a folder of images or a pool")
     source = directory / "pool" if (directory / "pool").is_dir() else directory
-    files = tuple(sorted(source.glob("[0-9]*.npz"))) or tuple(sorted((directory / "initial").glob("[0-9]*.npz")))
+    files = tuple(npz.paths(source) or npz.paths(directory / "initial"))
     if files:
         return Found(files, ())
     found = listing.listed(source)
@@ -90,7 +90,7 @@ def locate(directory: Path, image_shape: tuple[int, int, int]) -> Located:
 def import_pictures(paths: Sequence[Path], into: Shards, channels: int) -> list[Shard]:
     """Writes pictures into shards, a few at a time, unless all exist already; returns the shards."""
     starts = range(0, len(paths), _PICTURES_A_SHARD)
-    done = len(list(into.directory.glob("[0-9]*.npz")))
+    done = len(npz.paths(into.directory))
     into.truncate(min(done, len(starts)))
     with ThreadPoolExecutor() as threads:
         for index, start in list(enumerate(starts))[done:]:

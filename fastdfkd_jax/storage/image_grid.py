@@ -50,7 +50,7 @@ def write_grid(path: Path, images: np.ndarray, columns: int = 16, scale: int = 0
     for i, image in enumerate(images):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
-    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    picture = as_picture(sheet)
     scale = scale or magnification(min(height, width), _LEAST)
     save(path, picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
 
@@ -93,9 +93,14 @@ def magnification(side: int, least: int) -> int:
     return max(1, -(-least // side))
 
 
+def as_picture(image: np.ndarray) -> Image.Image:
+    """Returns uint8[H, W, 1 or 3] as a picture, grey or in colour."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
 def tile(image: np.ndarray, least: int = _LEAST) -> Image.Image:
     """Returns uint8[H, W, 1 or 3] as a picture: small ones enlarged without smoothing, large ones reduced."""
-    made = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    made = as_picture(image)
     scale = magnification(min(made.size), least)
     if scale > 1:
         return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)

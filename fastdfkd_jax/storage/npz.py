@@ -121,6 +121,11 @@ def path_of(directory: Path, index: int) -> Path:
     return directory / f"{index:06d}.npz"
 
 
+def paths(directory: Path) -> list[Path]:
+    """Returns the files of all shards in a folder, in their order."""
+    return sorted(directory.glob("[0-9]*.npz"))
+
+
 def write(path: Path, arrays: dict[str, Any]) -> None:
     """Writes one shard durably; if the disk is full, raises UserError and leaves nothing behind."""
     write_atomically(path, lambda file: np.savez(file, **arrays))

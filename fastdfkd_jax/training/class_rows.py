@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastdfkd_jax.pool.shards import read_shard
-from fastdfkd_jax.storage import image_grid
+from fastdfkd_jax.storage import image_grid, npz
 from fastdfkd_jax.storage.image_grid import LabelledRow
 from fastdfkd_jax.training.build import Parts
 from fastdfkd_jax.training.programs import Programs
@@ -87,7 +87,7 @@ def write_stage(workdir: Path, call: int, images: np.ndarray, labels: Any, parts
 
 def of_run(workdir: Path, parts: Parts, programs: Programs) -> Gallery:
     """Writes `images.png` from the newest images in a run's pool, and returns them; nothing if the pool is empty."""
-    newest = sorted((workdir / "pool").glob("[0-9]*.npz"))[: -_SHARDS - 1 : -1]
+    newest = npz.paths(workdir / "pool")[: -_SHARDS - 1 : -1]
     found = _by_class(read_shard(path) for path in newest)
     gallery = _gallery(found, parts, programs)
     if gallery.has_classes:

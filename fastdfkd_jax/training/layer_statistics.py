@@ -15,6 +15,7 @@ from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.models import count_batch_norms
 from fastdfkd_jax.pool.shards import read_shard
+from fastdfkd_jax.storage import npz
 from fastdfkd_jax.training.build import Parts
 
 _MOST, _MOST_PIXELS = 256, 1 << 21  # images and pixels in one pass, whose activations are in memory together
@@ -46,7 +47,7 @@ def measure(parts: Parts, pool: Path) -> list[Layer]:
       parts: parts of the run.
       pool: folder of the shards.
     """
-    paths = sorted(pool.glob("[0-9]*.npz"))
+    paths = npz.paths(pool)
     if len(paths) < 2 or not count_batch_norms(parts.teacher_vars):
         return []
     spec = parts.teacher.spec

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.storage.files import write_atomically
+from fastdfkd_jax.storage.image_grid import as_picture
 from fastdfkd_jax.training import layer_statistics, summary_text
 from fastdfkd_jax.training.class_rows import Gallery
 from fastdfkd_jax.training.described import AGREEMENT_REMEDY, METRICS
@@ -185,7 +185,7 @@ def _gallery(gallery: Gallery) -> str:
 
 def _png(image: np.ndarray) -> str:
     file = io.BytesIO()
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture = as_picture(image)
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))  # smaller ones stay as they are
     picture.save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()
