@@ -52,7 +52,7 @@ def predict(network: Network, variables: Any, images: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def likeliest(variables: Any, images: jax.Array) -> jax.Array:
-        shown = augment.normalize(images.astype(jnp.float32) / 255, spec.mean, spec.std)
+        shown = augment.normalize_bytes(images, spec.mean, spec.std)
         return network.apply(variables, shown).logits.argmax(-1).astype(jnp.int32)
 
     parts = [likeliest(variables, images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]

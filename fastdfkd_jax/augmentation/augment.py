@@ -79,6 +79,11 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Arr
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
+def normalize_bytes(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Returns `normalize` of images uint8[..., C], as f32[..., C]."""
+    return normalize(images.astype(jnp.float32) / 255, mean, std)
+
+
 def denormalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
     """Inverts `normalize`; images: f32[..., C] as a network takes them."""
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)

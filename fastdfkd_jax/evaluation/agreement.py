@@ -8,6 +8,7 @@ import numpy as np
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.evaluation.batches import padded
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
@@ -40,10 +41,10 @@ class Agreement:
         split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch,))))
 
         def logits(network: Network, variables: Variables, images: Array) -> Array:
-            return network.apply(variables, augment.normalize(images, network.spec.mean, network.spec.std)).logits
+            return network.apply(variables, augment.normalize_bytes(images, network.spec.mean, network.spec.std)).logits
 
         def shares(teacher_vars: Variables, student_vars: Variables, images: Array) -> Array:
-            images = split(images).astype(jnp.float32) / 255
+            images = split(images)
             return agreeing(logits(teacher, teacher_vars, images), logits(student, student_vars, images))
 
         self._step, self._batch, self.compile_seconds = parallel.CompiledStep(shares), batch, 0.0
@@ -60,8 +61,7 @@ class Agreement:
         total = self.compile_seconds = 0.0
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
-            padded = np.pad(part, ((0, self._batch - len(part)), *[(0, 0)] * (part.ndim - 1)))
-            found = self._step(teacher_vars, student_vars, padded)
+            found = self._step(teacher_vars, student_vars, padded(part, self._batch))
             self.compile_seconds += self._step.compile_seconds
             total += float(np.sum(np.asarray(found, np.float64)[: len(part)]))
         return total / len(images)

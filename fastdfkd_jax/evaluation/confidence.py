@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.evaluation.batches import padded
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
@@ -31,9 +32,7 @@ def make_confidence(
 
     @jax.jit
     def of_batch(variables, images, labels):
-        logits = network.apply(
-            variables, augment.normalize(images.astype(jnp.float32) / 255, spec.mean, spec.std)
-        ).logits
+        logits = network.apply(variables, augment.normalize_bytes(images, spec.mean, spec.std)).logits
         return jnp.take_along_axis(jax.nn.softmax(logits.astype(jnp.float32)), labels[:, None], 1)[:, 0]
 
     def confidence(variables: Variables, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -41,9 +40,7 @@ def make_confidence(
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(labels), batch_size):
             part, asked = images[start : start + batch_size], labels[start : start + batch_size]
-            padding = (0, batch_size - len(asked))
-            part = np.pad(part, (padding, (0, 0), (0, 0), (0, 0)))
-            made = of_batch(held, part, np.pad(asked.astype(np.int32), padding))
+            made = of_batch(held, padded(part, batch_size), padded(asked.astype(np.int32), batch_size))
             found.append(np.asarray(made)[: len(asked)])
         return np.concatenate(found)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import data
@@ -14,6 +13,7 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.evaluation import scores
+from fastdfkd_jax.evaluation.batches import padded
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import Variables
 
@@ -34,7 +34,7 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
 
     # Defined here, so that each evaluator has a separate compiled function, whose traces can be counted.
     def sums_of_batch(variables, images, labels):
-        inputs = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
+        inputs = augment.normalize_bytes(split(images), spec.mean, spec.std)
         return score.sums(network.apply(variables, inputs).logits, labels)
 
     step = parallel.jit(sums_of_batch)
@@ -47,10 +47,7 @@ def make_evaluator(network: Network, batch_size: int = 256) -> Callable[[Variabl
         for start in range(0, total, batch_size):
             rows = slice(start, start + batch_size)
             images, labels = dataset.images[rows], dataset.labels[rows].astype(np.int32)
-            padding = (0, batch_size - len(labels))
-            images = np.pad(images, (padding, *[(0, 0)] * (images.ndim - 1)))
-            labels = np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1)), constant_values=-1)
-            sums.append(step(variables, images, labels))
+            sums.append(step(variables, padded(images, batch_size), padded(labels, batch_size, -1)))
         # Summed on the host in float64, because a float32 sum of many batches would lose digits.
         whole = jax.tree.map(lambda *parts: np.sum(parts, axis=0, dtype=np.float64), *jax.device_get(sums))
         return {**score.read(whole, data.count_classes(dataset)), "count": total}

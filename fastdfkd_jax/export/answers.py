@@ -17,6 +17,7 @@ from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.evaluation.batches import padded
 from fastdfkd_jax.export.images import Batch
 from fastdfkd_jax.models import Forms, Network
 from fastdfkd_jax.storage import limits
@@ -106,14 +107,13 @@ def _answers(network: Network) -> Callable[[Any, np.ndarray], np.ndarray]:
     split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (_BATCH,))))
 
     def likeliest(variables: Any, images: jax.Array) -> jax.Array:
-        shown = augment.normalize(split(images).astype(jnp.float32) / 255, spec.mean, spec.std)
+        shown = augment.normalize_bytes(split(images), spec.mean, spec.std)
         return network.apply(variables, shown).logits.argmax(-1).astype(jnp.int32)
 
     step = parallel.jit(likeliest)
 
     def answer(variables: Any, images: np.ndarray) -> np.ndarray:
         parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        padded = [np.pad(part, ((0, _BATCH - len(part)), (0, 0), (0, 0), (0, 0))) for part in parts]
-        return np.concatenate([np.asarray(step(variables, part)) for part in padded])[: len(images)]
+        return np.concatenate([np.asarray(step(variables, padded(part, _BATCH))) for part in parts])[: len(images)]
 
     return answer

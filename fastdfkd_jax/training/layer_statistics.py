@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import losses
@@ -59,7 +58,7 @@ def measure(parts: Parts, pool: Path) -> list[Layer]:
         return []
 
     def distances(variables: Any, images: jax.Array) -> jax.Array:
-        images = augment.normalize(images.astype(jnp.float32) / 255, spec.mean, spec.std)
+        images = augment.normalize_bytes(images, spec.mean, spec.std)
         moments = parts.teacher.apply(variables, images, moments=True).moments
         return losses.feature_by_layer(moments, variables["batch_stats"])
 
