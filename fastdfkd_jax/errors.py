@@ -48,7 +48,7 @@ def listed(names: Sequence[str], most: int = 3, longest: int = 40) -> str:
     return ", ".join(texts) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
+def nearest(wanted: str, known: Iterable[str], most: int = 3, longest: int = 40) -> str:
     """Returns the most similar known names, separated by commas. `lr` is similar to `learning_rate`, by initials."""
 
     def initials(text: str) -> str:
@@ -60,4 +60,4 @@ def nearest(wanted: str, known: Iterable[str], most: int = 3) -> str:
         shared = set(wanted.lower().split("_")) & set(key.lower().split("_"))
         return ratio + same + 0.5 * bool(shared)
 
-    return ", ".join(shortened(key, 40) for key in sorted(known, key=lambda key: (-likeness(key), key))[:most])
+    return ", ".join(shortened(key, longest) for key in sorted(known, key=lambda key: (-likeness(key), key))[:most])

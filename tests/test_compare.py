@@ -423,6 +423,7 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
         ({"seeds": "0,x"}, "config.seeds must be different whole numbers, such as 0,1,2, found '0,x'"),
         ({"seeds": "1,1"}, "config.seeds must be"),
         ({"only": "a-fast,d*"}, r"config.only: no run matches 'd\*': the nearest are b-kd, a-fast, c-other"),
+        ({"only": "x" * 300}, r"no run matches 'x{19} \.\.\. x{36}': the nearest are "),
     ],
 )
 def test_mistakes_are_user_errors(changes, message):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import graph_fixtures
+import jax
 import numpy as np
 import pytest
 import toy_architecture
@@ -63,6 +64,23 @@ def test_a_recorded_graph_has_its_layers(tmp_path):
     layers = layer_statistics.measure(parts, tmp_path / "pool")
     assert len(layers) == len({layer.name for layer in layers}) > 0
     assert all(layer.first > 0 and layer.newest > 0 for layer in layers)
+
+
+def test_layers_come_in_the_order_of_computation(pool):
+    parts = parts_of(toy_architecture.CHECKPOINT)
+    stats, apply = parts.teacher_vars["batch_stats"]["bn1"], parts.teacher.apply
+
+    def renamed(variables, images, moments):
+        (found,) = apply({**variables, "batch_stats": {"bn1": stats}}, images, moments=moments).moments.values()
+        later = jax.tree.map(lambda leaf: leaf + 100.0, found)
+        return SimpleNamespace(moments={"stem": found, "block": {"10": later, "9": found}})
+
+    network = SimpleNamespace(spec=parts.teacher.spec, apply=renamed)
+    variables = {**parts.teacher_vars, "batch_stats": {"block": {"9": stats, "10": stats}, "stem": stats}}
+    renamed_parts: Any = SimpleNamespace(teacher=network, teacher_vars=variables)
+    found = layer_statistics.measure(renamed_parts, pool)
+    assert [layer.name for layer in found] == ["stem", "block.10", "block.9"]
+    assert found[0].first == found[2].first < found[1].first
 
 
 def test_nothing_is_said_without_two_shards_or_without_batch_norm(pool):

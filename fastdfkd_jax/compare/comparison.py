@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from fastdfkd_jax.cli.parser import expanded
-from fastdfkd_jax.errors import UserError, nearest
+from fastdfkd_jax.errors import UserError, nearest, shortened
 from fastdfkd_jax.storage.digest import file_digest
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.one_run import identity_of
@@ -188,7 +188,8 @@ def _chosen(text: str, runs: dict[str, Run]) -> tuple[str, ...]:
     patterns = [part.strip() for part in text.split(",") if part.strip()]
     for pattern in patterns:
         if not fnmatch.filter(runs, pattern):
-            raise UserError(f"config.only: no run matches {pattern!r}: the nearest are {nearest(pattern, runs)}")
+            found = nearest(pattern, runs, longest=60)  # whole, to be copied
+            raise UserError(f"config.only: no run matches {shortened(pattern, 60)!r}: the nearest are {found}")
     return tuple(name for name in runs if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from fastdfkd_jax import errors
 from fastdfkd_jax.data.pictures import SUFFIXES
 
 log = logging.getLogger("fastdfkd_jax.data")
 
 # Leftovers of file managers, besides names that begin with a dot (`._x`, `.DS_Store`, `.ipynb_checkpoints`).
 _LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
-_LISTED = 3
 
 
 class Listing(NamedTuple):
@@ -64,8 +64,8 @@ def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
     leftovers = [path for listing in found for path in listing.leftovers]
     if not others and not leftovers:
         return
-    suffixes = _some(sorted({path.suffix.lower() or path.name for path in others}))
-    names = _some(sorted({next(filter(is_leftover, reversed(path.parts))) for path in leftovers}))
+    suffixes = errors.listed(sorted({path.suffix.lower() or path.name for path in others}))
+    names = errors.listed(sorted({next(filter(is_leftover, reversed(path.parts))) for path in leftovers}))
     one = len(others) == 1
     told = [
         f"{len(others)} {'file that is not a picture' if one else 'files that are not pictures'}: {suffixes}"
@@ -76,11 +76,6 @@ def warn_of_skipped(listings: Iterable[Listing], place: Path) -> None:
     log.warning("skipped %s (in %s)", "; ".join(filter(None, told)), place)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
 def in_order(names: Iterable[str], where: object) -> list[str]:
     """Sorts class names, by value if all are numbers; logs it if text order would differ."""
     as_text = sorted(names)
@@ -88,7 +83,7 @@ def in_order(names: Iterable[str], where: object) -> list[str]:
         return as_text
     by_value = sorted(as_text, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     if by_value != as_text:
-        _warn_of_order(str(where), _some(by_value), _some(as_text))
+        _warn_of_order(str(where), errors.listed(by_value), errors.listed(as_text))
     return by_value
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 
 
 def measure(parts: Parts, pool: Path) -> list[Layer]:
-    """Returns the distances of all layers, in the order of the teacher's variables.
+    """Returns the distances of all layers, in the order in which the teacher computes them.
 
     Returns [] if the teacher has no BatchNorm, or if the folder has fewer than two shards of the teacher's input size.
 
@@ -57,15 +58,19 @@ def measure(parts: Parts, pool: Path) -> list[Layer]:
     if first.shape[1:] != spec.input_shape or newest.shape[1:] != spec.input_shape:
         return []
 
+    computed: list[str] = []
+
     def distances(variables: Any, images: jax.Array) -> jax.Array:
         images = augment.normalize_bytes(images, spec.mean, spec.std)
         moments = parts.teacher.apply(variables, images, moments=True).moments
+        computed[:] = _names(moments)  # in the order of computation; JAX sorts the names of everything it returns
         return losses.feature_by_layer(moments, variables["batch_stats"])
 
     step = jax.jit(distances)
     variables = jax.tree.map(np.asarray, parts.teacher_vars)
     found = [np.asarray(step(variables, images[:count]), np.float64).tolist() for images in (first, newest)]
-    return [Layer(*row) for row in zip(_names(variables["batch_stats"]), *found, strict=True)]
+    layers = {row[0]: Layer(*row) for row in zip(_names(variables["batch_stats"]), *found, strict=True)}
+    return [layers[name] for name in computed]
 
 
 def _images(paths: Sequence[Path], most: int) -> np.ndarray:
@@ -79,10 +84,8 @@ def _images(paths: Sequence[Path], most: int) -> np.ndarray:
 
 
 def _names(batch_stats: Any) -> list[str]:
-    """Returns the layers' names in the order of `losses.feature_by_layer`."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch_stats)
-    names = [jax.tree_util.keystr(path[:-1], simple=True, separator=".") for path, _ in leaves]
-    return list(dict.fromkeys(names))
+    """Returns the layers' names in the order of the dictionaries."""
+    return list(dict.fromkeys(".".join(path[:-1]) for path in traverse_util.flatten_dict(batch_stats)))
 
 
 def section(layers: Sequence[Layer]) -> str:

@@ -27,7 +27,7 @@ from fastdfkd_jax.training.checkpoint import Checkpoints
 from fastdfkd_jax.training.diagnosis import not_finite
 from fastdfkd_jax.training.evidence import Evidence
 from fastdfkd_jax.training.feeding import labels_folder, open_feed
-from fastdfkd_jax.training.metric_files import Metrics, Silent
+from fastdfkd_jax.training.metric_files import Metrics, Silent, peak_memory_bytes
 from fastdfkd_jax.training.profile import Trace
 from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.progress import Progress, summary
@@ -286,6 +286,7 @@ class Training:
     def _save(self) -> None:
         done = self.progress
         done.metrics_offset = self.metrics.offset
+        done.peak_memory_bytes = max(done.peak_memory_bytes, peak_memory_bytes())
         number = done.call * (self.options.kd.steps_per_call + 1) + done.kd_steps
         evidence = self.evidence.of(done.shards, self.feed.labelled, done.metrics_offset) if self.writes else {}
         self.checkpoints.save(number, self._saved_state(), dataclasses.asdict(done), evidence)

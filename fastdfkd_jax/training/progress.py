@@ -24,6 +24,7 @@ class Progress:
       shards: calls whose images are in D' and on disk.
       *_seconds: seconds of each kind of work; they do not overlap.
       teacher_score, score_last, score_best: scores on the evaluation data, in percent (`scores.of_task`).
+      peak_memory_bytes: most memory that a process of the run used, up to its last checkpoint.
       metrics_offset: bytes of metrics.jsonl that belong to this point.
       kd_sums: sum of each scalar over the call's KD steps so far.
       on_target: shares of the last calls that are judged together; None once a warning was given.
@@ -42,6 +43,7 @@ class Progress:
     teacher_score: float | None = None
     score_last: float | None = None
     score_best: float | None = None
+    peak_memory_bytes: int = 0
     metrics_offset: int = 0
     kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
     on_target: list[float] | None = dataclasses.field(default_factory=list)
@@ -72,6 +74,6 @@ def summary(progress: Progress, parts: Parts, score: Score, method: str, seed: i
         "evaluate_seconds": progress.evaluate_seconds,
         "compile_seconds": progress.compile_seconds,
         "total_seconds": progress.total_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(progress.peak_memory_bytes, peak_memory_bytes()),
         "devices": [device.device_kind for device in jax.devices()],
     }
