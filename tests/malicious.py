@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class Runs:
-    """What a malicious file would do: make a file where it is unpickled."""
+    """A payload: unpickling it makes a file."""
 
     def __init__(self, marker: Path):
         self.marker = marker

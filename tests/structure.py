@@ -37,7 +37,7 @@ def rooms(parts):
 
 
 def graph():
-    """What each room imports, by its name."""
+    """Returns the imports of each room, by name."""
     found = collections.defaultdict(set)
     for parts in MODULES:
         if parts != ("__init__",):

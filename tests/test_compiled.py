@@ -1,4 +1,4 @@
-"""What the compiled programs of a run are made of: one dispatch a call, no way back to the host, bf16 for a GPU."""
+"""The compiled programs of a run: one dispatch a call, no transfer to the host, bf16 for a GPU."""
 
 import gzip
 import json

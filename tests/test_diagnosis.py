@@ -1,4 +1,4 @@
-"""What is said of a teacher whose numbers cannot be worked with."""
+"""The messages about a teacher whose outputs are not finite."""
 
 import dataclasses
 

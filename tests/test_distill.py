@@ -203,7 +203,7 @@ def test_a_new_student_is_drawn_from_its_key_and_a_given_one_is_kept():
 
 
 def mixed_step(loss, labels, weights=None, **views):
-    """What a first step with CutMix says, and the images that it must have shown."""
+    """Returns the losses of a first step with CutMix, and the images that it must have shown."""
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
     step = jax.jit(distill.make_step(built, built, optimizer, loss, views=augment.ViewOptions(0, False, **views)))

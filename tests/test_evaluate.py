@@ -135,6 +135,43 @@ def test_a_part_of_the_classes_is_scored_by_the_names_of_all(tmp_path, capsys):
     assert measured["accuracy"] > 90  # by the folders' own numbers, 0 and 1, it would be 0
 
 
+def test_agreement_with_a_teacher(tmp_path, capsys):
+    network, variables = convert.load_network(TEACHER)
+    head = variables["params"]["fc"]
+    # The other network never predicts class 0, and is otherwise the same.
+    bias = np.array(head["bias"])
+    bias[0] = -1e4
+    changed = {**head, "bias": bias}
+    convert.save_network(
+        tmp_path / "b.safetensors", network, {**variables, "params": {**variables["params"], "fc": changed}}
+    )
+    test = data.load("digits", "test")
+    for number in range(20):
+        Image.fromarray(test.images[number, ..., 0]).save(tmp_path / f"{number}.png")
+    command = ["evaluate", TEACHER, "--teacher", str(tmp_path / "b.safetensors"), "--probe", str(tmp_path)]
+    main([*command, "--data", "digits", "--split", "test", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    predicted = np.argmax(network_logits(network, variables, test.images), -1)
+    assert found["agreement"] == pytest.approx(100 * np.mean(predicted != 0))
+    assert found["agreement_probe"] == pytest.approx(100 * np.mean(predicted[:20] != 0))
+    main(command)
+    share = found["agreement_probe"]
+    assert capsys.readouterr().out == f"agreement with the teacher on the pictures of --probe: {share:.2f} %\n"
+
+
+def network_logits(network, variables, images):
+    spec = network.spec
+    return network.apply(variables, (images / 255.0 - np.array(spec.mean)) / np.array(spec.std)).logits
+
+
+def test_a_teacher_for_other_images_is_refused(tmp_path):
+    colour = models.build(NetworkSpec("wrn10_1", 10, image_size=16))
+    convert.save_network(tmp_path / "c.safetensors", colour, jax.jit(colour.init)(jax.random.key(0)))
+    message = r"a teacher for classification of 16x16x1 in .*, found one for classification of 16x16x3"
+    with pytest.raises(UserError, match=message):
+        main(["evaluate", TEACHER, "--teacher", str(tmp_path / "c.safetensors"), "--data", "digits"])
+
+
 @pytest.mark.parity
 def test_a_torch_checkpoint_on_real_cifar(shared_data, capsys):
     pytest.importorskip("torch")
@@ -170,7 +207,10 @@ def test_the_published_accuracy(shared_data, capsys):
     ("arguments", "expected"),
     [
         ([], "the following arguments are required"),
-        ([TEACHER], "required: --data"),
+        ([TEACHER], "expected --data SOURCE for labelled images, or --teacher and --probe"),
+        ([TEACHER, "--probe", "."], "expected --teacher with --probe"),
+        ([TEACHER, "--teacher", TEACHER, "--probe", "no/such"], "found no folder no/such"),
+        ([TEACHER, "--teacher", "no_such.pth", "--data", "digits"], "no_such.pth"),
         ([TEACHER, "--data", "digits", "--splt", "test"], "--splt"),
         ([TEACHER, "--data", "digits", "--mean", "a,b"], "--mean"),
         ([TEACHER, "--data", "digits", "--batch-size", "0"], "batch size"),

@@ -19,6 +19,7 @@ from runs import ROOT, tiny_config
 
 from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.cli import signals
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.evaluation.evaluator import make_evaluator
 from fastdfkd_jax.export import __main__ as command
@@ -141,7 +142,7 @@ def test_images_without_labels_are_in_a_folder_of_their_own(run, refused, tmp_pa
 
 @pytest.fixture
 def exported(run, tmp_path):
-    """Where a run lies as a TFDS data set, with its images and labels."""
+    """Exports a run as a TFDS data set; returns its folder, images and labels."""
     images = make_run(tmp_path / "run")
     assert run("run", "--to", "out", "--format", "tfds")[:2] == (0, f"out: 11 images, 12 classes, {ASKED}\n")
     return tmp_path / "out", images, np.array(FLAT)
@@ -459,6 +460,7 @@ def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number)
         return encode(image)
 
     monkeypatch.setattr(folder_writer, "encode", stop)
+    monkeypatch.setattr(signals, "_GRACE_SECONDS", 60.0)  # each image signals, and a busy machine cleans up slowly
     # A suite that runs in the background may have been told to ignore some signals.
     before = signal.signal(number, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""What `import fastdfkd_jax` gives, and what it does not load for that."""
+"""The contents of `import fastdfkd_jax`, and the packages that it does not load."""
 
 import doctest
 import inspect

@@ -168,7 +168,7 @@ def test_dfad_s_student_minimises_the_distance_of_each_image():
 
 
 def student_asked_by(name, **changes):
-    """What a round asks of the student: (train, whether there is a key for dropout), of each application."""
+    """Returns (train, whether there is a key for dropout) for each application of the student in a round."""
     asked, network = [], toy_network()
 
     def apply(variables, images, train=False, moments=False, key=None):

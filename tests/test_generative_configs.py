@@ -116,7 +116,7 @@ def shares_of_peak(config):
 
 
 def generator_outlives_student(config):
-    """Whether the generator has, at any step, a larger share of its peak rate than the student has of its peak."""
+    """Returns True if at some step the generator has a larger share of its peak rate than the student has of its."""
     student, generator = shares_of_peak(config)
     return bool((generator > student + 1e-5).any())  # cosines in float32
 

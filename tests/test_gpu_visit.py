@@ -1,4 +1,4 @@
-"""What a visit to a GPU measures: a dress rehearsal of every command, and how records are made from what was seen."""
+"""The measurements of a visit to a GPU: every command with tiny shapes, and the records made from its results."""
 
 import json
 import os

@@ -113,7 +113,7 @@ def alone(place: Path, workdir: Path, devices: int, *arguments: str) -> str:
 
 
 def results(workdir: Path) -> dict[str, Any]:
-    """What a run leaves, by name; seconds and memory aside."""
+    """Returns the files and values that a run leaves, by name, without seconds and memory."""
     summary = json.loads((workdir / "summary.json").read_text())
     return {
         "student": load_file(workdir / "student.safetensors"),

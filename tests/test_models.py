@@ -151,7 +151,7 @@ def test_other_members_of_the_thin_family_exist(thin, depth_name):
 
 @pytest.mark.parametrize(("arch", "size"), [("wrn10_1", 8), ("resnet8", 8), ("resnet18", 8), ("vgg8", 32)])
 def test_the_kind_of_a_network_s_stages_says_whether_they_are_activated(arch, size):
-    """What a ReLU leaves is nowhere negative; sums before it are."""
+    """Outputs of a ReLU are nowhere negative; sums before it are."""
     network = models.build(models.NetworkSpec(arch, 10, size))
     variables = jax.jit(network.init)(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, size, size, 3))

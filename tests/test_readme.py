@@ -1,4 +1,4 @@
-"""What the README shows is true: commands and Python run, the table is the records'."""
+"""The README is true: its commands and Python run, and its table is made from the records."""
 
 import json
 import pathlib

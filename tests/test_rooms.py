@@ -25,7 +25,7 @@ def is_algorithm(parts):
 
 
 def test_only_networks_use_the_convolutions_and_only_by_their_face():
-    """What is behind the face, such as minimal filtering or chunks, may change without a look elsewhere."""
+    """Everything behind the three functions, such as minimal filtering or chunks, is used nowhere else."""
     used = {}
     for parts in MODULES:
         names = {name for name in imports(parts) if name.startswith("fastdfkd_jax.cpu_conv")}

@@ -1,4 +1,4 @@
-"""What is measured by task: intersection over union against a few lines of NumPy, and what counts in neither."""
+"""The scores of each task: intersection over union against a few lines of NumPy, and pixels that are not counted."""
 
 import jax
 import jax.numpy as jnp

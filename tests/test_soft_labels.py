@@ -1,4 +1,4 @@
-"""What is kept of a teacher's answers, what is lost by it, and how many bytes it takes."""
+"""Stored outputs of a teacher: what is kept, the error, and the bytes."""
 
 import functools
 

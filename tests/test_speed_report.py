@@ -1,4 +1,4 @@
-"""What is shown of measured speeds is made from their records; measuring is a separate command, for an idle machine."""
+"""The tables of measured speeds are made from their records; measuring is a separate command, for an idle machine."""
 
 import json
 

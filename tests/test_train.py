@@ -303,7 +303,7 @@ def stopped(finished, tmp_path, monkeypatch) -> Path:
 
 
 def refused(expected: str, workdir: Path, config=None) -> None:
-    """What the run must refuse in one line, with nothing changed."""
+    """A run refuses these in one line and changes nothing."""
     before = contents(workdir)
     with pytest.raises(UserError, match=expected) as caught:
         shared.run(tiny_config() if config is None else config, workdir)

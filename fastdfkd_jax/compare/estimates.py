@@ -137,6 +137,8 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     text = f"{len(entries)} runs: {', '.join(counts)}"
     if not left:
         return text
+    if all(seconds is None for seconds in left):
+        return f"{text}; their hours are not known: estimate=true measures their programs"
     ends = [0.0] * len(cores)
     for seconds in left:  # each run goes to the process that is free first
         i = ends.index(min(ends))
