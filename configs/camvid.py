@@ -1,4 +1,4 @@
-"""Segmentation on CamVid (11 classes), sized for two CPU cores; not in the paper.
+r"""Segmentation on CamVid (11 classes), sized for two CPU cores; not in the paper.
 
 A DeepLabv3-ResNet18 teaches a DeepLabv3-MobileNetV2. Frames are resized to 120x160. The synthesised images are 96
 pixels wide and high. The output stride is 16.

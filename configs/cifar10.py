@@ -1,4 +1,4 @@
-"""FastDFKD on CIFAR-10: five pairs of networks with k of 2, 5 or 10 (Table 1 of the paper).
+r"""FastDFKD on CIFAR-10: five pairs of networks with k of 2, 5 or 10 (Table 1 of the paper).
 
 The protocol is that of the published tables: 220 calls of 256 images. The first 20 have no KD; 400 KD steps of 256
 images follow each of the others. On one GPU, synthesis takes about 0.1 hours and distillation one or two. Published for

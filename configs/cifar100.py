@@ -1,4 +1,4 @@
-"""FastDFKD on CIFAR-100 (Table 1 of the paper), with the variants and protocol of cifar10.
+r"""FastDFKD on CIFAR-100 (Table 1 of the paper), with the variants and protocol of cifar10.
 
 Published for wrn40_2-wrn16_1-fast5: 52.90 % (best epoch on the test set).
 

@@ -1,4 +1,4 @@
-"""CMI (contrastive model inversion) on CIFAR: a new generator for every batch (METHOD 1.5).
+r"""CMI (contrastive model inversion) on CIFAR: a new generator for every batch (METHOD 1.5).
 
     fastdfkd run cmi:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth

@@ -1,4 +1,4 @@
-"""DAFL (Chen et al., ICCV 2019) as released: 2,000 epochs of 120 joint steps on 1,024 images.
+r"""DAFL (Chen et al., ICCV 2019) as released: 2,000 epochs of 120 joint steps on 1,024 images.
 
     fastdfkd run dafl:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth

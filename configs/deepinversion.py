@@ -1,4 +1,4 @@
-"""DeepInversion on CIFAR as in FastDFKD's tables: 2,000 steps on every batch's pixels (METHOD 1.6).
+r"""DeepInversion on CIFAR as in FastDFKD's tables: 2,000 steps on every batch's pixels (METHOD 1.6).
 
 Published for wrn40_2-wrn16_1: 83.04 % on CIFAR-10 and 53.77 % on CIFAR-100 (best epoch on the test set).
 

@@ -1,4 +1,4 @@
-"""DeepInversion on ImageNet: 2,000 steps at 112 pixels, then 1,000 at 224 (METHOD 6, setting 0).
+r"""DeepInversion on ImageNet: 2,000 steps at 112 pixels, then 1,000 at 224 (METHOD 6, setting 0).
 
 Published: 68.00 % for ResNet-50 -> ResNet-50 with 140,000 images (166 GPU hours). The authors never released how their
 students were trained, so distillation is that of FastDFKD for ImageNet.

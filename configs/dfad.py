@@ -1,4 +1,4 @@
-"""DFAD (Fang et al., 2019) as released: 500 epochs of 50 generator steps, five student steps for each.
+r"""DFAD (Fang et al., 2019) as released: 500 epochs of 50 generator steps, five student steps for each.
 
 It is not in Table 1. Table 3 has 0.364 mIoU on NYUv2, from a version with dfad.generator_loss='log_l1'.
 

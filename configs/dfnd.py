@@ -1,4 +1,4 @@
-"""DFND: KD on the 600,000 ImageNet images the teacher is surest of, with a model of its mistakes.
+r"""DFND: KD on the 600,000 ImageNet images the teacher is surest of, with a model of its mistakes.
 
 The images are scaled to 32 pixels.
 

@@ -1,4 +1,4 @@
-"""DFQ (Choi et al., CVPRW 2020): ten student steps for each generator step, after a warm-up.
+r"""DFQ (Choi et al., CVPRW 2020): ten student steps for each generator step, after a warm-up.
 
 The warm-up trains only the generator.
 

@@ -1,4 +1,4 @@
-"""Generative DFD (Luo et al., 2020): one generator per class makes 5,120 images for the student.
+r"""Generative DFD (Luo et al., 2020): one generator per class makes 5,120 images for the student.
 
 Table 2 has 69.75 / 54.66 / 43.15 % on ImageNet with 1,000 generators (about 300 h). The recipe was not released; this
 one is ours. The student starts once the last class has its images. The calls after that train a second set of

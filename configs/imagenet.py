@@ -1,4 +1,4 @@
-"""FastDFKD on ImageNet: ResNet-50 as teacher, k = 50, 140,000 images (Table 2 of the paper).
+r"""FastDFKD on ImageNet: ResNet-50 as teacher, k = 50, 140,000 images (Table 2 of the paper).
 
 Sources are METHOD 1.4 and 1.8. Published: 68.61 / 53.45 / 43.02 % for ResNet-50, ResNet-18 and MobileNetV2 as
 students, in 6.28 GPU hours.

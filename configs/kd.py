@@ -1,4 +1,4 @@
-"""KD on real images: the original data ('KD' in Table 1) or others ('Places365+KD' in Table 2).
+r"""KD on real images: the original data ('KD' in Table 1) or others ('Places365+KD' in Table 2).
 
 The temperature is that of the data-free rows, so that only the images differ. Released code has 1 (METHOD section 5).
 

@@ -1,4 +1,4 @@
-"""The control: the student's whole recipe, on images of Gaussian noise.
+r"""The control: the student's whole recipe, on images of Gaussian noise.
 
     fastdfkd run noise:cifar10-wrn40_2-wrn16_1 --workdir DIR \
         teacher.checkpoint=cifar10_wrn40_2.pth

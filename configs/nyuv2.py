@@ -1,4 +1,4 @@
-"""Segmentation on NYUv2 (13 classes): a DeepLabv3-ResNet50 teacher (Table 3 of the paper).
+r"""Segmentation on NYUv2 (13 classes): a DeepLabv3-ResNet50 teacher (Table 3 of the paper).
 
 The student is a DeepLabv3-MobileNetV2. No code or teacher of this table is public. Published:
 

@@ -1,4 +1,4 @@
-"""Your own networks: the recipe of Table 1 for any teacher and student of small images.
+r"""Your own networks: the recipe of Table 1 for any teacher and student of small images.
 
 docs/your-own-teacher.md describes how to prepare them.
 

@@ -1,4 +1,4 @@
-"""Trains a teacher on CIFAR-10 by the published recipe.
+r"""Trains a teacher on CIFAR-10 by the published recipe.
 
     fastdfkd pretrain cifar10 --workdir DIR \
       arch=wrn40_2 data.dir=DIR

@@ -1,4 +1,4 @@
-"""Training from scratch on the original data: the row 'Student' of the tables (METHOD section 5).
+r"""Training from scratch on the original data: the row 'Student' of the tables (METHOD section 5).
 
 The recipe is that of the tables' students on synthesised images, so that only the images differ.
 Published for WRN-16-1 on CIFAR-10: 91.12 %.

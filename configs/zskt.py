@@ -1,4 +1,4 @@
-"""ZSKT (Micaelli and Storkey, NeurIPS 2019) as released: 80,000 batches, ten student steps on each.
+r"""ZSKT (Micaelli and Storkey, NeurIPS 2019) as released: 80,000 batches, ten student steps on each.
 
 A batch has 128 images.
 

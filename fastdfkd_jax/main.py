@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from fastdfkd_jax.cli import config_flags
+from ml_collections import ConfigDict
+
+from fastdfkd_jax.cli import config_flags, config_help
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import JSON
 from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.methods.registry import other_sections
-from fastdfkd_jax.options import Options, by_section, read
+from fastdfkd_jax.options import by_section, read
 from fastdfkd_jax.training import dry_run, phases, summary_text
 from fastdfkd_jax.training.build import assemble
 from fastdfkd_jax.training.config_checks import validate
@@ -23,15 +24,16 @@ log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__ 
 DEFAULT_CONFIG = "configs/quickstart.py"
 
 
-def _kinds(config: Any) -> dict[str, type[Options]]:
-    """Returns the options class of each section that a run of this config reads."""
+def _described(config: ConfigDict) -> list[str]:
+    """Returns the help of the sections that a run of this config reads."""
     others = other_sections(config.method.name)
-    return {name: kind for name, kind in by_section(every_kind()).items() if name not in others}
+    kinds = {name: kind for name, kind in by_section(every_kind()).items() if name not in others}
+    return config_help.by_section(config, kinds)
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses, checks and runs a config, then prints the summary: as text on a terminal, else as one line of JSON."""
-    config, folder = config_flags.parse(argv, "run", DEFAULT_CONFIG, _kinds)
+    config, folder = config_flags.parse(argv, "run", DEFAULT_CONFIG, _described)
     validate(config)
     set_up_jax(config)
     chosen = config.parallel

@@ -1,4 +1,4 @@
-"""`fastdfkd distill`: trains a student from your own teacher in one command.
+r"""`fastdfkd distill`: trains a student from your own teacher in one command.
 
     fastdfkd distill net.py:teacher --weights teacher.pth --student net.py:student --image-size 32 \
         --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010

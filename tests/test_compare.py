@@ -102,8 +102,7 @@ def test_the_plan_comes_first(finished):
         "one     0  to do          -\n"
         "two     0  to do          -\n"
         "two     1  to do          -\n"
-        "3 runs: 0 finished, 0 begun, 3 to do; about 0.00 hours with 2 at once, 0.00 CPU hours on 2 cores, "
-        "without 3 that are not measured\n"
+        "3 runs: 0 finished, 0 begun, 3 to do; their hours are not known: estimate=true measures their programs\n"
     )
 
 
@@ -279,7 +278,7 @@ def test_a_comparison_that_is_killed_or_stopped_goes_on(places, tmp_path):
     out, err = second.communicate()
     assert second.returncode == 0, err
     assert "one     0  begun" in out
-    assert "stopped, everything is saved; run the same command to continue" in err
+    assert "stopped by SIGTERM, everything is saved; run the same command to continue" in err
     assert is_free(tmp_path / "runs" / "one" / "seed0" / ".lock"), "the run has ended"
     assert not (tmp_path / "runs" / "one" / "seed0" / "summary.json").exists()
     log = (tmp_path / "logs" / "one-seed0.log").read_text()
@@ -347,6 +346,20 @@ def test_a_dry_run_measures_and_plans_only(places, finished, monkeypatch, tmp_pa
     assert capsys.readouterr().out == out, "what was measured is remembered"
 
 
+def test_a_plan_needs_neither_teachers_nor_data(tmp_path, monkeypatch, capsys, caplog):
+    no_process(monkeypatch)
+    wanted = a_comparison(teachers__resnet20="", dry_run=True, only="a-fast,c-other")
+    monkeypatch.setattr(compare.config_flags, "parse", lambda *_: (wanted, tmp_path / "run"))
+    with caplog.at_level("INFO"):
+        assert command() == 0
+    assert re.findall(r"(\S+) +\d  to do +-\n", capsys.readouterr().out) == ["a-fast", "a-fast", "c-other"]
+    reasons = [record.message for record in caplog.records if record.message.startswith("not measured: ")]
+    assert [reason[14:32] for reason in reasons] == ["config.teachers.re", "config.other_data "], "each once"
+    wanted.dry_run = False
+    with pytest.raises(UserError, match=r"config.teachers.resnet20 is not set"):
+        command()
+
+
 # The config.
 
 
@@ -380,6 +393,8 @@ def test_seeds_and_names_are_chosen():
     found = comparison.read(a_comparison(seeds="3, 4", only="*-kd,a-fast"))
     assert [run.seeds for run in found.runs.values()] == [(3, 4)] * 3
     assert found.chosen == ("a-fast", "b-kd")
+    assert comparison.read(a_comparison(only="!*-kd")).chosen == ("a-fast", "c-other")
+    assert comparison.read(a_comparison(only="!c*, *-kd, c-*")).chosen == ("b-kd",)
 
 
 def test_places_reach_the_runs_that_need_them():
@@ -403,11 +418,11 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
     def run(path):
         return comparison.read(a_comparison(teachers__resnet20=str(path))).runs["a-fast"]
 
-    with pytest.raises(UserError, match=r"config.teachers.resnet20 is not set.*config.only"):
+    with pytest.raises(UserError, match=r"config.teachers.resnet20 is not set.*only='!PATTERN'"):
         comparison.require_given([run("")])
     with pytest.raises(UserError, match=r"config.teachers.resnet20: .*none.pth does not exist"):
         comparison.require_given([run(tmp_path / "none.pth")])
-    with pytest.raises(UserError, match=r"config.other_data is not set.* run c-other"):
+    with pytest.raises(UserError, match=r"config.other_data is not set.* run c-other .*only='!c-other'"):
         comparison.require_given([comparison.read(a_comparison()).runs["c-other"]])
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_text(name)
@@ -423,6 +438,7 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
         ({"seeds": "0,x"}, "config.seeds must be different whole numbers, such as 0,1,2, found '0,x'"),
         ({"seeds": "1,1"}, "config.seeds must be"),
         ({"only": "a-fast,d*"}, r"config.only: no run matches 'd\*': the nearest are b-kd, a-fast, c-other"),
+        ({"only": "!d*"}, r"config.only: no run matches 'd\*'"),
         ({"only": "x" * 300}, r"no run matches 'x{19} \.\.\. x{36}': the nearest are "),
     ],
 )

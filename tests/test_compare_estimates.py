@@ -47,7 +47,7 @@ def test_the_plan_is_a_table_and_its_sums(tmp_path, runs):
         "c       0  to do          -\n"
         "4 runs: 0 finished, 0 begun, 4 to do; about 30.20 hours with 2 at once, 80.60 CPU hours on 4 cores, "
         "without 1 that are not measured\n"
-        "(each synthesis and KD program measured by itself; without evaluation and reading data)"
+        "(each synthesis and KD program measured on this machine as it is now; without evaluation and reading data)"
     )
 
 

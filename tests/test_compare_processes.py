@@ -97,7 +97,7 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
             open(request["workdir"], "w").write("saved")
             sys.exit()
 
-        signal.signal(signal.SIGTERM, save)
+        signal.signal(signal.SIGHUP, save)  # the signal that the parent received
         open(request["workdir"] + ".ready", "w")
         time.sleep(60)
     """)
@@ -105,7 +105,7 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
     def ask():
         while not (tmp_path / "t0.ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
 
     asking = threading.Thread(target=ask)
     with signals.deferred() as stop:
@@ -115,6 +115,20 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
     assert list(ended) == ["t0"], "no more are started"
     assert ended["t0"].kind == jobs.STOPPED
     assert (tmp_path / "t0").read_text() == "saved"
+
+
+def test_the_newest_line_of_a_log_is_told_once(child, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_TELL_SECONDS", 0.05)
+    told = []
+    child("""
+        for line in ("12:00:01 call 1", "12:00:02 call 2"):
+            print(line, file=sys.stderr, flush=True)
+            time.sleep(1)
+    """)
+    task = Task("t0", "run", {"number": 0}, tmp_path / "t0", tmp_path / "log")
+    ended = lambda *_: None  # noqa: E731
+    jobs.run_all([task], [()], Stop(), ended, ended, lambda task, line: told.append((task.name, line)))
+    assert told == [("t0", "call 1"), ("t0", "call 2")]
 
 
 @pytest.mark.parametrize("number", signals.ASKING)

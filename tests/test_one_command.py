@@ -106,6 +106,15 @@ def test_every_config_file_is_listed_or_is_no_config():
             assert "\ndef get_config(" not in path.read_text(encoding="utf-8"), path
 
 
+def test_the_help_of_a_comparison_is_short_and_can_be_copied(capsys):
+    ends("compare", "table1", "--help")
+    out = capsys.readouterr().out
+    assert "--workdir DIR data_dir=DATA \\\n        teachers.cifar10_wrn40_2=PATH" in out
+    assert "  only= " in out
+    assert "  cifar10-wrn40_2-wrn16_1-fast5 (seed 0)\n" in out
+    assert out.count("\n") < 200
+
+
 def test_the_help_of_a_config_has_its_variants_and_keys(capsys):
     assert ends("run", "quickstart:cmi", "--help") == 0
     printed = capsys.readouterr().out

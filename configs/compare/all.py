@@ -1,4 +1,4 @@
-"""Makes Tables 1, 4 and 5 at a size for two CPU cores (protocol `short`), from one folder of runs.
+r"""Makes Tables 1, 4 and 5 at a size for two CPU cores (protocol `short`), from one folder of runs.
 
 There are two versions of Table 1: with equal student steps, and with the paper's ratios of synthesis seconds
 (`synthesis.py`).

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from fastdfkd_jax.compare import synthesis
+from fastdfkd_jax.compare.keys import KEYS
 from fastdfkd_jax.errors import UserError
 
 Named = tuple[str, ConfigDict]
@@ -23,22 +24,8 @@ def comparison(*, runs: Iterable[Named], tables: Iterable[Named], teachers: Iter
     """
     config = ConfigDict()
     config.teachers = ConfigDict(dict.fromkeys(teachers, ""))  # checkpoints, by the keys that runs name
-    config.data_source = ""  # data.source of all runs, only for evaluation; '' for each run's own
-    config.data_dir = ""  # data.dir of all runs, and transfer.dir of runs that train on the original data
-    config.other_data = ""  # transfer.source of runs on data other than the teacher's; '' for the config's own
-    config.other_data_dir = ""
-    config.only = ""  # comma-separated names of runs, or patterns such as cifar10-*; '' for all
-    config.seeds = ""  # seeds of all runs, for example 0,1,2; '' for each run's own; tables show only these
-    config.jobs = 1  # runs at the same time, each on its share of the cores
-    config.estimate = True  # measure each configuration once, for the plan's estimate
-    config.time_all = False  # measure all runs again and stop; for runs that shared a machine that is now idle
-    config.dry_run = False  # print the plan and stop
-    config.tables_only = False  # run nothing: make the tables from the runs or records in the workdir
-    config.record = ""  # folder that receives the records of finished runs, and their tables
-    config.timed = True  # whether the machine was otherwise idle; if not, records have the seconds of time_all, or none
-    # Comma-separated Markdown files that have lines <!-- results compare/TABLE --> and <!-- /results -->
-    config.into = ""
-
+    for name, key in KEYS.items():
+        config[name] = key.default
     config.runs = ConfigDict(sort_keys=False)
     for name, entry in runs:
         if name in config.runs and config.runs[name] != entry:

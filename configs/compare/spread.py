@@ -1,4 +1,4 @@
-"""Measures the spread over seeds of Fast-5 with five forms of the student's recipe, on two CPU cores.
+r"""Measures the spread over seeds of Fast-5 with five forms of the student's recipe, on two CPU cores.
 
 The protocol is `short`.
 

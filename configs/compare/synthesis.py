@@ -1,4 +1,4 @@
-"""Compares one-generator methods at the paper's ratios of synthesis seconds (Table 1), sized for CPUs.
+r"""Compares one-generator methods at the paper's ratios of synthesis seconds (Table 1), sized for CPUs.
 
     fastdfkd compare synthesis --workdir DIR data_dir=DATA \
         teachers.resnet20=resnet20-12fca82f.th

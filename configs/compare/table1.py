@@ -1,4 +1,4 @@
-"""Table 1 of the paper: students on CIFAR-10 and CIFAR-100 for five pairs, and their synthesis cost.
+r"""Table 1 of the paper: students on CIFAR-10 and CIFAR-100 for five pairs, and their synthesis cost.
 
     fastdfkd compare table1 --workdir DIR data_dir=DATA \
         teachers.cifar10_wrn40_2=PATH ...

@@ -1,4 +1,4 @@
-"""Table 2 of the paper: students on ImageNet, with ResNet-50 as teacher.
+r"""Table 2 of the paper: students on ImageNet, with ResNet-50 as teacher.
 
     fastdfkd compare table2 --workdir DIR \
         teachers.resnet50_imagenet=resnet50-19c8e357.pth data_source=folder:VALIDATION

@@ -1,4 +1,4 @@
-"""Table 3 of the paper: segmentation on NYUv2, DeepLabv3-ResNet50 to DeepLabv3-MobileNetV2.
+r"""Table 3 of the paper: segmentation on NYUv2, DeepLabv3-ResNet50 to DeepLabv3-MobileNetV2.
 
     fastdfkd compare table3 --workdir DIR data_dir=FOLDER \
         teachers.nyuv2=nyuv2_deeplabv3_resnet50.pth other_data=folder:IMAGENET

@@ -1,4 +1,4 @@
-"""Table 4 of the paper: DeepInversion, CMI and FastDFKD with 2, 5 and 10 steps on CIFAR-100.
+r"""Table 4 of the paper: DeepInversion, CMI and FastDFKD with 2, 5 and 10 steps on CIFAR-100.
 
 The pair is WRN-40-2 -> WRN-16-1.
 

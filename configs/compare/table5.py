@@ -1,4 +1,4 @@
-"""Table 5 of the paper: the contributions of reuse, the generator and momentum.
+r"""Table 5 of the paper: the contributions of reuse, the generator and momentum.
 
 They are measured with k = 5 on WRN-40-2 -> WRN-16-2.
 

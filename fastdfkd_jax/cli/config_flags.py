@@ -10,7 +10,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from fastdfkd_jax.cli import config_help, config_names
 from fastdfkd_jax.cli.parser import HELP, JSON, VERBOSE, VERSION, VERSION_LINE, expanded
 from fastdfkd_jax.errors import UserError, nearest, one_line
-from fastdfkd_jax.options import RENAMED, Options
+from fastdfkd_jax.options import RENAMED
 
 _SHOWN_KEYS = 5
 
@@ -31,7 +31,7 @@ def parse(
     argv: Sequence[str],
     command: str,
     default_config: str,
-    kinds: Callable[[ConfigDict], Mapping[str, type[Options]]] | None = None,
+    described: Callable[[ConfigDict], list[str]] | None = None,
 ) -> tuple[ConfigDict, Path]:
     """Reads a config, its overrides and `--workdir DIR`.
 
@@ -41,7 +41,7 @@ def parse(
       argv: the program's name and its arguments.
       command: name of the `fastdfkd` command.
       default_config: the config file to use if none is given.
-      kinds: returns the options class of each section that a config's run reads; `--help` shows only these.
+      described: returns the lines with which `--help` describes a config's keys; None for all keys without meanings.
 
     Returns:
       The locked config and the working directory.
@@ -58,7 +58,8 @@ def parse(
             print(config_help.of_command(command))
         else:
             config = _load(name, command)
-            print(config_help.of_config(config_names.find(name, command)[0], config, kinds(config) if kinds else None))
+            lines = described(config) if described else config_help.by_section(config, None)
+            print(config_help.of_config(config_names.find(name, command)[0], lines))
         sys.exit()
     name = name or default_config
     config = _load(name, command)

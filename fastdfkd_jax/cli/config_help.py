@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,19 @@ def of_command(command: str) -> str:
     )
 
 
-def of_config(path: Path, config: ConfigDict, kinds: Mapping[str, type[Options]] | None) -> str:
-    """Returns a config file's description and its keys, by section, with their values and meanings."""
-    return "\n".join([config_names.docstring(path), "", "keys:", *_section("", config, kinds)])
+def of_config(path: Path, keys: Iterable[str]) -> str:
+    """Returns a config file's description, and the lines that describe its keys."""
+    return "\n".join([config_names.docstring(path), "", "keys:", *keys])
+
+
+def by_section(config: ConfigDict, kinds: Mapping[str, type[Options]] | None) -> list[str]:
+    """Returns the keys of a config by section, with their values and meanings, line by line.
+
+    Args:
+      config: the config.
+      kinds: options class of each section; sections without one are left out. None to list all keys, without meanings.
+    """
+    return list(_section("", config, kinds))
 
 
 def _section(prefix: str, section: ConfigDict, kinds: Mapping[str, type[Options]] | None) -> Iterator[str]:
@@ -51,7 +61,7 @@ def _section(prefix: str, section: ConfigDict, kinds: Mapping[str, type[Options]
     for key, value in section.items():
         if not isinstance(value, ConfigDict):
             full = f"{prefix}.{key}".lstrip(".")
-            yield from _key(full, value, _meaning(kind, key))
+            yield from key_lines(full, value, _meaning(kind, key))
     for key, value in section.items():
         if isinstance(value, ConfigDict):
             below = list(_section(f"{prefix}.{key}".lstrip("."), value, kinds))
@@ -65,7 +75,8 @@ def _meaning(kind: type[Options] | None, key: str) -> str:
     return "; ".join(filter(None, (said(kind, key).get("about", ""), ranges(kind, key))))
 
 
-def _key(full: str, value: Any, meaning: str) -> Iterator[str]:
+def key_lines(full: str, value: Any, meaning: str) -> Iterator[str]:
+    """Yields the lines that describe a key: its full name, value and meaning."""
     line = f"  {full}={value!r}" if not isinstance(value, str) else f"  {full}={value}"
     if not meaning:
         yield line

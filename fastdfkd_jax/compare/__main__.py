@@ -21,6 +21,7 @@ from fastdfkd_jax.compare import estimates, jobs, outputs, run_folders
 from fastdfkd_jax.compare.comparison import Comparison, read, require_given
 from fastdfkd_jax.compare.estimates import Entry
 from fastdfkd_jax.compare.jobs import Cores, Outcome, Task
+from fastdfkd_jax.compare.keys import described
 from fastdfkd_jax.errors import EXIT_STATUS
 from fastdfkd_jax.evaluation import scores
 from fastdfkd_jax.storage import markdown
@@ -33,7 +34,7 @@ DEFAULT_CONFIG = "configs/compare/all.py"
 
 def command(argv: Sequence[str]) -> int:
     """Starts the missing runs and writes the tables; returns 1 if a run crashed, 2 if the user can fix a failure."""
-    config, workdir = config_flags.parse(argv, "compare", DEFAULT_CONFIG)
+    config, workdir = config_flags.parse(argv, "compare", DEFAULT_CONFIG, described)
     comparison = read(config)
     if config.tables_only:
         _finish(config, workdir, comparison, {})
@@ -50,7 +51,8 @@ def command(argv: Sequence[str]) -> int:
 def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: list[Cores], stop: Stop) -> int:
     chosen = [comparison.runs[name] for name in comparison.chosen]
     left = [run for run in chosen if any(run_folders.state(workdir, run, s) != run_folders.FINISHED for s in run.seeds)]
-    require_given(chosen if config.time_all else left)
+    if not config.dry_run:  # a plan needs neither teachers nor data
+        require_given(chosen if config.time_all else left)
     for run in chosen:
         run_folders.require_same_teacher(workdir, run)
     if config.time_all:
@@ -63,9 +65,9 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
         return 0
     failures = _run(workdir, comparison, [entry for entry in plan if entry.state != run_folders.FINISHED], cores, stop)
     reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
-    _finish(config, workdir, comparison, reasons)
+    _finish(config, workdir, comparison, reasons, shown=not stop.requested)
     if stop.requested:
-        log.info("stopped, everything is saved; run the same command to continue")
+        log.info("stopped by %s, everything is saved; run the same command to continue", stop.by)
     for found in reasons.values():
         for reason in found:
             log.error("failed: %s", reason)
@@ -79,16 +81,20 @@ def _run(
     """Starts the remaining runs and rewrites the tables after each; returns kinds and reasons of failures by name."""
     failures: dict[str, list[tuple[str, str]]] = {}
     tasks = [_task(workdir, entry) for entry in left]
-    run_names = {task: entry.run.name for task, entry in zip((t.name for t in tasks), left, strict=True)}
+    entries = {task.name: entry for task, entry in zip(tasks, left, strict=True)}
     done = 0
 
     def start(task: Task) -> None:
-        log.info("%s: started, %s", task.name, task.log)
+        begun = entries[task.name].state == run_folders.BEGUN
+        log.info("%s: %s, %s", task.name, "continues" if begun else "started", task.log)
+
+    def tell(task: Task, line: str) -> None:
+        log.info("%s: %s", task.name, line)
 
     def end(task: Task, outcome: Outcome) -> None:
         nonlocal done
         done += 1
-        name = run_names[task.name]
+        name = entries[task.name].run.name
         if outcome.kind == jobs.FINISHED:
             accuracy = outcome.answer.get(scores.score_key(outcome.answer, "student_{}_last"))
             text = "" if accuracy is None else f", student {accuracy:.2f} %"
@@ -102,7 +108,7 @@ def _run(
             reasons = {name: [reason for _, reason in found] for name, found in failures.items()}
             outputs.write(workdir, comparison, comparison.tables_of(name), reasons)
 
-    jobs.run_all(tasks, cores, stop, start, end)
+    jobs.run_all(tasks, cores, stop, start, end, tell)
     return failures
 
 
@@ -112,9 +118,11 @@ def _task(workdir: Path, entry: Entry) -> Task:
     return Task(entry.name, "run", entry.run.seeded(entry.seed).to_dict(), place, log_file)
 
 
-def _finish(config: ConfigDict, workdir: Path, comparison: Comparison, failures: dict[str, list[str]]) -> None:
+def _finish(
+    config: ConfigDict, workdir: Path, comparison: Comparison, failures: dict[str, list[str]], shown: bool = True
+) -> None:
     written = outputs.write(workdir, comparison, comparison.tables, failures)
-    for text in written.values():
+    for text in written.values() if shown else ():
         print(text)
     if config.record:
         cores = jobs.shares(config.jobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -184,28 +185,41 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _chosen(text: str, runs: dict[str, Run]) -> tuple[str, ...]:
-    """Returns the names that match one of the patterns, or all names if there are no patterns."""
+    """Returns the names that match a pattern, all if there is none, without those that match a pattern after '!'."""
     patterns = [part.strip() for part in text.split(",") if part.strip()]
-    for pattern in patterns:
+    for pattern in (part.removeprefix("!") for part in patterns):
         if not fnmatch.filter(runs, pattern):
             found = nearest(pattern, runs, longest=60)  # whole, to be copied
             raise UserError(f"config.only: no run matches {shortened(pattern, 60)!r}: the nearest are {found}")
-    return tuple(name for name in runs if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    left_out = [part[1:] for part in patterns if part.startswith("!")]
+    wanted = [part for part in patterns if not part.startswith("!")] or ["*"]
+
+    def matches(name: str, among: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in among)
+
+    return tuple(name for name in runs if matches(name, wanted) and not matches(name, left_out))
 
 
-def require_given(runs: list[Run]) -> None:
+def lacking(run: Run) -> str:
+    """Returns what is missing for a run, its teacher or the data that it learns from, and how to give it; or ''."""
+    path: Any = run.config.teacher.checkpoint
+    if run.teacher and not path:
+        return (
+            f"config.teachers.{run.teacher} is not set: give the checkpoint of a trained {run.config.teacher.arch}, or "
+            "leave out its runs with only='!PATTERN'"
+        )
+    if run.teacher and not expanded(path).exists():
+        return f"config.teachers.{run.teacher}: {path} does not exist: give the checkpoint's path"
+    if run.other_data and not run.config.transfer.source:
+        return (
+            f"config.other_data is not set: give the run {run.name} pictures other than the teacher's data, as "
+            f"folder:DIR, or leave it out with only='!{run.name}'"
+        )
+    return ""
+
+
+def require_given(runs: Iterable[Run]) -> None:
     """Raises UserError if a run's teacher, or the data that it learns from, is not set or missing."""
     for run in runs:
-        path: Any = run.config.teacher.checkpoint
-        if run.teacher and not path:
-            raise UserError(
-                f"config.teachers.{run.teacher} is not set: give the checkpoint of a trained "
-                f"{run.config.teacher.arch}, or leave out its runs with config.only"
-            )
-        if run.teacher and not expanded(path).exists():
-            raise UserError(f"config.teachers.{run.teacher}: {path} does not exist: give the checkpoint's path")
-        if run.other_data and not run.config.transfer.source:
-            raise UserError(
-                f"config.other_data is not set: give the run {run.name} pictures other than the teacher's data, as "
-                "folder:DIR, or leave it out with config.only"
-            )
+        if reason := lacking(run):
+            raise UserError(reason)

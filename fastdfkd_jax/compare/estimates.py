@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastdfkd_jax.cli.signals import Stop
 from fastdfkd_jax.compare import jobs, run_folders
-from fastdfkd_jax.compare.comparison import Comparison, Run
+from fastdfkd_jax.compare.comparison import Comparison, Run, lacking
 from fastdfkd_jax.compare.jobs import Cores, Outcome, Task
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage import files, limits
@@ -62,8 +63,10 @@ def make(workdir: Path, comparison: Comparison, cores: Sequence[Cores], measured
     keys = {name: _digest(run, len(cores[0])) for name, run in waiting.items()}
     known = _known(workdir)
     if measured:
-        _measure(workdir, {keys[name]: run for name, run in waiting.items() if keys[name] not in known}, known, cores,
-                 stop)  # fmt: skip
+        unknown = [run for name, run in waiting.items() if keys[name] not in known]
+        for reason in filter(None, dict.fromkeys(map(lacking, unknown))):
+            log.info("not measured: %s", reason)
+        _measure(workdir, {keys[run.name]: run for run in unknown if not lacking(run)}, known, cores, stop)
 
     def seconds(entry: Entry) -> float | None:
         found = known.get(keys.get(entry.run.name, ""))
@@ -96,8 +99,10 @@ def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], core
     """Measures unknown configurations; one that fails stays unknown, and its run then shows the reason."""
     of_task = {run.name: key for key, run in unknown.items()}
 
+    begun = itertools.count(1)
+
     def start(task: Task) -> None:
-        log.info("measuring %s", task.name)
+        log.info("measuring %s, %d of %d; each takes minutes", task.name, next(begun), len(tasks))
 
     def end(task: Task, outcome: Outcome) -> None:
         if outcome.kind == jobs.FINISHED:
@@ -134,7 +139,7 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     counts = [f"{sum(entry.state == state for entry in entries)} {state}"
               for state in (run_folders.FINISHED, run_folders.BEGUN, run_folders.TO_DO)]  # fmt: skip
     left = [entry.seconds for entry in entries if entry.state != run_folders.FINISHED]
-    text = f"{len(entries)} runs: {', '.join(counts)}"
+    text = f"{len(entries)} run{'' if len(entries) == 1 else 's'}: {', '.join(counts)}"
     if not left:
         return text
     if all(seconds is None for seconds in left):
@@ -149,5 +154,5 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     return (
         f"{text}; about {max(ends) / 3600:.2f} hours with {len(cores)} at once, {cpu_hours:.2f} CPU hours on "
         f"{len(cores) * len(cores[0])} cores{without}\n"
-        "(each synthesis and KD program measured by itself; without evaluation and reading data)"
+        "(each synthesis and KD program measured on this machine as it is now; without evaluation and reading data)"
     )

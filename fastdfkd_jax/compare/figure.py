@@ -53,9 +53,7 @@ def write(path: Path, sections: Mapping[str, Sequence[Line]]) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UserError(
-            "a figure needs matplotlib, which is not installed: pip install 'fastdfkd_jax[bench]'"
-        ) from None
+        raise UserError("a figure needs matplotlib, which is not installed: pip install matplotlib") from None
     # Makes equal figures equal files.
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
         figure = draw(sections)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from fastdfkd_jax.storage.files import make_folder
 FINISHED, STOPPED, REFUSED, CRASHED = "finished", "stopped", "refused", "crashed"
 COMMAND = [sys.executable, "-m", "fastdfkd_jax.compare.child"]
 _POLL_SECONDS = 0.1
+_TELL_SECONDS = 60.0  # between two lines about a running task
+_TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 Cores = tuple[int, ...]
 
 
@@ -78,8 +81,17 @@ def run_all(
     stop: signals.Stop,
     on_start: Callable[[Task], None],
     on_end: Callable[[Task, Outcome], None],
+    on_progress: Callable[[Task, str], None] = lambda task, line: None,
 ) -> None:
-    """Runs the tasks in order, one at a time on each share of the cores; on a stop request only ends them."""
+    """Runs the tasks in order, one at a time on each share of the cores; on a stop request only ends them.
+
+    Args:
+      tasks: the tasks.
+      cores: the cores of each concurrent process.
+      stop: the request to stop; its signal is passed on.
+      on_start, on_end: called when a task starts and ends.
+      on_progress: called about once a minute with the newest line of a running task's log, if it is new.
+    """
     waiting, free, active = list(tasks), list(cores), []
     asked = False
     try:
@@ -90,8 +102,11 @@ def run_all(
             if stop.requested and not asked:
                 asked = True
                 for child in active:
-                    child.process.terminate()
+                    child.process.send_signal(signal.Signals[stop.by] if stop.by else signal.SIGTERM)
             time.sleep(_POLL_SECONDS)
+            for child in active:
+                if line := child.news():
+                    on_progress(child.task, line)
             for child in [child for child in active if child.process.poll() is not None]:
                 active.remove(child)
                 free.append(child.cores)
@@ -109,6 +124,7 @@ class _Child:
 
     def __init__(self, task: Task, cores: Cores):
         self.task, self.cores, self._start = task, cores, time.monotonic()
+        self._told, self._told_at = "", self._start
         make_folder(task.log.parent)
         self._answer: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by outcome()
         self._log_start = task.log.stat().st_size if task.log.exists() else 0
@@ -127,6 +143,14 @@ class _Child:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
             pickle.dump(request, pipe)
+
+    def news(self) -> str:
+        """Returns the newest line of the log, without its time; '' if it was told before or the last line is recent."""
+        if time.monotonic() - self._told_at < _TELL_SECONDS:
+            return ""
+        line, self._told_at = _TIME.sub("", self._last_line()), time.monotonic()
+        known, self._told = self._told, line
+        return line if line != known else ""
 
     def outcome(self) -> Outcome:
         """Returns the outcome of the process, which must have ended."""

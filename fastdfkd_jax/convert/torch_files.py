@@ -78,7 +78,7 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise UserError("this needs PyTorch: pip install 'fastdfkd_jax[torch]'") from error
+        raise UserError("this needs PyTorch: pip install torch") from error
     return torch
 
 
