@@ -165,7 +165,7 @@ def test_peak_memory_is_that_of_a_process_with_jax():
 def test_a_line_about_a_call_has_its_signals_and_the_time_left(tmp_path, monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setattr(Pace, "_now", lambda self: clock[0])
-    metrics = Metrics(tmp_path, total_calls=40)
+    metrics = Metrics(tmp_path, total_calls=40, afterwards="the noise control")
     caplog.set_level("INFO", "fastdfkd_jax")
     metrics.write(1, {"synthesis/on_target": 0.914, "kd/loss": 0.4567, "kd/agreement": 0.93})
     clock[0] = 3.0
@@ -176,8 +176,11 @@ def test_a_line_about_a_call_has_its_signals_and_the_time_left(tmp_path, monkeyp
         metrics.advance(call, "more")
     metrics.close()
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "call 1: 64 images, on target 91%, agreement 93%, loss 0.457; 1 min 57 s left"
-    assert said[29].endswith("; 1 min 40 s left")
+    first = "call 1: 64 images, on target 91%, agreement 93%, loss 0.457; 1 min 57 s left, then the noise control"
+    assert said[0] == first
+    assert said[1].startswith("(on target: share of the call's images that the teacher assigns to")
+    assert said[2].startswith("(agreement: share of training images on which both predict")
+    assert said[31].endswith("; 1 min 40 s left, then the noise control")
     assert said[-1] == "call 40: more, on target 91%, agreement 93%, loss 0.457"
 
 

@@ -79,7 +79,8 @@ class Training:
         programs.compiled_before = 0.0
         self.judge = health.Judge(self.progress, parts, METHODS[options.method.name].statistics)
         at = self.resumed_at[0], self.progress.metrics_offset
-        self.metrics = Metrics(workdir, self.last_call, *at, identity) if self.writes else Silent()
+        more = "the noise control" if options.noise_control and options.method.name != "noise" else ""
+        self.metrics = Metrics(workdir, self.last_call, *at, identity, more) if self.writes else Silent()
 
     def _restore(self) -> None:
         restored, saved = self.checkpoints.restore(self._saved_state(), self.evidence.fault), None
@@ -248,6 +249,8 @@ class Training:
             self._save()
         phase = "" if self._trains() or self.options.mode == "synthesize" else "warm-up, "
         score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
+        if score and not due:
+            score += f" at call {done.call // self.options.eval_every * self.options.eval_every}"
         self.metrics.advance(done.call, f"{phase}{done.images} images{score}")
 
     def _record(self, part: str, info: Mapping[str, Any]) -> None:

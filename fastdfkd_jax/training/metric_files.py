@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastdfkd_jax.storage.files import AppendFile
-from fastdfkd_jax.training import phases
+from fastdfkd_jax.training import described, phases
 from fastdfkd_jax.training.summary_text import duration
 from fastdfkd_jax.training.tensorboard_events import Events
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Of the newest records, what a line about a call says.
 _SHOWN = {"synthesis/on_target": "on target {:.0%}", "kd/agreement": "agreement {:.0%}", "kd/loss": "loss {:.3g}"}
+_EXPLAINED = {"synthesis/on_target": "on target", "kd/agreement": "agreement"}  # after the first line that has them
 _PACE_CALLS = 5  # the newest ones, by which the time left is told: calls of the warm-up take less than others
 _REFRESH = 0.5  # seconds between two texts beside the bar
 _compiling = [0.0]  # seconds of this process so far
@@ -61,7 +62,7 @@ class Metrics:
     """Writes each record to all places.
 
     `offset` lets a resumed run cut off the records that it will write again. `settings` are recorded by a run from the
-    start.
+    start. `afterwards` names what follows the last call, which the time left does not count.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Metrics:
         call: int = 0,
         offset: int = 0,
         settings: Mapping[str, Any] | None = None,
+        afterwards: str = "",
     ):
         self._lines = AppendFile(workdir / "metrics.jsonl", offset)
         self._events = Events(workdir / "events", first_step=call + 1)
         if settings and not call:
             self._events.settings(settings)
         self._pace, self._newest = Pace(total_calls, call), dict[str, float]()
+        self._afterwards, self._unexplained = afterwards, dict(_EXPLAINED)
         self._total, self._status, self._shown = total_calls, "", 0.0
         shape = "{percentage:3.0f} %|{bar}| call {n_fmt} of {total_fmt}{postfix}"
         on_terminal = sys.stderr.isatty()
@@ -122,12 +125,19 @@ class Metrics:
         left = self._pace.left(call)
         said = [status, *(text.format(self._newest[name]) for name, text in _SHOWN.items() if name in self._newest)]
         line = ", ".join(said) + (f"; {duration(left)} left" if left >= 1 else "")
+        if left >= 1 and self._afterwards:
+            line += f", then {self._afterwards}"
         self._status = line
         if self._bar is None:
             log.info("call %d: %s", call, line)
         else:
             self._bar.set_postfix_str(line)
             self._bar.update(call - self._bar.n)
+        new = {name: word for name, word in self._unexplained.items() if name in self._newest}
+        for name, word in new.items():
+            meaning = described.METRICS[name].meaning.rstrip(".")
+            self.say(f"({word}: {meaning[0].lower()}{meaning[1:]})")
+            del self._unexplained[name]
 
     def close(self) -> None:
         """Closes everything."""
