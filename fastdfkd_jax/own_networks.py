@@ -234,9 +234,19 @@ def _parser() -> OneLineParser:
     parser.add_argument("--student", required=True, help="FILE.py:FACTORY, a network's name, or a graph's folder")
     parser.add_argument("--image-size", type=int, help="side in pixels (default: read from the module, else 32)")
     parser.add_argument("--channels", type=int, help="channels of the images (default: those of the first convolution)")
-    parser.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: 0.4914,0.4822,0.4465")
-    parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="short", help="length of a run (default: %(default)s)")
+    parser.add_argument(
+        "--mean",
+        type=numbers,
+        help="mean of each channel of images in [0, 1]: 0.4914,0.4822,0.4465, or one number for grey",
+    )
+    parser.add_argument("--std", type=numbers, help="standard deviation of each channel of images in [0, 1]")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="short",
+        help="smoke (seconds, to try it), short (a quarter of an hour to an hour on two CPU cores) or full (as "
+        "published, for GPUs) (default: %(default)s)",
+    )
     parser.add_argument("--data", default="", help="labelled images to evaluate on: folder:DIR or tfds:NAME")
     parser.add_argument("--probe", default="", metavar="DIR", help="unlabelled pictures to compare both networks on")
     parser.add_argument("--workdir", default="runs/distill", help="folder for all files (default: %(default)s)")
