@@ -237,7 +237,7 @@ def _parser() -> OneLineParser:
     parser.add_argument(
         "--mean",
         type=numbers,
-        help="mean of each channel of images in [0, 1]: 0.4914,0.4822,0.4465, or one number for grey",
+        help="mean per channel of images in [0, 1], for example 0.49,0.48,0.45",
     )
     parser.add_argument("--std", type=numbers, help="standard deviation of each channel of images in [0, 1]")
     parser.add_argument(
