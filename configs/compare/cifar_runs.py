@@ -193,13 +193,10 @@ def options(at: Setting) -> dict[str, parts.Named]:
     """Returns the runs that go beyond the paper, by label."""
     replay = cifar.make(at.dataset, at.variant("fast5"))
     replay.replay.class_exponent, replay.replay.difficulty_exponent = 1.0, 0.5
-    noisy = cifar.make(at.dataset, at.variant("fast5"))
-    noisy.fastdfkd.representation = "noisy_layer"
     averaged = dfq.get_config(at.variant())
     averaged.dfq.ema_decay = 0.95
     return {
         "Fast-5, replay by class and difficulty": at.run("fast5_replay", replay),
-        "Fast-5, noisy layers": at.run("fast5_noisy_layer", noisy),
         "DFQ, averaged generator": at.run("dfq_ema", averaged),
     }
 
