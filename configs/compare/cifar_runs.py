@@ -15,6 +15,7 @@ from fastdfkd_jax.configs import (
     dfq,
     generative_dfd,
     kd,
+    nayer,
     noise,
     scratch,
     zskt,
@@ -138,13 +139,14 @@ def contrastive(at: Setting, steps: int | None = None) -> parts.Named:
 
 
 def generative(at: Setting) -> dict[str, parts.Named]:
-    """Returns the runs of the one-generator methods and of Generative DFD, by label."""
+    """Returns the runs of the one-generator methods, of Generative DFD and of NAYER, by label."""
     return {
         "DAFL": _baseline(at, "dafl", dafl.get_config),
         "ZSKT": _baseline(at, "zskt", zskt.get_config),
         "DFQ": _baseline(at, "dfq", dfq.get_config),
         "DFAD": at.run("dfad", dfad.get_config(at.variant())),
         "Generative DFD": at.run("generative_dfd", _generative_dfd(at)),
+        "NAYER": at.run("nayer", nayer.get_config(at.variant())),
     }
 
 
