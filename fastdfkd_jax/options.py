@@ -29,6 +29,9 @@ RENAMED = {
     "deepinversion.learning_rate": "deepinversion.lr",
 }
 
+# Options of earlier versions that no longer exist. The runs that recorded them are otherwise unchanged.
+REMOVED = ("fastdfkd.label_dim",)
+
 
 def option(
     default: Any,
@@ -183,8 +186,8 @@ def by_section(found: Iterable[type[Options]]) -> dict[str, type[Options]]:
 
 
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the flat names and values of a recorded config, under their present names."""
-    return {RENAMED.get(key, key): value for key, value in flat.items()}
+    """Returns the flat names and values of a recorded config, under their present names, without removed options."""
+    return {RENAMED.get(key, key): value for key, value in flat.items() if key not in REMOVED}
 
 
 def _key(kind: type[Options], name: str) -> str:

@@ -200,6 +200,10 @@ def test_a_record_with_old_names_is_of_the_same_run():
         require_same_run({"cmi.learning_rate": 0.1}, {"cmi.lr": 0.3}, "here")
 
 
+def test_a_record_with_a_removed_option_is_of_the_same_run():
+    require_same_run({"fastdfkd.label_dim": 64, "kd.lr": 0.2}, {"kd.lr": 0.2}, "here")
+
+
 def test_a_run_may_grow_but_not_shrink_nor_where_its_checkpoint_has_no_room():
     require_same_run({"calls": 3}, {"calls": 5}, "here")
     with pytest.raises(UserError, match="calls: 3 there, 2 now"):

@@ -170,7 +170,7 @@ def test_shares_of_the_published_synthesis_are_those_of_the_sources():
     assert found["Fast-2"] == pytest.approx(100 * 60 * 128 / (220 * 256))
     for label in ("DeepInversion, 2,000 steps", "DeepInversion, 10 steps", "CMI, 500 steps", "CMI, 10 steps"):
         assert found[label] == pytest.approx(100 * 60 * 128 / (200 * 256)), label
-    without = {"Teacher", "KD, other data", "noise control", "Generative DFD", "DFQ, averaged generator"}
+    without = {"Teacher", "KD, other data", "noise control", "Generative DFD", "NAYER", "DFQ, averaged generator"}
     assert {found[label] for label in without} == {None}
     few = shares(comparison.read(table4.get_config("cpu")).tables[0])
     assert few["CMI, 5 steps"] == pytest.approx(15)
@@ -186,6 +186,7 @@ def test_the_size_of_synthesis_is_counted_from_a_config():
     for name, images in (
         ("fast5", 60 * 128 * 5), ("deepinversion9", 60 * 128 * 9), ("cmi2", 60 * 128 * 2), ("dafl", 3300 * 128),
         ("zskt", 330 * 128), ("dfq", 360 * 128), ("dfad", 660 * 128), ("generative_dfd", 20 * 100 * 128),
+        ("nayer", 60 * 128 * 30),
         ("noise", 0), ("scratch", 0), ("kd_other", 0),
     ):  # fmt: skip
         assert synthesis.images_with_gradient(found[AT + name].config) == images, name

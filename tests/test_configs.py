@@ -25,7 +25,7 @@ from fastdfkd_jax.configs import (
 from fastdfkd_jax.configs import segmentation as maps
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods.registry import METHODS
-from fastdfkd_jax.options import RENAMED, Options, kinds, option, part, ranges, read, renamed, said, section
+from fastdfkd_jax.options import REMOVED, RENAMED, Options, kinds, option, part, ranges, read, renamed, said, section
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.run_options import RunOptions, every_kind
 
@@ -267,6 +267,7 @@ def test_old_names_are_of_no_option_and_lead_to_one():
     assert not RENAMED.keys() & known
     assert set(RENAMED.values()) <= known
     assert renamed({"cmi.learning_rate": 1.0, "kd.lr": 2.0}) == {"cmi.lr": 1.0, "kd.lr": 2.0}
+    assert not set(REMOVED) & known
 
 
 def test_options_of_a_run_are_those_of_its_config():

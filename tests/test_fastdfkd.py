@@ -209,38 +209,6 @@ def test_pixels_stay_valid_and_are_reused_in_sequence():
     assert not equal(states[1].latents, states[2].latents)
 
 
-def test_noisy_layers_make_each_class_a_latent_of_their_own():
-    generator = build_generator(8, 1, 6, 4)
-    shown = generator._replace(apply=lambda params, latents: latents)
-    noisy = parametrization.from_noisy_layers(shown, 10, 5, 24)
-    drawn = noisy.draw(jax.random.key(0), 24)
-    assert drawn["kernel"].shape == (3, 5, 6), "three layers of ten classes"
-    assert noisy.labels is not None
-    latents, labels = np.asarray(noisy.render({}, drawn)), np.asarray(noisy.labels(jax.random.key(1), 24))
-    np.testing.assert_array_equal(labels, [*range(10), *range(10), 0, 1, 2, 3])
-    embeddings = np.asarray(jax.random.normal(jax.random.key(0), (10, 5)))
-    embeddings = (embeddings - embeddings.mean(0)) / embeddings.std(0)
-    for image in (0, 7, 13, 23):
-        layer = image // 10
-        expected = embeddings[labels[image]] @ drawn["kernel"][layer] + drawn["bias"][layer]
-        np.testing.assert_allclose(latents[image], expected, rtol=1e-4, atol=1e-5)
-    again = noisy.draw(jax.random.key(1), 24)
-    assert not np.array_equal(drawn["kernel"], again["kernel"])
-
-
-def test_noisy_layers_are_adapted_and_drawn_anew_at_each_call(tmp_path):
-    config = tiny_config(fastdfkd__representation="noisy_layer", fastdfkd__label_dim=5)
-    parts = assemble(config)
-    state = parts.method.init(jax.random.key(0), parts.teacher_vars)
-    student = jax.jit(parts.student.init)(jax.random.key(1))
-    synthesize = jax.jit(parts.method.synthesize)
-    first, batch, _ = synthesize(state, parts.teacher_vars, student, jax.random.key(2))
-    second, *_ = synthesize(first, parts.teacher_vars, student, jax.random.key(3))
-    np.testing.assert_array_equal(batch.labels, range(8))
-    assert not equal(first.latents, second.latents)
-    assert not equal(first.generator, second.generator)
-
-
 def test_the_first_layer_is_reset_at_its_call_only():
     plain, _, _ = run(calls=3)
     reset, _, _ = run(options(reset_first_layer_at=2), calls=3)

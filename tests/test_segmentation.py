@@ -130,7 +130,6 @@ REFUSED = {
         "kd.square must be 0 for the method",
     ),
     "a class term": ({"inversion__class_weight": 0.1}, "inversion.class_weight must be 0 for a segmentation teacher"),
-    "classes in layers": ({"fastdfkd__representation": "noisy_layer"}, "representation must be another for"),
     "replay": ({"replay__difficulty_exponent": 0.5}, "replay must be all 0 for a segmentation teacher"),
     "a classifier as student": (
         {"student__graph": "", "student__arch": "wrn10_1"},

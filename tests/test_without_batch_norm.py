@@ -15,7 +15,7 @@ from fastdfkd_jax import models
 from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.methods import base, deepinversion, generative_dfd, registry
+from fastdfkd_jax.methods import base, deepinversion, generative_dfd, nayer, registry
 from fastdfkd_jax.methods.parts import online_generator, parametrization
 from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import Generator
@@ -39,11 +39,13 @@ SUPPORTED = {
     },
     "fastdfkd": {"inversion": {"feature_weight": 0.0, "crop_padding": 1}},
     "deepinversion": {"deepinversion": {"num_steps": 2, "feature_weight": 0.0, "jitter": 1}},
+    "nayer": {"nayer": {"num_steps": 2}, "inversion": {"feature_weight": 0.0, "crop_padding": 1}},
     "cmi": {"cmi": CMI | {"features": "blocks"}, "inversion": {"feature_weight": 0.0, "crop_padding": 1}},
 }  # fmt: skip
 KEYS = {
     "fastdfkd": "inversion.feature_weight",
     "cmi": "inversion.feature_weight",
+    "nayer": "inversion.feature_weight",
     "deepinversion": "deepinversion.feature_weight",
     "dfq": "dfq.statistics_weight",
     "generative_dfd": "generative_dfd.statistics_weight",
@@ -69,7 +71,7 @@ def dense_generator(side, channels, latent_dim=5, width=4, **kwargs):
 
 @pytest.fixture(autouse=True)
 def small_generators(monkeypatch):
-    for module in (parametrization, online_generator, generative_dfd):
+    for module in (parametrization, online_generator, generative_dfd, nayer):
         monkeypatch.setattr(module, "build_generator", dense_generator)
 
 

@@ -15,6 +15,7 @@ from fastdfkd_jax.configs import (
     dfq,
     generative_dfd,
     kd,
+    nayer,
     noise,
     scratch,
     zskt,
@@ -138,13 +139,14 @@ def contrastive(at: Setting, steps: int | None = None) -> parts.Named:
 
 
 def generative(at: Setting) -> dict[str, parts.Named]:
-    """Returns the runs of the one-generator methods and of Generative DFD, by label."""
+    """Returns the runs of the one-generator methods, of Generative DFD and of NAYER, by label."""
     return {
         "DAFL": _baseline(at, "dafl", dafl.get_config),
         "ZSKT": _baseline(at, "zskt", zskt.get_config),
         "DFQ": _baseline(at, "dfq", dfq.get_config),
         "DFAD": at.run("dfad", dfad.get_config(at.variant())),
         "Generative DFD": at.run("generative_dfd", _generative_dfd(at)),
+        "NAYER": at.run("nayer", nayer.get_config(at.variant())),
     }
 
 
@@ -193,13 +195,10 @@ def options(at: Setting) -> dict[str, parts.Named]:
     """Returns the runs that go beyond the paper, by label."""
     replay = cifar.make(at.dataset, at.variant("fast5"))
     replay.replay.class_exponent, replay.replay.difficulty_exponent = 1.0, 0.5
-    noisy = cifar.make(at.dataset, at.variant("fast5"))
-    noisy.fastdfkd.representation = "noisy_layer"
     averaged = dfq.get_config(at.variant())
     averaged.dfq.ema_decay = 0.95
     return {
         "Fast-5, replay by class and difficulty": at.run("fast5_replay", replay),
-        "Fast-5, noisy layers": at.run("fast5_noisy_layer", noisy),
         "DFQ, averaged generator": at.run("dfq_ema", averaged),
     }
 

@@ -26,7 +26,7 @@ FAMILIES = {
     "FastDFKD": Family(("fastdfkd",), "#0063a6", "o", "-"),
     "CMI": Family(("cmi",), "#c44a00", "^", (0, (6, 1.5, 1, 1.5))),
     "DeepInversion": Family(("deepinversion",), "#00795a", "s", (0, (1, 1.2))),
-    "one generator": Family(("dafl", "zskt", "dfq", "dfad", "generative_dfd"), "#85358a", "D", (0, (3, 1))),
+    "one generator": Family(("dafl", "zskt", "dfq", "dfad", "generative_dfd", "nayer"), "#85358a", "D", (0, (3, 1))),
 }
 _OTHER = Family((), "#444444", "X", (0, (4, 1, 1, 1, 1, 1)))
 _CONTROL = "#595959"

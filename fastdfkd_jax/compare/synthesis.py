@@ -39,6 +39,7 @@ _COUNTS: dict[str, Callable[[ConfigDict], int]] = {
     "fastdfkd": _per_call(lambda config: config.fastdfkd.num_tasks * config.fastdfkd.num_steps),
     "deepinversion": _per_call(lambda config: config.deepinversion.num_steps + config.deepinversion.half_size_steps),
     "cmi": _per_call(lambda config: config.cmi.num_steps),
+    "nayer": _per_call(lambda config: config.nayer.num_steps),
     "generative_dfd": _per_call(lambda config: config.generative_dfd.steps_per_call),
     **dict.fromkeys(("dafl", "zskt", "dfq", "dfad"), _per_round),
 }

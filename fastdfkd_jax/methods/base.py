@@ -26,6 +26,7 @@ POOL, ONCE, DATA = "pool", "once", "data"
 
 # The data that a method uses, from the least to the most.
 TEACHER_ONLY = "teacher only"
+LABEL_NAMES = "teacher and names of classes"
 OTHER_DATA = "teacher and other real data"
 ORIGINAL_DATA = "the teacher's training data"
 
@@ -109,6 +110,7 @@ class Setting(NamedTuple):
       forms: precision and convolutions of the networks that the method builds.
       temperature: the KD temperature.
       has_original_data: True if the run's real images are those that the teacher was trained on.
+      label_embeddings: f32[classes, D], embeddings of the classes' names from a file; None if the run has none.
       lane_map: `lane_map(num_tasks)` returns a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
         leading axis (`parallel.lane_map`).
     """
@@ -123,6 +125,7 @@ class Setting(NamedTuple):
     forms: Forms
     temperature: float = 1.0
     has_original_data: bool = False
+    label_embeddings: np.ndarray | None = None
     lane_map: Callable[[int], LaneMap] = lanes_in_turn
 
 
@@ -141,7 +144,7 @@ class Method(NamedTuple):
       objective: the student's objective, or None for vanilla KD (Eq. 12).
       needs_labels: True if the student learns the images' own labels.
       select: `select(teacher_vars, images) -> f32[N]`, a score that selects real data, the lowest first; or None.
-      knows: `TEACHER_ONLY`, `OTHER_DATA` or `ORIGINAL_DATA`.
+      knows: `TEACHER_ONLY`, `LABEL_NAMES`, `OTHER_DATA` or `ORIGINAL_DATA`.
       class_advice: advice on how to bring more images on target; '' if the loss has no term for a target class.
     """
 

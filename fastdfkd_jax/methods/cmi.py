@@ -91,7 +91,7 @@ def build(options: CMIOptions, setting: Setting) -> Method:
     Raises:
       UserError: the bank holds less than one batch, or the teacher has no features to contrast.
     """
-    return build_of_images(options, setting, parametrization.of_kind("generator", options.generator, 0, setting))
+    return build_of_images(options, setting, parametrization.of_kind("generator", options.generator, setting))
 
 
 def build_of_images(options: CMIOptions, setting: Setting, representation: Representation) -> Method:

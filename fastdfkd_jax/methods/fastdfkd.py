@@ -51,10 +51,9 @@ class FastDFKDOptions(LaneOptions, section="fastdfkd"):
     reuse: str = option("meta", "start of each call: 'meta', 'sequential' or 'none' (Table 5)", choices=REUSE)
     representation: str = option(
         "generator",
-        "representation of the images: 'generator', 'pixels' (Table 5), or 'noisy_layer', after NAYER",
+        "representation of the images: 'generator' or 'pixels' (Table 5)",
         choices=parametrization.REPRESENTATIONS,
     )
-    label_dim: int = option(64, "dimension of the label embedding when representation is 'noisy_layer'", at_least=1)
     meta_rule: str = option("fomaml_sum", "update rule of the meta parameters (meta.RULES)", choices=meta.RULES)
     reptile_scale: float = option(1.0, "factor on the Reptile difference (METHOD T1)")
     latents: str = option(
@@ -91,14 +90,14 @@ class FastDFKDState(NamedTuple):
     """The state carried from call to call.
 
     Attributes:
-      latents: z-hat, f32[num_tasks, B, ...], or a tree of such arrays.
+      latents: z-hat, f32[num_tasks, B, ...].
       generator: theta-hat.
       opt_state: state of the outer optimizer.
       accumulators: the running moments of Eq. 14.
       call: i32[], synthesis calls so far.
     """
 
-    latents: Tree
+    latents: Array
     generator: Tree
     opt_state: Tree
     accumulators: moments.Accumulators
@@ -121,14 +120,13 @@ def build(options: FastDFKDOptions, setting: Setting) -> Method:
     """Binds networks, options and optimizers.
 
     Raises:
-      UserError: the generator does not support the teacher's image size or the representation's latents; optax has no
-        such outer optimizer; the lanes cannot be divided among the devices; or the loss has a class term and the
-        teacher outputs maps.
+      UserError: the generator does not support the teacher's image size; optax has no such outer optimizer; the lanes
+        cannot be divided among the devices; or the loss has a class term and the teacher outputs maps.
     """
     bound = _Bound(
         options,
         setting,
-        representation=parametrization.of_kind(options.representation, options.generator, options.label_dim, setting),
+        representation=parametrization.of_kind(options.representation, options.generator, setting),
         inner=inner_optimizer(options.inner),
         outer=meta_optimizer(options.meta),
         lane_map=setting.lane_map(options.num_tasks),
@@ -195,7 +193,7 @@ class _Bound:
         latents, key = lane
         generator, frozen = shared
         label_key, view_key = jax.random.split(key)
-        labels = self._labels(label_key)
+        labels = asked_classes(label_key, self.setting.batch, self.setting.teacher.spec)
         views = jax.random.split(view_key, options.num_steps + 1)
 
         def loss_fn(params: Tree, view: Array):
@@ -222,17 +220,10 @@ class _Bound:
             images = adapted.best[0] if options.images == "best" else adapted.last[0]
         return _Lane(adapted.params, gradient, images, labels, adapted.losses, adapted.watched, adapted.last[1])
 
-    def _labels(self, key: Array) -> Array:
-        """Draws the target classes of a lane, i32[B], unless its latents determine them."""
-        if self.representation.labels is None:
-            return asked_classes(key, self.setting.batch, self.setting.teacher.spec)
-        return self.representation.labels(key, self.setting.batch)
-
-    def _draw(self, key: Array) -> Tree:
+    def _draw(self, key: Array) -> Array:
         """Draws the latents of all lanes."""
         keys = jax.random.split(key, self.options.num_tasks)
-        lanes = [self.representation.draw(lane_key, self.setting.batch) for lane_key in keys]
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *lanes)
+        return jnp.stack([self.representation.draw(lane_key, self.setting.batch) for lane_key in keys])
 
     def _start(self, key: Array, state: FastDFKDState) -> FastDFKDState:
         """Applies Algorithm 1 line 5 and the re-initialisations.

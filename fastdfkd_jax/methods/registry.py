@@ -20,6 +20,7 @@ from fastdfkd_jax.methods import (
     dfq,
     fastdfkd,
     generative_dfd,
+    nayer,
     noise,
     real_data,
     zskt,
@@ -35,12 +36,14 @@ class Entry(NamedTuple):
       options: class of the options; `Options` if there are none.
       maps: True if it also supports teachers that output maps (segmentation).
       statistics: config key of the weight of its BatchNorm statistics term; '' if it has no such term.
+      embeddings: config key of its file of label embeddings (`Setting.label_embeddings`); '' if it takes none.
     """
 
     build: Callable[[Any, base.Setting], base.Method]
     options: type[Options]
     maps: bool = False
     statistics: str = ""
+    embeddings: str = ""
 
     @property
     def sections(self) -> set[str]:
@@ -69,6 +72,9 @@ METHODS: dict[str, Entry] = {
         generative_dfd.build,
         generative_dfd.GenerativeDFDOptions,
         statistics="generative_dfd.statistics_weight",
+    ),
+    "nayer": Entry(
+        nayer.build, nayer.NAYEROptions, statistics="inversion.feature_weight", embeddings="nayer.embeddings"
     ),
 }
 

@@ -19,6 +19,7 @@ from fastdfkd_jax.models.architectures import (
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
 from fastdfkd_jax.models.forms import Forms
 from fastdfkd_jax.models.generators.by_kind import Generator, build_generator
+from fastdfkd_jax.models.last_linear import last_linear
 from fastdfkd_jax.models.network import (
     Network,
     NetworkSpec,
@@ -50,6 +51,7 @@ __all__ = [
     "in_chunks",
     "is_known",
     "is_registered",
+    "last_linear",
     "register",
     "rematerialised",
     "stages_of",

@@ -27,11 +27,11 @@ def first_batch_norms(network: Network) -> tuple[bool, ...]:
 
     program = jax.make_jaxpr(means)(variables["batch_stats"], variables["params"], image).jaxpr
     statistics = len(jax.tree.leaves(variables["batch_stats"]))
-    depends = _depend(program, [i < statistics for i in range(len(program.invars))])
+    depends = depend(program, [i < statistics for i in range(len(program.invars))])
     return tuple(not output for output in depends)
 
 
-def _depend(program: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
+def depend(program: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
     """Marks the outputs of a program that depend on any of its marked inputs."""
     marked = {variable for variable, mark in zip(program.invars, inputs, strict=True) if mark}
 
@@ -41,7 +41,7 @@ def _depend(program: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
     for equation in program.eqns:
         arguments = [is_marked(atom) for atom in equation.invars]
         inner = _body(equation)
-        outputs = _depend(inner, arguments) if inner else [any(arguments)] * len(equation.outvars)
+        outputs = depend(inner, arguments) if inner else [any(arguments)] * len(equation.outvars)
         marked.update(variable for variable, mark in zip(equation.outvars, outputs, strict=True) if mark)
     return [is_marked(atom) for atom in program.outvars]
 

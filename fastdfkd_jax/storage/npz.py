@@ -34,7 +34,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,  # differs only in the encoding of field names
 }
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _REASON = 80  # shown characters of a library's message
 
 
@@ -91,7 +91,7 @@ def read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], bool,
       any of `DAMAGED`: it is not an array, or damaged.
     """
     start = file.tell()
-    if file.read(len(_MAGIC)) != _MAGIC:
+    if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("a member is not an array")
     file.seek(start)
     shape, fortran_order, dtype = _HEADERS[np.lib.format.read_magic(file)](file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.cli.parser import expanded
-from fastdfkd_jax.data import probe
+from fastdfkd_jax.data import label_embeddings, probe
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError, require
@@ -135,8 +136,11 @@ def _evaluation_data(chosen: data.DataOptions, teacher: Network) -> data.Dataset
 
 
 def method_of(config: ConfigDict, setting: base.Setting) -> Method:
-    """Builds the method that a config names, with its options there."""
+    """Builds the method that a config names, with its options there; reads its file of label embeddings, if any."""
     entry = METHODS[config.method.name]
+    file = operator.attrgetter(entry.embeddings)(config) if entry.embeddings else ""
+    if file:
+        setting = setting._replace(label_embeddings=label_embeddings.read(file, setting.teacher.spec.num_classes))
     return entry.build(read(entry.options, config), setting)
 
 
