@@ -15,6 +15,7 @@ from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation import distill
 from fastdfkd_jax.distributed import parallel
+from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.pool import on_device
 from fastdfkd_jax.training.programs import Programs, initial_state
 
@@ -252,3 +253,23 @@ def test_a_run_mixes_as_its_config_says():
         _, _, info = Programs(parts, options_of(config)).distill(state, parts.teacher_vars, filled, jax.random.key(2))
         seen.append(float(info["loss"]))
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, lambda t, s: losses.distillation(t, s, 4.0)),
+        ({"loss": "decoupled", "others_weight": 3.0}, lambda t, s: losses.decoupled_distillation(t, s, 4.0, 3.0)),
+        (
+            {"standardize": True},
+            lambda t, s: losses.distillation(losses.standardized(t), losses.standardized(s), 4.0),
+        ),
+    ],
+    ids=["kl", "decoupled", "standardised"],
+)
+def test_the_loss_is_the_one_that_is_asked_for(changes, expected):
+    config = tiny_config(kd__temperature=4.0, **{f"kd__{name}": value for name, value in changes.items()})
+    objective = toy_parts(config).objective
+    teacher, student = (jax.random.normal(jax.random.key(seed), (6, 10)) for seed in (0, 1))
+    found = objective.loss((), *(Outputs(logits, logits, (), {}, {}) for logits in (student, teacher)), None)
+    np.testing.assert_allclose(found, expected(teacher, student), rtol=1e-6)

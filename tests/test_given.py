@@ -14,6 +14,7 @@ from toy_network import SPEC, toy_network
 
 from fastdfkd_jax import main
 from fastdfkd_jax.data import unlabelled
+from fastdfkd_jax.distillation.distill import kd_loss
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfnd, real_data
 from fastdfkd_jax.models.forms import Forms
@@ -26,7 +27,7 @@ RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 4))
 LABELS = np.array([0, 3, -1, 2, -1])
 NETWORK = toy_network()
-SETTING = base.Setting(NETWORK, NETWORK, 8, 3, 0, 4, lambda x: x, Forms(), temperature=4.0)
+SETTING = base.Setting(NETWORK, NETWORK, 8, 3, 0, 4, lambda x: x, Forms(), distilled=kd_loss(4.0))
 
 
 def softmax(x):

@@ -187,6 +187,7 @@ def test_the_likeliest_classes_alone_teach_too(tmp_path):
     [
         ({"warmup_calls": 1}, r"soft_labels.steps must be 0 unless synthesis ends before distillation"),
         ({"soft_labels__top_k": 11}, r"soft_labels.top_k must be at most the teacher's 10 classes"),
+        ({"soft_labels__top_k": 2, "kd__standardize": True}, r"kd.standardize must be False with soft_labels.top_k"),
         ({"replay__class_exponent": 1.0}, r"replay must be all 0 with soft_labels.steps"),
         (
             {"method__name": "dfq", "synthesis_calls": 0, "kd__steps_per_call": 10, "kd__cutmix": 0.0},

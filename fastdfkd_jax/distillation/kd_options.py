@@ -9,6 +9,7 @@ from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.options import option
 
 OPTIMIZERS = ("sgd", "adam")
+LOSSES = ("kl", "decoupled")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class KDOptions(ViewOptions, section="kd"):
     steps_per_call: int = option(400, "student steps per call (t in the paper)", at_least=1)
     batch: int = option(256, "images per student step", at_least=1)
     temperature: float = option(20.0, "temperature of the softmax in the KD loss", above=0)
+    loss: str = option(
+        "kl",
+        "loss of KD: 'kl' (Eq. 12) or 'decoupled', which weighs the classes beside the teacher's first apart",
+        choices=LOSSES,
+    )
+    others_weight: float = option(8.0, "weight of these other classes in loss='decoupled'", at_least=0)
+    standardize: bool = option(
+        False, "bring the logits of each network to mean 0 and deviation 1 over the classes before the KD loss"
+    )
     optimizer: str = option("sgd", "optimizer of the student: 'sgd' or 'adam'", choices=OPTIMIZERS)
     lr: float = option(0.2, "peak learning rate of the student", above=0)
     final_lr: float = option(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distillation.distill import Objective
+from fastdfkd_jax.distillation.distill import Objective, kd_loss
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 from fastdfkd_jax.options import Options, option
@@ -108,7 +108,7 @@ class Setting(NamedTuple):
       steps_per_call: student steps in each later call.
       split: lays the leading axis of an array over devices (`parallel.batch_splitter`).
       forms: precision and convolutions of the networks that the method builds.
-      temperature: the KD temperature.
+      distilled: `distilled(extra, student_outputs, teacher_outputs, labels) -> f32[B]`, the run's KD loss.
       has_original_data: True if the run's real images are those that the teacher was trained on.
       label_embeddings: f32[classes, D], embeddings of the classes' names from a file; None if the run has none.
       lane_map: `lane_map(num_tasks)` returns a function `(f, stacked, shared)` that maps `f(lane, shared)` over the
@@ -123,7 +123,7 @@ class Setting(NamedTuple):
     steps_per_call: int
     split: Callable[[Array], Array]
     forms: Forms
-    temperature: float = 1.0
+    distilled: Callable[..., Array] = kd_loss(1.0)
     has_original_data: bool = False
     label_embeddings: np.ndarray | None = None
     lane_map: Callable[[int], LaneMap] = lanes_in_turn
@@ -141,7 +141,7 @@ class Method(NamedTuple):
         drops it; `DATA` synthesises nothing, and D' is the run's real data.
       network_input: True if images are already in the networks' input range rather than in [0, 1]; they are then not
         augmented.
-      objective: the student's objective, or None for vanilla KD (Eq. 12).
+      objective: the student's objective, or None for KD (Eq. 12, or as `KDOptions` say).
       needs_labels: True if the student learns the images' own labels.
       select: `select(teacher_vars, images) -> f32[N]`, a score that selects real data, the lowest first; or None.
       knows: `TEACHER_ONLY`, `LABEL_NAMES`, `OTHER_DATA` or `ORIGINAL_DATA`.

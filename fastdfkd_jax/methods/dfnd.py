@@ -15,7 +15,7 @@ import optax
 from jax.nn import log_softmax, softmax
 
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.distillation.distill import Objective, kd_loss
+from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.losses import cross_entropies, of_images
 from fastdfkd_jax.methods.base import OTHER_DATA, Method, Setting
 from fastdfkd_jax.methods.real_data import on_data
@@ -39,13 +39,12 @@ class DFNDOptions(Options, section="dfnd"):
 
 
 def build(options: DFNDOptions, setting: Setting) -> Method:
-    """Binds options, the temperature of KD and the networks."""
+    """Binds options, the KD loss and the networks."""
     classes = setting.teacher.spec.num_classes
-    distilled = kd_loss(setting.temperature)
 
     def loss(extra: Array, student, teacher, labels: Array) -> Array:
         noise = noise_loss(extra, student.logits, teacher.logits, options.teacher_accuracy)
-        return distilled(extra, student, teacher, labels) + options.noise_weight * noise
+        return setting.distilled(extra, student, teacher, labels) + options.noise_weight * noise
 
     objective = Objective(loss, lambda key: jnp.zeros((classes, classes)), optax.adam(options.noise_lr))
     return on_data(objective, OTHER_DATA)._replace(select=selection(setting.teacher))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distillation.distill import Objective, kd_loss
+from fastdfkd_jax.distillation.distill import Objective
 from fastdfkd_jax.methods.base import DATA, ORIGINAL_DATA, OTHER_DATA, Method, Setting
 from fastdfkd_jax.options import Options, option
 
@@ -32,10 +32,9 @@ def scratch(options: Options, setting: Setting) -> Method:
 
 def kd(options: KDOnDataOptions, setting: Setting) -> Method:
     """Builds vanilla KD (Eq. 12) on real images, plus cross-entropy with their labels where they are known."""
-    distilled = kd_loss(setting.temperature)
 
     def loss(extra: Any, student, teacher, labels: Array) -> Array:
-        total = distilled(extra, student, teacher, labels)
+        total = setting.distilled(extra, student, teacher, labels)
         if options.label_weight:
             total += options.label_weight * losses.known_cross_entropies(student.logits, labels)
         return total

@@ -193,15 +193,19 @@ def setting_of(
         *counts,
         split,
         forms,
-        temperature=run.kd.temperature,
+        distilled=_distilled(run),
         has_original_data=run.transfer.source == run.data.source and not run.transfer.crops,
         lane_map=lambda num_tasks: parallel.lane_map(num_tasks, parallel.devices(run.parallel.task_devices)),
     )
 
 
 def objective_of(run: RunOptions, method: Method) -> distill.Objective:
-    """Returns the method's own objective, or that of vanilla KD."""
-    return method.objective or distill.Objective(distill.kd_loss(run.kd.temperature))
+    """Returns the method's own objective, or that of KD."""
+    return method.objective or distill.Objective(_distilled(run))
+
+
+def _distilled(run: RunOptions) -> distill.Loss:
+    return distill.kd_loss(run.kd.temperature, run.kd.loss, run.kd.others_weight, run.kd.standardize)
 
 
 def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:

@@ -141,6 +141,8 @@ def _require_stored_labels_fit(run: RunOptions, method: Method) -> None:
     complete = run.mode != "all" or last_synthesis_call(run) <= run.warmup_calls
     expected = "0 unless synthesis ends before distillation: synthesis_calls at most warmup_calls, or mode='distill'"
     require(complete, key, expected, steps)
+    expected = "False with soft_labels.top_k, which does not store all logits"
+    require(not (run.kd.standardize and run.soft_labels.top_k), "kd.standardize", expected, run.kd.standardize)
     square = run.kd.square
     require(square == 0, "kd.square", "0 with soft_labels.steps, whose views show whole images", square)
     expected = "all 0 with soft_labels.steps, which use all images equally often"
