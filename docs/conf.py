@@ -24,7 +24,7 @@ html_static_path, html_css_files = ["_static"], ["site.css"]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
-nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "auto", 300, True
+nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "auto", 900, True
 nb_execution_in_temp, nb_merge_streams = True, True
 
 napoleon_use_ivar = True

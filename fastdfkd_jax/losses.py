@@ -23,7 +23,6 @@ Array = jax.Array
 Tree = Any
 
 STATISTICS = ("variance", "deviation")
-_NEVER = -1e30  # logit of an excluded class; a finite one, so that differences of two are 0
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float = 1.0) -> Array:
@@ -48,47 +47,6 @@ def distillation(teacher_logits: Array, student_logits: Array, temperature: floa
     Array([0.485], dtype=float32)
     """
     return temperature**2 * of_images(kl_divergence(teacher_logits, student_logits, temperature))
-
-
-def decoupled_distillation(
-    teacher_logits: Array, student_logits: Array, temperature: float, others_weight: float
-) -> Array:
-    """Returns the loss of decoupled KD for each image, f32[B] (DKD, Zhao et al., CVPR 2022, Eq. 7; METHOD section 6).
-
-    KL(p_teacher || p_student) is that of (p, 1 - p), with p of the teacher's first class, plus 1 - p times the KL over
-    the other classes. Here `others_weight` replaces 1 - p, which is near 0 for a confident teacher. The first class
-    replaces the label, which synthesised images do not have.
-
-    >>> teacher, student = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([[0.0, 0.0, 0.0]])
-    >>> fd.losses.decoupled_distillation(teacher, student, temperature=1.0, others_weight=8.0).round(3)
-    Array([1.117], dtype=float32)
-    """
-    first = jax.nn.one_hot(teacher_logits.argmax(-1), teacher_logits.shape[-1], dtype=bool)
-
-    def parts(logits: Array) -> tuple[Array, Array]:
-        """Returns log(p, 1 - p) and the log-probabilities of the other classes among themselves."""
-        logits = logits / temperature
-        others = jnp.where(first, _NEVER, logits)
-        two = jnp.stack([jnp.where(first, logits, 0.0).sum(-1), logsumexp(others, axis=-1)], -1)
-        return log_softmax(two), log_softmax(others)
-
-    of_first, of_others = (
-        (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
-        for log_teacher, log_student in zip(parts(teacher_logits), parts(student_logits), strict=True)
-    )
-    return temperature**2 * of_images(of_first + others_weight * of_others)
-
-
-def standardized(logits: Array) -> Array:
-    """Returns logits with mean 0 and deviation 1 over the classes (Sun et al., CVPR 2024; METHOD section 6).
-
-    The student then learns the shape of the teacher's logits, not their size.
-
-    >>> fd.losses.standardized(jnp.array([1.0, 3.0]))
-    Array([-0.9999999,  0.9999999], dtype=float32)
-    """
-    centred = logits - logits.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-12)
 
 
 def of_images(values: Array) -> Array:

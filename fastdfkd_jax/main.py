@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from fastdfkd_jax.cli import config_flags, config_help
 from fastdfkd_jax.cli.command import run_command
@@ -24,7 +23,7 @@ log = logging.getLogger("fastdfkd_jax.main")  # not __name__, which is __main__ 
 DEFAULT_CONFIG = "configs/quickstart.py"
 
 
-def _described(config: ConfigDict) -> list[str]:
+def _described(config: Any) -> list[str]:
     """Returns the help of the sections that a run of this config reads."""
     others = other_sections(config.method.name)
     kinds = {name: kind for name, kind in by_section(every_kind()).items() if name not in others}

@@ -13,7 +13,8 @@ from toy_network import SPEC, toy_network, toy_parts
 
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
-from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distillation import distill, kd_losses
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.models import Outputs
 from fastdfkd_jax.pool import on_device
@@ -100,7 +101,7 @@ def test_the_averaged_student_is_the_result_and_the_latest_learns_on():
     built, teacher_vars, start = network()
     optimizer = optax.sgd(0.5)
     steps = {
-        decay: jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(TEMPERATURE), ema_decay=decay))
+        decay: jax.jit(distill.make_step(built, built, optimizer, kd_loss(TEMPERATURE), ema_decay=decay))
         for decay in (0.0, 0.5)
     }
     states = {decay: distill.from_variables(start, optimizer, ema_decay=decay) for decay in steps}
@@ -144,7 +145,7 @@ def stepped(steps=2):
     """The first state, the one after some steps on one batch, and the last info; nothing is augmented."""
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.05, 0.9, 1e-4)
-    loss = distill.kd_loss(TEMPERATURE)
+    loss = kd_loss(TEMPERATURE)
     step = jax.jit(distill.make_step(built, built, optimizer, loss, views=augment.ViewOptions(0, False)))
     states, infos = [distill.from_variables(student_vars, optimizer)], []
     for index in range(steps):
@@ -188,7 +189,7 @@ def test_without_augmentation_the_loss_is_that_of_the_images_themselves():
 def test_views_are_drawn_by_the_key(view):
     built, teacher_vars, student_vars = network()
     optimizer = distill.sgd(lambda _: 0.0, 0.0, 0.0)
-    seen = jax.jit(distill.make_step(built, built, optimizer, distill.kd_loss(1.0), views=augment.ViewOptions(**view)))
+    seen = jax.jit(distill.make_step(built, built, optimizer, kd_loss(1.0), views=augment.ViewOptions(**view)))
     state = distill.from_variables(student_vars, optimizer)
     values = [float(seen(state, teacher_vars, images(), jax.random.key(key))[1]["loss"]) for key in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
@@ -218,11 +219,11 @@ def mixed_step(loss, labels, weights=None, **views):
 
 
 def test_the_teacher_answers_for_the_mixed_image():
-    info, mix, teacher, student = mixed_step(distill.kd_loss(TEMPERATURE), None, cutmix=1.0)
+    info, mix, teacher, student = mixed_step(kd_loss(TEMPERATURE), None, cutmix=1.0)
     assert mix.box.height * mix.box.width > 8, "a box that matters"
     expected = losses.distillation(teacher, student, TEMPERATURE).mean()
     np.testing.assert_allclose(info["loss"], expected, rtol=1e-4)
-    plain = mixed_step(distill.kd_loss(TEMPERATURE), None, cutmix=1e-9)[0]["loss"]
+    plain = mixed_step(kd_loss(TEMPERATURE), None, cutmix=1e-9)[0]["loss"]
     assert plain == stepped()[1][0]["loss"]
     assert abs(plain - info["loss"]) > 0.01 * plain
 
@@ -259,10 +260,10 @@ def test_a_run_mixes_as_its_config_says():
     ("changes", "expected"),
     [
         ({}, lambda t, s: losses.distillation(t, s, 4.0)),
-        ({"loss": "decoupled", "others_weight": 3.0}, lambda t, s: losses.decoupled_distillation(t, s, 4.0, 3.0)),
+        ({"loss": "decoupled", "others_weight": 3.0}, lambda t, s: kd_losses.decoupled(t, s, 4.0, 3.0)),
         (
             {"standardize": True},
-            lambda t, s: losses.distillation(losses.standardized(t), losses.standardized(s), 4.0),
+            lambda t, s: losses.distillation(kd_losses.standardized(t), kd_losses.standardized(s), 4.0),
         ),
     ],
     ids=["kl", "decoupled", "standardised"],

@@ -14,7 +14,7 @@ from toy_network import SPEC, toy_network
 
 from fastdfkd_jax import main
 from fastdfkd_jax.data import unlabelled
-from fastdfkd_jax.distillation.distill import kd_loss
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base, dfnd, real_data
 from fastdfkd_jax.models.forms import Forms

@@ -10,6 +10,7 @@ from toy_network import toy_network
 
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation import distill, soft_labels
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.label_files import Description, LabelFiles, check
 
@@ -211,7 +212,7 @@ def test_a_student_learns_the_same_from_the_disk(tmp_path):
     description = varied(pool_size=20, batch=6, steps=3)
     label = soft_labels.make_labeller(network, description.views, description.temperature, description.top_k)
     optimizer = distill.sgd(lambda _: 0.05, 0.9, 0.0)
-    loss = distill.kd_loss(description.temperature)
+    loss = kd_loss(description.temperature)
     step = distill.make_step_from_stored(network, optimizer, loss, description.temperature)
     images = jax.random.uniform(jax.random.key(0), (20, *network.spec.input_shape))
     teacher_vars, student_vars = (jax.jit(network.init)(jax.random.key(seed)) for seed in (1, 2))

@@ -11,6 +11,7 @@ from toy_network import SPEC, toy_network
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.distillation import distill, soft_labels
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 
 CLASSES = 12
 HALF = 2.0**-11  # relative rounding of float16
@@ -120,7 +121,7 @@ def test_a_step_from_stored_labels_is_the_step_with_the_teacher(label_weight):
     images = jax.random.uniform(jax.random.key(6), (6, *SPEC.input_shape))
     classes = jnp.arange(6)
     teacher_vars, student_vars = network.init(jax.random.key(0)), network.init(jax.random.key(1))
-    distilled, optimizer = distill.kd_loss(temperature), distill.sgd(lambda _: 0.05, 0.9, 1e-4)
+    distilled, optimizer = kd_loss(temperature), distill.sgd(lambda _: 0.05, 0.9, 1e-4)
 
     def loss(extra, student, teacher, labels):
         own = label_weight * losses.cross_entropies(student.logits, labels)
@@ -147,7 +148,7 @@ def test_a_step_from_stored_labels_is_the_step_with_the_teacher(label_weight):
 def test_a_step_from_stored_labels_does_not_run_the_teacher():
     """Nothing of the teacher is given to it, so it learns what it is told: here one class, with all that there is."""
     network, optimizer = toy_network(), distill.sgd(lambda _: 0.5, 0.0, 0.0)
-    step = jax.jit(distill.make_step_from_stored(network, optimizer, distill.kd_loss(1.0), 1.0))
+    step = jax.jit(distill.make_step_from_stored(network, optimizer, kd_loss(1.0), 1.0))
     images = jax.random.uniform(jax.random.key(6), (6, *SPEC.input_shape))
     told = soft_labels.encode(jnp.zeros((6, 10)).at[:, 3].set(30.0), 1.0, 1)
     state = distill.from_variables(network.init(jax.random.key(1)), optimizer)

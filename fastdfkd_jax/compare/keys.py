@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from fastdfkd_jax.cli import config_help
 
 
@@ -37,7 +35,7 @@ KEYS = {
 }
 
 
-def described(config: ConfigDict) -> list[str]:
+def described(config: Any) -> list[str]:
     """Returns the help of a compare config, line by line: its keys, runs and tables."""
     lines = [line for name in config.teachers for line in config_help.key_lines(
         f"teachers.{name}", config.teachers[name], "checkpoint of this teacher")]  # fmt: skip

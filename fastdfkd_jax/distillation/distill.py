@@ -133,27 +133,6 @@ def from_variables(
     return state._replace(extra=extra, extra_opt_state=objective.optimizer.init(extra))
 
 
-def kd_loss(temperature: float, kind: str = "kl", others_weight: float = 8.0, standardize: bool = False) -> Loss:
-    """Returns the loss of KD, of each image.
-
-    Args:
-      temperature: the temperature.
-      kind: one of `kd_options.LOSSES`: vanilla KD (Eq. 12) or `losses.decoupled_distillation`.
-      others_weight: weight of the other classes in the latter.
-      standardize: whether both networks' logits are standardised first (`losses.standardized`).
-    """
-
-    def loss(extra: Tree, student: Outputs, teacher: Outputs, labels: Array) -> Array:
-        pair = teacher.logits, student.logits
-        if standardize:
-            pair = losses.standardized(pair[0]), losses.standardized(pair[1])
-        if kind == "kl":
-            return losses.distillation(*pair, temperature)
-        return losses.decoupled_distillation(*pair, temperature, others_weight)
-
-    return loss
-
-
 def make_step(
     teacher: Network,
     student: Network,

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from fastdfkd_jax.augmentation.augment import ViewOptions
+from fastdfkd_jax.distillation.kd_losses import LOSSES
 from fastdfkd_jax.options import option
 
 OPTIMIZERS = ("sgd", "adam")
-LOSSES = ("kl", "decoupled")
 
 
 @dataclass(frozen=True)

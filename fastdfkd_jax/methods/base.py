@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastdfkd_jax import losses
-from fastdfkd_jax.distillation.distill import Objective, kd_loss
+from fastdfkd_jax.distillation.distill import Objective
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.errors import require
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, count_batch_norms
 from fastdfkd_jax.options import Options, option

@@ -17,6 +17,7 @@ from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.data import label_embeddings, probe
 from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
@@ -205,7 +206,7 @@ def objective_of(run: RunOptions, method: Method) -> distill.Objective:
 
 
 def _distilled(run: RunOptions) -> distill.Loss:
-    return distill.kd_loss(run.kd.temperature, run.kd.loss, run.kd.others_weight, run.kd.standardize)
+    return kd_loss(run.kd.temperature, run.kd.loss, run.kd.others_weight, run.kd.standardize)
 
 
 def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:

@@ -69,9 +69,7 @@ class Training:
         self.writes = hosts.is_writer()
         self.checkpoints = Checkpoints(workdir / "checkpoints", layout=parts.layout, identity=dict(identity or {}))
         self.evidence = Evidence(workdir, labels_folder(options, workdir), options.pool.initial)
-        self.feed = open_feed(
-            parts, options, self.programs, workdir, self.distill_key, lambda text: self.metrics.say(text)
-        )
+        self.feed = open_feed(parts, options, self.programs, workdir, self.distill_key, self._tell)
         self._restore()
         self.trace = Trace(workdir / "profile", self._call_to_trace() if options.profile and self.writes else None)
         self.resumed_at = (self.progress.call, self.progress.kd_steps)
@@ -79,8 +77,7 @@ class Training:
         programs.compiled_before = 0.0
         self.judge = health.Judge(self.progress, parts, METHODS[options.method.name].statistics)
         at = self.resumed_at[0], self.progress.metrics_offset
-        more = "the noise control" if options.noise_control and options.method.name != "noise" else ""
-        self.metrics = Metrics(workdir, self.last_call, *at, identity, more) if self.writes else Silent()
+        self.metrics = Metrics(workdir, self.last_call, *at, identity, options.afterwards) if self.writes else Silent()
 
     def _restore(self) -> None:
         restored, saved = self.checkpoints.restore(self._saved_state(), self.evidence.fault), None
@@ -248,9 +245,8 @@ class Training:
         if last or done.call % self.options.checkpoint_every == 0:
             self._save()
         phase = "" if self._trains() or self.options.mode == "synthesize" else "warm-up, "
-        score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %"
-        if score and not due:
-            score += f" at call {done.call // self.options.eval_every * self.options.eval_every}"
+        of_call = "" if due else f" at call {done.call - done.call % self.options.eval_every}"
+        score = "" if done.score_last is None else f", test {self.score.title} {done.score_last:.2f} %{of_call}"
         self.metrics.advance(done.call, f"{phase}{done.images} images{score}")
 
     def _record(self, part: str, info: Mapping[str, Any]) -> None:

@@ -93,6 +93,11 @@ class RunOptions(Options):
         self.require("warmup_calls", self.warmup_calls < self.calls, f"less than calls={self.calls}")
         self.require("synthesis_calls", self.synthesis_calls <= self.calls, f"at most calls={self.calls}")
 
+    @property
+    def afterwards(self) -> str:
+        """Names the work after the last call; '' for none."""
+        return "the noise control" if self.noise_control and self.method.name != "noise" else ""
+
 
 def every_kind() -> list[type[Options]]:
     """Returns every class that a run or a method reads; sections and classes may occur more than once."""

@@ -27,6 +27,7 @@ from fastdfkd_jax.convert.graph import graph_network
 from fastdfkd_jax.convert.graph.axis_order import Laid, arranged, logical, permuted, plain, reshaped
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Forms, NetworkSpec
 from fastdfkd_jax.training import build, one_run
@@ -870,7 +871,7 @@ def double(tree):
 def after_two_calls(parts, teacher_vars, state):
     """What two synthesis calls with a KD step after each leave, the second one adversarial."""
     synthesize = jax.jit(parts.method.synthesize)
-    step = jax.jit(distill.make_step(parts.teacher, parts.student, parts.optimizer, distill.kd_loss(20.0)))
+    step = jax.jit(distill.make_step(parts.teacher, parts.student, parts.optimizer, kd_loss(20.0)))
     method, student, kept = state["method"], state["student"], []
     for call in range(2):
         method, batch, info = synthesize(method, teacher_vars, student.variables, jax.random.key(call))

@@ -17,6 +17,7 @@ from fastdfkd_jax import convert, data
 from fastdfkd_jax.augmentation.augment import ViewOptions
 from fastdfkd_jax.convert.torch_twins.classifiers import twin
 from fastdfkd_jax.distillation import distill
+from fastdfkd_jax.distillation.kd_losses import kd_loss
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.training import build
 
@@ -78,7 +79,7 @@ def kd_steps(parts, teacher_vars, student_vars):
     """The images of three KD steps, the loss of each, and the student after them."""
     step = jax.jit(
         distill.make_step(
-            parts.teacher, parts.student, parts.optimizer, distill.kd_loss(TEMPERATURE), views=ViewOptions(0, False)
+            parts.teacher, parts.student, parts.optimizer, kd_loss(TEMPERATURE), views=ViewOptions(0, False)
         )
     )
     state, losses = distill.from_variables(student_vars, parts.optimizer), []
