@@ -43,14 +43,17 @@ def test_agreement_is_said_with_the_controls_gap(tmp_path):
     measured = {"agreement_held_out": 96.875, "held_out_images": 64, "agreement_noise": 73.4375}
     lines = summary_text.text(SUMMARY | measured, tmp_path).splitlines()
     assert lines[3] == "agreement  96.9 % on 64 held-out synthetic images, 73.4 % on noise"
-    assert lines[4].startswith("images ")
+    assert lines[4].strip() == "is that good? noise_control=true also trains the student on noise, for comparison"
+    assert lines[5].startswith("images ")
     measured |= {"agreement_probe": 88.0, "probe_images": 1200, "probe": "mine", "noise_agreement_held_out": 25.0}
     lines = summary_text.text(SUMMARY | measured | {"noise_agreement_probe": 90.0}, tmp_path).splitlines()
     assert lines[3].endswith(", 73.4 % on noise, 88.0 % on 1,200 pictures of mine")
     assert lines[4:6] == [
         "           the control: 25.0 % on the held-out images, 71.9 points below the student",
-        "           the control: 90.0 % on the pictures, 2.0 points above the student",
+        "           the control: 90.0 % on the pictures, 2.0 points above the student, "
+        "within twice the standard error of 1,200 images",
     ]
+    assert lines[6].startswith("images "), "the control is there already"
 
 
 def test_a_student_that_was_not_evaluated_has_no_score(tmp_path):

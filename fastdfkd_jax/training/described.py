@@ -22,7 +22,10 @@ class Metric(NamedTuple):
     remedy: str = ""
 
 
-_CLASSES = "Raise inversion.class_weight, lower inversion.feature_weight, or take more steps."
+_CLASSES = (
+    "Raise inversion.class_weight, lower inversion.feature_weight (the quickstart has 4 and 1; write KEY=VALUE after "
+    "the command, with a new --workdir), or take more steps."
+)
 
 # Names in metrics.jsonl; an entry that ends in NAME describes all names with its beginning.
 METRICS = {

@@ -23,6 +23,7 @@ from fastdfkd_jax.training.feeding import open_feed
 from fastdfkd_jax.training.programs import Programs
 from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import count_kd_steps, count_synthesis_calls
+from fastdfkd_jax.training.summary_text import duration
 
 # Each program is timed this many times, or until this much time has passed.
 _REPEATS, _ENOUGH_SECONDS = 3, 30
@@ -57,7 +58,7 @@ class Cost:
         held = float("nan") if self.held_bytes is None else self.held_bytes / 1e6
         return (
             f"{self.name}: {self.run_seconds:.2f} s measured, {held:.0f} MB held on each device, "
-            f"compiled in {self.compile_seconds:.0f} s; {self.total_seconds / 3600:.2f} hours for all"
+            f"compiled in {self.compile_seconds:.0f} s; {duration(self.total_seconds)} for all"
         )
 
 
@@ -89,8 +90,9 @@ def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) ->
         view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, run.kd.views, run.kd.batch)
         lines.append(f"disk: {chosen.steps * run.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each")
     costs = measure(run, parts, programs)
-    hours = sum(cost.total_seconds for cost in costs) / 3600
-    return "\n".join([*lines, *map(str, costs), f"about {hours:.2f} hours in all on this machine, without evaluation"])
+    whole = duration(sum(cost.total_seconds for cost in costs))
+    last = f"about {whole} in all on this machine, without compilation and evaluation"
+    return "\n".join([*lines, *map(str, costs), last])
 
 
 def _network(role: str, network: models.Network, variables) -> str:

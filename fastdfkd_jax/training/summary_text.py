@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,12 +81,23 @@ def _agreement(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not sets:
         return []
     found = [("agreement", ", ".join(f"{summary[f'agreement_{name}']:.1f} % on {sets[name]}" for name in sets))]
+    controls = False
     for name, title in (("held_out", "the held-out images"), ("probe", "the pictures")):
         if name in sets and (control := summary.get(f"noise_agreement_{name}")) is not None:
-            gap = summary[f"agreement_{name}"] - control
-            place = "below" if gap >= 0 else "above"
-            found.append(("", f"the control: {control:.1f} % on {title}, {abs(gap):.1f} points {place} the student"))
+            found.append(("", f"the control: {control:.1f} % on {title}, {_gap(summary, name, control)}"))
+            controls = True
+    if not controls:
+        found.append(("", "is that good? noise_control=true also trains the student on noise, for comparison"))
     return found
+
+
+def _gap(summary: Mapping[str, Any], name: str, control: float) -> str:
+    """Says how far a control's agreement is from the student's, and whether so few images can tell the two apart."""
+    student, count = summary[f"agreement_{name}"], summary.get(f"{name}_images", 0)
+    gap = student - control
+    said = f"{abs(gap):.1f} points {'below' if gap >= 0 else 'above'} the student"
+    error = math.sqrt(sum(share * (100 - share) for share in (student, control)) / max(count, 1))
+    return said if abs(gap) > 2 * error else f"{said}, within twice the standard error of {count:,} images"
 
 
 def _time(summary: Mapping[str, Any]) -> str:
