@@ -23,8 +23,8 @@ class Metric(NamedTuple):
 
 
 _CLASSES = (
-    "Raise inversion.class_weight, lower inversion.feature_weight, or take more steps: KEY=VALUE after the command, with "
-    "a new --workdir."
+    "Raise inversion.class_weight, lower inversion.feature_weight, or take more steps: KEY=VALUE after the command, "
+    "with a new --workdir."
 )
 
 # Names in metrics.jsonl; an entry that ends in NAME describes all names with its beginning.
@@ -117,7 +117,8 @@ SUMMARY = {
     "noise_student_SCORE_last": "score of the noise control: the same student trained on Gaussian noise, percent",
     "agreement_held_out": "share of held-out synthetic images, or of their pixels, on which student and teacher "
     "predict the same class, percent. The images are one more batch of the method, which the student never saw "
-    "(held_out/). Another run has other images: compare only with the noise control. *Normal:* within a few points of the last kd/agreement; on real images it is usually lower. "
+    "(held_out/). Another run has other images: compare only with the noise control. *Normal:* within a few points of "
+    "the last kd/agreement; on real images it is usually lower. "
     f"*If not:* {AGREEMENT_REMEDY}",
     "agreement_noise": "the same on Gaussian noise images. *Normal:* above chance, and lower than on held-out images. "
     "*If not:* the held-out images are harder for the student than noise: train longer.",
