@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from fastdfkd_jax.cli import config_flags
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import JSON, PROGRAM, OneLineParser, expanded, numbers, require_unit_scale
-from fastdfkd_jax.convert import record
+from fastdfkd_jax.convert import graph, record
 from fastdfkd_jax.convert.verify import verify
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError, listed
@@ -110,6 +110,7 @@ def distill(
     parallel.split_cpu(0)
     folder, images = expanded(workdir), Images(image_size, channels, mean, std)
     words = _networks(folder / "networks", teacher, student, weights, images)
+    words += _shifts(images.size, folder / "networks" / "teacher")
     if data:
         words.append(f"data.source={data}")
     if probe:
@@ -126,6 +127,15 @@ def distill(
     summary = one_run.complete(config, folder, built)
     weights_file = folder / "student.pth"
     return Distilled(weights_file if weights_file.exists() else folder / "student.safetensors", summary)
+
+
+def _shifts(size: int | None, teacher: Path) -> list[str]:
+    """Returns config values that make random shifts the same part of the images as the recipe's 4 of 32 pixels.
+
+    Without a size, that of a recorded teacher counts.
+    """
+    side = size or (graph.read(teacher).description["image_size"] if teacher.is_dir() else 32)
+    return [f"{section}.crop_padding={max(1, round(side / 8))}" for section in ("inversion", "kd") if side != 32]
 
 
 def _is_factory(given: Given) -> bool:

@@ -1,6 +1,7 @@
 """`fastdfkd distill`: from modules of one's own to a student that loads into one's own module."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +74,16 @@ def test_the_student_loads_into_its_own_module_and_gives_the_same_logits(finishe
     with torch.no_grad():
         theirs = module(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(network.apply(variables, jnp.asarray(x)).logits, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_shifts_are_in_proportion_to_the_images_unless_they_are_given(finished, nets, tmp_path):
+    config = json.loads((finished / "config.json").read_text())["config"]
+    assert config["inversion"]["crop_padding"] == config["kd"]["crop_padding"] == 1  # of 8 pixels
+    assert own_networks._shifts(None, finished / "networks" / "teacher") == own_networks._shifts(8, Path("none"))
+    assert own_networks._shifts(32, Path("none")) == own_networks._shifts(None, Path("none")) == []
+    own_networks.main(["fastdfkd distill", str(finished / "networks" / "teacher"), "--student", "wrn10_1",
+                       "--protocol", "smoke", "--workdir", str(tmp_path), "kd.crop_padding=2", *SHORT])  # fmt: skip
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["kd"]["crop_padding"] == 2
 
 
 def test_the_same_command_continues_and_says_how_to_load(nets, finished, capsys):
