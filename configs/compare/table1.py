@@ -58,7 +58,7 @@ CPU_PAPER = "paper, CIFAR-10, WRN-40-2 → WRN-16-1"
 # Rows of the table in README.md: the methods that were run, best first, between KD on original data and noise.
 BRIEF = (
     "KD, original data", "Fast-10", "CMI, 10 steps", "Fast-5", "Generative DFD",
-    "DeepInversion, 10 steps", "DFQ", "noise control",
+    "DFQ", "DeepInversion, 10 steps", "noise control",
 )  # fmt: skip
 
 

@@ -122,8 +122,8 @@ def _finish(
     config: ConfigDict, workdir: Path, comparison: Comparison, failures: dict[str, list[str]], shown: bool = True
 ) -> None:
     written = outputs.write(workdir, comparison, comparison.tables, failures)
-    for text in written.values() if shown else ():
-        print(text)
+    for name, text in written.items() if shown else ():
+        print(f"{name}:\n\n{text}")
     if config.record:
         cores = jobs.shares(config.jobs)
         place = expanded(config.record)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 _END = "<!-- /results -->"
 
@@ -61,8 +64,11 @@ def insert_all(document: Path, blocks: Mapping[str, str]) -> None:
     if not marked:
         expected = " or ".join(start_mark(name) for name in blocks)
         raise UserError(f"{document} has no place for the tables: expected the line {expected}, and {_END} after it")
+    before = text
     for name in marked:
         text = insert(text, blocks[name], name)
+    names = ", ".join(filter(None, marked)) or "the table"
+    log.info("%s: %s", document, f"has {names} already" if text == before else f"wrote {names}")
     write_atomically(document, lambda file: file.write(text.encode()))
 
 
