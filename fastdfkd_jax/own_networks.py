@@ -134,7 +134,7 @@ def _shifts(size: int | None, teacher: Path) -> list[str]:
 
     Without a size, that of a recorded teacher counts.
     """
-    side = size or (graph.read(teacher).description["image_size"] if teacher.is_dir() else 32)
+    side = size or (graph.read_description(teacher)["image_size"] if teacher.is_dir() else 32)
     return [f"{section}.crop_padding={max(1, round(side / 8))}" for section in ("inversion", "kd") if side != 32]
 
 
@@ -244,12 +244,8 @@ def _parser() -> OneLineParser:
     parser.add_argument("--student", required=True, help="FILE.py:FACTORY, a network's name, or a graph's folder")
     parser.add_argument("--image-size", type=int, help="side in pixels (default: read from the module, else 32)")
     parser.add_argument("--channels", type=int, help="channels of the images (default: those of the first convolution)")
-    parser.add_argument(
-        "--mean",
-        type=numbers,
-        help="mean per channel of images in [0, 1], for example 0.49,0.48,0.45",
-    )
-    parser.add_argument("--std", type=numbers, help="standard deviation of each channel of images in [0, 1]")
+    parser.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: 0.4914,0.4822,0.4465")
+    parser.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,

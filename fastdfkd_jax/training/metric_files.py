@@ -124,9 +124,8 @@ class Metrics:
         """Shows the call that has just ended, the newest signals, and the time left."""
         left = self._pace.left(call)
         said = [status, *(text.format(self._newest[name]) for name, text in _SHOWN.items() if name in self._newest)]
-        line = ", ".join(said) + (f"; {duration(left)} left" if left >= 1 else "")
-        if left >= 1 and self._afterwards:
-            line += f", then {self._afterwards}"
+        then = f", then {self._afterwards}" if self._afterwards else ""
+        line = ", ".join(said) + (f"; {duration(left)} left{then}" if left >= 1 else "")
         self._status = line
         if self._bar is None:
             log.info("call %d: %s", call, line)

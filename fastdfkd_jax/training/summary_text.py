@@ -81,12 +81,10 @@ def _agreement(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not sets:
         return []
     found = [("agreement", ", ".join(f"{summary[f'agreement_{name}']:.1f} % on {sets[name]}" for name in sets))]
-    controls = False
     for name, title in (("held_out", "the held-out images"), ("probe", "the pictures")):
         if name in sets and (control := summary.get(f"noise_agreement_{name}")) is not None:
             found.append(("", f"the control: {control:.1f} % on {title}, {_gap(summary, name, control)}"))
-            controls = True
-    if not controls:
+    if len(found) == 1:  # without a control
         found.append(("", "is that good? noise_control=true also trains the student on noise, for comparison"))
     return found
 

@@ -57,10 +57,10 @@ def read(folder: str | os.PathLike[str]) -> Recorded:
       UserError: a file is missing, damaged or of another format; an operation is unknown (all such are listed); or the
         weights do not fit.
     """
-    from fastdfkd_jax.convert.record import GRAPH, WEIGHTS  # not above: `python -m` runs that file as a program
+    from fastdfkd_jax.convert.record import WEIGHTS  # not above: `python -m` runs that file as a program
 
     folder = expanded(folder)
-    description = _read_description(folder / GRAPH)
+    description = read_description(folder)
     weights, _ = read_state_dict(folder / WEIGHTS)
     recorded = Recorded(folder, description, weights)
     check(recorded)
@@ -144,9 +144,11 @@ def build(
     return network(graph, spec, partial(init, recorded=values), forms)._replace(others=OtherEntries(fixed, ties))
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    from fastdfkd_jax.convert.record import FORMAT
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads and checks the description of a recorded graph alone; raises UserError as `read` does."""
+    from fastdfkd_jax.convert.record import FORMAT, GRAPH
 
+    path = folder / GRAPH
     try:
         description = read_json(path, "graph")
     except FileNotFoundError as error:
