@@ -42,6 +42,7 @@ data=$(realpath -m "${DATA:-nowhere}")
 kept=${KEPT:+$(realpath -m "$KEPT")}
 work=$(realpath -m "${WORK:-${TMPDIR:-/tmp}/fastdfkd_runs}")
 python=${PYTHON:-python3} reserve=${RESERVE:-45} least=${LEAST:-60}
+[ "$least" -gt 0 ] || least=1 # with 0 seconds, timeout(1) sets no limit at all
 names=() failed=no child='' stopped='' train=yes
 part_bytes=${PART_BYTES:-15728640} most_bytes=${MOST_BYTES:-62914560}
 cd "$(dirname "$0")/.." || exit 2
@@ -53,7 +54,7 @@ minutes=$(seconds_of "${MINUTES:-8}") && more=$(seconds_of "${MORE:-0}") && need
 end=$((SECONDS + minutes))
 if [ -n "$rehearsal" ]; then
   export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES=''
-  end=$((SECONDS + 86400)) reserve=0 least=0
+  end=$((SECONDS + 86400)) reserve=0 least=1
 else
   [ -d "$data/cifar10" ] || die "no cifar10 in DATA=$data"
   files=("$data"/cifar10/*/cifar10-train.*-of-*) # each name ends with how many there are
@@ -199,12 +200,12 @@ run() {
     set -- "$@" --config.teacher.checkpoint="$runs/$teacher/teacher.safetensors"
   fi
   [ -z "$(checkpoint_of "$folder")" ] || spent=$(cat "$folder/seconds" 2>/dev/null || echo 0)
-  left=$((end - reserve - SECONDS)) wanted=$least
+  left=$((end - reserve - SECONDS)) wanted=0
   if [ "$stays" = whole ]; then
     wanted=$(cat "$work/expected/$kind" 2>/dev/null || echo "$needs")
     wanted=$((wanted - spent - more))
-    [ "$wanted" -gt "$least" ] || wanted=$least
   fi
+  [ "$wanted" -gt "$least" ] || wanted=$least
   if [ "$left" -lt "$wanted" ]; then
     say "$name: not begun, as it needs some $wanted seconds and $((left > 0 ? left : 0)) are left"
     return

@@ -126,7 +126,7 @@ def test_measuring_changes_no_number_of_the_run(runs):
     for name in sorted(path.name for path in (place / "without" / "pool").iterdir()):
         np.testing.assert_array_equal(*(read_shard(place / run / "pool" / name).images for run in ("with", "without")))
     assert "agreement_held_out" not in plain
-    assert plain["agreement_noise"] == summary["agreement_noise"]
+    assert plain["agreement_noise_images"] == summary["agreement_noise_images"]
     assert not (place / "without" / "held_out").exists()
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_stops_while_it_measures_ends_with_the_same_figures(runs, tmp
             shared.run(config, tmp_path)
     again = shared.run(config, tmp_path)
     assert again["agreement_held_out"] == summary["agreement_held_out"]
-    assert again["agreement_noise"] == summary["agreement_noise"]
+    assert again["agreement_noise_images"] == summary["agreement_noise_images"]
 
 
 def test_a_finished_run_measures_only_new_pictures(tmp_path, pictures, monkeypatch):
@@ -188,10 +188,10 @@ def test_a_finished_run_measures_only_new_pictures(tmp_path, pictures, monkeypat
 @pytest.mark.parametrize(
     ("changes", "measured"),
     [
-        ({"method__name": "noise"}, {"agreement_noise"}),
+        ({"method__name": "noise"}, {"agreement_noise_images"}),
         ({"mode": "synthesize"}, set()),
-        ({"method__name": "dafl", "dafl__student_steps": 2}, {"agreement_noise"}),  # not in [0, 1]
-        ({"method__name": "kd", "transfer__source": "digits", "transfer__limit": 16}, {"agreement_noise"}),
+        ({"method__name": "dafl", "dafl__student_steps": 2}, {"agreement_noise_images"}),  # not in [0, 1]
+        ({"method__name": "kd", "transfer__source": "digits", "transfer__limit": 16}, {"agreement_noise_images"}),
     ],
 )
 def test_runs_without_images_of_their_own_leave_them_out(changes, measured, tmp_path):

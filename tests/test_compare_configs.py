@@ -9,7 +9,7 @@ from runs import options_of  # makes configs importable too
 from fastdfkd_jax.compare import comparison, results, synthesis, tables
 from fastdfkd_jax.configs import cifar, cifar10, dafl, dfq, zskt
 from fastdfkd_jax.configs.compare import all as all_tables
-from fastdfkd_jax.configs.compare import cifar_runs, parts, spread, table1, table2, table3, table4, table5
+from fastdfkd_jax.configs.compare import cifar_runs, parts, screening, spread, table1, table2, table3, table4, table5
 from fastdfkd_jax.configs.compare import synthesis as longer_synthesis
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.training.build import METHODS
@@ -17,7 +17,7 @@ from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.schedule import count_kd_steps
 
 CONFIGS = [(module, variant) for module in (table1, table2, table3, table4, table5) for variant in (None, "cpu")]
-CONFIGS += [(all_tables, None), (longer_synthesis, None), (spread, None)]
+CONFIGS += [(all_tables, None), (longer_synthesis, None), (spread, None), (screening, None)]
 AT = "cifar10-resnet20-wrn16_1-short-"
 
 
@@ -47,7 +47,7 @@ def test_every_config_builds_and_all_its_runs_are_valid(module, variant):
 
 
 @pytest.mark.parametrize(
-    "module", [table1, table2, table3, table4, table5, all_tables, longer_synthesis, spread], ids=ids
+    "module", [table1, table2, table3, table4, table5, all_tables, longer_synthesis, spread, screening], ids=ids
 )
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(UserError, match=r"unknown variant 'gpu': (expected|this config has none, leave it out$)"):

@@ -253,9 +253,13 @@ while :; do sleep 0.05; done
     assert re.fullmatch(rf"{TEACHER}: stopped after \d seconds: stopped", visits.log()[0])
     assert f"runs/{TEACHER}/checkpoints/1/state" in visits.back()
     # The end of its minutes stops a run as well.
-    done, _ = visits.visit(MINUTES="0.05", RESERVE=2, LEAST=0)
+    done, _ = visits.visit(MINUTES="0.07", RESERVE=2, LEAST=0)
     assert done.returncode == 0
     assert re.fullmatch(rf"{TEACHER}: stopped after \d seconds: stopped", visits.log()[0])
+    # A run that would have no second is not begun: a limit of 0 seconds would be none.
+    done, _ = visits.visit(MINUTES="0.034", RESERVE=2, LEAST=0)
+    assert done.returncode == 0
+    assert visits.log()[0] == f"{TEACHER}: not begun, as it needs some 1 seconds and 0 are left"
 
 
 def stopped_after(visits: Visits, reached, *arguments, **settings) -> None:

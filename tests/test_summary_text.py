@@ -40,7 +40,7 @@ def test_a_summary_has_what_a_person_looks_for(tmp_path):
 
 
 def test_agreement_is_said_with_the_controls_gap(tmp_path):
-    measured = {"agreement_held_out": 96.875, "held_out_images": 64, "agreement_noise": 73.4375}
+    measured = {"agreement_held_out": 96.875, "held_out_images": 64, "agreement_noise_images": 73.4375}
     lines = summary_text.text(SUMMARY | measured, tmp_path).splitlines()
     assert lines[3] == "agreement  96.9 % on 64 held-out synthetic images, 73.4 % on noise"
     assert lines[4].strip() == "is that good? noise_control=true also trains the student on noise, for comparison"

@@ -111,11 +111,14 @@ def _measure(workdir: Path, unknown: dict[str, Run], known: dict[str, Any], core
         elif outcome.reason:
             log.warning("%s could not be measured: %s", task.name, outcome.reason)
 
+    def progress(task: Task, line: str) -> None:
+        log.info("%s: %s", task.name, line)
+
     tasks = [
         Task(run.name, "measure", run.config.to_dict(), workdir, workdir / "logs" / f"{run.name}.plan.log")
         for run in unknown.values()
     ]
-    jobs.run_all(tasks, cores, stop, start, end)
+    jobs.run_all(tasks, cores, stop, start, end, progress)
 
 
 def _digest(run: Run, cores: int) -> str:

@@ -120,8 +120,8 @@ SUMMARY = {
     "(held_out/). Another run has other images: compare only with the noise control. *Normal:* within a few points of "
     "the last kd/agreement; on real images it is usually lower. "
     f"*If not:* {AGREEMENT_REMEDY}",
-    "agreement_noise": "the same on Gaussian noise images. *Normal:* above chance, and lower than on held-out images. "
-    "*If not:* the held-out images are harder for the student than noise: train longer.",
+    "agreement_noise_images": "the same on Gaussian noise images. *Normal:* above chance, and lower than on held-out "
+    "images. *If not:* the held-out images are harder for the student than noise: train longer.",
     "agreement_probe": "the same on the pictures of data.probe; without labels, the closest estimate of use. "
     "*Normal:* between the other two if the pictures resemble the teacher's data. *If not:* check their size, colours "
     f"and crop (data.crop). {AGREEMENT_REMEDY}",
@@ -133,6 +133,7 @@ SUMMARY = {
     "held_out_images": "number of held-out images",
     "probe_images": "number of pictures of data.probe",
     "probe": "last name of the folder data.probe",
+    "warnings": "what was warned of during synthesis, each once, with advice; empty if nothing was",
     "images": "synthesised images",
     "synthesis_seconds": "seconds of synthesis",
     "distill_seconds": "seconds of the student's training",

@@ -93,7 +93,7 @@ class Judge:
         done = self._progress
         line = "" if done.collapsed else collapse(done.call, values, self._advice, self._statistics)
         done.collapsed |= bool(line)
-        return line
+        return self._noted(line)
 
     def off_target(self, info: Mapping[str, Any]) -> str:
         """Returns a warning if few images of the last calls show the requested class; '' if none is due."""
@@ -104,4 +104,10 @@ class Judge:
         line = off_target(done.call, done.on_target, self._classes, self._advice)
         if line:
             done.on_target = None
+        return self._noted(line)
+
+    def _noted(self, line: str) -> str:
+        """Keeps a warning for the summary: it passed by long before the run ends."""
+        if line:
+            self._progress.warnings.append(line.removeprefix("warning: "))
         return line

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FOLDER = "held_out"
 _KEY = 0x4E10  # folded into the key of synthesis, whose calls fold in their numbers one level below
 _NOISE = 256  # images
-_KEPT = ("agreement_held_out", "agreement_noise", "held_out_images")
+_KEPT = ("agreement_held_out", "agreement_noise_images", "held_out_images")
 _TIMES = ("evaluate_seconds", "compile_seconds")
 
 
@@ -42,7 +42,7 @@ def measure(training: Training) -> dict[str, Any]:
     start, before = time.perf_counter(), done.compile_seconds
     sets: dict[str, np.ndarray] = dict(training.parts.probes)
     if not found:
-        sets["noise"] = noise(training.parts.teacher.spec)
+        sets["noise_images"] = noise(training.parts.teacher.spec)
         if "held_out" not in sets and (images := _synthesise(training)) is not None:
             sets["held_out"] = images
     student = training.state["student"].result

@@ -29,6 +29,7 @@ class Progress:
       kd_sums: sum of each scalar over the call's KD steps so far.
       on_target: shares of the last calls that are judged together; None once a warning was given.
       collapsed: whether a warning of a collapse was given.
+      warnings: the warnings of synthesis so far, each one sentence.
     """
 
     call: int = 0
@@ -48,6 +49,7 @@ class Progress:
     kd_sums: dict[str, float] = dataclasses.field(default_factory=dict)
     on_target: list[float] | None = dataclasses.field(default_factory=list)
     collapsed: bool = False
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def total_seconds(self) -> float:
@@ -67,6 +69,7 @@ def summary(progress: Progress, parts: Parts, score: Score, method: str, seed: i
         f"teacher_{score.name}": progress.teacher_score,
         f"student_{score.name}_last": progress.score_last,
         f"student_{score.name}_best_on_test": progress.score_best,
+        "warnings": progress.warnings,
         "images": progress.images,
         "synthesis_seconds": progress.synthesis_seconds,
         "distill_seconds": progress.distill_seconds,

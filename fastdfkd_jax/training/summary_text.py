@@ -38,7 +38,7 @@ def printed(summary: Mapping[str, Any], folder: Path, as_json: bool) -> str:
 
 
 def text(summary: Mapping[str, Any], folder: Path) -> str:
-    """Returns one line each for scores, agreement, images, time by phase, memory and files.
+    """Returns one line each for scores, agreement, warnings, images, time by phase, memory and files.
 
     Args:
       summary: summary of a run that has ended, including its noise control's if it has one.
@@ -47,6 +47,7 @@ def text(summary: Mapping[str, Any], folder: Path) -> str:
     lines = [
         *_scores(summary),
         *_agreement(summary),
+        *(("warning", line) for line in summary.get("warnings", ())),
         ("images", f"{summary['images']:,} synthesised"),
         ("time", _time(summary)),
     ]
@@ -74,7 +75,7 @@ def _agreement(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns how often student and teacher agree on images that the student never saw, and the noise control's."""
     sets = {
         "held_out": f"{summary.get('held_out_images', 0):,} held-out synthetic images",
-        "noise": "noise",
+        "noise_images": "noise",
         "probe": f"{summary.get('probe_images', 0):,} pictures of {summary.get('probe', '')}",
     }
     sets = {name: title for name, title in sets.items() if summary.get(f"agreement_{name}") is not None}
