@@ -356,8 +356,10 @@ def test_a_plan_needs_neither_teachers_nor_data(tmp_path, monkeypatch, capsys, c
     reasons = [record.message for record in caplog.records if record.message.startswith("not measured: ")]
     assert [reason[14:32] for reason in reasons] == ["config.teachers.re", "config.other_data "], "each once"
     wanted.dry_run = False
+    monkeypatch.setattr(compare.config_flags, "parse", lambda *_: (wanted, tmp_path / "refused"))
     with pytest.raises(UserError, match=r"config.teachers.resnet20 is not set"):
         command()
+    assert not (tmp_path / "refused").exists()
 
 
 # The config.

@@ -49,7 +49,7 @@ def test_work_and_cost_are_counted():
     # Three calls of eight images; the first only warms up, so that two of them have four KD steps.
     assert lines[2] == "fastdfkd (teacher only): 3 synthesis calls, 24 images"
     assert lines[3] == "8 KD steps of 8 images"
-    assert lines[4] == "disk: 0 MB of pool, beside checkpoints"
+    assert lines[4] == "disk: less than 1 MB of synthesised images, plus checkpoints"
     assert lines[5].startswith("synthesis call: ")
     assert lines[6].startswith("2 KD steps: ")
     for line in lines[5:7]:
@@ -63,7 +63,7 @@ def test_work_and_cost_are_counted():
 def test_disk_is_that_of_all_images():
     lines, _ = tiny_plan(calls=100_000, mode="synthesize")
     # 100 000 calls of 8 images of 64 bytes.
-    assert lines[4] == "disk: 51 MB of pool, beside checkpoints"
+    assert lines[4] == "disk: 51 MB of synthesised images, plus checkpoints"
 
 
 def test_what_does_not_run_is_not_measured():

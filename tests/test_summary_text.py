@@ -56,6 +56,11 @@ def test_agreement_is_said_with_the_controls_gap(tmp_path):
     assert lines[6].startswith("images "), "the control is there already"
 
 
+def test_warnings_of_the_run_are_repeated(tmp_path):
+    lines = summary_text.text(SUMMARY | {"warnings": ["at call 10, few are on target: raise a"]}, tmp_path).splitlines()
+    assert lines[3] == "warning  at call 10, few are on target: raise a"
+
+
 def test_a_student_that_was_not_evaluated_has_no_score(tmp_path):
     blind = SUMMARY | {"teacher_accuracy": None, "student_accuracy_last": None}
     lines = summary_text.text(blind, tmp_path).splitlines()

@@ -672,6 +672,7 @@ def test_a_collapse_is_said_once_and_with_advice():
     progress = Progress()
     judge = judge_of(progress)
     assert [bool(judge.collapse(values)) for values in (one_class, one_class, one_image)] == [True, False, False]
+    assert [line.split(":")[0] for line in progress.warnings] == ["synthesis may have collapsed at call 0"]
     saved = json.loads(json.dumps(dataclasses.asdict(progress)))
     assert judge_of(Progress(**saved)).collapse(one_image) == "", "a resumed run does not repeat it"
 
@@ -706,7 +707,7 @@ def test_classes_that_are_not_asked_for_are_not_judged():
 
 def test_a_resumed_run_does_not_repeat_what_was_said_of_classes():
     progress = Progress()
-    assert len(judge([0.1] * 12, progress=progress)) == 1
+    assert len(judge([0.1] * 12, progress=progress)) == len(progress.warnings) == 1
     saved = json.loads(json.dumps(dataclasses.asdict(progress)))
     assert judge([0.1] * 12, progress=Progress(**saved), start=13) == []
     half = Progress()

@@ -19,6 +19,7 @@ from fastdfkd_jax.configs.compare import cifar_runs as runs
 from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 
+AT = runs.CPU
 K = 10
 CALLS, STEPS = 20, 1100  # a third of 60 and 3,300
 BASE = {
@@ -60,34 +61,33 @@ def design(half=""):
 
 
 def name_of(half, number):
-    """Returns the end of the name of a half's run with this number, from 0."""
-    return f"screening-{half}{'-' if half else ''}{number:02d}"
+    """Returns the name of a half's run with this number, from 0."""
+    return f"{AT.variant()}-screening-{half}{'-' if half else ''}{number:02d}"
 
 
 def get_config(variant=None):
     """Returns the comparison with one table, for CPUs."""
     if variant is not None:
         raise UserError(f"unknown variant {variant!r}: this config has none, leave it out")
-    at = runs.CPU
     made, rows = [], []
     for half, seed in SEEDS.items():
         for number, row in enumerate(design(half)):
-            made.append(_run(at, name_of(half, number), row, seed))
+            made.append(_run(name_of(half, number), row, seed))
             changed = ", ".join(name for name, is_made in zip(CHANGES, row, strict=True) if is_made)
-            rows.append(parts.row(at.section, changed or "Fast-10, a third", made[-1][0], is_reference=not changed))
-    control = noise.get_config(at.variant())
+            rows.append(parts.row(AT.section, changed or "Fast-10, a third", made[-1][0], is_reference=not changed))
+    control = noise.get_config(AT.variant())
     _set(control, (False,) * 11)
-    made.append(at.run("screening-noise", control))
-    rows.append(parts.row(at.section, "noise control", made[-1][0], is_control=True))
+    made.append(AT.run("screening-noise", control))
+    rows.append(parts.row(AT.section, "noise control", made[-1][0], is_control=True))
     caption = "Changes of Fast-10's recipe, scored on 5,000 images of the training split."
     tables = [parts.table("screening-cpu", rows, caption=caption, brief=True)]
-    return parts.comparison(runs=made, tables=tables, teachers=[at.teacher])
+    return parts.comparison(runs=made, tables=tables, teachers=[AT.teacher])
 
 
-def _run(at, name, row, seed):
-    config = cifar.make(at.dataset, at.variant(f"fast{K}"))
+def _run(name, row, seed):
+    config = cifar.make(AT.dataset, AT.variant(f"fast{K}"))
     _set(config, row)
-    return at.run(name, config, seeds=(seed,))
+    return parts.run(name, config, seeds=(seed,), teacher=AT.teacher)
 
 
 def _set(config, row):

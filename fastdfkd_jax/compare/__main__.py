@@ -40,6 +40,10 @@ def command(argv: Sequence[str]) -> int:
         _finish(config, workdir, comparison, {})
         return 0
     cores = jobs.shares(config.jobs)
+    chosen = [comparison.runs[name] for name in comparison.chosen]
+    left = [run for run in chosen if any(run_folders.state(workdir, run, s) != run_folders.FINISHED for s in run.seeds)]
+    if not config.dry_run:  # a plan needs neither teachers nor data
+        require_given(chosen if config.time_all else left)  # before anything is written
     lock = lock_folder(workdir)
     try:
         with signals.deferred() as stop:
@@ -49,12 +53,8 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: list[Cores], stop: Stop) -> int:
-    chosen = [comparison.runs[name] for name in comparison.chosen]
-    left = [run for run in chosen if any(run_folders.state(workdir, run, s) != run_folders.FINISHED for s in run.seeds)]
-    if not config.dry_run:  # a plan needs neither teachers nor data
-        require_given(chosen if config.time_all else left)
-    for run in chosen:
-        run_folders.require_same_teacher(workdir, run)
+    for name in comparison.chosen:
+        run_folders.require_same_teacher(workdir, comparison.runs[name])
     if config.time_all:
         estimates.time_all(workdir, comparison, cores, stop)
         return 0

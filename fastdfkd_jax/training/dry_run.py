@@ -83,8 +83,9 @@ def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) ->
         f"{count_kd_steps(run)} KD steps of {run.kd.batch} images",
     ]
     if synthesis_calls and method.lifetime == base.POOL:
-        pool_bytes = images * math.prod(parts.teacher.spec.input_shape)
-        lines.append(f"disk: {pool_bytes / 1e6:.0f} MB of pool, beside checkpoints")
+        megabytes = images * math.prod(parts.teacher.spec.input_shape) / 1e6
+        said = f"{megabytes:.0f} MB" if megabytes >= 1 else "less than 1 MB"
+        lines.append(f"disk: {said} of synthesised images, plus checkpoints")
     if run.soft_labels.steps and count_kd_steps(run):
         spec, chosen = parts.teacher.spec, run.soft_labels
         view = soft_labels.bytes_per_view(spec.num_classes, chosen.top_k, run.kd.views, run.kd.batch)
