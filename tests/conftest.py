@@ -36,7 +36,7 @@ if "CACHE_BEFORE_TESTS" not in os.environ:  # runs remember seconds of compilati
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(os.environ["CACHE_BEFORE_TESTS"], "matplotlib"))
     _cache = tempfile.TemporaryDirectory(prefix="fastdfkd_jax-cache-")  # removed when the process ends
     os.environ["XDG_CACHE_HOME"] = _cache.name
-    # Each run makes its functions anew, and so would compile the same programs again: that took a quarter of the time of files with many.
+    # Each run makes its functions anew, and would compile the same programs again.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_cache.name, "compiled"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -19,7 +19,7 @@ from fastdfkd_jax.augmentation.crops import Shift
 from fastdfkd_jax.configs import cifar
 from fastdfkd_jax.convert import naming
 from fastdfkd_jax.distillation import distill
-from fastdfkd_jax.methods.parts import parametrization
+from fastdfkd_jax.methods import fastdfkd
 from fastdfkd_jax.models.first_batch_norms import first_batch_norms
 from fastdfkd_jax.training import build
 
@@ -98,12 +98,7 @@ def config(shared_data):
 def test_calls_and_steps_are_those_of_the_released_code(record, config, monkeypatch):
     """From the recorded state before each call: images, losses, meta weights, accumulators and student."""
     views, asked = {}, {}
-    from_generator = parametrization.from_generator
-    monkeypatch.setattr(
-        parametrization,
-        "from_generator",
-        lambda made: from_generator(made)._replace(labels=lambda key, count: asked["labels"]),
-    )
+    monkeypatch.setattr(fastdfkd, "asked_classes", lambda key, count, spec: asked["labels"])
     monkeypatch.setattr(augment, "random_crop_flip", lambda key, images, *_: augment.apply_view(images, recorded(key)))
     monkeypatch.setattr(augment, "draw_view", lambda key, shape, options: views["student"])
 
