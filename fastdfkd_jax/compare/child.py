@@ -33,13 +33,15 @@ def main(argv: Sequence[str]) -> None:
     from fastdfkd_jax.cli import config_flags
     from fastdfkd_jax.compare.estimates import PARTS
     from fastdfkd_jax.options import read
-    from fastdfkd_jax.training import build, dry_run
+    from fastdfkd_jax.training import build, compiled_programs, dry_run
     from fastdfkd_jax.training.one_run import run, set_up_jax
     from fastdfkd_jax.training.run_options import RunOptions
 
     if request["config_file"] is not None:
         config_flags.execute(request["config_file"])
     config = ConfigDict(request["config"]).lock()
+    if config.compilation_cache == compiled_programs.AUTO:
+        config.compilation_cache = ""  # seconds of runs are compared: the second must not find what the first compiled
     set_up_jax(config)
     if request["action"] == "measure":
         costs = dry_run.measure(read(RunOptions, config), build.assemble(config))

@@ -10,14 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from fastdfkd_jax import __version__
-from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.distributed import hosts, parallel
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.methods.registry import other_sections
 from fastdfkd_jax.options import read
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import LOCK, lock_folder, write_json
-from fastdfkd_jax.training import class_rows, held_out, layer_statistics, phases, run_page, workdir
+from fastdfkd_jax.training import class_rows, compiled_programs, held_out, layer_statistics, phases, run_page, workdir
 from fastdfkd_jax.training.build import Parts, assemble
 from fastdfkd_jax.training.loop import Training
 from fastdfkd_jax.training.programs import Programs
@@ -147,8 +146,8 @@ def run_noise_control(config: ConfigDict, folder: Path, built: Built) -> dict[st
 def set_up_jax(config: ConfigDict) -> None:
     """Applies the settings that must precede the first use of a device."""
     parallel.split_cpu(config.parallel.cpu_devices)
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(expanded(config.compilation_cache)))
+    if place := compiled_programs.folder(config.compilation_cache):
+        jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def record_identity(config: ConfigDict, parts: Parts, folder: Path) -> dict[str, Any]:

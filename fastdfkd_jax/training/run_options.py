@@ -74,7 +74,11 @@ class RunOptions(Options):
         choices=REMATERIALISATIONS,
     )
     profile: bool = option(False, "write a profiler trace of this start's second call to workdir/profile")
-    compilation_cache: str = option("", "folder of compiled programs to reuse; do not copy it to another machine")
+    compilation_cache: str = option(
+        "auto",
+        "folder of compiled programs to reuse; do not copy it to another machine. 'auto' for one in the user's cache "
+        "folder (~/.cache/fastdfkd_jax), '' for none",
+    )
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
     student: StudentOptions = field(default_factory=StudentOptions)
     data: DataOptions = field(default_factory=DataOptions)
