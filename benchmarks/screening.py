@@ -23,7 +23,7 @@ MARK = "screening"
 
 
 class Effect(NamedTuple):
-    """What a change does to the student's accuracy, in percentage points; the error is its standard error."""
+    """Effect of a change on the student's accuracy in percentage points, with its standard error."""
 
     name: str
     points: float

@@ -21,6 +21,7 @@ from fastdfkd_jax.compare import comparison, run_folders
 from fastdfkd_jax.configs.compare import parts
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.files import lock_folder
+from fastdfkd_jax.training import one_run
 
 LONG = "calls=600, warmup_calls=599, eval_every=600, checkpoint_every=600, images_every=600"
 SECTION = "Digits, WRN-16-1 → WRN-10-1"
@@ -102,7 +103,7 @@ def test_the_plan_comes_first(finished):
         "one     0  to do          -\n"
         "two     0  to do          -\n"
         "two     1  to do          -\n"
-        "3 runs: 0 finished, 0 begun, 3 to do; their hours are not known: estimate=true measures their programs\n"
+        "3 runs: 0 finished, 0 begun, 3 to do; their hours are not known: dry_run=true estimate=true measures them\n"
     )
 
 
@@ -432,6 +433,17 @@ def test_a_teacher_must_be_given_and_stay_the_same(tmp_path):
     run_folders.require_same_teacher(tmp_path, run(tmp_path / "a.pth"))
     with pytest.raises(UserError, match=r"runs/a-fast holds runs with a teacher other than .*b.pth"):
         run_folders.require_same_teacher(tmp_path, run(tmp_path / "b.pth"))
+
+
+def test_records_of_other_pictures_name_the_key_to_give(tmp_path):
+    recorded = comparison.read(a_comparison(other_data="npz:theirs.npz")).runs["c-other"]
+    place = run_folders.folder(tmp_path, "c-other", 0)
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps({"identity": one_run.identity_of(recorded.seeded(0))}))
+    assert run_folders.state(tmp_path, recorded, 0) == run_folders.BEGUN
+    without = comparison.read(a_comparison()).runs["c-other"]
+    with pytest.raises(UserError, match=r"another configuration .*: give other_data=npz:theirs.npz; use another"):
+        run_folders.state(tmp_path, without, 0)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_the_plan_is_a_table_and_its_sums(tmp_path, runs):
 def test_without_measurements_there_are_no_hours(tmp_path, runs):
     line = estimates.describe(plan(tmp_path, runs, measured=False), TWO_AT_ONCE).splitlines()[-1]
     assert line == (
-        "4 runs: 0 finished, 0 begun, 4 to do; their hours are not known: estimate=true measures their programs"
+        "4 runs: 0 finished, 0 begun, 4 to do; their hours are not known: dry_run=true estimate=true measures them"
     )
 
 

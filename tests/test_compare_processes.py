@@ -121,7 +121,7 @@ def test_the_newest_line_of_a_log_is_told_once(child, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_TELL_SECONDS", 0.05)
     told = []
     child("""
-        for line in ("12:00:01 call 1", "12:00:02 call 2"):
+        for line in ("12:00:01 call 1", "12:00:02 call 2\\n12:00:02 (call: what it is)"):
             print(line, file=sys.stderr, flush=True)
             time.sleep(1)
     """)

@@ -66,6 +66,9 @@ def test_a_student_that_was_not_evaluated_has_no_score(tmp_path):
     lines = summary_text.text(blind, tmp_path).splitlines()
     assert lines[0] == "student  not evaluated: no labelled images were given"
     assert not any("%" in line for line in lines)
+    lines = summary_text.text(blind | {"agreement_held_out": 82.8, "held_out_images": 64}, tmp_path).splitlines()
+    assert lines[2].endswith("data.probe=DIR measures agreement on yours")
+    assert lines[3].strip().startswith("is that good? noise_control=true")
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (7800, "2 h 10 min")])

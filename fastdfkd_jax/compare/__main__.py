@@ -58,7 +58,7 @@ def _compare(config: ConfigDict, workdir: Path, comparison: Comparison, cores: l
     if config.time_all:
         estimates.time_all(workdir, comparison, cores, stop)
         return 0
-    plan = estimates.make(workdir, comparison, cores, config.estimate, stop)
+    plan = estimates.make(workdir, comparison, cores, config.dry_run and config.estimate, stop)
     if not stop.requested:
         print(estimates.describe(plan, cores), flush=True)
     if config.dry_run or stop.requested:

@@ -146,7 +146,7 @@ def _sum(entries: Sequence[Entry], cores: Sequence[Cores]) -> str:
     if not left:
         return text
     if all(seconds is None for seconds in left):
-        return f"{text}; their hours are not known: estimate=true measures their programs"
+        return f"{text}; their hours are not known: dry_run=true estimate=true measures them"
     ends = [0.0] * len(cores)
     for seconds in left:  # each run goes to the process that is free first
         i = ends.index(min(ends))

@@ -148,7 +148,9 @@ class _Child:
         """Returns the newest line of the log, without its time; '' if it was told before or the last line is recent."""
         if time.monotonic() - self._told_at < _TELL_SECONDS:
             return ""
-        line, self._told_at = _TIME.sub("", self._last_line()), time.monotonic()
+        lines = (_TIME.sub("", line) for line in reversed(self._lines()))
+        # A line in brackets explains a word of the line before it.
+        line, self._told_at = next((line for line in lines if line and not line.startswith("(")), ""), time.monotonic()
         known, self._told = self._told, line
         return line if line != known else ""
 
@@ -169,7 +171,9 @@ class _Child:
         return Outcome(CRASHED, None, killed or f"exit status {status}", seconds)
 
     def _last_line(self) -> str:
+        return next((line for line in reversed(self._lines()) if line), "")
+
+    def _lines(self) -> list[str]:
         with open(self.task.log, "rb") as log:
             log.seek(self._log_start)
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "")
+            return [line.strip() for line in log.read().decode(errors="replace").splitlines()]

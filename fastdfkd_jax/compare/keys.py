@@ -22,7 +22,7 @@ KEYS = {
     "only": Key("", "names of runs, or patterns such as *-fast5, separated by commas; !PATTERN leaves runs out"),
     "seeds": Key("", "seeds of all runs, for example 0,1,2; empty for each run's own; tables show only these"),
     "jobs": Key(1, "runs at the same time, each on its share of the cores"),
-    "estimate": Key(True, "whether to measure each configuration once, for the plan's hours"),
+    "estimate": Key(True, "whether dry_run=true measures each configuration once, for the plan's hours"),
     "time_all": Key(False, "measure all runs again and stop; for runs that shared a machine that is now idle"),
     "dry_run": Key(False, "print the plan and stop"),
     "tables_only": Key(False, "run nothing: make the tables from the runs or records in the workdir"),

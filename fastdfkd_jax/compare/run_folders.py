@@ -75,10 +75,10 @@ def _require_same(place: Path, run: Run, seed: int) -> None:
     differing = [key for key in wanted if key in recorded and recorded[key] != wanted[key] and key not in _PLACES]
     if differing:
         changes = ", ".join(f"{key}: {recorded[key]!r} there, {wanted[key]!r} now" for key in differing)
-        raise UserError(
-            f"{shortened(place, 90)} holds a run of another configuration ({changes}): use another workdir, or rename "
-            f"{run.name!r}"
-        )
+        fix = f"use another workdir, or rename {run.name!r}"
+        if differing == ["transfer.source"] and run.other_data:
+            fix = f"give other_data={recorded['transfer.source']}; {fix}"
+        raise UserError(f"{shortened(place, 90)} holds a run of another configuration ({changes}): {fix}")
 
 
 # Keys for the location of data rather than their identity.

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, so that a run that is repeated or resumed does not compile them again."""
+"""Keeps compiled programs, so that a run that is repeated or resumed does not compile them again."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ SUMMARY = {
     "agreement_held_out": "share of held-out synthetic images, or of their pixels, on which student and teacher "
     "predict the same class, percent. The images are one more batch of the method, which the student never saw "
     "(held_out/). Another run has other images: compare only with the noise control. *Normal:* within a few points of "
-    "the last kd/agreement; on real images it is usually lower. "
+    "the last kd/agreement; on real images it may be lower, or higher if they are easier. "
     f"*If not:* {AGREEMENT_REMEDY}",
     "agreement_noise_images": "the same on Gaussian noise images. *Normal:* above chance, and lower than on held-out "
     "images. *If not:* the held-out images are harder for the student than noise: train longer.",

@@ -92,7 +92,8 @@ def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) ->
         lines.append(f"disk: {chosen.steps * run.kd.batch * view / 1e6:.0f} MB of soft labels, {view:.0f} bytes each")
     costs = measure(run, parts, programs)
     whole = duration(sum(cost.total_seconds for cost in costs))
-    last = f"about {whole} in all on this machine, without compilation and evaluation"
+    beside = ", evaluation and the noise control" if run.noise_control else " and evaluation"
+    last = f"about {whole} in all on this machine, without compilation{beside}"
     return "\n".join([*lines, *map(str, costs), last])
 
 

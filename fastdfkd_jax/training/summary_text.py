@@ -85,7 +85,9 @@ def _agreement(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, title in (("held_out", "the held-out images"), ("probe", "the pictures")):
         if name in sets and (control := summary.get(f"noise_agreement_{name}")) is not None:
             found.append(("", f"the control: {control:.1f} % on {title}, {_gap(summary, name, control)}"))
-    if len(found) == 1:  # without a control
+    if "probe" not in sets and summary.get(score_key(summary, "student_{}_last")) is None:
+        found.append(("", "real pictures may be easier or harder: data.probe=DIR measures agreement on yours"))
+    if all(summary.get(f"noise_agreement_{name}") is None for name in sets):
         found.append(("", "is that good? noise_control=true also trains the student on noise, for comparison"))
     return found
 
