@@ -136,7 +136,7 @@ def test_the_figures_are_those_of_the_saved_networks(runs, pictures):
     teacher, teacher_vars = convert.load_network(tiny_config().teacher.checkpoint)
     spec = teacher.spec
     held = read_shard(place / "with" / "held_out" / "000000.npz").images
-    sets = {"held_out": held, "noise": held_out.noise(spec), "probe": probe.read(pictures, spec.input_shape)}
+    sets = {"held_out": held, "noise_images": held_out.noise(spec), "probe": probe.read(pictures, spec.input_shape)}
     assert (summary["held_out_images"], summary["probe_images"], summary["probe"]) == (8, 3, pictures.name)
 
     def predicted(network, variables, images):
@@ -147,7 +147,7 @@ def test_the_figures_are_those_of_the_saved_networks(runs, pictures):
         student, variables = convert.load_network(place / folder / "student.safetensors")
         for name, images in sets.items():
             if f"{prefix}agreement_{name}" not in summary:
-                assert (prefix, name) == ("noise_", "noise")
+                assert (prefix, name) == ("noise_", "noise_images")
                 continue
             same = predicted(teacher, teacher_vars, images) == predicted(student, variables, images)
             assert summary[f"{prefix}agreement_{name}"] == pytest.approx(100 * same.mean())
