@@ -42,7 +42,6 @@ data=$(realpath -m "${DATA:-nowhere}")
 kept=${KEPT:+$(realpath -m "$KEPT")}
 work=$(realpath -m "${WORK:-${TMPDIR:-/tmp}/fastdfkd_runs}")
 python=${PYTHON:-python3} reserve=${RESERVE:-45} least=${LEAST:-60}
-[ "$least" -gt 0 ] || least=1 # with 0 seconds, timeout(1) sets no limit at all
 names=() failed=no child='' stopped='' train=yes
 part_bytes=${PART_BYTES:-15728640} most_bytes=${MOST_BYTES:-62914560}
 cd "$(dirname "$0")/.." || exit 2
@@ -54,12 +53,13 @@ minutes=$(seconds_of "${MINUTES:-8}") && more=$(seconds_of "${MORE:-0}") && need
 end=$((SECONDS + minutes))
 if [ -n "$rehearsal" ]; then
   export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES=''
-  end=$((SECONDS + 86400)) reserve=0 least=1
+  end=$((SECONDS + 86400)) reserve=0 least=0
 else
   [ -d "$data/cifar10" ] || die "no cifar10 in DATA=$data"
   files=("$data"/cifar10/*/cifar10-train.*-of-*) # each name ends with how many there are
   [ ${#files[@]} = "$(sed 's/.*-of-0*//' <<<"${files[0]}")" ] || train=no
 fi
+[ "$least" -gt 0 ] || least=1 # with 0 seconds, timeout(1) sets no limit at all
 [ -z "$kept" ] || [ -d "$kept" ] || die "KEPT=$kept is no folder"
 runs=$work/runs
 mkdir -p "$out" "$runs" "$work/expected" || exit 2

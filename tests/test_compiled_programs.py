@@ -13,7 +13,7 @@ from fastdfkd_jax.training.one_run import set_up_jax
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The user's cache folder, where JAX has no cache of its own."""
+    """An empty folder is the user's cache folder, and JAX has no cache."""
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)

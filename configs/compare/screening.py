@@ -1,6 +1,6 @@
 r"""Screens changes of Fast-10's recipe, all in one design, at a third of the short protocol, on two CPU cores.
 
-    fastdfkd compare screening --workdir DIR estimate=false data_dir=DATA \
+    fastdfkd compare screening --workdir DIR data_dir=DATA \
         teachers.resnet20=resnet20-12fca82f.th
 
 Students are scored on 5,000 images of the training split, so that no choice is made on the test split. The runs have
