@@ -470,6 +470,20 @@ def test_a_stopped_export_leaves_nothing(refused, tmp_path, monkeypatch, number)
         signal.signal(number, before)
 
 
+def test_only_the_main_thread_writes_files(run, tmp_path, monkeypatch):
+    """Python does not wait for a thread whose start was interrupted; it must have nothing left to write."""
+    make_run(tmp_path / "run")
+    writers, write_bytes = [], Path.write_bytes
+
+    def note(path, content):
+        writers.append(threading.current_thread())
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", note)
+    run("run", "--to", "out", "--format", "folder")
+    assert writers == [threading.main_thread()] * len(FLAT)
+
+
 # --- As a user runs it
 
 

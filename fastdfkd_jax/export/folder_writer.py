@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
 
-import numpy as np
-
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.export.images import Batch, encode
 
@@ -29,7 +27,7 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
       batches: at least one batch.
       directory: an empty folder.
       num_classes: more than any label.
-      threads: executor that encodes and writes the files.
+      threads: executor that encodes the images.
 
     Raises:
       UserError: only some of the images have labels, which such a folder cannot represent.
@@ -45,13 +43,13 @@ def write(batches: Iterable[Batch], directory: Path, num_classes: int, threads: 
         folders = [directory / (names[label] if label >= 0 else UNLABELLED) for label in labels]
         for folder in set(folders):
             folder.mkdir(exist_ok=True)
-
-        def save(folder: Path, number: int, image: np.ndarray) -> None:
+        # Only this thread writes. A thread whose start was interrupted is not waited for, and could write into a folder
+        # that is being removed.
+        for folder, number, png in zip(
+            folders, range(start, start + len(labels)), threads.map(encode, images), strict=True
+        ):
             # Eight digits, so that files sort by their numbers.
-            (folder / f"{number:08d}.png").write_bytes(encode(image))
-
-        for _ in threads.map(save, folders, range(start, start + len(labels)), images):
-            pass
+            (folder / f"{number:08d}.png").write_bytes(png)
     if True in kinds:
         for name in names:
             (directory / name).mkdir(exist_ok=True)
