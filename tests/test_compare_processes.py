@@ -52,6 +52,11 @@ def test_how_a_process_ends(child, tmp_path, script, kind, answer, reason):
     assert (outcome.kind, outcome.answer, outcome.reason) == (kind, answer, reason)
 
 
+def test_a_process_has_a_group_of_its_own_in_the_session_of_its_parent(child, tmp_path):
+    child("import json; print(json.dumps([os.getpgrp() == os.getpid(), os.getsid(0)]))")
+    assert run(tmp_path)["t0"].answer == [True, os.getsid(0)]
+
+
 def test_one_that_fails_does_not_stop_the_others_and_logs_are_kept(child, tmp_path):
     child("""
         print(f"says {request['config']['number']}", file=sys.stderr)

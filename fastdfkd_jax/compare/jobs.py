@@ -134,7 +134,9 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=self._answer,
                 stderr=log,
-                start_new_session=True,  # the parent receives Ctrl-C and forwards it
+                # The parent receives Ctrl-C and forwards it. In a session of its own, a child would ignore the parent's
+                # `nice`, which Linux applies within a session (sched_autogroup).
+                process_group=0,
             )
         request = {
             "action": task.action, "config": task.config, "workdir": str(task.workdir), "cores": cores,
