@@ -113,10 +113,15 @@ def test_a_request_to_stop_is_passed_on_and_waited_for(child, tmp_path):
         os.kill(os.getpid(), signal.SIGHUP)
 
     asking = threading.Thread(target=ask)
-    with signals.deferred() as stop:
-        asking.start()
-        ended = run(tmp_path, count=3, stop=stop)
-        asking.join()
+    # A suite that runs under nohup was told to ignore the signal.
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with signals.deferred() as stop:
+            asking.start()
+            ended = run(tmp_path, count=3, stop=stop)
+            asking.join()
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert list(ended) == ["t0"], "no more are started"
     assert ended["t0"].kind == jobs.STOPPED
     assert (tmp_path / "t0").read_text() == "saved"
