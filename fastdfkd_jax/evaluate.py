@@ -14,6 +14,7 @@ from typing import Any
 from fastdfkd_jax import convert, data
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
+from fastdfkd_jax.convert.deploy import onnx_files
 from fastdfkd_jax.data import probe
 from fastdfkd_jax.distributed import parallel
 from fastdfkd_jax.errors import UserError
@@ -45,14 +46,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("expected --teacher with --probe: agreement is measured between two networks")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"expected a batch size of at least 1, found {arguments.batch_size}")
-    network, variables = convert.load_network(
-        arguments.checkpoint,
-        arch=arguments.arch,
-        num_classes=arguments.num_classes,
-        image_size=arguments.image_size,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
+    network, variables = _load(arguments)
     result = {"checkpoint": arguments.checkpoint, "arch": network.spec.arch}
     dataset = None
     if arguments.data:
@@ -65,6 +59,24 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.teacher:
         result |= _agreement(arguments, network, variables, dataset)
     return result
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Network, Variables]:
+    told = {name: getattr(arguments, name) for name in ("arch", "num_classes", "image_size", "mean", "std")}
+    if not _is_onnx(arguments):
+        return convert.load_network(arguments.checkpoint, **told)
+    if given := [name.replace("_", "-") for name, value in told.items() if value is not None]:
+        raise UserError(f"{arguments.checkpoint} knows its --{given[0]}: leave it out")
+    return onnx_files.load_network(arguments.checkpoint)
+
+
+def _is_onnx(arguments: argparse.Namespace) -> bool:
+    return arguments.checkpoint.lower().endswith(onnx_files.SUFFIX)
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    """Returns the devices for a batch: one for ONNX, as several would wait for each other's call of onnxruntime."""
+    return 1 if _is_onnx(arguments) else 0
 
 
 def _labelled(arguments: argparse.Namespace, network: Network) -> data.Dataset:
@@ -81,7 +93,8 @@ def _measured(
     arguments: argparse.Namespace, network: Network, variables: Variables, dataset: data.Dataset
 ) -> dict[str, Any]:
     batch_size = arguments.batch_size or (_MAPS if network.spec.gives_maps else _IMAGES)
-    measurements = make_evaluator(network, min(batch_size, len(dataset.labels)))(variables, dataset)
+    evaluate = make_evaluator(network, min(batch_size, len(dataset.labels)), _devices(arguments))
+    measurements = evaluate(variables, dataset)
     if "iou" in measurements:
         iou = measurements["iou"]
         measurements["iou"] = {data.class_title(dataset, number): value for number, value in enumerate(iou)}
@@ -107,7 +120,7 @@ def _agreement(
     images = {} if dataset is None else {"agreement": dataset.images}
     if arguments.probe:
         images["agreement_probe"] = probe.read(arguments.probe, spec.input_shape, arguments.crop)
-    agreement = Agreement(teacher, network)
+    agreement = Agreement(teacher, network, devices=_devices(arguments))
     return {name: 100 * agreement(teacher_vars, variables, values) for name, values in images.items()}
 
 
@@ -117,7 +130,7 @@ def _input(network: Network) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"{PROGRAM} evaluate", description=__doc__)
-    parser.add_argument("checkpoint", help="torch file, .safetensors or Keras's model.json")
+    parser.add_argument("checkpoint", help="torch file, .safetensors, Keras's model.json, or our .onnx")
     parser.add_argument("--data", help=f"labelled images, one of {', '.join(data.SOURCES)}")
     parser.add_argument("--data-dir", help=f"folder of the data (default: {data.DEFAULT_DATA_DIR})")
     parser.add_argument("--split", default="test", help="NAME or NAME[start:stop] (default: %(default)s)")

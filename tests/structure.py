@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "fastdfkd_jax"
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
 # Each imports itself and those before it. A door is a command: the rooms know nothing of it.
 ROOMS = ("errors", "options", "cli", "storage", "cpu_conv", "augmentation", "models", "moments", "losses", "meta")
-ROOMS += ("distributed", "distillation", "data", "convert", "evaluation", "pool", "methods", "training")
+ROOMS += ("distributed", "distillation", "data", "pool", "convert", "evaluation", "methods", "training")
 DOORS = ("evaluate", "export", "report", "overlay", "pretrain", "main", "own_networks", "compare", "__main__")
 
 _WIDTH, _HEIGHT, _GAP, _RISE = 118, 40, 18, 64  # of a box, and from box to box and row to row

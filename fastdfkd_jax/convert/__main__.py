@@ -14,11 +14,13 @@ from typing import Any
 
 from fastdfkd_jax.cli.command import run_command, say
 from fastdfkd_jax.cli.parser import PROGRAM, OneLineParser, numbers
-from fastdfkd_jax.convert import choosing
+from fastdfkd_jax.convert import choosing, weight_files
+from fastdfkd_jax.convert.deploy import write
 from fastdfkd_jax.convert.import_export import NAMINGS, export_checkpoint, import_checkpoint
 from fastdfkd_jax.convert.messages import RECORD, LongError
 from fastdfkd_jax.convert.verify import SAME_WEIGHTS, TWIN, Report, verify
 from fastdfkd_jax.errors import EXIT_STATUS, UserError
+from fastdfkd_jax.models import NetworkSpec
 
 VERIFY = f"{PROGRAM} convert verify"
 
@@ -54,15 +56,33 @@ def _parser() -> OneLineParser:
     reference.add_argument("--reference", type=_path, metavar="FILE.npz", help="file that record.py wrote")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    command = commands.add_parser("export", parents=[shared], help="write a PyTorch state dictionary")
+    command = commands.add_parser(
+        "export", parents=[shared], help="write a PyTorch state dictionary, or a file for production"
+    )
     command.add_argument("checkpoint", type=_path)
-    command.add_argument("--out", type=_path, required=True, help="ends in .pth, .pt, .th or .safetensors")
+    command.add_argument(
+        "--out",
+        "--to",
+        type=_path,
+        required=True,
+        help="ends in .pth, .pt, .th or .safetensors, or for production in .onnx or .stablehlo",
+    )
     command.add_argument(
         "--naming",
         choices=NAMINGS,
         default="source",
         help="names as imported (default), ours, or torchvision's (fc and downsample)",
     )
+    production = command.add_argument_group("files for production")
+    production.add_argument(
+        "--torch", type=_path, metavar="FILE.py:FACTORY", help="for .onnx, your own module (the file is executed)"
+    )
+    production.add_argument("--unit-range", action="store_true", help="normalise inside: images in [0, 1] go in")
+    production.add_argument(
+        "--int8", type=_path, metavar="RUN", help="for .onnx, quantise with the images of a run's workdir or pool"
+    )
+    production.add_argument("--mean", type=numbers, help="mean per channel of images in [0, 1]: a,b,c")
+    production.add_argument("--std", type=numbers, help="standard deviation per channel of images in [0, 1]")
     commands.add_parser("record", add_help=False, help="record any other PyTorch network's graph")
     return parser
 
@@ -123,12 +143,45 @@ def _run(options: argparse.Namespace) -> int:
         return 0 if report.passed else 1
     if options.command == "import":
         spec = import_checkpoint(options.source, options.out, mean=options.mean, std=options.std, **known)
+    elif write.is_for_production(options.out):
+        spec = _written(options, known)
     else:
+        known_suffixes = (*weight_files.SUFFIXES, *write.SUFFIXES)
+        if not options.out.lower().endswith(known_suffixes):
+            raise UserError(
+                f"--out {options.out} must end in one of {', '.join(known_suffixes)}: it selects the format"
+            )
+        if options.torch or options.unit_range or options.int8 or options.mean or options.std:
+            raise UserError(
+                f"only files for production, {' or '.join(write.SUFFIXES)}, have these options: check --out"
+            )
         spec = export_checkpoint(options.checkpoint, options.out, options.naming, **known)
     print(f"{options.out}: {spec.arch}, {spec.num_classes} classes")
     if options.command == "import":
         print(f"next, compare it with your own module: {VERIFY} {options.out} --torch FILE.py:FACTORY")
     return 0
+
+
+def _written(options: argparse.Namespace, known: dict[str, Any]) -> NetworkSpec:
+    if options.naming != "source":
+        raise UserError("--naming is for state dictionaries: leave it out")
+    made = write.write(
+        options.checkpoint,
+        options.out,
+        torch_factory=options.torch,
+        unit_range=options.unit_range,
+        int8=options.int8,
+        mean=options.mean,
+        std=options.std,
+        **known,
+    )
+    print(f"logits differ from the network's by at most {made.error:.0e} of the largest, on noise images")
+    if made.calibrated:
+        print(
+            f"8-bit integers, from {made.calibrated} synthesised images; on other such images, same class as before "
+            f"in {made.agreement:.2f} %"
+        )
+    return made.spec
 
 
 def command(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fastdfkd_jax.errors import UserError, listed, shortened
 
 # Longest message without --verbose; "error: " and a hint at --verbose are added to it.
-MOST = 276
+MOST = 275
 _PATH = 60  # at most these for the file's name
 RECORD = "fastdfkd convert record"
 UNKNOWN_NETWORK = f"for another network record its graph: {RECORD}"

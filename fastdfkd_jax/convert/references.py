@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import numpy as np
 
 from fastdfkd_jax.cli.parser import expanded
-from fastdfkd_jax.convert import naming, record
-from fastdfkd_jax.convert.messages import LongError
+from fastdfkd_jax.convert import naming, record, torch_modules
 from fastdfkd_jax.convert.naming import Naming
-from fastdfkd_jax.convert.torch_twins import classifiers
-from fastdfkd_jax.convert.weight_files import import_torch
-from fastdfkd_jax.errors import UserError, listed, one_line, shortened
+from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
 from fastdfkd_jax.storage import limits, npz
 
@@ -27,45 +22,14 @@ _NEEDED = ("images", "labels", "logits", "gradient/cross_entropy", "gradient/bat
 
 def from_twin(ours: Mapping[str, np.ndarray], spec: NetworkSpec) -> Arrays:
     """Runs our PyTorch twin of the architecture (`record.record`) on weights under our names."""
-    module = classifiers.twin(spec)
-    module.load_state_dict(_tensors(ours), strict=True)
-    return record.record(module, _images(spec))
+    return record.record(torch_modules.of_twin(ours, spec), _images(spec))
 
 
 def from_factory(target: str, ours: Mapping[str, np.ndarray], names: Naming, spec: NetworkSpec) -> Arrays:
-    """Runs the user's own module on the same weights.
-
-    Args:
-      target: 'FILE.py:FACTORY'.
-      ours: the weights under our names.
-      names: the names in the weights' code base, tried if the module has no names that we know.
-      spec: the network.
-
-    Raises:
-      UserError: the factory fails, or the weights do not fit its module.
-    """
-    import_torch()
-    try:
-        module = record.load_factory(target)
-        record.load_weights(module, _tensors(_as_named_by(module, ours, names)))
+    """Runs the user's own module on the same weights (`torch_modules.of_factory`)."""
+    module = torch_modules.of_factory(target, ours, names)
+    with torch_modules.faults_of(target):
         return record.record(module, _images(spec), classes=spec.num_classes)
-    except record.RecordError as error:
-        text = one_line(error)
-        raise LongError(partial(shortened, text), text).within(target) from error
-
-
-def _as_named_by(module: Any, ours: Mapping[str, np.ndarray], names: Naming) -> Mapping[str, np.ndarray]:
-    own = set(module.state_dict())
-    weights = [name for name in ours if not name.endswith(naming.COUNTER)]
-    if own.issuperset(weights):
-        return ours
-    found = naming.find_naming(own, weights)
-    if own.issuperset(map(found.to_source, weights)):
-        return {found.to_source(name): array for name, array in ours.items()}
-    prefix = naming.common_prefix(own)
-    if not own.issuperset(prefix + name for name in weights):
-        ours = {names.to_source(name).removeprefix(names.prefix): array for name, array in ours.items()}
-    return {prefix + name: array for name, array in ours.items()}
 
 
 def from_file(path: str) -> Arrays:
@@ -162,8 +126,3 @@ def _check_sizes(arrays: Arrays, spec: NetworkSpec, title: str) -> None:
 
 def _images(spec: NetworkSpec) -> np.ndarray:
     return record.fixed_images((_BATCH, spec.channels, spec.image_size, spec.image_size))
-
-
-def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    torch = import_torch()
-    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}

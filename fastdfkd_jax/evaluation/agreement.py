@@ -32,13 +32,14 @@ class Agreement:
     Args:
       teacher, student: networks with the same classes and input; each spec normalises the images for its network.
       batch: images per step; the last step is padded to it.
+      devices: number of devices that share a batch; 0 to choose it.
 
     Attributes:
       compile_seconds: seconds of compilation in the last call; 0 in all but the first.
     """
 
-    def __init__(self, teacher: Network, student: Network, batch: int = BATCH):
-        split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0, (batch,))))
+    def __init__(self, teacher: Network, student: Network, batch: int = BATCH, devices: int = 0):
+        split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(devices, (batch,))))
 
         def logits(network: Network, variables: Variables, images: Array) -> Array:
             return network.apply(variables, augment.normalize_bytes(images, network.spec.mean, network.spec.std)).logits

@@ -190,7 +190,7 @@ def test_places(tmp_path, state, capsys):
     refused(capsys, ["verify", tmp_path / "folder.pth"], "is a folder without graph.json")
     refused(capsys, ["import", source, "--out", tmp_path / "out.safetensors"], "give --mean and --std")
     refused(capsys, ["import", source, "--out", tmp_path / "out.pth", *NORMALIZATION], "must end in .safetensors")
-    refused(capsys, ["export", source, "--out", tmp_path / "out.onnx"], "must end in one of")
+    refused(capsys, ["export", source, "--out", tmp_path / "out.pb"], "must end in one of")
     absent = tmp_path / "absent" / "out.safetensors"
     refused(capsys, ["import", source, "--out", absent, *NORMALIZATION], "cannot write .*No such file")
     refused(capsys, [], "required: command")

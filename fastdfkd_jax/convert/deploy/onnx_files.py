@@ -1,0 +1,200 @@
+"""Writes a network as ONNX from its PyTorch module, and reads such files back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastdfkd_jax.cli.parser import expanded
+from fastdfkd_jax.convert import metadata
+from fastdfkd_jax.convert.deploy import compared
+from fastdfkd_jax.convert.torch_files import import_torch
+from fastdfkd_jax.errors import UserError, one_line, shortened
+from fastdfkd_jax.models import Network, NetworkSpec
+from fastdfkd_jax.models.network import Outputs, Variables
+from fastdfkd_jax.storage import limits
+
+SUFFIX = ".onnx"
+INPUT, OUTPUT = "images", "logits"
+UNIT_RANGE = "unit_range"
+
+
+def to_onnx(module: Any, network: Network, variables: Variables, unit_range: bool) -> tuple[bytes, float]:
+    """Converts a network to ONNX, for batches of any size.
+
+    Args:
+      module: its PyTorch module with the same weights; takes NCHW images and returns logits.
+      network, variables: the network, which the file is compared with.
+      unit_range: put the normalisation inside, so that the file takes images in [0, 1].
+
+    Returns:
+      The file's content, and the largest difference from the network's logits, relative to the largest logit. The
+      input is 'images', f32[batch, C, H, W], the output 'logits', f32[batch, classes] or f32[batch, classes, H, W].
+
+    Raises:
+      UserError: a package is missing, the module cannot be converted, or the file computes something else.
+    """
+    model = _exported(module, network.spec, unit_range)
+    described = dataclasses.asdict(network.spec) | {UNIT_RANGE: unit_range}
+    content = with_metadata(model, described)
+    worst = compared.require_same(network, variables, runner(content), unit_range)
+    return content, worst
+
+
+def _exported(module: Any, spec: NetworkSpec, unit_range: bool) -> Any:
+    import_packages()
+    torch = import_torch()
+    module = _normalising(module, spec) if unit_range else module
+    height, width, channels = spec.input_shape
+    images = torch.zeros(2, channels, height, width)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (images,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except Exception as error:  # the converter raises errors of many kinds
+            reason = one_line(error.__cause__ or error)
+            raise UserError(f"PyTorch cannot convert this module to ONNX: {shortened(reason, 150)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def with_metadata(model: Any, described: Mapping[str, Any]) -> bytes:
+    """Returns a model's bytes with our metadata alone; the converter's own name files of this machine."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for part in (*model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = metadata.KEY, json.dumps(described, sort_keys=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _normalising(module: Any, spec: NetworkSpec) -> Any:
+    torch = import_torch()
+
+    class Normalising(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            for name, numbers in (("mean", spec.mean), ("std", spec.std)):
+                self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32).reshape(1, -1, 1, 1))
+
+        def forward(self, images: Any) -> Any:
+            return self.module((images - self.mean) / self.std)
+
+    return Normalising()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what the converter says of its own parts, such as deprecations, and code that it could not convert."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+def runner(content: bytes) -> compared.Run:
+    """Returns an ONNX file's content as a function of f32[B, H, W, C], in onnxruntime on the CPU."""
+    session = session_of(content)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        batch = np.ascontiguousarray(np.moveaxis(images, -1, 1), np.float32)
+        return np.moveaxis(np.asarray(session.run([OUTPUT], {INPUT: batch})[0]), 1, -1)
+
+    return run
+
+
+def session_of(content: bytes) -> Any:
+    """Starts onnxruntime with a file's content."""
+    runtime = import_packages()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def load_network(path: str) -> tuple[Network, dict[str, Any]]:
+    """Loads an ONNX file that we wrote, to evaluate it like any other network; its variables are empty.
+
+    Raises:
+      UserError: onnxruntime is not installed, or the file is not one of ours.
+    """
+    place = expanded(path)
+    content = _content(place)
+    import_packages()
+    try:
+        session = session_of(content)
+        text = session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise UserError(f"{path} is not an ONNX file, or is damaged: {shortened(one_line(error), 100)}") from error
+    if text is None:
+        raise UserError(f"{path} was not written by fastdfkd convert export: its normalisation is unknown")
+    described = metadata.parse(place, text)
+    try:
+        fields: dict[str, Any] = {field.name: described[field.name] for field in dataclasses.fields(NetworkSpec)}
+        fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
+        spec = NetworkSpec(**fields)
+        inside = bool(described[UNIT_RANGE])
+    except KeyError as error:
+        raise UserError(f"the metadata of {path} lack {error.args[0]!r}: export the network again") from error
+    run = runner(content)
+    mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
+
+    def apply(variables: Variables, images: jax.Array, **_: Any) -> Outputs:
+        if inside:
+            images = images * std + mean
+        shape = (*images.shape[:3], spec.num_classes) if spec.gives_maps else (len(images), spec.num_classes)
+        logits = jax.pure_callback(
+            lambda batch: run(np.asarray(batch)), jax.ShapeDtypeStruct(shape, jnp.float32), images
+        )
+        return Outputs(logits, logits, (), {}, {})
+
+    return Network(spec, lambda key: {"params": {}, "batch_stats": {}}, apply), {"params": {}, "batch_stats": {}}
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"there is no ONNX file {path}: check the path")
+    limits.require_bytes(limits.require_regular(path, "ONNX file"), path)
+    return path.read_bytes()
+
+
+def import_packages() -> Any:
+    """Returns onnxruntime, and refuses in one line where it or another package of the extra is missing.
+
+    Raises:
+      UserError: they are not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx.export needs it
+    except ImportError as error:
+        raise UserError(f"ONNX files need {error.name}: pip install 'fastdfkd_jax[onnx]'") from error
+    return onnxruntime
