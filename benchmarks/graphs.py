@@ -38,6 +38,11 @@ _TORCHVISION = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "d
 _TORCHVISION += ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf")
 _TORCHVISION += ("regnet_y_400mf", "shufflenet_v2_x1_0", "mnasnet1_0", "googlenet", "inception_v3")
 _TORCHVISION += ("deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+# Without BatchNorm, or with attention.
+_ATTENTION = ("torchvision/vit_b_16", "torchvision/swin_t", "torchvision/swin_v2_t", "torchvision/convnext_tiny")
+_ATTENTION += ("timm/vit_tiny_patch16_224", "timm/deit_tiny_patch16_224", "timm/swin_tiny_patch4_window7_224")
+_ATTENTION += ("timm/swinv2_tiny_window8_256", "timm/convnext_atto", "timm/convnextv2_atto", "timm/resnet50_gn")
+_ATTENTION += ("timm/mixer_s16_224", "timm/poolformer_s12", "timm/maxvit_rmlp_pico_rw_256", "timm/mobilevit_xs")
 _TIMM = ("resnet26d", "seresnet18", "skresnet18", "resnetblur18", "res2net50_26w_4s", "resnest14d", "ecaresnet26t")
 _TIMM += ("efficientnet_lite0", "tf_efficientnet_b0", "mixnet_s", "ghostnet_100", "hardcorenas_a", "fbnetc_100")
 _TIMM += ("cspresnet50", "cspdarknet53", "dla34", "dpn48b", "hrnet_w18_small", "repvgg_a0", "xception41", "vovnet39a")
@@ -46,6 +51,7 @@ NETWORKS = (
     *(f"ours/{name}" for name in models.arch_names()),
     *(f"torchvision/{name}" for name in _TORCHVISION),
     *(f"timm/{name}" for name in _TIMM),
+    *_ATTENTION,
 )
 _SIDE = 128  # of images for torchvision's and timm's networks: their smallest maps are 4 x 4
 _SIDES = {"torchvision/inception_v3": 299}  # its auxiliary classifier needs its usual size

@@ -11,6 +11,8 @@ def get_config() -> ConfigDict:
     """Returns every key; values are from METHOD section 5 unless another source is named."""
     config = ConfigDict()
     config.arch = "wrn40_2"  # architecture, a name in docs/models.md
+    config.graph = ""  # folder of a recorded PyTorch network, which replaces arch
+    config.initial = ""  # weights to begin with, of such a network or of its backbone; '' to draw them
     config.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1] (METHOD section 3)
     config.std = (0.2023, 0.1994, 0.2010)
 
@@ -24,10 +26,13 @@ def get_config() -> ConfigDict:
     config.recipe = ConfigDict()
     config.recipe.epochs = 200  # passes over the training split
     config.recipe.batch_size = 256  # images per step
-    config.recipe.lr = 0.1  # learning rate of SGD
+    config.recipe.optimizer = "sgd"  # or "adamw", whose weight decay is decoupled
+    config.recipe.lr = 0.1  # peak learning rate
+    config.recipe.rate_warmup_epochs = 0  # epochs at the start during which the rate rises linearly
+    config.recipe.schedule = "milestones"  # or "cosine", a rate that falls to 0
     config.recipe.lr_milestones = (120, 150, 180)  # epochs
     config.recipe.lr_decay = 0.2  # factor at each milestone; CMI's recipe has 0.1
-    config.recipe.momentum = 0.9
+    config.recipe.momentum = 0.9  # of SGD
     config.recipe.weight_decay = 1e-4  # on every parameter
     config.recipe.square = 0  # pixels, random crop of larger images
     config.recipe.least_crop = 0.0  # smallest share of the area in randomly resized crops, which replace shifts

@@ -21,6 +21,7 @@ from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.cli import config_flags, signals
 from fastdfkd_jax.cli.command import run_command
 from fastdfkd_jax.cli.parser import require_unit_scale
+from fastdfkd_jax.convert import initial
 from fastdfkd_jax.data import Dataset
 from fastdfkd_jax.errors import UserError, listed
 from fastdfkd_jax.evaluation import scores
@@ -35,7 +36,7 @@ from fastdfkd_jax.training.workdir import flatten
 log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__ here
 
 DEFAULT_CONFIG = "configs/pretrain_digits.py"
-_KEYS = {"arch", "mean", "std", "data", "recipe"}
+_KEYS = {"arch", "graph", "initial", "mean", "std", "data", "recipe"}
 _FREE_KEYS = ("data.dir", "recipe.eval_every")  # may differ when a training is resumed
 
 
@@ -58,7 +59,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
     train, test = _datasets(config["data"])
     steps_per_epoch(recipe, len(train.labels))
-    network = models.build(_spec(config, train, recipe))
+    network = _network(config, _spec(config, train, recipe))
     data.require(test, network.spec)
     with lock_folder(workdir), signals.deferred() as stop:
         training = _Training(network, recipe, test, workdir, config)
@@ -105,6 +106,16 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
         raise UserError(f"expected {channels} numbers in mean and positive ones in std, found {mean} and {std}")
     require_unit_scale(mean, std)
     return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
+
+
+def _network(config: Mapping[str, Any], spec: NetworkSpec) -> Network:
+    """Builds the network, or reads its recorded graph; it begins with the config's initial weights, if any."""
+    if config["graph"]:
+        known = {"num_classes": spec.num_classes, "image_size": spec.image_size, "mean": spec.mean, "std": spec.std}
+        network, _ = convert.load_network(config["graph"], **known)
+    else:
+        network = models.build(spec)
+    return initial.starting_from(network, config["initial"], log.info) if config["initial"] else network
 
 
 class _Training:

@@ -204,13 +204,13 @@ def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms 
     """Loads the network that a config's section `teacher` describes; a recorded graph names its own architecture.
 
     Args:
-      path: the checkpoint or the graph's folder.
+      path: the checkpoint, which may be weights for the graph, or the graph's folder.
       described: graph, arch, num_classes, image_size, mean and std; empty values are taken from the file.
       forms: precision and convolutions.
     """
     return load_network(
         path,
-        arch=None if described["graph"] else described.get("arch") or None,
+        arch=None if Path(path).is_dir() else described["graph"] or described.get("arch") or None,
         num_classes=described.get("num_classes") or None,
         image_size=described.get("image_size") or None,
         mean=tuple(described.get("mean") or ()) or None,

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from fastdfkd_jax.convert.messages import UNKNOWN_NETWORK, all_faults
 from fastdfkd_jax.models import Network
+from fastdfkd_jax.models.network import variables_of
 
 State = Mapping[str, np.ndarray]
 
@@ -231,13 +232,13 @@ def without_auxiliary(state: State, network: Network) -> State:
 
 def to_variables(ours: State, network: Network) -> dict[str, Any]:
     """Converts arrays that `understand` has checked to the collections 'params' and 'batch_stats', f32."""
-    leaves = {}
-    for name, entry in expected_entries(network).items():
-        array = np.asarray(ours[name], np.float32)
-        if entry.path[-1] == "kernel":
-            array = array.transpose(from_torch_axes(array.ndim))
-        leaves[entry.path] = jnp.asarray(array)
-    return {"params": {}, "batch_stats": {}} | unflatten_dict(leaves)
+    return variables_of({entry.path: to_leaf(ours[name], entry) for name, entry in expected_entries(network).items()})
+
+
+def to_leaf(array: np.ndarray, entry: Entry) -> jax.Array:
+    """Converts an array in PyTorch's layout to the variable of an entry, f32."""
+    array = np.asarray(array, np.float32)
+    return jnp.asarray(array.transpose(from_torch_axes(array.ndim)) if entry.path[-1] == "kernel" else array)
 
 
 def _check(ours: State, expected: Mapping[str, Entry], naming: Naming, network: Network) -> None:

@@ -60,7 +60,7 @@ def load_classifier(workdir: Path) -> tuple[Network, Any] | None:
     try:
         record = limits.read_json(path, "record")
         given: dict[str, Any] = record["config"]["teacher"]
-        place: str = given["graph"] or given["checkpoint"]
+        place: str = given["checkpoint"] or given["graph"]
         precision, expected = record["config"]["precision"], record["identity"]["teacher weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the record of a run, so its teacher is unknown: {_OTHERWISE}") from error

@@ -221,7 +221,10 @@ class TeacherOptions(Options, section="teacher"):
         "weights of the teacher: a PyTorch, safetensors or Keras file (docs/doors.md), or 'digits' (shipped with "
         "the package)",
     )
-    graph: str = option("", "folder written by convert.record --graph, for any PyTorch network; replaces checkpoint")
+    graph: str = option(
+        "",
+        "folder written by convert.record --graph, for any PyTorch network; its weights, unless there is a checkpoint",
+    )
     arch: str = option("", "architecture of the teacher, a name in docs/models.md; '' to read it from the checkpoint")
     num_classes: int = option(0, "number of classes of the teacher; 0 to read it from the checkpoint", at_least=0)
     image_size: int = option(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from fastdfkd_jax.cpu_conv import map_in_chunks
 from fastdfkd_jax.models.layers import BLOCK, CONVOLUTION
@@ -172,6 +173,11 @@ def in_chunks(network: Network, most: int) -> Network:
         return Outputs(*whole, moments={}, batch_stats=variables["batch_stats"])
 
     return network._replace(apply=apply)
+
+
+def variables_of(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Builds variables from leaves by path, with both collections even if one is empty."""
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(leaves))
 
 
 def count_parameters(variables: Variables) -> int:

@@ -210,10 +210,8 @@ def _distilled(run: RunOptions) -> distill.Loss:
 
 
 def load_teacher(given: models.TeacherOptions, forms: Forms) -> tuple[Network, Tree]:
-    """Reads the teacher from a checkpoint or a recorded graph."""
-    if given.graph and given.checkpoint:
-        raise UserError("config.teacher.graph and config.teacher.checkpoint are both set: leave the checkpoint out")
-    path = given.graph or given.checkpoint
+    """Reads the teacher from a checkpoint, a recorded graph, or a checkpoint of the graph's weights."""
+    path = given.checkpoint or given.graph
     if not path:
         raise UserError(
             f"config.teacher.checkpoint is not set: give the checkpoint of a trained {given.arch or 'network'} "

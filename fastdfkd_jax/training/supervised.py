@@ -24,6 +24,7 @@ Array = jax.Array
 
 # Steps dispatched ahead of their results. More would gain nothing, and all must end before a stop can be saved.
 _STEPS_AHEAD = 4
+OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("milestones", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +34,20 @@ class Recipe:
     Attributes:
       epochs: passes over the training images.
       batch_size: images per step; the rest of an epoch's permutation is dropped.
-      lr: learning rate of SGD.
+      lr: peak learning rate.
       lr_milestones: epochs after which the learning rate is multiplied by `lr_decay`.
       lr_decay: factor at each milestone.
       momentum: momentum of SGD.
-      weight_decay: added to the gradient of every parameter, as in PyTorch's SGD.
+      weight_decay: added to the gradient of every parameter, as in PyTorch's SGD; of AdamW, the decoupled decay.
       padding: pixels of black around the images before they are cropped at random; 0 for no crop.
       flip: whether images are mirrored at random.
       seed: random seed of weights, order and augmentation.
       eval_every: epochs between evaluations; the checkpoint is written at each.
       square: side in pixels of a random square that is first cut out of larger images; 0 keeps whole images.
       least_crop: smallest share of the area that a random crop keeps; if not 0, such crops replace padding.
+      optimizer: 'sgd', or 'adamw' with its usual decay rates (0.9, 0.999), which networks of attention need.
+      schedule: 'milestones', or 'cosine' for a learning rate that falls to 0 and needs no milestones.
+      rate_warmup_epochs: epochs at the start during which the learning rate rises linearly from 0.
     """
 
     epochs: int
@@ -59,11 +63,23 @@ class Recipe:
     eval_every: int
     square: int = 0
     least_crop: float = 0.0
+    optimizer: str = "sgd"
+    schedule: str = "milestones"
+    rate_warmup_epochs: int = 0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"expected recipe.{name} of at least 1, found {getattr(self, name)}")
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                found = getattr(self, name)
+                raise UserError(f"expected recipe.{name} to be one of {', '.join(known)}, found {found!r}")
+        if not 0 <= self.rate_warmup_epochs < self.epochs:
+            raise UserError(
+                f"expected recipe.rate_warmup_epochs in 0..{self.epochs - 1}, fewer than all epochs, found "
+                f"{self.rate_warmup_epochs}"
+            )
         for name in ("lr", "lr_decay", "momentum", "weight_decay", "square", "least_crop", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"expected recipe.{name} of at least 0, found {getattr(self, name)}")
@@ -125,18 +141,32 @@ def steps_per_epoch(recipe: Recipe, count: int) -> int:
 
 
 def make_optimizer(recipe: Recipe, num_steps: int) -> optax.GradientTransformation:
-    """Returns SGD with momentum, coupled weight decay and a learning rate that falls at the milestones.
+    """Returns SGD with momentum and coupled weight decay, or AdamW, with the recipe's learning rates.
 
     Args:
       recipe: learning rates, momentum and milestones in epochs.
       num_steps: steps per epoch.
     """
-    drops = {epoch * num_steps: recipe.lr_decay for epoch in recipe.lr_milestones}
-    schedule = optax.piecewise_constant_schedule(recipe.lr, drops)
+    schedule = _rates(recipe, num_steps)
+    if recipe.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=recipe.weight_decay)
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
         optax.sgd(schedule, momentum=recipe.momentum or None),
     )
+
+
+def _rates(recipe: Recipe, num_steps: int) -> optax.Schedule:
+    """Returns the learning rate of each step: it rises linearly, then falls at the milestones or along a cosine."""
+    rising = recipe.rate_warmup_epochs * num_steps
+    if recipe.schedule == "milestones":
+        drops = {epoch * num_steps - rising: recipe.lr_decay for epoch in recipe.lr_milestones}
+        falling = optax.piecewise_constant_schedule(recipe.lr, drops)
+    else:
+        falling = optax.cosine_decay_schedule(recipe.lr, recipe.epochs * num_steps - rising)
+    if not rising:
+        return falling
+    return optax.join_schedules([optax.linear_schedule(0, recipe.lr, rising), falling], [rising])
 
 
 def train_step(

@@ -191,8 +191,96 @@ def with_statistics(norm):
     return weighted(norm)
 
 
+def tokens(x):
+    """[B, heads, pixels, channels a head] of two heads."""
+    return x.flatten(2).transpose(1, 2).unflatten(2, (2, 4)).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """As timm has it: one layer for queries, keys and values, which are unbound."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        rows = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(rows).reshape(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows.shape))
+
+
+class MultiHead(nn.Module):
+    """As torchvision has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        rows = x.flatten(2).transpose(1, 2)
+        return self.attention(rows, rows, rows, need_weights=False)[0]
+
+
+def masked_attention(x):
+    """Every kind of mask, with a row that sees nothing; another scale; two heads that share keys and values."""
+    q = tokens(x)
+    near = (torch.arange(64)[:, None] - torch.arange(64)).abs() < 5
+    near = near & (torch.arange(64) != 7)[:, None]
+    biased = F.scaled_dot_product_attention(q, q, q, torch.linspace(-1, 1, 64)[None, :], scale=0.7)
+    causal = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    shared = F.scaled_dot_product_attention(q, q[:, :1], q[:, :1], near, enable_gqa=True)
+    return biased + causal * shared
+
+
+class ShiftedWindows(nn.Module):
+    """As Swin has it: windows that are rolled, a mask made on the way, a table of relative positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 2))
+        self.register_buffer("places", (torch.arange(4)[:, None] - torch.arange(4) + 3).flatten())
+
+    def forward(self, x):
+        x = torch.roll(x.permute(0, 2, 3, 1), shifts=(-2, -1), dims=(1, 2))
+        mask = x.new_zeros((8, 8))
+        mask[:4, 2:] = 1
+        mask[4:, :] = 2
+        mask = mask.view(16, 4)
+        mask = mask.unsqueeze(1) - mask.unsqueeze(2)
+        mask = mask.masked_fill(mask != 0, -100.0).masked_fill(mask == 0, 0.0)
+        windows = x.reshape(x.shape[0], 16, 4, 2, 4).permute(0, 1, 3, 2, 4)
+        scores = windows @ windows.transpose(-1, -2)
+        bias = torch.roll(self.table, 3)[self.places].view(4, 4, 2).permute(2, 0, 1)
+        shares = torch.softmax(scores + bias + mask[:, None], -1)
+        return shares @ windows
+
+
+def compared(x):
+    """Choices by comparisons, values that are replaced, and a product that is added."""
+    chosen = torch.where(x > 0.5, x * 2, torch.zeros_like(x)) + torch.where(x <= -0.5, torch.full_like(x, 0.25), x)
+    kept = x.masked_fill((x >= 0) & (x < 0.25), 0.0)
+    filled = x.clone()
+    filled[:, 1].fill_(3.0)
+    filled[:, 2].zero_()
+    return torch.addcmul(chosen, kept, filled, value=0.5) + x[:, torch.tensor([1, 0, -1])].sum(1, keepdim=True)
+
+
+def waves(x):
+    """Sines and cosines of positions, as embeddings of positions have them."""
+    places = torch.ones_like(x).cumsum(2)
+    scale = 10.0 ** (2 * torch.div(torch.arange(8), 2, rounding_mode="floor") / 8)
+    angle = places / scale.type_as(x) + torch.div(x, 0.7, rounding_mode="trunc")
+    return x * (angle.sin() + angle.cos())
+
+
 F = nn.functional
 FUNCTIONS = {
+    "waves of positions": lambda: waves,
+    "attention": Attention,
+    "attention of several heads": MultiHead,
+    "attention with masks": lambda: masked_attention,
+    "shifted windows": ShiftedWindows,
+    "comparisons": lambda: compared,
     "relu and residual": lambda: lambda x: torch.relu(x) + x,
     "relu6": nn.ReLU6,
     "relu6 as a function": lambda: F.relu6,

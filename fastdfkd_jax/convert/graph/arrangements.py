@@ -117,7 +117,8 @@ def _slice_scatter(self: Laid, src: Laid, **which: Any) -> Laid:
 
 
 @operation("aten.select.int")
-def _select(self: Laid, dim: int, index: int) -> Laid:
+def select(self: Laid, dim: int, index: int) -> Laid:
+    """Takes one index of an axis, which is removed."""
     lies = self.at(dim)
     kept = self.map(lax.index_in_dim(self.array, index, lies))
     return reshaped(kept, [size for axis, size in enumerate(self.shape) if axis != dim % len(self.order)])

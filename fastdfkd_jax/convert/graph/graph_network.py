@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from fastdfkd_jax.convert.graph import arrangements, operations, products, spatial  # noqa: F401 (two fill the table)
+from fastdfkd_jax.convert.graph import arrangements, attention, made_arrays, operations, products, spatial  # noqa: F401
 from fastdfkd_jax.convert.graph.axis_order import CHANNELS_LAST, Laid, arranged, logical, plain
 from fastdfkd_jax.convert.graph.norms import INSTANCE_NORM, normalised_by
 from fastdfkd_jax.convert.graph.table import OPERATIONS

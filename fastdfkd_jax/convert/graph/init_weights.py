@@ -7,17 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from fastdfkd_jax.convert.graph.graph_network import VariablePath
 from fastdfkd_jax.models.layers import torch_bias, torch_uniform
+from fastdfkd_jax.models.network import variables_of
 
 Array = jax.Array
-
-
-def tree(flat: Mapping[VariablePath, Any]) -> dict[str, Any]:
-    """Builds variables from these leaves, with both collections even if one is empty."""
-    return {"params": {}, "batch_stats": {}} | unflatten_dict(dict(flat))
 
 
 def shuffled(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +27,7 @@ def shuffled(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
     for own, (path, leaf) in zip(jax.random.split(key, len(flat)), flat.items(), strict=True):
         drawn = path[-1] == "kernel" or (path[-1] == "bias" and _kernel(flat, path) is not None)
         new[path] = jax.random.permutation(own, leaf.ravel()).reshape(leaf.shape) if drawn else leaf
-    return tree(new)
+    return variables_of(new)
 
 
 def redrawn(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def redrawn(key: Array, recorded: Mapping[str, Any]) -> dict[str, Any]:
                 new[path] = jnp.ones_like(leaf)
             case _:
                 new[path] = leaf
-    return tree(new)
+    return variables_of(new)
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[VariablePath, Array]:

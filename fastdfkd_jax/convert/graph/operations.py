@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fastdfkd_jax.convert.graph.axis_order import Laid, reshaped, together
-from fastdfkd_jax.convert.graph.table import operation
+from fastdfkd_jax.convert.graph.table import jax_type, operation
 from fastdfkd_jax.models.layers import at_least_float32
 
 Array = jax.Array
@@ -42,6 +42,8 @@ for _name, _function in {
     "aten.sqrt.default": jnp.sqrt,
     "aten.rsqrt.default": lax.rsqrt,
     "aten.neg.default": jnp.negative,
+    "aten.sin.default": jnp.sin,
+    "aten.cos.default": jnp.cos,
     "aten.abs.default": lambda x: jnp.where(x > 0, x, jnp.where(x < 0, -x, 0)),
     "aten.clone.default": lambda x: x,
     "aten.alias.default": lambda x: x,
@@ -103,6 +105,11 @@ def _power(self: Laid, exponent: float) -> Laid:
     return self.map(self.array**exponent)
 
 
+@operation("aten.pow.Scalar")
+def _power_of_number(self: float, exponent: Laid) -> Laid:
+    return exponent.map(jnp.asarray(self, exponent.array.dtype) ** exponent.array)
+
+
 @operation("aten.elu.default")
 def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
     x = self.array
@@ -130,6 +137,15 @@ for _name, _operator in {
     "div": operator.truediv,
 }.items():
     operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
+_ROUNDINGS = {None: lambda x: x, "floor": jnp.floor, "trunc": jnp.trunc}
+
+
+@operation("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def _divided(self: Any, other: Any, rounding_mode: str | None) -> Any:
+    quotient = _binary(operator.truediv)(self, other)
+    return quotient.map(_ROUNDINGS[rounding_mode](quotient.array))
+
+
 for _name, _function in {"maximum": jnp.maximum, "minimum": jnp.minimum}.items():
     operation(f"aten.{_name}.default")(_binary(_function))
 
@@ -197,9 +213,19 @@ def _log_softmax(self: Laid, dim: int, **_: Any) -> Laid:
     return self.map(jax.nn.log_softmax(at_least_float32(self.array), self.at(dim)))
 
 
+@operation("aten.cumsum.default")
+def _cumulative_sum(self: Laid, dim: int, **_: Any) -> Laid:
+    return self.map(jnp.cumsum(self.array, self.at(dim)))
+
+
+@operation("aten.type_as.default")
+def _type_as(self: Laid, other: Laid) -> Laid:
+    return self.map(self.array.astype(other.array.dtype))
+
+
 @operation("aten._to_copy.default")
 def _to_copy(self: Laid, dtype: str | None, **_: Any) -> Laid:
     """Keeps floating-point types, because the network's precision is chosen where it is built."""
-    kind = (dtype or "torch.float32").removeprefix("torch.")
-    floats = "float" in kind and jnp.issubdtype(self.array.dtype, jnp.floating)
-    return self if floats else self.map(self.array.astype("float32" if "float" in kind else kind))
+    kind = jax_type(dtype)
+    floats = kind == "float32" and jnp.issubdtype(self.array.dtype, jnp.floating)
+    return self if floats else self.map(self.array.astype(kind))

@@ -17,7 +17,7 @@ from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.convert.graph.arrangements import PERMUTE
 from fastdfkd_jax.convert.graph.declared import TASKS, check_declared
 from fastdfkd_jax.convert.graph.graph_network import BATCH_NORM, DROPOUT, Graph, VariablePath, network
-from fastdfkd_jax.convert.graph.init_weights import redrawn, shuffled, tree
+from fastdfkd_jax.convert.graph.init_weights import redrawn, shuffled
 from fastdfkd_jax.convert.graph.products import ADDED_PRODUCT, LINEAR
 from fastdfkd_jax.convert.graph.spatial import CONVOLUTIONS
 from fastdfkd_jax.convert.graph.table import OPERATIONS
@@ -25,6 +25,7 @@ from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes, torch_name
 from fastdfkd_jax.convert.weight_files import SUFFIXES, State, read_state_dict
 from fastdfkd_jax.errors import UserError, listed, shortened
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, OtherEntries
+from fastdfkd_jax.models.network import variables_of
 from fastdfkd_jax.storage.limits import read_json, require_bytes
 
 ARCH = "graph"  # prefix of `arch` in every recorded network's spec
@@ -139,7 +140,7 @@ def build(
         for name, array in recorded.state.items()
         if name not in trained and name not in ties
     }
-    values = tree({path: _ours(path, recorded.weights[name]) for name, path in trained.items()})
+    values = variables_of({path: _ours(path, recorded.weights[name]) for name, path in trained.items()})
     init = shuffled if description["initial"] else redrawn
     return network(graph, spec, partial(init, recorded=values), forms)._replace(others=OtherEntries(fixed, ties))
 

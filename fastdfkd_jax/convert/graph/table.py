@@ -35,3 +35,12 @@ def require_steps(count: int) -> None:
         raise UserError(
             f"a window or split of the graph has {count:,} parts, expected at most {MAX_STEPS:,}: use smaller ones"
         )
+
+
+def jax_type(dtype: str | None) -> Any:
+    """Returns JAX's type of 'torch.TYPE', single precision for None and for every floating-point type.
+
+    The network's own precision is applied where the graph runs. Whole numbers of 64 bits become JAX's default.
+    """
+    kind = (dtype or "torch.float32").removeprefix("torch.")
+    return {"int64": int, "float64": "float32", "float16": "float32", "bfloat16": "float32"}.get(kind, kind)

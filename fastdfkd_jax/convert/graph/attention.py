@@ -1,0 +1,107 @@
+"""Operations of networks with attention: the attention itself, windows that are shifted, and tables of positions."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fastdfkd_jax.convert.graph.arrangements import select
+from fastdfkd_jax.convert.graph.axis_order import Laid, logical, plain, together
+from fastdfkd_jax.convert.graph.table import operation, require_steps
+from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.models.layers import at_least_float32
+
+Array = jax.Array
+
+
+@operation("aten.scaled_dot_product_attention.default")
+def _attention(
+    query: Laid,
+    key: Laid,
+    value: Laid,
+    attn_mask: Laid | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Laid:
+    """Returns softmax(q k' scale + mask) v over the last two axes; logits and softmax in at least single precision."""
+    if dropout_p:
+        raise UserError(f"attention drops values in evaluation mode (dropout_p={dropout_p}): make it 0 there")
+    q, k, v = logical(query), logical(key), logical(value)
+    if enable_gqa:
+        k, v = (jnp.repeat(x, q.shape[-3] // x.shape[-3], axis=-3) for x in (k, v))
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = at_least_float32(q @ jnp.swapaxes(k, -1, -2)) * factor
+    seen = jnp.tri(*scores.shape[-2:], dtype=bool) if is_causal else None
+    if attn_mask is not None:
+        mask = logical(attn_mask)
+        if mask.dtype == bool:
+            seen = mask if seen is None else seen & mask
+        else:
+            scores = scores + mask
+    if seen is not None:
+        scores = jnp.where(seen, scores, -jnp.inf)
+    # As in PyTorch, a query that may see nothing gets zeros.
+    blind = jnp.isneginf(scores.max(-1, keepdims=True))
+    shares = jnp.where(blind, 0, jax.nn.softmax(jnp.where(blind, 0, scores), -1))
+    return plain(shares.astype(v.dtype) @ v)
+
+
+@operation("aten.unbind.int")
+def _unbind(self: Laid, dim: int) -> tuple[Laid, ...]:
+    count = self.shape[dim]
+    require_steps(count)
+    return tuple(select(self, dim, index) for index in range(count))
+
+
+@operation("aten.roll.default")
+def _roll(self: Laid, shifts: Sequence[int], dims: Sequence[int]) -> Laid:
+    if not dims:  # PyTorch rolls the values in one line then
+        return plain(jnp.roll(logical(self), shifts[0]))
+    return self.map(jnp.roll(self.array, tuple(shifts), tuple(self.at(axis) for axis in dims)))
+
+
+@operation("aten.index.Tensor")
+def _index(self: Laid, indices: Sequence[Laid | None]) -> Laid:
+    """Gathers by arrays of whole numbers, as NumPy does."""
+    return plain(logical(self)[tuple(slice(None) if index is None else logical(index) for index in indices)])
+
+
+def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Laid]:
+    def compare(self: Laid, other: Any) -> Laid:
+        if not isinstance(other, Laid):
+            return self.map(function(self.array, other))
+        a, b, order = together(self, other)
+        return Laid(function(a, b), order)
+
+    return compare
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    operation(f"aten.{_name}.Scalar")(_comparison(getattr(operator, _name)))
+
+
+for _names, _function in {
+    ("__and__", "bitwise_and", "logical_and"): jnp.logical_and,
+    ("__or__", "bitwise_or", "logical_or"): jnp.logical_or,
+}.items():
+    for _name in _names:
+        operation(f"aten.{_name}.{'default' if _name.startswith('logical') else 'Tensor'}")(_comparison(_function))
+
+
+@operation("aten.logical_not.default", "aten.bitwise_not.default")
+def _not(self: Laid) -> Laid:
+    return self.map(jnp.logical_not(self.array))
+
+
+@operation("aten.addcmul.default")
+def _add_product(self: Laid, tensor1: Laid, tensor2: Laid, value: float = 1) -> Laid:
+    a, b, order = together(tensor1, tensor2)
+    a, b, order = together(self, Laid(a * b * value, order))
+    return Laid(a + b, order)
