@@ -1,9 +1,10 @@
 """Trains a DeepLabv3-ResNet50 on NYUv2, the teacher of the rows of Table 3.
 
-    fastdfkd pretrain nyuv2 --workdir DIR data.dir=FOLDER
+    fastdfkd pretrain nyuv2 --workdir DIR data.dir=FOLDER initial=resnet50-0676ba61.pth
 
 This is DFAD's recipe (METHOD 6) with cross-entropy instead of its focal loss. The published teacher starts from
-ImageNet weights and has mIoU 0.519. Those weights are not public in a form that this command can read, so expect less.
+ImageNet weights and has mIoU 0.519. `initial` is torchvision's file of such weights, from
+https://download.pytorch.org/models; without it, expect less.
 """
 
 from fastdfkd_jax.configs import pretrain_cifar10

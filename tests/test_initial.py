@@ -12,7 +12,7 @@ from test_pretrain import RECIPE, bias_network
 
 from fastdfkd_jax import convert, pretrain
 from fastdfkd_jax.configs import pretrain_cifar10
-from fastdfkd_jax.convert import naming
+from fastdfkd_jax.convert import naming, weight_files
 from fastdfkd_jax.convert.checkpoints import load_described
 from fastdfkd_jax.convert.initial import starting_from
 from fastdfkd_jax.errors import UserError
@@ -58,7 +58,7 @@ def test_a_backbone_goes_into_a_segmentation_network(tmp_path):
     given = saved(tmp_path / "given.safetensors", NetworkSpec("resnet18_imagenet", 9, 64))
     naming_of = {"shortcut": "downsample", "linear": "fc"}
     theirs = {".".join(naming_of.get(part, part) for part in name.split(".")): a for name, a in given.items()}
-    convert.weight_files.write_safetensors(tmp_path / "theirs.safetensors", theirs, {})
+    weight_files.write_safetensors(tmp_path / "theirs.safetensors", theirs, {})
     network = build(NetworkSpec("deeplabv3_resnet18_os16", 5, 64))
     for name in ("given", "theirs"):
         found, said = begun(network, tmp_path / f"{name}.safetensors")
@@ -78,7 +78,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     given = saved(tmp_path / "given.safetensors", NetworkSpec("wrn10_1", 5, 16))
     given["conv1.weight"][0] = np.nan
-    convert.weight_files.write_safetensors(tmp_path / "given.safetensors", given, {})
+    weight_files.write_safetensors(tmp_path / "given.safetensors", given, {})
     with pytest.raises(UserError, match=r"has values that are not finite: conv1\.weight"):
         starting_from(build(NetworkSpec("wrn10_1", 5, 16)), tmp_path / "given.safetensors")
 
