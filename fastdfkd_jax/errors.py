@@ -13,7 +13,13 @@ class UserError(Exception):
     The message is one line: what was expected, what was found, and how to mend it. Commands print
     it without a traceback and leave with exit status 2; every other exception is a bug, whose
     traceback goes to a file.
+
+    Args:
+      message: names in files may have any characters; those that cannot be printed are replaced.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 EXIT_STATUS = 2

@@ -100,7 +100,7 @@ def test_options_that_do_not_fit_are_refused(name, arguments, expected, student,
 def test_a_missing_package_is_named(student, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    refused(capsys, "ONNX files need onnx: pip install 'fastdfkd_jax[onnx]'", tmp_path / "a.onnx", student)
+    refused(capsys, "onnx is needed for ONNX files: pip install 'fastdfkd_jax[onnx]'", tmp_path / "a.onnx", student)
 
 
 def write_pool(folder, sizes, shape=SPEC.input_shape):

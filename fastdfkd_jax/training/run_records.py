@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdfkd_jax.errors import UserError
+from fastdfkd_jax.errors import UserError, one_line, shortened
 from fastdfkd_jax.evaluation.scores import score_key
 from fastdfkd_jax.storage import limits, markdown
 from fastdfkd_jax.storage.files import make_folder, write_atomically, write_json
@@ -43,7 +43,16 @@ def table(directory: Path) -> str:
             raise UserError(f"{path} is not the summary of a run: {error}") from None
     if not groups:
         raise UserError(f"{directory} holds no records: expected NAME/SEED/summary.json")
-    return markdown.table(_COLUMNS, (_row(name, summaries) for name, summaries in groups.items()))
+    rows = []
+    for name, summaries in groups.items():
+        try:
+            rows.append(_row(name, summaries))
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            reason = shortened(f"{type(error).__name__}: {one_line(error)}", 80)
+            raise UserError(
+                f"{shortened(directory / name, 120)} has a summary that no run writes ({reason}): record the run again"
+            ) from error
+    return markdown.table(_COLUMNS, rows)
 
 
 def _row(name: str, summaries: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def by_values():
     [
         ("other", "the checkpoint does not fit the PyTorch module"),
         ("twisted", "the file's logits differ from the network's by"),
-        ("by_values", "PyTorch cannot convert this module to ONNX"),
+        ("by_values", "this module cannot be converted to ONNX by PyTorch"),
     ],
 )
 def test_another_module_is_refused_and_nothing_written(factory, expected, folder, tmp_path, capsys):

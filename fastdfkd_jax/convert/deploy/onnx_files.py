@@ -71,7 +71,7 @@ def _exported(module: Any, spec: NetworkSpec, unit_range: bool) -> Any:
             )
         except Exception as error:  # the converter raises errors of many kinds
             reason = one_line(error.__cause__ or error)
-            raise UserError(f"PyTorch cannot convert this module to ONNX: {shortened(reason, 150)}") from error
+            raise UserError(f"this module cannot be converted to ONNX by PyTorch: {shortened(reason, 150)}") from error
     assert program is not None
     return program.model_proto
 
@@ -196,5 +196,5 @@ def import_packages() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx.export needs it
     except ImportError as error:
-        raise UserError(f"ONNX files need {error.name}: pip install 'fastdfkd_jax[onnx]'") from error
+        raise UserError(f"{error.name} is needed for ONNX files: pip install 'fastdfkd_jax[onnx]'") from error
     return onnxruntime
