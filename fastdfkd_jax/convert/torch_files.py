@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import pickletools
 import re
 import warnings
@@ -193,14 +192,14 @@ def _wanted_global(path: Path, message: str) -> str | None:
         return None
     strings: list[str] = []
     try:
-        with path.open("rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    return str(argument).replace(" ", ".")
-                if opcode.name == "STACK_GLOBAL":
-                    return ".".join(strings[-2:])
-                if isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-    except (ValueError, pickle.UnpicklingError):
+        # From memory, as reading a file would first reserve as many bytes as a damaged length declares.
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+    except Exception:  # damaged input can raise almost anything here too
         return None
     return None
