@@ -172,7 +172,7 @@ def _onnx(folder: Path) -> Path:
     made = helper.make_graph([helper.make_node("Relu", ["images"], ["logits"])], "g", [given], [got])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     spec = {"arch": "x", "num_classes": 3, "image_size": 2, "channels": 3, "mean": [0.5], "std": [0.5]}
-    spec |= {"task": "classification", onnx_files.UNIT_RANGE: True}
+    spec |= {"task": "segmentation", onnx_files.UNIT_RANGE: True}
     entry = model.metadata_props.add()
     entry.key, entry.value = "fastdfkd_jax", json.dumps(spec)
     save(model, folder / "n.onnx")

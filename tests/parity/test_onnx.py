@@ -164,6 +164,15 @@ def test_other_files_are_refused(student, tmp_path):
             onnx_files.load_network(str(tmp_path / f"{name}.onnx"))
 
 
+def test_a_file_of_another_shape_than_it_says_is_refused(student, tmp_path):
+    model = onnx.load(student)
+    (entry,) = model.metadata_props
+    entry.value = entry.value.replace('"image_size": 16', '"image_size": 32')
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"has inputs and outputs .*\[3, 16, 16\].*, expected .*\[3, 32, 32\]"):
+        onnx_files.load_network(str(tmp_path / "other.onnx"))
+
+
 def test_what_the_file_knows_is_not_given_again(folder, student, run_command):
     status, _, err = run_command(evaluation.main, student, "--data", f"npz:{folder / 'data.npz'}", "--arch", "wrn16_1")
     assert status == 2

@@ -163,6 +163,7 @@ def load_network(path: str) -> tuple[Network, dict[str, Any]]:
         inside = bool(described[UNIT_RANGE])
     except KeyError as error:
         raise UserError(f"the metadata of {path} lack {error.args[0]!r}: export the network again") from error
+    _require_shapes(session, spec, path)
     run = runner(content)
     mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
 
@@ -176,6 +177,19 @@ def load_network(path: str) -> tuple[Network, dict[str, Any]]:
         return Outputs(logits, logits, (), {}, {})
 
     return Network(spec, lambda key: {"params": {}, "batch_stats": {}}, apply), {"params": {}, "batch_stats": {}}
+
+
+def _require_shapes(session: Any, spec: NetworkSpec, path: str) -> None:
+    """Refuses a file whose input or output is not the one that its metadata describe."""
+    height, width, channels = spec.input_shape
+    image, maps = [channels, height, width], [height, width] if spec.gives_maps else []
+    expected = {INPUT: image, OUTPUT: [spec.num_classes, *maps]}
+    found = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
+    if found != expected:
+        raise UserError(
+            f"{path} has inputs and outputs {shortened(found, 80)}, expected {shortened(expected, 80)}: export the "
+            "network again"
+        )
 
 
 def _content(path: Path) -> bytes:
