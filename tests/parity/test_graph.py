@@ -1069,14 +1069,19 @@ def test_all_operations_that_are_not_known_are_listed_and_nothing_is_run(tmp_pat
         load(tmp_path / "graph")
 
 
-def test_networks_without_batch_norm_teach_and_learn(tmp_path):
+def convolutional(width):
+    return nn.Sequential(nn.Conv2d(1, width, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10))
+
+
+def attentive(width):
+    """Attention between patches, of one width only."""
+    del width
+    return nn.Sequential(nn.Conv2d(1, 8, 4, 4), Attention(), nn.LayerNorm(8), nn.Flatten(), nn.Linear(128, 10))
+
+
+@pytest.mark.parametrize("make", [convolutional, attentive])
+def test_networks_without_batch_norm_teach_and_learn(tmp_path, make):
     """A whole run of a method that matches no statistics; FastDFKD, which does, is refused unless D' is there."""
-
-    def make(width):
-        return nn.Sequential(
-            nn.Conv2d(1, width, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
-        )
-
     teacher, student, workdir = (str(tmp_path / name) for name in ("teacher", "student", "run"))
     recorded(make(6), teacher, 16, 1)
     recorded(make(3), student, 16, 1)
