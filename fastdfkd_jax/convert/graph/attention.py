@@ -14,7 +14,6 @@ from fastdfkd_jax.convert.graph.arrangements import select
 from fastdfkd_jax.convert.graph.axis_order import Laid, logical, plain, together
 from fastdfkd_jax.convert.graph.table import operation, require_steps
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.models.layers import at_least_float32
 
 Array = jax.Array
 
@@ -37,7 +36,8 @@ def _attention(
     if enable_gqa:
         k, v = (jnp.repeat(x, q.shape[-3] // x.shape[-3], axis=-3) for x in (k, v))
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = at_least_float32(q @ jnp.swapaxes(k, -1, -2)) * factor
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=wide) * factor
     seen = jnp.tri(*scores.shape[-2:], dtype=bool) if is_causal else None
     if attn_mask is not None:
         mask = logical(attn_mask)
@@ -84,20 +84,24 @@ def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Laid]:
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    operation(f"aten.{_name}.Scalar")(_comparison(getattr(operator, _name)))
+    operation(f"aten.{_name}.Scalar", f"aten.{_name}.Tensor")(_comparison(getattr(operator, _name)))
+for _name, _whole, _truth in (
+    ("and", jnp.bitwise_and, jnp.logical_and),
+    ("or", jnp.bitwise_or, jnp.logical_or),
+):
+    for _kind in ("Tensor", "Scalar"):
+        operation(f"aten.__{_name}__.{_kind}", f"aten.bitwise_{_name}.{_kind}")(_comparison(_whole))
+    operation(f"aten.logical_{_name}.default")(_comparison(_truth))
 
 
-for _names, _function in {
-    ("__and__", "bitwise_and", "logical_and"): jnp.logical_and,
-    ("__or__", "bitwise_or", "logical_or"): jnp.logical_or,
-}.items():
-    for _name in _names:
-        operation(f"aten.{_name}.{'default' if _name.startswith('logical') else 'Tensor'}")(_comparison(_function))
-
-
-@operation("aten.logical_not.default", "aten.bitwise_not.default")
+@operation("aten.logical_not.default")
 def _not(self: Laid) -> Laid:
     return self.map(jnp.logical_not(self.array))
+
+
+@operation("aten.bitwise_not.default")
+def _bitwise_not(self: Laid) -> Laid:
+    return self.map(jnp.bitwise_not(self.array))
 
 
 @operation("aten.addcmul.default")

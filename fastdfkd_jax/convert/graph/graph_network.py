@@ -92,7 +92,7 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
             if name not in wide:  # a student learns from logits, so they keep the precision of their sums
                 value = jax.tree.map(partial(_rounded, dtype=forms.dtype), value, is_leaf=_is_laid)
             run.values[name] = value
-            if _is_laid(value) and len(value.order) == 4 and name in of_images and op not in _MOVES:
+            if name in of_images and op not in _MOVES and _is_map(value, images):
                 blocks[value.shape[2:]] = value
         output = run.values[graph.output]
         # Maps of logits are NHWC, like all maps.
@@ -242,6 +242,15 @@ def _rounded(value: Any, dtype: Any) -> Any:
 def _lying(path: VariablePath, leaf: Array) -> Laid:
     """Wraps a leaf in the axis order of its entry; kernels are stored as [..., I, O]."""
     return Laid(leaf, from_torch_axes(leaf.ndim)) if path[-1] == "kernel" else plain(leaf)
+
+
+def _is_map(value: Any, images: Array) -> bool:
+    """Returns True for [B, C, h, w] with the images' proportions, unlike attention's [B, heads, tokens, channels]."""
+    if not _is_laid(value) or len(value.order) != 4 or not jnp.issubdtype(value.array.dtype, jnp.floating):
+        return False
+    batch, _, height, width = value.shape
+    proportion = abs(height * images.shape[2] - width * images.shape[1])
+    return batch == images.shape[0] and proportion <= max(images.shape[1:3])
 
 
 def _is_laid(value: Any) -> bool:

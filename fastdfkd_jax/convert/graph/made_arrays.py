@@ -20,29 +20,38 @@ def _fill(self: Laid, value: Any) -> Laid:
     return self.map(jnp.full_like(self.array, _number(value)))
 
 
+def _like(self: Laid, dtype: str | None) -> Any:
+    return self.array.dtype if dtype is None else jax_type(dtype)
+
+
 @operation("aten.full_like.default")
-def _full_like(self: Laid, fill_value: Any, **_: Any) -> Laid:
-    return _fill(self, fill_value)
+def _full_like(self: Laid, fill_value: Any, dtype: str | None, **_: Any) -> Laid:
+    return self.map(jnp.full_like(self.array, _number(fill_value), _like(self, dtype)))
 
 
-@operation("aten.zero.default", "aten.zeros_like.default")
-def _zero(self: Laid, **_: Any) -> Laid:
-    return _fill(self, 0)
+@operation("aten.zeros_like.default")
+def _zeros_like(self: Laid, dtype: str | None, **_: Any) -> Laid:
+    return _full_like(self, 0, dtype)
 
 
 @operation("aten.ones_like.default")
-def _ones_like(self: Laid, **_: Any) -> Laid:
-    return _fill(self, 1)
+def _ones_like(self: Laid, dtype: str | None, **_: Any) -> Laid:
+    return _full_like(self, 1, dtype)
+
+
+@operation("aten.zero.default")
+def _zero(self: Laid) -> Laid:
+    return _fill(self, 0)
 
 
 @operation("aten.new_zeros.default")
-def _new_zeros(self: Laid, size: Sequence[int], **_: Any) -> Laid:
-    return plain(jnp.zeros(tuple(size), self.array.dtype))
+def _new_zeros(self: Laid, size: Sequence[int], dtype: str | None, **_: Any) -> Laid:
+    return plain(jnp.zeros(tuple(size), _like(self, dtype)))
 
 
 @operation("aten.new_ones.default")
-def _new_ones(self: Laid, size: Sequence[int], **_: Any) -> Laid:
-    return plain(jnp.ones(tuple(size), self.array.dtype))
+def _new_ones(self: Laid, size: Sequence[int], dtype: str | None, **_: Any) -> Laid:
+    return plain(jnp.ones(tuple(size), _like(self, dtype)))
 
 
 @operation("aten.zeros.default")
@@ -57,8 +66,8 @@ def _ones(size: Sequence[int], dtype: str | None, **_: Any) -> Laid:
 
 @operation("aten.full.default")
 def _full(size: Sequence[int], fill_value: Any, dtype: str | None, **_: Any) -> Laid:
-    whole = isinstance(fill_value, int) and dtype is None
-    return plain(jnp.full(tuple(size), fill_value, int if whole else jax_type(dtype)))
+    kind = type(fill_value) if dtype is None and isinstance(fill_value, int) else jax_type(dtype)
+    return plain(jnp.full(tuple(size), fill_value, kind))
 
 
 @operation("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
@@ -78,9 +87,10 @@ def _masked_fill(self: Laid, mask: Laid, value: Any) -> Laid:
     return Laid(jnp.where(b, jnp.asarray(_number(value), a.dtype), a), order)
 
 
-@operation("aten.where.self")
-def _where(condition: Laid, self: Laid, other: Laid) -> Laid:
-    return plain(jnp.where(*map(logical, (condition, self, other))))
+@operation("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
+def _where(condition: Laid, self: Any, other: Any) -> Laid:
+    chosen = (logical(value) if isinstance(value, Laid) else value for value in (self, other))
+    return plain(jnp.where(logical(condition), *chosen))
 
 
 @operation("aten.select_scatter.default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,7 +108,7 @@ def _power(self: Laid, exponent: float) -> Laid:
 
 @operation("aten.pow.Scalar")
 def _power_of_number(self: float, exponent: Laid) -> Laid:
-    return exponent.map(jnp.asarray(self, exponent.array.dtype) ** exponent.array)
+    return exponent.map(jnp.power(self, exponent.array))
 
 
 @operation("aten.elu.default")
@@ -137,13 +138,25 @@ for _name, _operator in {
     "div": operator.truediv,
 }.items():
     operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
-_ROUNDINGS = {None: lambda x: x, "floor": jnp.floor, "trunc": jnp.trunc}
+
+
+def _truncated(a: Any, b: Any) -> Array:
+    """Divides and rounds toward zero; whole numbers stay whole."""
+    whole = all(jnp.issubdtype(jnp.result_type(value), jnp.integer) for value in (a, b))
+    return jnp.sign(a) * jnp.sign(b) * (jnp.abs(a) // jnp.abs(b)) if whole else jnp.trunc(a / b)
+
+
+_ROUNDINGS = {None: operator.truediv, "floor": jnp.floor_divide, "trunc": _truncated}
 
 
 @operation("aten.div.Tensor_mode", "aten.div.Scalar_mode")
 def _divided(self: Any, other: Any, rounding_mode: str | None) -> Any:
-    quotient = _binary(operator.truediv)(self, other)
-    return quotient.map(_ROUNDINGS[rounding_mode](quotient.array))
+    return _binary(_ROUNDINGS[rounding_mode])(self, other)
+
+
+@operation("aten.floor_divide.default")
+def _floor_divided(self: Any, other: Any) -> Any:
+    return _divided(self, other, "floor")
 
 
 for _name, _function in {"maximum": jnp.maximum, "minimum": jnp.minimum}.items():
@@ -201,6 +214,8 @@ def _reduction(function: Callable[..., Array]) -> Callable[..., Laid]:
 
 for _name, _reduce in {"mean.dim": jnp.mean, "sum.dim_IntList": jnp.sum, "amax.default": jnp.max}.items():
     operation(f"aten.{_name}")(_reduction(_reduce))
+for _name, _reduce in {"mean.default": jnp.mean, "sum.default": jnp.sum}.items():
+    operation(f"aten.{_name}")(functools.partial(_reduction(_reduce), dim=None))
 
 
 @operation("aten.softmax.int", "aten._softmax.default")
