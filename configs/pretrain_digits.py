@@ -29,11 +29,7 @@ def get_config() -> ConfigDict:
     config.recipe.lr = 0.1  # peak learning rate
     config.recipe.rate_warmup_epochs = 0  # epochs at the start during which the rate rises linearly
     config.recipe.schedule = "milestones"  # or "cosine", a rate that falls to 0
-    config.recipe.lr_milestones = (
-        24,
-        30,
-        36,
-    )  # epochs; the same shares of the run as 120, 150 and 180 of 200
+    config.recipe.lr_milestones = (24, 30, 36)  # epochs, at the shares of 120, 150 and 180 of 200
     config.recipe.lr_decay = 0.2  # factor at each milestone
     config.recipe.momentum = 0.9  # of SGD
     config.recipe.weight_decay = 1e-4  # on every parameter

@@ -65,6 +65,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Network, Variables]:
     told = {name: getattr(arguments, name) for name in ("arch", "num_classes", "image_size", "mean", "std")}
     if not _is_onnx(arguments):
         return convert.load_network(arguments.checkpoint, **told)
+    if arguments.teacher:  # whose normalisation they may be
+        told |= {"mean": None, "std": None}
     if given := [name.replace("_", "-") for name, value in told.items() if value is not None]:
         raise UserError(f"{arguments.checkpoint} knows its --{given[0]}: leave it out")
     return onnx_files.load_network(arguments.checkpoint)
@@ -72,11 +74,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Network, Variables]:
 
 def _is_onnx(arguments: argparse.Namespace) -> bool:
     return arguments.checkpoint.lower().endswith(onnx_files.SUFFIX)
-
-
-def _devices(arguments: argparse.Namespace) -> int:
-    """Returns the devices for a batch: one for ONNX, as several would wait for each other's call of onnxruntime."""
-    return 1 if _is_onnx(arguments) else 0
 
 
 def _labelled(arguments: argparse.Namespace, network: Network) -> data.Dataset:
@@ -93,7 +90,7 @@ def _measured(
     arguments: argparse.Namespace, network: Network, variables: Variables, dataset: data.Dataset
 ) -> dict[str, Any]:
     batch_size = arguments.batch_size or (_MAPS if network.spec.gives_maps else _IMAGES)
-    evaluate = make_evaluator(network, min(batch_size, len(dataset.labels)), _devices(arguments))
+    evaluate = make_evaluator(network, min(batch_size, len(dataset.labels)), compiled=not _is_onnx(arguments))
     measurements = evaluate(variables, dataset)
     if "iou" in measurements:
         iou = measurements["iou"]
@@ -105,6 +102,8 @@ def _agreement(
     arguments: argparse.Namespace, network: Network, variables: Variables, dataset: data.Dataset | None
 ) -> dict[str, float]:
     spec = network.spec
+    if arguments.teacher.lower().endswith(onnx_files.SUFFIX):
+        raise UserError(f"expected a checkpoint as --teacher, found {arguments.teacher}: only the network may be ONNX")
     teacher, teacher_vars = convert.load_network(
         arguments.teacher,
         num_classes=spec.num_classes,
@@ -120,7 +119,7 @@ def _agreement(
     images = {} if dataset is None else {"agreement": dataset.images}
     if arguments.probe:
         images["agreement_probe"] = probe.read(arguments.probe, spec.input_shape, arguments.crop)
-    agreement = Agreement(teacher, network, devices=_devices(arguments))
+    agreement = Agreement(teacher, network, compiled=not _is_onnx(arguments))
     return {name: 100 * agreement(teacher_vars, variables, values) for name, values in images.items()}
 
 

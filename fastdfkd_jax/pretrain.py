@@ -36,7 +36,10 @@ from fastdfkd_jax.training.workdir import flatten
 log = logging.getLogger("fastdfkd_jax.pretrain")  # not __name__, which is __main__ here
 
 DEFAULT_CONFIG = "configs/pretrain_digits.py"
-_KEYS = {"arch", "graph", "initial", "mean", "std", "data", "recipe"}
+_KEYS = {"arch", "mean", "std", "data", "recipe"}
+# Keys and values of the recipe that older configs and unfinished trainings lack, with what holds for them.
+_LATER = {"graph": "", "initial": ""}
+_LATER_IN_RECIPE = {"optimizer": "sgd", "schedule": "milestones", "rate_warmup_epochs": 0}
 _FREE_KEYS = ("data.dir", "recipe.eval_every")  # may differ when a training is resumed
 
 
@@ -54,12 +57,14 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: the config, the data or the work directory cannot be used.
     """
-    _expect_keys("the config", config, _KEYS)
+    config = {**_LATER, **config}
+    _expect_keys("the config", config, _KEYS | _LATER.keys())
+    config["recipe"] = {**_LATER_IN_RECIPE, **config["recipe"]}
     _expect_keys("recipe", config["recipe"], {field.name for field in dataclasses.fields(Recipe)})
     recipe = Recipe(**{**config["recipe"], "lr_milestones": tuple(config["recipe"]["lr_milestones"])})
     train, test = _datasets(config["data"])
     steps_per_epoch(recipe, len(train.labels))
-    network = _network(config, _spec(config, train, recipe))
+    network = _network(config, _spec(config, train, recipe), begun=(workdir / "checkpoints").exists())
     data.require(test, network.spec)
     with lock_folder(workdir), signals.deferred() as stop:
         training = _Training(network, recipe, test, workdir, config)
@@ -108,14 +113,16 @@ def _spec(config: Mapping[str, Any], dataset: Dataset, recipe: Recipe) -> Networ
     return NetworkSpec(config["arch"], data.count_classes(dataset), height, channels, mean, std)
 
 
-def _network(config: Mapping[str, Any], spec: NetworkSpec) -> Network:
-    """Builds the network, or reads its recorded graph; it begins with the config's initial weights, if any."""
+def _network(config: Mapping[str, Any], spec: NetworkSpec, begun: bool) -> Network:
+    """Builds the network, or reads its recorded graph; unless begun, it starts from the config's initial weights."""
     if config["graph"]:
         known = {"num_classes": spec.num_classes, "image_size": spec.image_size, "mean": spec.mean, "std": spec.std}
         network, _ = convert.load_network(config["graph"], **known)
     else:
         network = models.build(spec)
-    return initial.starting_from(network, config["initial"], log.info) if config["initial"] else network
+    if not config["initial"] or begun:
+        return network
+    return initial.starting_from(network, config["initial"], log.info)
 
 
 class _Training:
@@ -129,7 +136,12 @@ class _Training:
         self._config = config
         self._evaluate, self._score = make_evaluator(network, recipe.batch_size), scores.of_task(network.spec)
         self._before, self._start = 0.0, time.perf_counter()
-        identity = {key: value for key, value in flatten(dict(config)).items() if key not in _FREE_KEYS}
+        later = {**_LATER, **{f"recipe.{key}": value for key, value in _LATER_IN_RECIPE.items()}}
+        identity = {
+            key: value
+            for key, value in flatten(dict(config)).items()
+            if key not in _FREE_KEYS and (key not in later or value != later[key])
+        }
         self._checkpoints = Checkpoints(workdir / "checkpoints", identity=identity, restart="use a new workdir")
 
     def restore(self, state: TrainState) -> Position | None:

@@ -89,7 +89,7 @@ def test_a_file_that_computes_something_else_is_not_written(network):
         ("a.stablehlo", ["--int8", "run"], "--torch and --int8 are for ONNX"),
         ("a.stablehlo", ["--torch", "net.py:make"], "--torch and --int8 are for ONNX"),
         ("a.onnx", ["--naming", "ours"], "--naming is for state dictionaries"),
-        ("a.safetensors", ["--unit-range"], "only files for production, .onnx or .stablehlo"),
+        ("a.safetensors", ["--unit-range"], "--unit-range is for files that end in .onnx or .stablehlo, found"),
         ("a.pb", [], "must end in one of .pth, .pt, .th, .safetensors, .onnx, .stablehlo: it"),
     ],
 )
@@ -119,11 +119,19 @@ def test_images_are_read_from_all_of_a_pool(network, tmp_path):
     np.testing.assert_array_equal(integers.read_images(tmp_path / "pool", network[0]), images)
 
 
-def test_of_many_images_some_are_read_up_to_the_last(network, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([10] * 4, [0, 9, 10, 19, 20, 29, 30, 39]),
+        ([10] * 12, [0, 9, 40, 49, 70, 79, 110, 119]),
+        ([2] * 7, [0, 1, 4, 5, 8, 9, 12, 13]),
+        ([3] * 3, [0, 1, 2, 3, 5, 6, 7, 8]),
+    ],
+)
+def test_of_many_images_some_are_read_from_the_first_to_the_last(sizes, expected, network, tmp_path, monkeypatch):
     monkeypatch.setattr(integers, "_MOST", 8)
-    write_pool(tmp_path, [10] * 12)
-    images = integers.read_images(tmp_path, network[0])[:, 0, 0, 0].tolist()
-    assert images == [0, 9, 30, 39, 60, 69, 90, 99]
+    write_pool(tmp_path, sizes)
+    assert integers.read_images(tmp_path, network[0])[:, 0, 0, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

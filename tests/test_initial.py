@@ -6,6 +6,7 @@ import math
 import graph_fixtures
 import jax
 import numpy as np
+import pretrain_toy
 import pytest
 from flax.traverse_util import flatten_dict
 from test_pretrain import RECIPE, bias_network
@@ -75,11 +76,23 @@ def test_weights_of_another_network_are_refused(tmp_path):
         starting_from(build(NetworkSpec("wrn10_1", 5, 16)), tmp_path / "given.safetensors")
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("conv1.weight", np.nan), ("bn1.running_var", -1.0), ("bn1.weight", np.int64(1))],
+)
+def test_what_cannot_be_weights_is_refused(name, value, tmp_path):
     given = saved(tmp_path / "given.safetensors", NetworkSpec("wrn10_1", 5, 16))
-    given["conv1.weight"][0] = np.nan
+    given[name] = np.full(given[name].shape, value, np.asarray(value).dtype)
     weight_files.write_safetensors(tmp_path / "given.safetensors", given, {})
-    with pytest.raises(UserError, match=r"has values that are not finite: conv1\.weight"):
+    with pytest.raises(UserError, match=f"expected finite weights and variances .* found others in {name}: give"):
+        starting_from(build(NetworkSpec("wrn10_1", 5, 16)), tmp_path / "given.safetensors")
+
+
+@pytest.mark.parametrize("kept", [["fc.bias"], ["bn1.num_batches_tracked"]])
+def test_a_file_of_next_to_nothing_is_refused(kept, tmp_path):
+    given = saved(tmp_path / "given.safetensors", NetworkSpec("wrn10_1", 5, 16)) | {kept[0]: np.zeros(5, np.float32)}
+    weight_files.write_safetensors(tmp_path / "given.safetensors", {name: given[name] for name in kept}, {})
+    with pytest.raises(UserError, match="does not fit wrn10_1"):
         starting_from(build(NetworkSpec("wrn10_1", 5, 16)), tmp_path / "given.safetensors")
 
 
@@ -160,3 +173,16 @@ def test_a_recorded_network_is_trained_and_becomes_a_teacher(tmp_path):
     moved = np.abs(variables["params"]["classifier.3"]["kernel"] - recorded["params"]["classifier.3"]["kernel"]).max()
     assert 1e-4 < moved < 0.01
     assert network.spec.arch == "graph:graph"
+
+
+def test_a_training_with_a_config_of_before_continues(tmp_path):
+    """Neither an older config nor an older checkpoint has the later keys."""
+    present = pretrain_toy.get_config().to_dict()
+    present["recipe"] |= {"epochs": 1, "lr_milestones": ()}
+    later = (*pretrain._LATER, *pretrain._LATER_IN_RECIPE)
+    older = {key: value for key, value in present.items() if key not in later}
+    older["recipe"] = {key: value for key, value in present["recipe"].items() if key not in later}
+    first = pretrain.run(older, tmp_path)
+    assert pretrain.run(present, tmp_path) == first
+    with pytest.raises(UserError, match=r"another configuration \(recipe.optimizer: None there, 'adamw' now\)"):
+        pretrain.run(present | {"recipe": present["recipe"] | {"optimizer": "adamw"}}, tmp_path)

@@ -151,10 +151,10 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(
                 f"--out {options.out} must end in one of {', '.join(known_suffixes)}: it selects the format"
             )
-        if options.torch or options.unit_range or options.int8 or options.mean or options.std:
-            raise UserError(
-                f"only files for production, {' or '.join(write.SUFFIXES)}, have these options: check --out"
-            )
+        for name in ("torch", "unit_range", "int8", "mean", "std"):
+            if getattr(options, name):
+                suffixes = " or ".join(write.SUFFIXES)
+                raise UserError(f"--{name.replace('_', '-')} is for files that end in {suffixes}, found {options.out}")
         spec = export_checkpoint(options.checkpoint, options.out, options.naming, **known)
     print(f"{options.out}: {spec.arch}, {spec.num_classes} classes")
     if options.command == "import":
@@ -175,7 +175,8 @@ def _written(options: argparse.Namespace, known: dict[str, Any]) -> NetworkSpec:
         std=options.std,
         **known,
     )
-    print(f"logits differ from the network's by at most {made.error:.0e} of the largest, on noise images")
+    before = " before quantisation" if made.calibrated else ""
+    print(f"logits differ from the network's by at most {made.error:.0e} of the largest{before}, on noise images")
     if made.calibrated:
         print(
             f"8-bit integers, from {made.calibrated} synthesised images; on other such images, same class as before "

@@ -100,14 +100,16 @@ def _open_graph(
     description = recorded.description
     for key, wanted in (("classes", num_classes), ("image_size", image_size)):
         if wanted not in (None, description[key]):
-            option = "num-classes" if key == "classes" else "image-size"
-            raise UserError(f"{recorded.folder} has {key} {description[key]}, expected {wanted}: check --{option}")
+            raise UserError(
+                f"{recorded.folder} was recorded with {key} {description[key]}, expected {wanted}: record it again, or "
+                "use what it was recorded with"
+            )
     given = {"mean": mean, "std": std}
     for key, numbers in given.items():
         if numbers and description.get(key, list(numbers)) != list(numbers):
             raise UserError(
-                f"{recorded.folder} was recorded with {key} {description[key]}, found {list(numbers)}: leave --{key} "
-                "out"
+                f"expected {key} {description[key]}, with which {recorded.folder} was recorded, found {list(numbers)}: "
+                f"give that, or leave {key} out"
             )
     known = {**description, **source.metadata}
     fields: dict[str, Any] = {key: numbers or known.get(key) for key, numbers in given.items()}
@@ -210,7 +212,7 @@ def load_described(path: str | Path, described: Mapping[str, Any], forms: Forms 
     """
     return load_network(
         path,
-        arch=None if Path(path).is_dir() else described["graph"] or described.get("arch") or None,
+        arch=described["graph"] or (None if Path(path).is_dir() else described.get("arch")) or None,
         num_classes=described.get("num_classes") or None,
         image_size=described.get("image_size") or None,
         mean=tuple(described.get("mean") or ()) or None,

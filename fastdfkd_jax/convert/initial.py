@@ -20,14 +20,14 @@ from fastdfkd_jax.models import Network
 from fastdfkd_jax.models.network import variables_of
 
 _PLACES = ("", "backbone.")  # in the network, of another network's weights
-_LEAST = 0.5  # share of the given entries that must fit
+_OF_FILE, _OF_NETWORK = 0.5, 0.25  # least shares of the file's and of the network's entries that fit
 
 
 def starting_from(network: Network, path: str | os.PathLike[str], say: Say = logging.info) -> Network:
     """Returns the network with an `init` that draws new weights only where the given ones do not fit.
 
-    Names are compared, and then shapes. The names of code bases that we know are translated. If the network has a
-    backbone, the weights may be those of the backbone alone.
+    Names are compared, and then shapes; a layer is taken or drawn as a whole. The names of code bases that we know are
+    translated. If the network has a backbone, the weights may be those of the backbone alone.
 
     Args:
       network: the network to train.
@@ -35,25 +35,26 @@ def starting_from(network: Network, path: str | os.PathLike[str], say: Say = log
       say: called with a line about the entries that were taken and those that are drawn.
 
     Raises:
-      UserError: the file cannot be read, less than half of its entries fit, or one of them is not finite.
+      UserError: the file cannot be read, less than half of its entries or a quarter of the network's fit, or one of
+        them cannot be a weight.
     """
     place = expanded(path)
     state: State = graph.read(place).state if place.is_dir() else read_source(place).state
     given = {name: array for name, array in state.items() if not name.endswith(COUNTER)}
-    entries = naming.expected_entries(network)
+    entries, where = naming.expected_entries(network), shortened(str(path), 80)
     taken = max((_fitting(given, entries, part) for part in _PLACES), key=len)
-    if len(taken) < _LEAST * len(given):
+    if not taken or len(taken) < max(_OF_FILE * len(given), _OF_NETWORK * len(entries)):
         raise UserError(
-            f"{shortened(str(path), 80)} does not fit {network.spec.arch}: {len(taken)} of its {len(given)} "
-            f"entries have a name and shape of the network; expected the weights of such a network or of its backbone"
+            f"{where} does not fit {network.spec.arch}: {len(taken)} of its {len(given)} entries have a name and shape "
+            f"of the network's {len(entries)}; give weights of such a network or of its backbone"
         )
-    if strange := [name for name, array in taken.items() if not np.isfinite(array).all()]:
-        raise UserError(f"{shortened(str(path), 80)} has values that are not finite: {listed(strange)}")
+    if damaged := sorted(name for name, array in taken.items() if not _is_sound(name, array)):
+        raise UserError(
+            f"expected finite weights and variances of at least 0 in {where}, found others in {listed(damaged)}: give "
+            "another file"
+        )
     drawn = [name for name in entries if name not in taken]
-    say(
-        f"begins with {len(taken)} of the {len(entries)} entries from {shortened(str(path), 80)}; drawn: "
-        f"{listed(drawn) or 'none'}"
-    )
+    say(f"begins with {len(taken)} of the {len(entries)} entries from {where}; drawn: {listed(drawn) or 'none'}")
     leaves = {entries[name].path: naming.to_leaf(array, entries[name]) for name, array in taken.items()}
 
     def init(key: jax.Array) -> Mapping[str, Any]:
@@ -67,4 +68,15 @@ def _fitting(given: State, entries: Mapping[str, naming.Entry], place: str) -> d
     inside = {name.removeprefix(place): name for name in entries if name.startswith(place)}
     names = naming.find_naming(given, inside)
     found = {inside[ours]: array for name, array in given.items() if (ours := names.to_ours(name)) in inside}
-    return {name: array for name, array in found.items() if array.shape == entries[name].shape}
+    misfits = {_layer(name) for name, array in found.items() if array.shape != entries[name].shape}
+    return {name: array for name, array in found.items() if _layer(name) not in misfits}
+
+
+def _layer(name: str) -> str:
+    """Returns the layer of an entry, which is taken or drawn as a whole."""
+    return name.rpartition(".")[0]
+
+
+def _is_sound(name: str, array: np.ndarray) -> bool:
+    real = np.issubdtype(array.dtype, np.floating) and bool(np.isfinite(array).all())
+    return real and not (name.endswith("running_var") and bool((array < 0).any()))

@@ -272,9 +272,9 @@ def _require_sides(spec: NetworkSpec, height: int, width: int, square: int) -> N
             "kd.square"
         )
     shown = (square, square) if square else (height, width)
-    if spec.arch.startswith("graph:") and shown != spec.input_shape[:2]:
+    if spec.arch.startswith(("graph:", "onnx:")) and shown != spec.input_shape[:2]:
         found, expected = ("x".join(map(str, sides)) for sides in (shown, spec.input_shape[:2]))
-        raise UserError(f"the recorded {spec.arch} takes images of {expected}, the data set has {found}: {_OTHER_DATA}")
+        raise UserError(f"{spec.arch} takes images of {expected}, the data set has {found}: {_OTHER_DATA}")
 
 
 def class_title(dataset: Dataset, number: int) -> str:

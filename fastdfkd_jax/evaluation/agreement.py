@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,14 +34,14 @@ class Agreement:
     Args:
       teacher, student: networks with the same classes and input; each spec normalises the images for its network.
       batch: images per step; the last step is padded to it.
-      devices: number of devices that share a batch; 0 to choose it.
+      compiled: False if the student computes outside JAX and takes concrete arrays only.
 
     Attributes:
       compile_seconds: seconds of compilation in the last call; 0 in all but the first.
     """
 
-    def __init__(self, teacher: Network, student: Network, batch: int = BATCH, devices: int = 0):
-        split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(devices, (batch,))))
+    def __init__(self, teacher: Network, student: Network, batch: int = BATCH, compiled: bool = True):
+        split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0 if compiled else 1, (batch,))))
 
         def logits(network: Network, variables: Variables, images: Array) -> Array:
             return network.apply(variables, augment.normalize_bytes(images, network.spec.mean, network.spec.std)).logits
@@ -48,7 +50,9 @@ class Agreement:
             images = split(images)
             return agreeing(logits(teacher, teacher_vars, images), logits(student, student_vars, images))
 
-        self._step, self._batch, self.compile_seconds = parallel.CompiledStep(shares), batch, 0.0
+        self._compiled = parallel.CompiledStep(shares) if compiled else None
+        self._step: Callable[..., Array] = self._compiled or shares
+        self._batch, self.compile_seconds = batch, 0.0
 
     def __call__(self, teacher_vars: Variables, student_vars: Variables, images: np.ndarray) -> float:
         """Returns the share of images, or of pixels of maps, on which both networks predict the same class.
@@ -63,6 +67,6 @@ class Agreement:
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
             found = self._step(teacher_vars, student_vars, padded(part, self._batch))
-            self.compile_seconds += self._step.compile_seconds
+            self.compile_seconds += self._compiled.compile_seconds if self._compiled else 0.0
             total += float(np.sum(np.asarray(found, np.float64)[: len(part)]))
         return total / len(images)

@@ -19,28 +19,28 @@ from fastdfkd_jax.models.network import Variables
 
 
 def make_evaluator(
-    network: Network, batch_size: int = 256, devices: int = 0
+    network: Network, batch_size: int = 256, compiled: bool = True
 ) -> Callable[[Variables, Dataset], dict[str, Any]]:
     """Builds `evaluate(variables, dataset) -> measurements`, which compiles once for all data sets of one size.
 
     Args:
       network: the network; its spec normalises the images.
       batch_size: images per step; the last step is padded to it.
-      devices: number of devices that share a batch; 0 to choose it.
+      compiled: False for a network that computes outside JAX, whose `apply` takes concrete arrays only.
 
     Returns:
       A function that returns the measurements of the score of the network's task (`scores.of_task`), and `count`
       (images). It raises UserError if the data set does not fit the network (`data.require`).
     """
     spec, score = network.spec, scores.of_task(network.spec)
-    split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(devices, (batch_size,))))
+    split = parallel.batch_splitter(parallel.devices(parallel.batch_devices(0 if compiled else 1, (batch_size,))))
 
     # Defined here, so that each evaluator has a separate compiled function, whose traces can be counted.
     def sums_of_batch(variables, images, labels):
         inputs = augment.normalize_bytes(split(images), spec.mean, spec.std)
         return score.sums(network.apply(variables, inputs).logits, labels)
 
-    step = parallel.jit(sums_of_batch)
+    step = parallel.jit(sums_of_batch) if compiled else sums_of_batch
 
     def evaluate(variables: Variables, dataset: Dataset) -> dict[str, Any]:
         data.require(dataset, spec)

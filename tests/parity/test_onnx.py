@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from convert_samples import random_variables
+from onnx import external_data_helper
 
 from fastdfkd_jax import convert
 from fastdfkd_jax import evaluate as evaluation
@@ -171,6 +174,55 @@ def test_a_file_of_another_shape_than_it_says_is_refused(student, tmp_path):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"has inputs and outputs .*\[3, 16, 16\].*, expected .*\[3, 32, 32\]"):
         onnx_files.load_network(str(tmp_path / "other.onnx"))
+
+
+def test_arrays_in_other_files_are_not_read(student, tmp_path, monkeypatch):
+    """A file may name another file of the machine as the place of its weights."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(student)
+    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    (tmp_path / "secret.bin").write_bytes(weights.raw_data)
+    external_data_helper.set_external_data(weights, "secret.bin", offset=0, length=len(weights.raw_data))
+    weights.ClearField("raw_data")
+    (tmp_path / "thief.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="is not an ONNX file, or is damaged"):
+        onnx_files.load_network("thief.onnx")
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.5]}, {"std": [0.0, 0.5, 0.5]}])
+def test_a_normalisation_that_cannot_be_is_refused(change, student, tmp_path):
+    model = onnx.load(student)
+    (entry,) = model.metadata_props
+    entry.value = json.dumps(json.loads(entry.value) | change)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"the metadata of .* are damaged \(--.*: export the network again"):
+        onnx_files.load_network(str(tmp_path / "other.onnx"))
+
+
+def test_a_checkpoint_without_a_normalisation_is_refused(network, tmp_path, capsys):
+    convert.save_network(tmp_path / "bare.pth", *network)
+    assert (
+        main(["export", str(tmp_path / "bare.pth"), "--to", str(tmp_path / "bare.onnx"), "--mean", "0.5,0.5,0.5"]) == 2
+    )
+    assert "bare.pth does not say how its images are normalised: give --mean and --std" in capsys.readouterr().err
+
+
+ON_ONE_CORE = """
+import os, runpy, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_it_is_evaluated_in_several_batches_on_one_core(folder, student):
+    """In a process of its own: with one core, XLA has one thread for the program and for the calls it makes."""
+    images = np.zeros((700, *SPEC.input_shape), np.uint8)  # few or small batches are copied without that thread
+    np.savez(folder / "many.npz", images=images, labels=np.arange(700) % 10)
+    line = [sys.executable, "-c", ON_ONE_CORE, "fastdfkd_jax.evaluate", str(student)]
+    line += ["--data", f"npz:{folder / 'many.npz'}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ", 700 images" in done.stdout
 
 
 def test_what_the_file_knows_is_not_given_again(folder, student, run_command):

@@ -57,7 +57,7 @@ def require_same(network: Network, variables: Variables, found: Run, unit_range:
         theirs = found(images)
         if theirs.shape != ours.shape:
             raise UserError(f"the file's logits have shape {theirs.shape}, expected {ours.shape}: check --torch")
-        errors.append(np.abs(theirs - ours).max() / np.abs(ours).max())
+        errors.append(np.abs(theirs - ours).max() / max(np.abs(ours).max(), np.finfo(np.float32).tiny))
     worst = float(np.max(errors))  # NaN if one is
     if not worst <= _TOLERANCE:
         raise UserError(

@@ -17,7 +17,7 @@ from fastdfkd_jax.convert.metadata import KEY
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.pool.shards import read_shard
-from fastdfkd_jax.storage import limits, npz
+from fastdfkd_jax.storage import npz
 
 _MOST = 1024  # images that are used: half of them to calibrate, half to compare
 _BATCH = 32
@@ -88,12 +88,13 @@ def _classes(run: compared.Run, images: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hides the quantiser's advice to preprocess, which `torch.onnx.export` has done."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
 
 
 def read_images(place: Path, network: Network) -> np.ndarray:
@@ -114,16 +115,20 @@ def read_images(place: Path, network: Network) -> np.ndarray:
     if not paths:
         raise UserError(f"expected a run's workdir or its pool of images, found no shards in {pool}: check --int8")
     expected, parts = network.spec.input_shape, []
-    # As many of each shard, so that a large pool need not be read whole into memory.
-    each = max(2, -(-_MOST // len(paths)))
-    for path in paths[:: max(1, len(paths) * 2 // _MOST)]:
+    chosen = _spread(len(paths), _MOST // 2)  # at least two images of each
+    for path in (paths[number] for number in chosen):
         images = read_shard(path).images
         if images.shape[1:] != expected:
-            sizes = " and ".join("x".join(map(str, shape)) for shape in (expected, images.shape[1:]))
-            raise UserError(f"the network takes images of {sizes.replace(' and ', ', found ')} in {path}")
-        limits.require_bytes(images.nbytes, path)
-        parts.append(images[np.linspace(0, len(images) - 1, min(each, len(images))).round().astype(int)])
-    images = np.concatenate(parts)[:_MOST]
+            sizes = ["x".join(map(str, shape)) for shape in (expected, images.shape[1:])]
+            raise UserError(f"the network takes images of {sizes[0]}, found {sizes[1]} in {path}: give its own run")
+        parts.append(images[_spread(len(images), -(-_MOST // len(chosen)))])  # the rest of a large pool stays unread
+    images = np.concatenate(parts)
+    images = images[_spread(len(images), _MOST)]
     if len(images) < 2:
-        raise UserError(f"expected at least 2 images in {pool}, found {len(images)}")
+        raise UserError(f"expected at least 2 images in {pool}, found {len(images)}: give a run that has some")
     return images
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Returns at most so many numbers below `count`, at equal distances, from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from fastdfkd_jax.cli.parser import expanded
 from fastdfkd_jax.convert import metadata
 from fastdfkd_jax.convert.deploy import compared
+from fastdfkd_jax.convert.sources import check_spec
 from fastdfkd_jax.convert.torch_files import import_torch
 from fastdfkd_jax.errors import UserError, one_line, shortened
 from fastdfkd_jax.models import Network, NetworkSpec
@@ -26,6 +29,7 @@ from fastdfkd_jax.models.network import Outputs, Variables
 from fastdfkd_jax.storage import limits
 
 SUFFIX = ".onnx"
+ARCH = "onnx:"  # prefix of `arch` in the spec of a network from such a file
 INPUT, OUTPUT = "images", "logits"
 UNIT_RANGE = "unit_range"
 
@@ -122,8 +126,10 @@ def _quiet() -> Iterator[None]:
 
 def runner(content: bytes) -> compared.Run:
     """Returns an ONNX file's content as a function of f32[B, H, W, C], in onnxruntime on the CPU."""
-    session = session_of(content)
+    return _run_of(_session(content))
 
+
+def _run_of(session: Any) -> compared.Run:
     def run(images: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(np.moveaxis(images, -1, 1), np.float32)
         return np.moveaxis(np.asarray(session.run([OUTPUT], {INPUT: batch})[0]), 1, -1)
@@ -131,25 +137,28 @@ def runner(content: bytes) -> compared.Run:
     return run
 
 
-def session_of(content: bytes) -> Any:
-    """Starts onnxruntime with a file's content."""
-    runtime = import_packages()
+def _session(content: bytes) -> Any:
+    """Starts onnxruntime with a file's content; arrays in other files are not read."""
+    runtime = _import("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def load_network(path: str) -> tuple[Network, dict[str, Any]]:
     """Loads an ONNX file that we wrote, to evaluate it like any other network; its variables are empty.
 
+    Its `apply` cannot be compiled: a program that calls onnxruntime may wait for the thread that it runs on itself.
+
     Raises:
       UserError: onnxruntime is not installed, or the file is not one of ours.
     """
     place = expanded(path)
     content = _content(place)
-    import_packages()
+    _import("onnxruntime")
     try:
-        session = session_of(content)
+        session = _session(content)
         text = session.get_modelmeta().custom_metadata_map.get(metadata.KEY)
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"{path} is not an ONNX file, or is damaged: {shortened(one_line(error), 100)}") from error
@@ -159,21 +168,22 @@ def load_network(path: str) -> tuple[Network, dict[str, Any]]:
     try:
         fields: dict[str, Any] = {field.name: described[field.name] for field in dataclasses.fields(NetworkSpec)}
         fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
-        spec = NetworkSpec(**fields)
+        spec = NetworkSpec(**{**fields, "arch": ARCH + fields["arch"]})
         inside = bool(described[UNIT_RANGE])
     except KeyError as error:
         raise UserError(f"the metadata of {path} lack {error.args[0]!r}: export the network again") from error
+    try:
+        check_spec(spec)
+    except UserError as error:
+        raise UserError(f"the metadata of {path} are damaged ({error}): export the network again") from error
     _require_shapes(session, spec, path)
-    run = runner(content)
+    run = _run_of(session)
     mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
 
     def apply(variables: Variables, images: jax.Array, **_: Any) -> Outputs:
         if inside:
             images = images * std + mean
-        shape = (*images.shape[:3], spec.num_classes) if spec.gives_maps else (len(images), spec.num_classes)
-        logits = jax.pure_callback(
-            lambda batch: run(np.asarray(batch)), jax.ShapeDtypeStruct(shape, jnp.float32), images
-        )
+        logits = jnp.asarray(run(np.asarray(images)))  # outside JAX: only for concrete arrays
         return Outputs(logits, logits, (), {}, {})
 
     return Network(spec, lambda key: {"params": {}, "batch_stats": {}}, apply), {"params": {}, "batch_stats": {}}
@@ -184,7 +194,8 @@ def _require_shapes(session: Any, spec: NetworkSpec, path: str) -> None:
     height, width, channels = spec.input_shape
     image, maps = [channels, height, width], [height, width] if spec.gives_maps else []
     expected = {INPUT: image, OUTPUT: [spec.num_classes, *maps]}
-    found = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
+    values = (*session.get_inputs(), *session.get_outputs())
+    found = {value.name: value.shape[1:] for value in values if value.name in expected}
     if found != expected:
         raise UserError(
             f"{path} has inputs and outputs {shortened(found, 80)}, expected {shortened(expected, 80)}: export the "
@@ -196,19 +207,24 @@ def _content(path: Path) -> bytes:
     if not path.is_file():
         raise UserError(f"there is no ONNX file {path}: check the path")
     limits.require_bytes(limits.require_regular(path, "ONNX file"), path)
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the ONNX file {path} cannot be read: {error.strerror}") from error
 
 
-def import_packages() -> Any:
-    """Returns onnxruntime, and refuses in one line where it or another package of the extra is missing.
+def import_packages() -> None:
+    """Imports what writing needs, so that a missing package is refused before any work.
 
     Raises:
-      UserError: they are not installed.
+      UserError: one is not installed.
     """
+    for name in ("onnx", "onnxscript", "onnxruntime"):  # torch.onnx.export needs onnxscript
+        _import(name)
+
+
+def _import(name: str) -> Any:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx.export needs it
+        return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{error.name} is needed for ONNX files: pip install 'fastdfkd_jax[onnx]'") from error
-    return onnxruntime
+        raise UserError(f"{name} is needed for ONNX files: pip install 'fastdfkd_jax[onnx]'") from error

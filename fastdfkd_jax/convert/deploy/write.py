@@ -66,7 +66,8 @@ def write(
         raise UserError(f"--torch and --int8 are for ONNX: found {out}, expected a name that ends in .onnx")
     if is_onnx:
         onnx_files.import_packages()
-    opened = checkpoints.open_checkpoint(path, needs_normalization=unit_range or int8 is not None, **known)
+    # An ONNX file keeps the normalisation, with which it is evaluated.
+    opened = checkpoints.open_checkpoint(path, needs_normalization=unit_range or is_onnx, **known)
     network = opened.build()
     variables = naming.to_variables(opened.state, network)
     if not is_onnx:
