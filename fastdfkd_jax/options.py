@@ -142,6 +142,21 @@ def section(kind: type[Options]) -> dict[str, Any]:
     return values
 
 
+def defaults() -> dict[str, Any]:
+    """Returns the default of every option by its full key, without those that bases give and subclasses change."""
+    found: dict[str, Any] = {}
+    differing = set()
+    waiting = Options.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        for name, value in section(kind).items():
+            key = _key(kind, name)
+            if found.setdefault(key, value) != value:
+                differing.add(key)
+    return {key: value for key, value in found.items() if key not in differing}
+
+
 def read(kind: type[T], config: Any) -> T:
     """Reads options from their section of a config, and from those of their parts.
 

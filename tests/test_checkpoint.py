@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fastdfkd_jax import options
+from fastdfkd_jax.configs import default
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.storage.digest import digest, file_digest
 from fastdfkd_jax.training import checkpoint
 from fastdfkd_jax.training.checkpoint import Checkpoints, require_same_run
+from fastdfkd_jax.training.workdir import flatten
 
 PROGRESS = {"call": 3, "seconds": 0.1, "accuracy": None}
 
@@ -202,6 +205,20 @@ def test_a_record_with_old_names_is_of_the_same_run():
 
 def test_a_record_with_a_removed_option_is_of_the_same_run():
     require_same_run({"fastdfkd.label_dim": 64, "kd.lr": 0.2}, {"kd.lr": 0.2}, "here")
+
+
+def test_an_option_that_was_added_since_had_its_default():
+    require_same_run({"calls": 3}, {"calls": 3, "kd.loss": "kl", "kd.milestones": ()}, "here")
+    with pytest.raises(UserError, match=r"\(kd.loss: 'kl' there, 'decoupled' now\)"):
+        require_same_run({"calls": 3}, {"calls": 3, "kd.loss": "decoupled"}, "here")
+
+
+def test_every_option_of_the_default_config_has_its_default():
+    present = flatten(default.get_config().to_dict())
+    known = options.defaults()
+    assert {key: known[key] for key in present if not key.startswith("meta.kwargs.")} == {
+        key: value for key, value in present.items() if not key.startswith("meta.kwargs.")
+    }
 
 
 def test_a_run_may_grow_but_not_shrink_nor_where_its_checkpoint_has_no_room():

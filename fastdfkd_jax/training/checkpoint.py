@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from fastdfkd_jax.errors import UserError, shortened
 from fastdfkd_jax.models.forms import OLD_NAMES
-from fastdfkd_jax.options import renamed
+from fastdfkd_jax.options import defaults, renamed
 from fastdfkd_jax.storage.digest import digest
 from fastdfkd_jax.storage.files import disk_error, make_folder
 from fastdfkd_jax.training.quiet_orbax import quiet_tasks
@@ -230,8 +230,9 @@ def fingerprint() -> dict[str, Any]:
 def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: str, free: Sequence[str] = ()) -> None:
     """Refuses files of another configuration.
 
-    `calls` may have grown, since a run can be extended. It may not grow if replay is not uniform, because a checkpoint
-    then has room only for the images of the calls it was made for.
+    An option that was added since has its default there. `calls` may have grown, since a run can be extended. It may
+    not grow if replay is not uniform, because a checkpoint then has room only for the images of the calls it was made
+    for.
 
     Args:
       recorded: the identity found there: flat names and values; the names may be old ones (`options.RENAMED`).
@@ -244,6 +245,8 @@ def require_same_run(recorded: dict[str, Any], identity: dict[str, Any], where: 
     """
     recorded = in_present_names(recorded)
     wanted = json.loads(json.dumps(identity))  # turns tuples into lists, as in the record
+    added = {key: value for key, value in defaults().items() if key in wanted and key not in recorded}
+    recorded |= json.loads(json.dumps(added))
     names = (recorded.keys() | wanted.keys()) - set(free)
     differing = sorted(
         key for key in names if recorded.get(key) != wanted.get(key) and not _grew(key, recorded, wanted)
