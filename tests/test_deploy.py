@@ -64,13 +64,14 @@ def test_stablehlo_computes_the_network_for_any_batch(unit_range, network, stude
     np.testing.assert_allclose(call(given), expected, atol=1e-5)
 
 
-def test_stablehlo_of_a_recorded_graph(tmp_path, capsys):
-    graph_fixtures.unpack(graph_fixtures.FOLDER / "timm-skresnet18.npz", tmp_path / "graph")
+def test_stablehlo_of_a_recorded_graph_that_gives_maps(tmp_path, capsys):
+    graph_fixtures.unpack(graph_fixtures.FOLDER / "segmenter.npz", tmp_path / "graph")
     out = tmp_path / "graph.stablehlo"
     exported(capsys, tmp_path / "graph", "--to", out)
     made, variables = convert.load_network(tmp_path / "graph", mean=MEAN, std=STD)
     images = np.random.default_rng(0).standard_normal((3, *made.spec.input_shape)).astype(np.float32)
     found = jax.export.deserialize(bytearray(out.read_bytes())).call(images)
+    assert found.shape == (*images.shape[:3], made.spec.num_classes)
     np.testing.assert_allclose(found, made.apply(variables, images).logits, rtol=1e-4, atol=1e-4)
 
 
