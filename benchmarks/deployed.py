@@ -90,6 +90,11 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown.table(head, rows, left=2)
 
 
+def page(text: str) -> str:
+    """Returns the document with the table of all records between its marks."""
+    return markdown.insert(text, table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+
+
 def main() -> None:
     """Parses the arguments; measures a network or writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -107,8 +112,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of the records")
     given = parser.parse_args()
     if given.table:
-        records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-        TABLE.write_text(markdown.insert(TABLE.read_text(), table(records)))
+        TABLE.write_text(page(TABLE.read_text()))
         return
     if not (given.name and given.checkpoint and given.data):
         parser.error("expected a name, --checkpoint and --data, or --table")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from runs import ROOT
 
-from benchmarks import convolutions, flops, graphs, speed_report, xla_loops
+from benchmarks import convolutions, deployed, flops, graphs, speed_report, xla_loops
 from fastdfkd_jax import models
 from fastdfkd_jax.storage import markdown
 
@@ -33,6 +33,13 @@ def test_the_table_of_recorded_graphs_is_made_from_the_records(monkeypatch):
     text = graphs.TABLE.read_text(encoding="utf-8")
     assert text.count("\n| ours/") > 20
     assert graphs.page(text) == text, "run: python -m benchmarks.graphs --table"
+
+
+def test_the_table_of_files_for_production_is_made_from_the_records(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = deployed.TABLE.read_text(encoding="utf-8")
+    assert text.count("| ONNX, 8-bit integers |") >= 3
+    assert deployed.page(text) == text, "run: python -m benchmarks.deployed --table"
 
 
 def test_the_table_of_levers_is_made_from_the_records():
