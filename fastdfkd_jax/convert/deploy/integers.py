@@ -121,7 +121,7 @@ def read_images(place: Path, network: Network) -> np.ndarray:
         if images.shape[1:] != expected:
             sizes = ["x".join(map(str, shape)) for shape in (expected, images.shape[1:])]
             raise UserError(f"the network takes images of {sizes[0]}, found {sizes[1]} in {path}: give its own run")
-        parts.append(images[_spread(len(images), -(-_MOST // len(chosen)))])  # the rest of a large pool stays unread
+        parts.append(images[_spread(len(images), -(-_MOST // len(chosen)))])  # never a large pool whole
     images = np.concatenate(parts)
     images = images[_spread(len(images), _MOST)]
     if len(images) < 2:
