@@ -167,11 +167,11 @@ def _onnx(folder: Path) -> Path:
 
     from fastdfkd_jax.convert.deploy import onnx_files
 
-    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 2, 2])
-    got = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 2, 2])
+    given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    got = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 8, 8])
     made = helper.make_graph([helper.make_node("Relu", ["images"], ["logits"])], "g", [given], [got])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    spec = {"arch": "x", "num_classes": 3, "image_size": 2, "channels": 3, "mean": [0.5], "std": [0.5]}
+    spec = {"arch": "x", "num_classes": 3, "image_size": 8, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
     spec |= {"task": "segmentation", onnx_files.UNIT_RANGE: True}
     entry = model.metadata_props.add()
     entry.key, entry.value = "fastdfkd_jax", json.dumps(spec)

@@ -56,7 +56,7 @@ with_loss = lambda: Outputs(lambda y, f: (f.sum(), y))
 probabilities = lambda: Outputs(lambda y, f: y.softmax(1))
 log_probabilities = lambda: Outputs(lambda y, f: y.log_softmax(1))
 sequence = lambda: Outputs(lambda y, f: f[:, None])
-unknown = lambda: Outputs(lambda y, f: y.cumsum(1))
+unknown = lambda: Outputs(lambda y, f: y.cumprod(1))
 endless = lambda: Outputs(lambda y, f: 1 / 0 if y.sum() > 0 else y)
 parallel = lambda: nn.DataParallel(Net())
 compiled = lambda: torch.compile(Net())
@@ -224,7 +224,7 @@ def test_probabilities_are_warned_of(nets, capsys, factory, warned):
 def test_unknown_operations_are_refused_where_they_are_recorded(nets, capsys):
     status, said = run(capsys, nets, "unknown")
     assert (status, (nets.parent / "graph").exists()) == (2, False)
-    assert "unsupported operations: aten.cumsum.default (1)" in said
+    assert "unsupported operations: aten.cumprod.default (1)" in said
 
 
 def test_torchs_reason_is_shown_from_its_beginning_and_in_full_on_request(nets, capsys):
