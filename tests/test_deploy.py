@@ -36,7 +36,7 @@ def in_unit_range(count=3):
 
 
 def exported(capsys, *arguments):
-    """What the command says; it must succeed."""
+    """Runs the command, which must succeed, and returns its output."""
     assert main(["export", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 

@@ -134,7 +134,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=self._answer,
                 stderr=log,
-                # The parent receives Ctrl-C and forwards it. In a session of its own, a child would ignore the parent's
+                # The parent receives Ctrl-C and forwards it. A child with its own session would ignore the parent's
                 # `nice`, which Linux applies within a session (sched_autogroup).
                 process_group=0,
             )

@@ -215,7 +215,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__")
 
 
 def test_it_is_evaluated_in_several_batches_on_one_core(folder, student):
-    """In a process of its own: with one core, XLA has one thread for the program and for the calls it makes."""
+    """One core leaves XLA a single thread, for the program and for the calls that it makes."""
     images = np.zeros((700, *SPEC.input_shape), np.uint8)  # few or small batches are copied without that thread
     np.savez(folder / "many.npz", images=images, labels=np.arange(700) % 10)
     line = [sys.executable, "-c", ON_ONE_CORE, "fastdfkd_jax.evaluate", str(student)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -48,8 +49,6 @@ def quantised(content: bytes, network: Network, images: np.ndarray, unit_range: 
       unit_range: as the file was made.
     """
     import onnx
-
-    onnx_files.import_packages()
     from onnxruntime import quantization
 
     batches = images.astype(np.float32) / 255
@@ -71,11 +70,8 @@ def quantised(content: bytes, network: Network, images: np.ndarray, unit_range: 
         source.write_bytes(content)
         quantization.quantize_static(source, target, Reader(), per_channel=True)
         model = onnx.load(target)
-    described = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-    del model.metadata_props[:]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, described[KEY]
-    result = model.SerializeToString(deterministic=True)
+    stored = next(entry.value for entry in onnx.load_from_string(content).metadata_props if entry.key == KEY)
+    result = onnx_files.with_metadata(model, json.loads(stored))
     before, after = (_classes(onnx_files.runner(file), others) for file in (content, result))
     return Integers(result, len(kept), 100 * float((before == after).mean()))
 

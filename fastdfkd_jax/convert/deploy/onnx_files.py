@@ -110,7 +110,7 @@ def _normalising(module: Any, spec: NetworkSpec) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what the converter says of its own parts, such as deprecations, and code that it could not convert."""
+    """Hides the converter's messages about its own parts, such as deprecations, and code that it could not convert."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

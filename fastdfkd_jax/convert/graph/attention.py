@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from fastdfkd_jax.convert.graph.arrangements import select
 from fastdfkd_jax.convert.graph.axis_order import Laid, logical, plain, together
+from fastdfkd_jax.convert.graph.operations import binary
 from fastdfkd_jax.convert.graph.table import operation, require_steps
 from fastdfkd_jax.errors import UserError
 
@@ -73,25 +73,15 @@ def _index(self: Laid, indices: Sequence[Laid | None]) -> Laid:
     return plain(logical(self)[tuple(slice(None) if index is None else logical(index) for index in indices)])
 
 
-def _comparison(function: Callable[[Any, Any], Any]) -> Callable[..., Laid]:
-    def compare(self: Laid, other: Any) -> Laid:
-        if not isinstance(other, Laid):
-            return self.map(function(self.array, other))
-        a, b, order = together(self, other)
-        return Laid(function(a, b), order)
-
-    return compare
-
-
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    operation(f"aten.{_name}.Scalar", f"aten.{_name}.Tensor")(_comparison(getattr(operator, _name)))
+    operation(f"aten.{_name}.Scalar", f"aten.{_name}.Tensor")(binary(getattr(operator, _name)))
 for _name, _whole, _truth in (
     ("and", jnp.bitwise_and, jnp.logical_and),
     ("or", jnp.bitwise_or, jnp.logical_or),
 ):
     for _kind in ("Tensor", "Scalar"):
-        operation(f"aten.__{_name}__.{_kind}", f"aten.bitwise_{_name}.{_kind}")(_comparison(_whole))
-    operation(f"aten.logical_{_name}.default")(_comparison(_truth))
+        operation(f"aten.__{_name}__.{_kind}", f"aten.bitwise_{_name}.{_kind}")(binary(_whole))
+    operation(f"aten.logical_{_name}.default")(binary(_truth))
 
 
 @operation("aten.logical_not.default")

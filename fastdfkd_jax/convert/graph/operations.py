@@ -118,7 +118,9 @@ def _elu(self: Laid, alpha: float, scale: float, input_scale: float) -> Laid:
     return self.map(scale * jnp.where(x > 0, x, alpha * jnp.expm1(input_scale * below)))
 
 
-def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Makes an operation of two values, either of which may be a number, from a function of arrays."""
+
     def apply(self: Any, other: Any, alpha: float = 1, **_: Any) -> Any:
         if isinstance(self, Laid) and isinstance(other, Laid):
             a, b, order = together(self, other)
@@ -137,7 +139,7 @@ for _name, _operator in {
     "mul": operator.mul,
     "div": operator.truediv,
 }.items():
-    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_operator))
+    operation(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(binary(_operator))
 
 
 def _truncated(a: Any, b: Any) -> Array:
@@ -151,7 +153,7 @@ _ROUNDINGS = {None: operator.truediv, "floor": jnp.floor_divide, "trunc": _trunc
 
 @operation("aten.div.Tensor_mode", "aten.div.Scalar_mode")
 def _divided(self: Any, other: Any, rounding_mode: str | None) -> Any:
-    return _binary(_ROUNDINGS[rounding_mode])(self, other)
+    return binary(_ROUNDINGS[rounding_mode])(self, other)
 
 
 @operation("aten.floor_divide.default")
@@ -160,12 +162,12 @@ def _floor_divided(self: Any, other: Any) -> Any:
 
 
 for _name, _function in {"maximum": jnp.maximum, "minimum": jnp.minimum}.items():
-    operation(f"aten.{_name}.default")(_binary(_function))
+    operation(f"aten.{_name}.default")(binary(_function))
 
 
 @operation("aten.rsub.Tensor", "aten.rsub.Scalar")
 def _subtracted_from(self: Any, other: Any, alpha: float = 1) -> Any:
-    return _binary(operator.sub)(other, self, alpha)
+    return binary(operator.sub)(other, self, alpha)
 
 
 _LARGEST_SIZE = 2**40  # longer than any axis of a network
