@@ -9,7 +9,7 @@ from fastdfkd_jax.data import DataOptions
 from fastdfkd_jax.distillation.kd_options import KDOptions
 from fastdfkd_jax.distributed.parallel import ParallelOptions
 from fastdfkd_jax.methods import registry
-from fastdfkd_jax.models import StudentOptions, TeacherOptions
+from fastdfkd_jax.models import ProxyOptions, StudentOptions, TeacherOptions
 from fastdfkd_jax.options import section
 from fastdfkd_jax.pool.feed import PoolOptions
 from fastdfkd_jax.pool.real_images import TransferOptions
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     """Returns the defaults: Fast-5 for WRN-40-2 -> WRN-16-1, as in the published tables (METHOD section 2)."""
     config = ConfigDict(section(RunOptions))  # calls, batches, precision and other options of the whole run
     config.teacher = section(TeacherOptions)
+    config.proxy = section(ProxyOptions)
     config.student = section(StudentOptions)
     config.data = section(DataOptions)
     config.transfer = section(TransferOptions)

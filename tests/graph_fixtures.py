@@ -16,7 +16,7 @@ import numpy as np
 FOLDER = Path(__file__).parent / "graphs"
 NETWORKS = (
     "torchvision/mobilenet_v3_small", "torchvision/shufflenet_v2_x0_5", "torchvision/googlenet",
-    "torchvision/lraspp_mobilenet_v3_large", "timm/resnetblur18", "timm/skresnet18", "segmenter",
+    "torchvision/lraspp_mobilenet_v3_large", "timm/resnetblur18", "timm/skresnet18", "segmenter", "vit", "gn_resnet8",
 )  # fmt: skip
 SIDE, CLASSES = 32, 5
 _STORED = ("running_mean", "running_var")
@@ -61,7 +61,13 @@ def write(name):
     from benchmarks import graphs
     from fastdfkd_jax.convert import record, weight_files
 
-    if name == "segmenter":
+    if name in ("vit", "gn_resnet8"):
+        from benchmarks.modules import without_batch_norm
+
+        small = {"vit": (without_batch_norm.ViT, (1, 8, 2)), "gn_resnet8": (without_batch_norm.ResNet, (1,))}
+        make, sizes = small[name]
+        module, side = make(*sizes, classes=CLASSES), SIDE
+    elif name == "segmenter":
         sys.path.insert(0, str(Path(__file__).with_name("parity")))
         import segmenter
 

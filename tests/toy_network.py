@@ -32,7 +32,7 @@ def toy_network() -> Network:
         params = {"hidden": hidden, "bn": {"scale": jnp.ones(_WIDTH), "bias": jnp.zeros(_WIDTH)}, "readout": readout}
         return {"params": params, "batch_stats": {"bn": {"mean": mean, "var": jnp.ones(_WIDTH)}}}
 
-    def apply(variables, images, train=False, moments=False, key=None, image_means=False):
+    def apply(variables, images, train=False, moments=False, key=None, image_means=False, tokens=False):
         params, stats = variables["params"], variables["batch_stats"]
         hidden = images.reshape(len(images), -1) @ params["hidden"]
         seen = {"bn": {"mean": hidden.mean(0), "var": hidden.var(0)}}

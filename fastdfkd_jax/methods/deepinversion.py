@@ -29,6 +29,8 @@ from fastdfkd_jax.methods.base import (
     require_no_class_term,
 )
 from fastdfkd_jax.methods.parts import parametrization
+from fastdfkd_jax.methods.parts.optimizers import rise_and_cosine
+from fastdfkd_jax.methods.parts.patches import PATCHES, patch_similarity, require_attention
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 from fastdfkd_jax.options import Options, option
 
@@ -39,6 +41,7 @@ ADVERSARIAL = ("jsd", "adi")
 LABELS = ("uniform", "balanced")
 IMAGES = ("last", "best")
 SCHEDULES = ("constant", "cosine")
+FEATURE = ("statistics", PATCHES)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,13 @@ class DeepInversionOptions(Options, section="deepinversion"):
         choices=IMAGES,
     )
     class_weight: float = option(1.0, "weight of the cross-entropy with the class labels")
-    feature_weight: float = option(10.0, "weight of the sum of the BatchNorm terms r_l")
+    feature_weight: float = option(10.0, "weight of the feature term")
+    feature: str = option(
+        "statistics",
+        "feature term: 'statistics', the sum of the BatchNorm terms r_l, or 'patch_similarity' for teachers with "
+        "attention, which compares no statistics (Li et al. 2022)",
+        choices=FEATURE,
+    )
     first_bn_multiplier: float = option(
         1.0, "factor on r_l of the first BatchNorm (`models.first_batch_norms`); 1 for the others"
     )
@@ -97,11 +106,7 @@ class DeepInversionOptions(Options, section="deepinversion"):
 
 
 class DeepInversionState(NamedTuple):
-    """The state carried from call to call.
-
-    Attributes:
-      call: i32[], synthesis calls so far.
-    """
+    """The state carried from call to call: the synthesis calls so far, i32[]."""
 
     call: Array
 
@@ -134,14 +139,16 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     """Binds networks and options.
 
     Raises:
-      UserError: the teacher cannot take images of half the size, which `half_size_steps` needs; or it outputs maps and
-        the loss has a class term.
+      UserError: the teacher cannot take images of half the size, which `half_size_steps` needs; it outputs maps and
+        the loss has a class term; or the loss compares patches and the teacher has no attention.
     """
     teacher, student = setting.teacher, setting.student
     pixels = parametrization.laid_out(parametrization.from_pixels(teacher.spec), setting.split)
     if options.half_size_steps:
         _require_half_size(teacher)
     require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)
+    if options.feature == PATCHES and options.feature_weight:
+        require_attention(teacher, "deepinversion.feature")
     # As in FastDFKD, the student's terms count from the last call in which it does not learn.
     student_start = max(1, setting.warmup_calls)
 
@@ -150,7 +157,12 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
 
     def run_stage(x: Array, key: Array, frozen: Frozen, steps: int, half: bool) -> Adapted:
         loss = make_loss(teacher, student, options, half)
-        optimizer = optax.adam(_rate(options, steps), options.b1, options.b2)
+        rate = (
+            rise_and_cosine(options.lr, options.rate_warmup_steps, steps)
+            if options.schedule == "cosine"
+            else options.lr
+        )
+        optimizer = optax.adam(rate, options.b1, options.b2)
         keys = jax.random.split(key, steps)
         return adapt(
             lambda x, key: loss(x, key, frozen),
@@ -223,6 +235,7 @@ def make_loss(
         "student_feature": has_batch_norms(student) * options.feature_weight * options.student_feature_weight,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
+    patches = options.feature == PATCHES and "feature" in weights
     of_student = weights.keys() & {"adversarial", "student_feature"}
     of_layers: Array | float = 1.0
     if options.first_bn_multiplier != 1:
@@ -233,10 +246,10 @@ def make_loss(
         view = augment.half_size(pixels) if half else pixels
         view = augment.random_roll(roll_key, view, jitter)
         view = augment.random_batch_flip(flip_key, view) if options.flip else view
-        seen = teacher.apply(frozen.teacher_vars, view, moments=True)
+        seen = teacher.apply(frozen.teacher_vars, view, moments=True, **({"tokens": True} if patches else {}))
         by_layer = losses.feature_by_layer(seen.moments, frozen.teacher_vars["batch_stats"])
         terms = {
-            "feature": (of_layers * by_layer).sum(),
+            "feature": patch_similarity(seen.tokens) if patches else (of_layers * by_layer).sum(),
             "tv_l1": losses.total_variation_l1(view),
             "tv_l2": losses.total_variation(view),
             "l2": losses.mean_l2(view),
@@ -270,20 +283,6 @@ def _adversarial(teacher_logits: Array, student_logits: Array, options: DeepInve
         return -losses.clamped_jensen_shannon(teacher_logits, student_logits, options.jsd_temperature).mean()
     divergence = losses.jensen_shannon(teacher_logits, student_logits, options.jsd_temperature).mean()
     return 1 - jnp.clip(divergence, 0, 1)
-
-
-def _rate(options: DeepInversionOptions, steps: int) -> float | optax.Schedule:
-    """Returns a stage's learning rate: constant, or a linear rise and half a cosine down (METHOD 6)."""
-    peak, rise = options.lr, min(options.rate_warmup_steps, steps)
-    if options.schedule == "constant":
-        return peak
-
-    def rate(step: Any) -> Array:
-        up = (step + 1) / max(rise, 1)
-        down = 0.5 * (1 + jnp.cos(jnp.pi * (step - rise) / max(steps - rise, 1)))
-        return peak * jnp.where(step < rise, up, down)
-
-    return rate
 
 
 def _require_half_size(teacher: Network) -> None:

@@ -31,6 +31,7 @@ from fastdfkd_jax.models.network import (
     in_chunks,
     rematerialised,
 )
+from fastdfkd_jax.models.proxies import ProxyOptions
 
 __all__ = [
     "Forms",
@@ -39,6 +40,7 @@ __all__ = [
     "NetworkSpec",
     "OtherEntries",
     "Outputs",
+    "ProxyOptions",
     "StudentOptions",
     "TeacherOptions",
     "arch_names",

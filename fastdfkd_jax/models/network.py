@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -66,6 +66,8 @@ class Outputs(NamedTuple):
       batch_stats: the running statistics after this pass; unchanged unless `train`.
       image_means: for every BatchNorm by name {'mean': f32[B, C]}, each image's mean of its input over H and W;
         empty unless requested.
+      tokens: what each attention layer has gathered, f32[images or windows, tokens, channels] each; empty unless
+        requested, and for networks without attention.
     """
 
     logits: Array
@@ -74,6 +76,7 @@ class Outputs(NamedTuple):
     moments: Any
     batch_stats: Any
     image_means: Any = {}  # noqa: RUF012 - never written to
+    tokens: tuple[Array, ...] = ()
 
 
 class OtherEntries(NamedTuple):
@@ -94,29 +97,29 @@ class Network(NamedTuple):
     Attributes:
       spec: classes, input, normalisation and task.
       init: `init(key) -> variables` with the collections 'params' and 'batch_stats'.
-      apply: `apply(variables, images, train=False, moments=False, key=None, image_means=False) -> Outputs`; images
-        are normalised f32[B, H, W, C]. In training, dropout is active only if a `key` is given.
+      apply: `apply(variables, images, train=False, moments=False, key=None, image_means=False, tokens=False) ->
+        Outputs`; images are normalised f32[B, H, W, C]. In training, dropout is active only if a `key` is given.
       others: the other state dictionary entries of a network from another code base; None for our networks.
+      other_norms: names of the layers that normalise without running statistics. Where `batch_stats` has statistics
+        under such a name, `moments` has those of the layer's input.
     """
 
     spec: NetworkSpec
     init: Callable[[Array], Variables]
     apply: Callable[..., Outputs]
     others: OtherEntries | None = None
+    other_norms: tuple[str, ...] = ()
 
 
-def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
+def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec, initial: nn.Module | None = None) -> Network:
     """Wraps a linen module whose `__call__(images)` returns (logits, features, blocks).
 
     Args:
       make: `make(train)` builds the module in training or in evaluation mode.
       spec: the network's spec.
+      initial: a hashable module that draws the same variables and is traced faster; by default `make(True)`.
     """
-
-    def init(key: Array) -> Variables:
-        variables = make(True).init(key, jnp.zeros((1, *spec.input_shape)))
-        # A network without BatchNorm has no such collection, but callers rely on the key.
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    init = _initialiser(initial, spec.input_shape) if initial else _draw(make(True), spec.input_shape)
 
     def apply(
         variables: Variables,
@@ -125,6 +128,7 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
         moments: bool = False,
         key=None,
         image_means: bool = False,
+        tokens: bool = False,
     ) -> Outputs:
         asked = {"batch_stats": train, "moments": moments, "image_means": image_means}
         mutable = [name for name, wanted in asked.items() if wanted]
@@ -134,6 +138,19 @@ def from_linen(make: Callable[[bool], nn.Module], spec: NetworkSpec) -> Network:
         return Outputs(logits, features, blocks, new.get("moments", {}), batch_stats, new.get("image_means", {}))
 
     return Network(spec, init, apply)
+
+
+def _draw(module: nn.Module, input_shape: tuple[int, ...]) -> Callable[[Array], Variables]:
+    def init(key: Array) -> Variables:
+        variables = module.init(key, jnp.zeros((1, *input_shape)))
+        # A network without BatchNorm has no such collection, but callers rely on the key.
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    return init
+
+
+# The same function for equal networks, so that JAX traces and compiles it once.
+_initialiser = lru_cache(maxsize=64)(_draw)
 
 
 def rematerialised(network: Network, kind: str) -> Network:
@@ -158,11 +175,11 @@ def rematerialised(network: Network, kind: str) -> Network:
 def in_chunks(network: Network, most: int) -> Network:
     """Returns the same network for prediction on a CPU, with `most` images per device at a time, to fit the cache.
 
-    Only plain evaluation is split into chunks; training, moments and image means need the whole batch.
+    Only plain evaluation is split into chunks; training, moments, image means and tokens need the whole batch.
     """
 
     def apply(variables: Variables, images: Array, **asked: Any) -> Outputs:
-        if any(asked.get(name) for name in ("train", "moments", "image_means")):
+        if any(asked.get(name) for name in ("train", "moments", "image_means", "tokens")):
             return network.apply(variables, images, **asked)
 
         def predict(images: Array) -> tuple[Array, Array, tuple[Array, ...]]:

@@ -28,6 +28,7 @@ from fastdfkd_jax.options import read
 from fastdfkd_jax.pool import initial_images, real_images
 from fastdfkd_jax.pool.initial_images import Located
 from fastdfkd_jax.pool.shards import Rows
+from fastdfkd_jax.training import given_statistics
 from fastdfkd_jax.training.config_checks import require_fit, require_maps_fit, require_statistics
 from fastdfkd_jax.training.run_options import RunOptions
 from fastdfkd_jax.training.schedule import last_synthesis_call, student_optimizer
@@ -77,6 +78,7 @@ def assemble(config: ConfigDict) -> Parts:
     run = read(RunOptions, config)
     forms = forms_of(config)
     teacher, teacher_vars = load_teacher(run.teacher, forms)
+    teacher, teacher_vars = given_statistics.applied(run.proxy, teacher, teacher_vars, forms, run.data.crop)
     student, student_vars = _student(run.student, teacher, forms)
     if run.remat == "blocks" and (teacher.others or student.others):
         raise UserError("config.remat='blocks' is not supported for recorded graphs: use 'activations' or 'none'")
@@ -91,6 +93,7 @@ def assemble(config: ConfigDict) -> Parts:
     if run.mode != "distill":
         require_statistics(config, teacher, teacher_vars)
     method = method_of(config, setting_of(run, teacher, student, forms, synthesis_split))
+    method = given_statistics.knowing(run.proxy, method)
     objective = objective_of(run, method)
     require_fit(run, method)
     given_whole = method.lifetime == base.DATA and not run.transfer.crops

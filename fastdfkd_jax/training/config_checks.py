@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from fastdfkd_jax.errors import UserError, require
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods.base import LaneOptions, Method
+from fastdfkd_jax.methods.parts.patches import PATCHES
 from fastdfkd_jax.methods.registry import METHODS
 from fastdfkd_jax.models import Network, count_batch_norms
 from fastdfkd_jax.options import RENAMED, read
@@ -77,6 +78,9 @@ def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) 
     """Raises UserError if the method matches BatchNorm statistics but the teacher has none."""
     key = METHODS[config.method.name].statistics
     weight = operator.attrgetter(key)(config) if key else 0
+    term = key.replace("_weight", "")  # of the methods that have another than statistics
+    if weight and config.get(term.partition(".")[0], {}).get(term.partition(".")[2]) == PATCHES:
+        return  # the method asks for attention instead
     if weight and not count_batch_norms(teacher_vars):
         others = ", ".join(name for name, entry in METHODS.items() if not entry.statistics)
         expected = f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm statistics to match"

@@ -8,7 +8,7 @@ from fastdfkd_jax.data import DataOptions
 from fastdfkd_jax.distillation.kd_options import KDOptions
 from fastdfkd_jax.distributed.parallel import ParallelOptions
 from fastdfkd_jax.methods.registry import METHODS, MethodOptions
-from fastdfkd_jax.models import StudentOptions, TeacherOptions
+from fastdfkd_jax.models import ProxyOptions, StudentOptions, TeacherOptions
 from fastdfkd_jax.models.forms import CONV_FORMS, OLD_NAMES
 from fastdfkd_jax.models.network import REMATERIALISATIONS
 from fastdfkd_jax.options import Options, kinds, option
@@ -80,6 +80,7 @@ class RunOptions(Options):
         "folder (~/.cache/fastdfkd_jax), '' for none",
     )
     teacher: TeacherOptions = field(default_factory=TeacherOptions)
+    proxy: ProxyOptions = field(default_factory=ProxyOptions)
     student: StudentOptions = field(default_factory=StudentOptions)
     data: DataOptions = field(default_factory=DataOptions)
     transfer: TransferOptions = field(default_factory=TransferOptions)

@@ -12,11 +12,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from fastdfkd_jax.convert.graph import arrangements, attention, made_arrays, operations, products, spatial  # noqa: F401
+from fastdfkd_jax.convert.graph import arrangements, attention, made_arrays, operations, products, spatial, stages  # noqa: F401
 from fastdfkd_jax.convert.graph.axis_order import CHANNELS_LAST, Laid, arranged, logical, plain
 from fastdfkd_jax.convert.graph.norms import INSTANCE_NORM, normalised_by
 from fastdfkd_jax.convert.graph.table import OPERATIONS
-from fastdfkd_jax.convert.naming import from_torch_axes
+from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Forms, Network, NetworkSpec, Outputs
 from fastdfkd_jax.models.layers import at_least_float32, image_means, input_moments
@@ -64,6 +64,7 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
     head = _last_linear(graph)
     wide = _descendants(graph, head["name"]) if head else {graph.output}
     of_images = _descendants(graph, graph.images)
+    norms, attending = stages.norm_inputs(graph.nodes, _names(graph)), stages.attentions(graph.nodes)
     features_of: str | None = head["args"][_LINEAR_INPUT[head["op"]]]["node"] if head else None
 
     def apply(
@@ -73,8 +74,10 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
         moments: bool = False,
         key=None,
         image_means: bool = False,
+        tokens: bool = False,
     ) -> Outputs:
         run = _Pass(graph, variables, images, forms.dtype, train, _Asked(moments, image_means), key)
+        gathered: list[Array] = []
         blocks: dict[tuple[int, ...], Laid] = {}
         for number, node in enumerate(graph.nodes):
             name, op = node["name"], node["op"]
@@ -92,16 +95,22 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
             if name not in wide:  # a student learns from logits, so they keep the precision of their sums
                 value = jax.tree.map(partial(_rounded, dtype=forms.dtype), value, is_leaf=_is_laid)
             run.values[name] = value
+            if moments and name in norms:
+                run.observe(norms[name])
+            if tokens and name in attending:
+                gathered.append(at_least_float32(stages.tokens_of(value)))
             if name in of_images and op not in _MOVES and _is_map(value, images):
                 blocks[value.shape[2:]] = value
         output = run.values[graph.output]
         # Maps of logits are NHWC, like all maps.
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
         features = at_least_float32(logical(run.values[features_of])) if features_of else logits
-        stages = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
-        return Outputs(logits, features, stages, run.moments, run.batch_stats, run.image_means)
+        maps = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
+        return Outputs(
+            logits, features, maps, run.moments, run.batch_stats, run.image_means, tuple(gathered)
+        )  # fmt: skip
 
-    return Network(spec, init, apply)
+    return Network(spec, init, apply, other_norms=tuple(norm.layer for norm in norms.values()))
 
 
 class _Asked(NamedTuple):
@@ -160,6 +169,12 @@ class _Pass:
             self.batch_stats[module] = running
         return y
 
+    def observe(self, norm: stages.NormInput) -> None:
+        """Stores the moments of another layer's input, if the variables hold statistics to compare them with."""
+        if norm.layer in self.batch_stats:
+            x = stages.channels_last(self.values[norm.node], norm.axis)
+            self.moments[norm.layer] = dict(zip(("mean", "var"), input_moments(x), strict=True))
+
     def _instance_norm(self, arguments: Mapping[str, Any]) -> Laid:
         """Evaluates a decomposed InstanceNorm with running statistics, which are repeated, not entries."""
         if self._train:
@@ -177,6 +192,11 @@ class _Pass:
         if not self._train or self._key is None:
             return x
         return _dropout(jax.random.fold_in(self._key, number), x, arguments["p"], arguments["channels"])
+
+
+def _names(graph: Graph) -> dict[str, str]:
+    """Returns the names of the whole parameters by placeholder; scales of layers without statistics are such."""
+    return {holder: path[1] for holder, path in graph.leaves.items() if path[-1] == WHOLE}
 
 
 def _untrainable(name: str) -> UserError:

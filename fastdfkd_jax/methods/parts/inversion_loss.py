@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fastdfkd_jax import losses
 from fastdfkd_jax.augmentation import augment
 from fastdfkd_jax.methods.base import class_advice, require_no_class_term
+from fastdfkd_jax.methods.parts.patches import PATCHES, patch_similarity, require_attention
 from fastdfkd_jax.models import Network, Outputs, count_batch_norms
 from fastdfkd_jax.moments import Accumulators
 from fastdfkd_jax.options import Options, option
@@ -20,7 +21,7 @@ Array = jax.Array
 Tree = Any
 
 ADVERSARIAL = ("kl", "jsd")
-FEATURE = ("momentum", "plain")
+FEATURE = ("momentum", "plain", PATCHES)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class InversionOptions(Options, section="inversion"):
         choices=ADVERSARIAL,
     )
     jsd_temperature: float = option(3.0, "temperature tau of the 'jsd' adversarial term (Eq. 13)", above=0)
-    feature: str = option("momentum", "feature term: 'momentum' (Eq. 15) or 'plain' (Eq. 13)", choices=FEATURE)
+    feature: str = option(
+        "momentum",
+        "feature term: 'momentum' (Eq. 15), 'plain' (Eq. 13), or 'patch_similarity' for teachers with attention, "
+        "which compares no statistics (Li et al. 2022)",
+        choices=FEATURE,
+    )
     statistic: str = option(
         "variance",
         "second statistic of the feature term: 'variance' (METHOD T3) or 'deviation' (Eq. 13)",
@@ -47,6 +53,7 @@ class InversionOptions(Options, section="inversion"):
     accumulator_weight: float = option(
         0.9, "weight of the accumulators in Eq. 14 and 15, 1 - m (METHOD T3)", within="[0, 1)"
     )
+    tv_l1: float = option(0.0, "weight of the images' total variation, as mean absolute differences", at_least=0)
     crop_padding: int = option(4, "largest random shift of the augmented view, in pixels", at_least=0)
     least_crop: float = option(
         0.0,
@@ -61,7 +68,7 @@ class InversionOptions(Options, section="inversion"):
         weights = ("inversion.class_weight", self.class_weight), ("inversion.feature_weight", self.feature_weight)
         advice = class_advice(*weights)
         share = 1 - self.accumulator_weight
-        if not advice or not self.feature_weight or self.feature == "momentum" or not 0 < share < 1:
+        if not advice or not self.feature_weight or self.feature != "plain" or not 0 < share < 1:
             return advice
         # The batch's share in Eq. 15 scales the gradient (METHOD section 8).
         return f"{advice}; config.inversion.feature='momentum' (Eq. 15) weighs statistics {1 / share:.0f} times less"
@@ -86,8 +93,8 @@ class Observed(NamedTuple):
     """The outputs of one loss evaluation.
 
     Attributes:
-      terms: unweighted 'class', 'adversarial' and 'feature', f32[] each. Maps have no 'class' term; a teacher
-        without BatchNorm has no 'feature' term.
+      terms: unweighted 'class', 'adversarial', 'feature' and 'tv_l1', f32[] each. Maps have no 'class' term; a teacher
+        without statistics has no 'feature' term that compares them; 'tv_l1' needs a weight.
       moments: the teacher's BatchNorm input moments, a tree of f32[C].
       predicted: the teacher's predictions, i32[B], or i32[B, H, W] for maps.
       agreement: f32[], share of the batch for which the student predicts the same class.
@@ -114,9 +121,13 @@ def make_inversion_loss(
     is part of `Observed`.
 
     Raises:
-      UserError: the loss has a class term and the teacher outputs maps.
+      UserError: the loss has a class term and the teacher outputs maps; or it compares patches and the teacher has no
+        attention.
     """
     require_no_class_term(teacher.spec, "inversion.class_weight", options.class_weight)
+    patches = options.feature == PATCHES and options.feature_weight > 0
+    if patches:
+        require_attention(teacher, "inversion.feature")
     names_classes = not teacher.spec.gives_maps
 
     def feature_loss(moments: Tree, frozen: Frozen) -> Array:
@@ -135,16 +146,21 @@ def make_inversion_loss(
     def loss(images: Array, labels: Array, key: Array, frozen: Frozen) -> tuple[Array, Observed]:
         view = augment.random_crop_flip(key, images, options.crop_padding, options.flip, options.least_crop)
         view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
-        seen = teacher.apply(frozen.teacher_vars, view, moments=True)
+        seen = teacher.apply(frozen.teacher_vars, view, moments=True, **({"tokens": True} if patches else {}))
         student_logits = student.apply(frozen.student_vars, view).logits
         terms = {"class": losses.cross_entropy(seen.logits, labels)} if names_classes else {}
         terms["adversarial"] = adversarial_loss(seen.logits, student_logits)
-        if count_batch_norms(frozen.teacher_vars):
+        if patches:
+            terms["feature"] = patch_similarity(seen.tokens)
+        elif options.feature != PATCHES and count_batch_norms(frozen.teacher_vars):
             terms["feature"] = feature_loss(seen.moments, frozen)
+        if options.tv_l1:
+            terms["tv_l1"] = losses.total_variation_l1(images)
         weights = {
             "class": options.class_weight,
             "adversarial": options.adversarial_weight * frozen.adversarial_on,
             "feature": options.feature_weight,
+            "tv_l1": options.tv_l1,
         }
         total = jnp.asarray(sum(weights[name] * term for name, term in terms.items()))
         predicted = seen.logits.argmax(-1).astype(jnp.int32)
