@@ -25,8 +25,8 @@ if [ "${1:-}" = --rehearse ]; then
   rehearsal=yes end=$((SECONDS + 86400))
   export JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES='' TORCH_COMPILE_DISABLE=1
   small=(--pair wrn10_1-wrn10_1) wide=(--pair wrn10_1-wrn10_1) deep=(--pair wrn10_1-wrn10_1)
-  large=(--recipe imagenet --pair wrn10_1-wrn10_1 --set teacher.image_size=32 generator.width=2)
-  tiny=(--seconds 0.01 --warm-ups 1 --kd-steps 2 --k 2 --batch 4)
+  large=(--recipe imagenet --pair wrn10_1-wrn10_1 --set teacher.image_size=32)
+  tiny=(--seconds 0.01 --warm-ups 1 --kd-steps 2 --k 2 --batch 4 --set generator.width=2 generator.latent_dim=8)
 fi
 mkdir -p "$out" "$records" || exit
 declare -A rehearsed

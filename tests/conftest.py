@@ -47,6 +47,7 @@ from runs import Runs  # noqa: E402
 
 from fastdfkd_jax.cli import command  # noqa: E402
 
+_LONG = {"test_readme", "test_gpu_visit", "test_gpu_runs", "test_hosts", "test_imagenet", "test_deeplab"}
 _MANY_MAPS = 15_000  # of the 65,530 that Linux gives a process
 _PARITY = pathlib.Path(__file__).resolve().parent / "parity"
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -73,8 +74,8 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The README's commands first, then the largest files: at the end, a long one would run alone."""
-    items.sort(key=lambda item: (item.path.name != "test_readme.py", -item.path.stat().st_size))
+    """The files with the longest tests first, then the largest: at the end, a long one would run alone."""
+    items.sort(key=lambda item: (item.path.stem not in _LONG, -item.path.stat().st_size))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

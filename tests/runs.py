@@ -24,9 +24,15 @@ from fastdfkd_jax.configs import default  # noqa: E402 - configs lie beside the 
 
 
 def tiny_config(**changes) -> ConfigDict:
-    """The toy teacher and student, three calls of eight images; keys with '__' for '.'."""
+    """The toy teacher and student, three calls of eight images; keys with '__' for '.'.
+
+    A process that a test starts leaves no student.pth, because it would import PyTorch for longer than it runs.
+    """
+    if "pytest" not in sys.modules:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     config = default.get_config()
     config.calls, config.warmup_calls = 3, 1
+    config.held_out = False  # one more program for each run
     config.teacher.checkpoint = str(toy_architecture.CHECKPOINT)
     config.student.arch = "toy"
     config.data.source, config.data.split, config.data.batch = "digits", "test[:32]", 32

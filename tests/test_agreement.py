@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import Runs, tiny_config
+from runs import Runs
+from runs import tiny_config as unmeasured
 from safetensors.numpy import load_file
 
 from fastdfkd_jax import convert
@@ -19,6 +20,11 @@ from fastdfkd_jax.pool.shards import read_shard
 from fastdfkd_jax.training import held_out, one_run
 
 shared = Runs()
+
+
+def tiny_config(**changes):
+    """A tiny run that also measures a held-out batch, unless told otherwise."""
+    return unmeasured(**{"held_out": True, **changes})
 
 
 def pixels_as_logits(sign: float) -> Network:

@@ -22,7 +22,7 @@ from fastdfkd_jax import convert, data, models
 from fastdfkd_jax.configs import nyuv2 as recipe
 from fastdfkd_jax.data import map_sources, nyuv2
 from fastdfkd_jax.errors import UserError
-from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training import held_out, one_run
 
 SHAPE = (4, 6)
 META = ("classMapping40.mat", "class13Mapping.mat", "splits.mat")
@@ -112,8 +112,9 @@ def test_the_official_mappings_and_splits(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_the_official_file_to_a_student(run, tmp_path):
+def test_from_the_official_file_to_a_student(run, tmp_path, monkeypatch):
     """`configs/nyuv2.py:smoke` on what the command prepared, in small, with a small teacher that nobody trained."""
+    monkeypatch.setattr(held_out, "_NOISE", 4)
     official(tmp_path / "a.mat", 5, shape=(48, 64))
     write_meta(tmp_path / "meta")
     assert run("a.mat", "--meta", "meta", "--to", "NYUv2")[0] == 0

@@ -602,8 +602,7 @@ def run_outside(tmp_path: Path, workdir: Path, *arguments: str) -> subprocess.Co
     config = tmp_path / "settings" / "tiny.py"
     config.parent.mkdir(exist_ok=True)
     config.write_text(TINY)
-    cache = f"--config.compilation_cache={tmp_path / 'cache'}"
-    line = [sys.executable, "-m", "fastdfkd_jax.main", f"--config={config}", f"--workdir={workdir}", cache, *arguments]
+    line = [sys.executable, "-m", "fastdfkd_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
 
 

