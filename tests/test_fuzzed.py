@@ -4,7 +4,9 @@ import fuzzing
 import pytest
 
 FOUND = sorted(fuzzing.CORPUS.glob("*.bin")) if fuzzing.CORPUS.is_dir() else []
-_MUTANTS = {"graph": 15, "onnx": 60, "matlab": 60}  # of readers that take longer
+# Of readers that take longer.
+_MUTANTS = {"graph": 15, "onnx": 60, "matlab": 60, "tfds-features": 40, "tfds-info": 40, "tfds-records": 40}
+_MUTANTS |= {"checkpoint-arrays": 10, "checkpoint-progress": 10, "checkpoint-values": 10}
 # PyTorch's files are tried where it is: among the tests of parity.
 READERS = [
     pytest.param(name, marks=pytest.mark.parity) if reader.needs != "numpy" else name

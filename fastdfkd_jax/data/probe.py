@@ -44,18 +44,16 @@ def read(directory: str | Path, shape: tuple[int, int, int], crop: float = 0.0) 
     listing.warn_of_skipped([found], place)
     if not found.pictures:
         raise UserError(f"expected pictures in {place}, found none")
-    paths = _spread(found.pictures)
+    paths = [found.pictures[index] for index in spread(len(found.pictures), MOST)]
     if len(paths) < len(found.pictures):
         log.info("reading %s of the %s pictures of %s", f"{len(paths):,}", f"{len(found.pictures):,}", place)
     square = Square(size, crop or 1.0)
     return np.stack(collected((_image(path, square, channels) for path in paths), len(paths), str(place)))
 
 
-def _spread(paths: tuple[Path, ...]) -> list[Path]:
-    """Returns at most `MOST` paths, including the first and the last."""
-    if len(paths) <= MOST:
-        return list(paths)
-    return [paths[index] for index in np.linspace(0, len(paths) - 1, MOST).round().astype(int)]
+def spread(count: int, most: int) -> np.ndarray:
+    """Returns at most so many numbers below `count`, at equal distances, from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def _image(path: Path, square: Square, channels: int) -> np.ndarray:

@@ -83,7 +83,9 @@ def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) 
         return  # the method asks for attention instead
     if weight and not count_batch_norms(teacher_vars):
         others = ", ".join(name for name, entry in METHODS.items() if not entry.statistics)
-        expected = f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm statistics to match"
+        expected = (
+            f"0 for the teacher {teacher.spec.arch}, which has no BatchNorm statistics to match and no config.proxy"
+        )
         require(False, key, f"{expected} (methods without such a term: {others})", weight)
 
 

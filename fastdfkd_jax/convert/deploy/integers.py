@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +11,7 @@ import numpy as np
 
 from fastdfkd_jax.convert.deploy import compared, onnx_files
 from fastdfkd_jax.convert.metadata import KEY
+from fastdfkd_jax.data.probe import spread
 from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.models import Network
 from fastdfkd_jax.pool.shards import read_shard
@@ -65,7 +62,7 @@ def quantised(content: bytes, network: Network, images: np.ndarray, unit_range: 
                 return None
             return {onnx_files.INPUT: np.ascontiguousarray(np.moveaxis(kept[start : start + _BATCH], -1, 1))}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, onnx_files.quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "integers.onnx"
         source.write_bytes(content)
         quantization.quantize_static(source, target, Reader(), per_channel=True)
@@ -79,18 +76,6 @@ def quantised(content: bytes, network: Network, images: np.ndarray, unit_range: 
 def _classes(run: compared.Run, images: np.ndarray) -> np.ndarray:
     starts = range(0, len(images), _BATCH)
     return np.concatenate([run(images[start : start + _BATCH]).argmax(-1) for start in starts])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the quantiser's advice to preprocess, which `torch.onnx.export` has done."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
 
 
 def read_images(place: Path, network: Network) -> np.ndarray:
@@ -111,20 +96,15 @@ def read_images(place: Path, network: Network) -> np.ndarray:
     if not paths:
         raise UserError(f"expected a run's workdir or its pool of images, found no shards in {pool}: check --int8")
     expected, parts = network.spec.input_shape, []
-    chosen = _spread(len(paths), _MOST // 2)  # at least two images of each
+    chosen = spread(len(paths), _MOST // 2)  # at least two images of each
     for path in (paths[number] for number in chosen):
         images = read_shard(path).images
         if images.shape[1:] != expected:
             sizes = ["x".join(map(str, shape)) for shape in (expected, images.shape[1:])]
             raise UserError(f"the network takes images of {sizes[0]}, found {sizes[1]} in {path}: give its own run")
-        parts.append(images[_spread(len(images), -(-_MOST // len(chosen)))])  # never a large pool whole
+        parts.append(images[spread(len(images), -(-_MOST // len(chosen)))])  # never a large pool whole
     images = np.concatenate(parts)
-    images = images[_spread(len(images), _MOST)]
+    images = images[spread(len(images), _MOST)]
     if len(images) < 2:
         raise UserError(f"expected at least 2 images in {pool}, found {len(images)}: give a run that has some")
     return images
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    """Returns at most so many numbers below `count`, at equal distances, from the first to the last."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int)

@@ -62,7 +62,7 @@ def _exported(module: Any, spec: NetworkSpec, unit_range: bool) -> Any:
     module = _normalising(module, spec) if unit_range else module
     height, width, channels = spec.input_shape
     images = torch.zeros(2, channels, height, width)
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -109,19 +109,20 @@ def _normalising(module: Any, spec: NetworkSpec) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the converter's messages about its own parts, such as deprecations, and code that it could not convert."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+def quiet() -> Iterator[None]:
+    """Hides what a converter or quantiser says of its own parts: deprecations, advice, code that it could not read."""
+    before = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)
 
 
 def runner(content: bytes) -> compared.Run:
