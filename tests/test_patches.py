@@ -37,6 +37,10 @@ def test_two_distant_similarities_have_one_bit_more_and_layers_add_up():
     np.testing.assert_allclose(patch_similarity([tokens, tokens[:, :, ::-1]]), 2 * expected, rtol=1e-4)
 
 
+def test_a_layer_of_one_token_adds_nothing():
+    assert patch_similarity([pair(0.0), jnp.ones((1, 1, 4))]) == patch_similarity([pair(0.0)])
+
+
 def test_images_are_averaged_and_the_sum_is_that_of_numpy():
     tokens = np.random.default_rng(0).normal(0.3, 1, (3, 7, 5))
     unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)

@@ -12,9 +12,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from fastdfkd_jax.convert.graph import arrangements, attention, made_arrays, operations, products, spatial, stages  # noqa: F401
+from fastdfkd_jax.convert.graph import arrangements, attention, made_arrays, operations, products, spatial  # noqa: F401
 from fastdfkd_jax.convert.graph.axis_order import CHANNELS_LAST, Laid, arranged, logical, plain
 from fastdfkd_jax.convert.graph.norms import INSTANCE_NORM, normalised_by
+from fastdfkd_jax.convert.graph.stages import NormInput, attentions, channels_last, norm_inputs, tokens_of
 from fastdfkd_jax.convert.graph.table import OPERATIONS
 from fastdfkd_jax.convert.naming import WHOLE, from_torch_axes
 from fastdfkd_jax.errors import UserError
@@ -64,7 +65,7 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
     head = _last_linear(graph)
     wide = _descendants(graph, head["name"]) if head else {graph.output}
     of_images = _descendants(graph, graph.images)
-    norms, attending = stages.norm_inputs(graph.nodes, _names(graph)), stages.attentions(graph.nodes)
+    norms, attending = norm_inputs(graph.nodes, _names(graph)), attentions(graph.nodes)
     features_of: str | None = head["args"][_LINEAR_INPUT[head["op"]]]["node"] if head else None
 
     def apply(
@@ -98,7 +99,7 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
             if moments and name in norms:
                 run.observe(norms[name])
             if tokens and name in attending:
-                gathered.append(at_least_float32(stages.tokens_of(value)))
+                gathered.append(at_least_float32(tokens_of(value)))
             if name in of_images and op not in _MOVES and _is_map(value, images):
                 blocks[value.shape[2:]] = value
         output = run.values[graph.output]
@@ -106,9 +107,8 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
         features = at_least_float32(logical(run.values[features_of])) if features_of else logits
         maps = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
-        return Outputs(
-            logits, features, maps, run.moments, run.batch_stats, run.image_means, tuple(gathered)
-        )  # fmt: skip
+        found = run.moments, run.batch_stats, run.image_means
+        return Outputs(logits, features, maps, *found, tuple(gathered))
 
     return Network(spec, init, apply, other_norms=tuple(norm.layer for norm in norms.values()))
 
@@ -169,10 +169,10 @@ class _Pass:
             self.batch_stats[module] = running
         return y
 
-    def observe(self, norm: stages.NormInput) -> None:
+    def observe(self, norm: NormInput) -> None:
         """Stores the moments of another layer's input, if the variables hold statistics to compare them with."""
         if norm.layer in self.batch_stats:
-            x = stages.channels_last(self.values[norm.node], norm.axis)
+            x = channels_last(self.values[norm.node], norm.axis)
             self.moments[norm.layer] = dict(zip(("mean", "var"), input_moments(x), strict=True))
 
     def _instance_norm(self, arguments: Mapping[str, Any]) -> Laid:
