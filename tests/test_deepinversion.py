@@ -21,7 +21,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.meta import adapt
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.methods import deepinversion as method
-from fastdfkd_jax.methods.parts.optimizers import rise_and_cosine
+from fastdfkd_jax.methods.parts.optimizers import rate_of_steps
 from fastdfkd_jax.training import one_run
 from fastdfkd_jax.training.config_checks import validate
 
@@ -202,10 +202,11 @@ def test_stages_see_images_of_their_sizes_and_steps_their_rates():
     assert seen.index(4) < seen.index(8)
 
     options = method.DeepInversionOptions(lr=2.0, schedule="cosine", rate_warmup_steps=4)
-    rate = rise_and_cosine(options.lr, options.rate_warmup_steps, 12)
+    rate = rate_of_steps(options.schedule, options.lr, options.rate_warmup_steps, 12)
     rates = [float(rate(step)) for step in range(12)]
     expected = [0.5, 1.0, 1.5, 2.0, *(1 + np.cos(np.pi * np.arange(8) / 8))]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert rate_of_steps("constant", 0.1, 4, 7) == 0.1
 
 
 def test_half_size_is_refused_where_the_teacher_cannot():

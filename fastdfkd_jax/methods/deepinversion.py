@@ -29,7 +29,7 @@ from fastdfkd_jax.methods.base import (
     require_no_class_term,
 )
 from fastdfkd_jax.methods.parts import parametrization
-from fastdfkd_jax.methods.parts.optimizers import rise_and_cosine
+from fastdfkd_jax.methods.parts.optimizers import RATE_SCHEDULES, rate_of_steps
 from fastdfkd_jax.methods.parts.patches import PATCHES, patch_similarity, require_attention
 from fastdfkd_jax.models import Network, NetworkSpec, first_batch_norms, has_batch_norms
 from fastdfkd_jax.options import Options, option
@@ -40,7 +40,6 @@ Tree = Any
 ADVERSARIAL = ("jsd", "adi")
 LABELS = ("uniform", "balanced")
 IMAGES = ("last", "best")
-SCHEDULES = ("constant", "cosine")
 FEATURE = ("statistics", PATCHES)
 
 
@@ -61,7 +60,9 @@ class DeepInversionOptions(Options, section="deepinversion"):
     b1: float = option(0.5, "first decay rate of Adam")
     b2: float = option(0.99, "second decay rate of Adam")
     schedule: str = option(
-        "constant", "rate schedule of each stage: 'constant', or 'cosine' after a warm-up (METHOD 6)", choices=SCHEDULES
+        "constant",
+        "rate schedule of each stage: 'constant', or 'cosine' after a warm-up (METHOD 6)",
+        choices=RATE_SCHEDULES,
     )
     rate_warmup_steps: int = option(100, "steps of the linear warm-up before the cosine schedule", at_least=0)
     jitter: int = option(4, "largest random roll of the whole batch, in pixels; half of it at half size", at_least=0)
@@ -144,11 +145,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
     """
     teacher, student = setting.teacher, setting.student
     pixels = parametrization.laid_out(parametrization.from_pixels(teacher.spec), setting.split)
-    if options.half_size_steps:
-        _require_half_size(teacher)
-    require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)
-    if options.feature == PATCHES and options.feature_weight:
-        require_attention(teacher, "deepinversion.feature")
+    _require_fit(options, teacher)
     # As in FastDFKD, the student's terms count from the last call in which it does not learn.
     student_start = max(1, setting.warmup_calls)
 
@@ -157,11 +154,7 @@ def build(options: DeepInversionOptions, setting: Setting) -> Method:
 
     def run_stage(x: Array, key: Array, frozen: Frozen, steps: int, half: bool) -> Adapted:
         loss = make_loss(teacher, student, options, half)
-        rate = (
-            rise_and_cosine(options.lr, options.rate_warmup_steps, steps)
-            if options.schedule == "cosine"
-            else options.lr
-        )
+        rate = rate_of_steps(options.schedule, options.lr, options.rate_warmup_steps, steps)
         optimizer = optax.adam(rate, options.b1, options.b2)
         keys = jax.random.split(key, steps)
         return adapt(
@@ -235,7 +228,7 @@ def make_loss(
         "student_feature": has_batch_norms(student) * options.feature_weight * options.student_feature_weight,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
-    patches = options.feature == PATCHES and "feature" in weights
+    patches = _compares_patches(options)
     of_student = weights.keys() & {"adversarial", "student_feature"}
     of_layers: Array | float = 1.0
     if options.first_bn_multiplier != 1:
@@ -285,7 +278,16 @@ def _adversarial(teacher_logits: Array, student_logits: Array, options: DeepInve
     return 1 - jnp.clip(divergence, 0, 1)
 
 
-def _require_half_size(teacher: Network) -> None:
+def _compares_patches(options: DeepInversionOptions) -> bool:
+    return options.feature == PATCHES and options.feature_weight != 0
+
+
+def _require_fit(options: DeepInversionOptions, teacher: Network) -> None:
+    require_no_class_term(teacher.spec, "deepinversion.class_weight", options.class_weight)
+    if _compares_patches(options):
+        require_attention(teacher, "deepinversion.feature")
+    if not options.half_size_steps:
+        return
     variables = jax.eval_shape(teacher.init, jax.random.key(0))
     side, channels = teacher.spec.image_size // 2, teacher.spec.channels
     try:

@@ -14,6 +14,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.options import Options, option
 
 INNER = ("adam", "sgd")
+RATE_SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def meta_optimizer(options: MetaOptions) -> optax.GradientTransformation:
     return optimizer
 
 
-def rise_and_cosine(peak: float, rise: int, steps: int) -> optax.Schedule:
-    """Returns a rate that rises linearly for `rise` steps and then falls as half a cosine to 0 (METHOD 6)."""
+def rate_of_steps(schedule: str, peak: float, rise: int, steps: int) -> float | optax.Schedule:
+    """Returns a rate: 'constant', or 'cosine' (METHOD 6), which rises for `rise` steps before it falls to 0."""
     rise = min(rise, steps)
+    if schedule == "constant":
+        return peak
 
     def rate(step: Any) -> jax.Array:
         up = (step + 1) / max(rise, 1)
