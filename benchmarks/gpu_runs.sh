@@ -242,11 +242,11 @@ run() {
 
 if [ -n "$rehearsal" ]; then
   run digits-teacher part '' fastdfkd_jax.pretrain --config configs/pretrain_digits.py --config.arch=wrn10_1 \
-    --config.recipe.epochs=2 --config.recipe.eval_every=1 --config.recipe.lr_milestones='(1,)'
+    --config.recipe.epochs=1 --config.recipe.eval_every=1 --config.recipe.lr_milestones='()'
   run digits-fast2/seed0 part digits-teacher fastdfkd_jax.main --config configs/quickstart.py \
-    --config.noise_control=false --config.calls=24 --config.warmup_calls=1 --config.checkpoint_every=2 \
+    --config.noise_control=false --config.calls=12 --config.warmup_calls=1 --config.checkpoint_every=2 \
     --config.synthesis_batch=8 --config.fastdfkd.num_steps=2 --config.generator.width=8 --config.kd.batch=8 \
-    --config.kd.steps_per_call=4 --config.kd.steps_per_dispatch=4
+    --config.kd.steps_per_call=4 --config.kd.steps_per_dispatch=4 --config.eval_every=4
 else
   teacher=cifar10-wrn40_2-teacher
   run $teacher part '' fastdfkd_jax.pretrain --config configs/pretrain_cifar10.py --config.data.dir="$data"

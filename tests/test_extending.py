@@ -30,7 +30,7 @@ teacher = models.build(spec)
 convert.save_network("teacher.safetensors", teacher, jax.jit(teacher.init)(jax.random.key(0)))
 config = tiny_config(
     teacher__checkpoint="teacher.safetensors", teacher__arch="lenet", teacher__image_size=16, student__arch="lenet",
-    data__source="npy:.", data__split="test", data__batch=16, inversion__tv_weight=1e-3, pool__newest=8,
+    data__source="npy:.", data__split="test", data__batch=16, inversion__l2_weight=1e-3, pool__newest=8,
 )
 one_run.run(config, Path("run"))
 """
@@ -50,5 +50,5 @@ def test_the_shown_extensions_work_together(tmp_path):
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    (last,) = [record for record in records if record["call"] == 3 and "synthesis/loss/tv" in record]
-    assert last["synthesis/loss/tv"] > 0
+    (last,) = [record for record in records if record["call"] == 3 and "synthesis/loss/l2" in record]
+    assert last["synthesis/loss/l2"] > 0
