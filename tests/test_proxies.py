@@ -14,7 +14,7 @@ from fastdfkd_jax.errors import UserError
 from fastdfkd_jax.methods import base
 from fastdfkd_jax.models import ProxyOptions, proxies
 from fastdfkd_jax.models.forms import Forms
-from fastdfkd_jax.training import build
+from fastdfkd_jax.training import build, dry_run
 from fastdfkd_jax.training import given_statistics as given
 
 
@@ -46,11 +46,13 @@ def test_statistics_of_pictures_are_met_by_the_same_pictures(graphs, pictures, n
     """In whatever parts they were measured; by other images they are not."""
     teacher, variables = loaded(graphs / name)
     assert len(teacher.other_norms) == layers
+    assert " 0 BatchNorm layers" in dry_run._network("teacher", teacher, variables)
     assert not teacher.apply(variables, jnp.zeros((1, 32, 32, 3)), moments=True).moments
     monkeypatch.setattr(given, "_MOST_PIXELS", 4 * 32 * 32)
     chosen = ProxyOptions(images=str(pictures))
     joined, theirs = given.applied(chosen, teacher, variables, Forms())
     assert jax.tree.structure(jax.eval_shape(joined.init, jax.random.key(0))) == jax.tree.structure(theirs)
+    assert f" {layers} layers with statistics of config.proxy" in dry_run._network("teacher", joined, theirs)
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(pictures.iterdir())])
     view = (images / 255 - 0.5) / 0.25
     seen, other = (joined.apply(theirs, x, moments=True) for x in (view, view[::-1] * 0.5))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fastdfkd_jax.models.network import Network, NetworkSpec, Outputs, Variables
 from fastdfkd_jax.options import Options, option
 
-_COLLECTION = "proxy"  # of the other network's parameters, beside the teacher's
+COLLECTION = "proxy"  # of the other network's parameters, beside the teacher's
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def with_proxy(teacher: Network, proxy: Network, side: int = 0) -> Network:
         seen = seen._replace(batch_stats=variables["batch_stats"])
         if not (moments or image_means):
             return seen
-        theirs = {"params": variables[_COLLECTION], "batch_stats": variables["batch_stats"]}
+        theirs = {"params": variables[COLLECTION], "batch_stats": variables["batch_stats"]}
         images = convert(images)
         if side:
             images = jax.image.resize(images, (len(images), side, side, images.shape[-1]), "linear")
@@ -95,7 +95,7 @@ def proxy_variables(teacher_vars: Variables, proxy_vars: Variables) -> dict[str,
     return {
         "params": teacher_vars["params"],
         "batch_stats": proxy_vars["batch_stats"],
-        _COLLECTION: proxy_vars["params"],
+        COLLECTION: proxy_vars["params"],
     }
 
 

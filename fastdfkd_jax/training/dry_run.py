@@ -16,6 +16,7 @@ from fastdfkd_jax.distillation import soft_labels
 from fastdfkd_jax.distributed import hosts
 from fastdfkd_jax.distributed.parallel import CompiledStep
 from fastdfkd_jax.methods import base
+from fastdfkd_jax.models import proxies
 from fastdfkd_jax.pool.stored_labels import Taught
 from fastdfkd_jax.training import phases
 from fastdfkd_jax.training.build import Parts
@@ -98,10 +99,12 @@ def describe(run: RunOptions, parts: Parts, programs: Programs | None = None) ->
 
 
 def _network(role: str, network: models.Network, variables) -> str:
-    spec = network.spec
+    spec, names = network.spec, set(variables["batch_stats"])
+    given = proxies.COLLECTION in variables or (names and names <= set(network.other_norms))
+    layers = "layers with statistics of config.proxy" if given else "BatchNorm layers"
     return (
         f"{role} {spec.arch}: {models.count_parameters(variables):,} parameters, "
-        f"{models.count_batch_norms(variables)} BatchNorm layers, {spec.num_classes} classes, "
+        f"{models.count_batch_norms(variables)} {layers}, {spec.num_classes} classes, "
         f"images {'x'.join(map(str, spec.input_shape))}, mean {spec.mean}, std {spec.std}"
     )
 
