@@ -6,7 +6,7 @@ import pytest
 FOUND = sorted(fuzzing.CORPUS.glob("*.bin")) if fuzzing.CORPUS.is_dir() else []
 # Of readers that take longer.
 _MUTANTS = {"graph": 15, "onnx": 60, "matlab": 60, "tfds-features": 40, "tfds-info": 40, "tfds-records": 40}
-_MUTANTS |= {"checkpoint-arrays": 10, "checkpoint-progress": 10, "checkpoint-values": 10}
+_MUTANTS |= {"checkpoint-arrays": 3, "checkpoint-progress": 3, "checkpoint-values": 3}
 # PyTorch's files are tried where it is: among the tests of parity.
 READERS = [
     pytest.param(name, marks=pytest.mark.parity) if reader.needs != "numpy" else name
