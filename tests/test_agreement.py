@@ -90,6 +90,10 @@ def runs(tmp_path_factory, pictures):
     return place, summary, shared.run(plain, place / "without")
 
 
+def test_the_noise_control_has_an_agreement_of_its_own(runs):
+    assert 0 <= runs[1]["noise_agreement_held_out"] <= 100
+
+
 def test_pictures_become_the_networks_input(pictures):
     grey, colour = (probe.read(pictures, (16, 16, channels)) for channels in (1, 3))
     assert (grey.shape, grey.dtype) == ((3, 16, 16, 1), np.uint8)

@@ -147,4 +147,5 @@ def test_what_a_visit_asks_for_runs_in_small(tmp_path, monkeypatch):
     for part in ("call", "kd"):
         values = [records[f"1-{form}"][part]["after_warm_ups"] for form in ("tuned", "graphed", "compiled")]
         assert np.allclose(values[0], values[1:], rtol=1e-3), part
-    assert records["6-ours-4-lanes"]["case"]["overrides"]["fastdfkd.num_tasks"] == 4
+    small = {"generator.width": 2, "generator.latent_dim": 8}
+    assert records["6-ours-4-lanes"]["case"]["overrides"] == {"fastdfkd.num_tasks": 4, **small}

@@ -87,10 +87,11 @@ def test_another_network_gives_moments_and_statistics_of_what_it_expects():
         for key, value in wanted["bn"].items():
             np.testing.assert_allclose(found["bn"][key], value, rtol=1e-4, atol=1e-5)
     assert jax.tree.structure(jax.eval_shape(joined.init, jax.random.key(0))) == jax.tree.structure(variables)
-    whole = proxies.with_proxy(teacher._replace(spec=models.NetworkSpec("bare", 10, 16, 1, (0.3,), (0.3,))), proxy, 8)
-    doubled = jnp.repeat(jnp.repeat(ours, 2, 1), 2, 2)
-    halved = jax.eval_shape(lambda x: whole.apply(variables, x, moments=True).moments, doubled[:, :8, :8])
-    assert halved["bn"]["mean"].shape == (16,)
+    flat = jnp.broadcast_to(ours[:, :1, :1], ours.shape)
+    larger = proxies.with_proxy(teacher._replace(apply=lambda v, x, **_: teacher.apply(v, flat)), proxy, 8)
+    doubled = jnp.broadcast_to(ours[:, :1, :1], (5, 16, 16, 1))
+    seen = (network.apply(variables, x, moments=True).moments for network, x in ((joined, flat), (larger, doubled)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *seen)
 
 
 @pytest.mark.parametrize("feature", ["plain", PATCHES])

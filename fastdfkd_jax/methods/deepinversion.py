@@ -239,7 +239,7 @@ def make_loss(
         view = augment.half_size(pixels) if half else pixels
         view = augment.random_roll(roll_key, view, jitter)
         view = augment.random_batch_flip(flip_key, view) if options.flip else view
-        seen = teacher.apply(frozen.teacher_vars, view, moments=True, **({"tokens": True} if patches else {}))
+        seen = teacher.apply(frozen.teacher_vars, view, moments=True, tokens=patches)
         by_layer = losses.feature_by_layer(seen.moments, frozen.teacher_vars["batch_stats"])
         terms = {
             "feature": patch_similarity(seen.tokens) if patches else (of_layers * by_layer).sum(),

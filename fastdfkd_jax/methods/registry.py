@@ -36,6 +36,7 @@ class Entry(NamedTuple):
       options: class of the options; `Options` if there are none.
       maps: True if it also supports teachers that output maps (segmentation).
       statistics: config key of the weight of its BatchNorm statistics term; '' if it has no such term.
+      feature: config key of what this term compares; '' if that is always statistics.
       embeddings: config key of its file of label embeddings (`Setting.label_embeddings`); '' if it takes none.
     """
 
@@ -43,6 +44,7 @@ class Entry(NamedTuple):
     options: type[Options]
     maps: bool = False
     statistics: str = ""
+    feature: str = ""
     embeddings: str = ""
 
     @property
@@ -52,7 +54,13 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
-    "fastdfkd": Entry(fastdfkd.build, fastdfkd.FastDFKDOptions, maps=True, statistics="inversion.feature_weight"),
+    "fastdfkd": Entry(
+        fastdfkd.build,
+        fastdfkd.FastDFKDOptions,
+        maps=True,
+        statistics="inversion.feature_weight",
+        feature="inversion.feature",
+    ),
     "noise": Entry(noise.build, base.LaneOptions, maps=True),
     "scratch": Entry(real_data.scratch, Options, maps=True),
     "kd": Entry(real_data.kd, real_data.KDOnDataOptions, maps=True),
@@ -62,8 +70,9 @@ METHODS: dict[str, Entry] = {
         deepinversion.DeepInversionOptions,
         maps=True,
         statistics="deepinversion.feature_weight",
+        feature="deepinversion.feature",
     ),
-    "cmi": Entry(cmi.build, cmi.CMIOptions, statistics="inversion.feature_weight"),
+    "cmi": Entry(cmi.build, cmi.CMIOptions, statistics="inversion.feature_weight", feature="inversion.feature"),
     "dafl": Entry(dafl.build, dafl.DAFLOptions, maps=True),
     "zskt": Entry(zskt.build, zskt.ZSKTOptions),
     "dfq": Entry(dfq.build, dfq.DFQOptions, statistics="dfq.statistics_weight"),
@@ -74,7 +83,11 @@ METHODS: dict[str, Entry] = {
         statistics="generative_dfd.statistics_weight",
     ),
     "nayer": Entry(
-        nayer.build, nayer.NAYEROptions, statistics="inversion.feature_weight", embeddings="nayer.embeddings"
+        nayer.build,
+        nayer.NAYEROptions,
+        statistics="inversion.feature_weight",
+        feature="inversion.feature",
+        embeddings="nayer.embeddings",
     ),
 }
 

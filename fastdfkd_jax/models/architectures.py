@@ -209,7 +209,8 @@ def build(spec: NetworkSpec, *, forms: Forms = Forms()) -> Network:
     def make(train: bool, forms: Forms = forms):
         return module(num_classes=spec.num_classes, train=train, forms=forms)
 
-    # Variables do not depend on the form of convolutions, and this one is traced in a third of the time.
+    # Variables do not depend on the form of convolutions, and this one is traced in a third of the time. A user's
+    # module may not be hashable.
     initial = None if is_registered(spec.arch) else make(True, dataclasses.replace(forms, conv="xla"))
     return from_linen(make, spec, initial)
 

@@ -5,14 +5,13 @@ Both are given to a teacher as its `batch_stats`, so that every method with a st
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fastdfkd_jax.models.network import Network, NetworkSpec, Outputs, Variables
+from fastdfkd_jax.augmentation import augment
+from fastdfkd_jax.models.network import Network, Outputs, Variables
 from fastdfkd_jax.options import Options, option
 
 COLLECTION = "proxy"  # of the other network's parameters, beside the teacher's
@@ -44,6 +43,13 @@ class ProxyOptions(Options, section="proxy"):
         self.require("images", not (self.images and self.is_network), "'' with proxy.checkpoint or proxy.graph")
 
     @property
+    def given(self) -> tuple[str, str]:
+        """Key and value of the option that gives the statistics; ('', '') if none does."""
+        names = (name for name in ("images", "checkpoint", "graph") if getattr(self, name))
+        name = next(names, "")
+        return (f"proxy.{name}", getattr(self, name)) if name else ("", "")
+
+    @property
     def is_network(self) -> bool:
         """True if the statistics are another network's."""
         return bool(self.checkpoint or self.graph)
@@ -68,7 +74,7 @@ def with_proxy(teacher: Network, proxy: Network, side: int = 0) -> Network:
       proxy: a network with BatchNorm and as many channels.
       side: side to which images are resized for the proxy; 0 for none.
     """
-    convert = _conversion(teacher.spec, proxy.spec)
+    ours, expected = teacher.spec, proxy.spec
 
     def init(key: Any) -> Variables:
         return proxy_variables(teacher.init(key), proxy.init(key))
@@ -81,7 +87,7 @@ def with_proxy(teacher: Network, proxy: Network, side: int = 0) -> Network:
         if not (moments or image_means):
             return seen
         theirs = {"params": variables[COLLECTION], "batch_stats": variables["batch_stats"]}
-        images = convert(images)
+        images = augment.normalize(augment.denormalize(images, ours.mean, ours.std), expected.mean, expected.std)
         if side:
             images = jax.image.resize(images, (len(images), side, side, images.shape[-1]), "linear")
         other = proxy.apply(theirs, images, moments=moments, image_means=image_means)
@@ -97,10 +103,3 @@ def proxy_variables(teacher_vars: Variables, proxy_vars: Variables) -> dict[str,
         "batch_stats": proxy_vars["batch_stats"],
         COLLECTION: proxy_vars["params"],
     }
-
-
-def _conversion(teacher: NetworkSpec, proxy: NetworkSpec) -> Callable[[jax.Array], jax.Array]:
-    """Returns a function from the teacher's input range to the proxy's."""
-    ours, theirs = ((jnp.array(spec.mean), jnp.array(spec.std)) for spec in (teacher, proxy))
-    scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
-    return lambda images: images * scale.astype(images.dtype) + shift.astype(images.dtype)

@@ -76,10 +76,10 @@ def _validate_devices(run: RunOptions) -> None:
 
 def require_statistics(config: ConfigDict, teacher: Network, teacher_vars: Any) -> None:
     """Raises UserError if the method matches BatchNorm statistics but the teacher has none."""
-    key = METHODS[config.method.name].statistics
+    entry = METHODS[config.method.name]
+    key, feature = entry.statistics, entry.feature
     weight = operator.attrgetter(key)(config) if key else 0
-    term = key.replace("_weight", "")  # of the methods that have another than statistics
-    if weight and config.get(term.partition(".")[0], {}).get(term.partition(".")[2]) == PATCHES:
+    if feature and operator.attrgetter(feature)(config) == PATCHES:
         return  # the method asks for attention instead
     if weight and not count_batch_norms(teacher_vars):
         others = ", ".join(name for name, entry in METHODS.items() if not entry.statistics)

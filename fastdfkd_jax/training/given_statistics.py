@@ -38,10 +38,10 @@ def applied(
       UserError: the teacher has BatchNorm, or no layer to measure; the other network has no BatchNorm, or takes other
         images; or a file cannot be read.
     """
-    if not (chosen.images or chosen.is_network):
+    key, found = chosen.given
+    if not key:
         return teacher, teacher_vars
-    key, arch = "proxy.images" if chosen.images else "proxy.checkpoint", teacher.spec.arch
-    found = chosen.images or chosen.checkpoint or chosen.graph
+    arch = teacher.spec.arch
     require(not count_batch_norms(teacher_vars), key, f"'' for the teacher {arch}, which has BatchNorm", found)
     if chosen.is_network:
         return _with_network(chosen, teacher, teacher_vars, forms)
@@ -54,11 +54,11 @@ def applied(
 def _with_network(chosen: ProxyOptions, teacher: Network, teacher_vars: Tree, forms: Forms) -> tuple[Network, Tree]:
     described = dataclasses.asdict(chosen) | {"image_size": chosen.image_size or teacher.spec.image_size}
     proxy, proxy_vars = convert.load_described(expanded(chosen.checkpoint or chosen.graph), described, forms)
-    arch = proxy.spec.arch
+    arch, (key, _) = proxy.spec.arch, chosen.given
     if not count_batch_norms(proxy_vars):
-        raise UserError(f"config.proxy.checkpoint must be of a network with BatchNorm, found {arch}, which has none")
+        raise UserError(f"config.{key} must be of a network with BatchNorm, found {arch}, which has none")
     ours, theirs = teacher.spec.channels, proxy.spec.channels
-    require(ours == theirs, "proxy.checkpoint", f"of a network of {ours} channels, as the teacher", theirs)
+    require(ours == theirs, key, f"of a network of {ours} channels, as the teacher", theirs)
     joined = proxies.with_proxy(teacher, proxy, chosen.image_size)
     variables = proxies.proxy_variables(teacher_vars, proxy_vars)
     images = jax.ShapeDtypeStruct((1, *teacher.spec.input_shape), jnp.float32)
@@ -103,6 +103,6 @@ def _joined(moments: list[dict[str, np.ndarray]], shares: list[float]) -> dict[s
 
 def knowing(chosen: ProxyOptions, method: Method) -> Method:
     """Returns the method with what it knows: the images or the network beside the teacher are other data."""
-    if (chosen.images or chosen.is_network) and method.knows in (base.TEACHER_ONLY, base.LABEL_NAMES):
+    if any(chosen.given) and method.knows in (base.TEACHER_ONLY, base.LABEL_NAMES):
         return method._replace(knows=base.OTHER_DATA)
     return method

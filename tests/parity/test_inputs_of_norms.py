@@ -28,6 +28,7 @@ class ByHand(without_batch_norm.Attention):
 def vit(by_hand=False):
     module = without_batch_norm.ViT(2, 8, 2, 5)
     for layer in module.layers if by_hand else ():
+        assert isinstance(layer, without_batch_norm.Layer)
         made = ByHand(8, 2)
         made.load_state_dict(layer.attention.state_dict())
         layer.attention = made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,7 +78,6 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
         tokens: bool = False,
     ) -> Outputs:
         run = _Pass(graph, variables, images, forms.dtype, train, _Asked(moments, image_means), key)
-        gathered: list[Array] = []
         blocks: dict[tuple[int, ...], Laid] = {}
         for number, node in enumerate(graph.nodes):
             name, op = node["name"], node["op"]
@@ -96,10 +95,6 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
             if name not in wide:  # a student learns from logits, so they keep the precision of their sums
                 value = jax.tree.map(partial(_rounded, dtype=forms.dtype), value, is_leaf=_is_laid)
             run.values[name] = value
-            if moments and name in norms:
-                run.observe(norms[name])
-            if tokens and name in attending:
-                gathered.append(at_least_float32(tokens_of(value)))
             if name in of_images and op not in _MOVES and _is_map(value, images):
                 blocks[value.shape[2:]] = value
         output = run.values[graph.output]
@@ -107,10 +102,12 @@ def network(graph: Graph, spec: NetworkSpec, init: Callable[[Array], Variables],
         logits = at_least_float32(arranged(output, CHANNELS_LAST) if len(output.order) == 4 else logical(output))
         features = at_least_float32(logical(run.values[features_of])) if features_of else logits
         maps = tuple(arranged(value, CHANNELS_LAST) for value in blocks.values())
-        found = run.moments, run.batch_stats, run.image_means
-        return Outputs(logits, features, maps, *found, tuple(gathered))
+        if moments:
+            run.observe(norms)
+        gathered = (at_least_float32(tokens_of(run.values[name])) for name in attending if tokens)
+        return Outputs(logits, features, maps, run.moments, run.batch_stats, run.image_means, tuple(gathered))
 
-    return Network(spec, init, apply, other_norms=tuple(norm.layer for norm in norms.values()))
+    return Network(spec, init, apply, other_norms=tuple(norm.layer for norm in norms))
 
 
 class _Asked(NamedTuple):
@@ -169,11 +166,12 @@ class _Pass:
             self.batch_stats[module] = running
         return y
 
-    def observe(self, norm: NormInput) -> None:
-        """Stores the moments of another layer's input, if the variables hold statistics to compare them with."""
-        if norm.layer in self.batch_stats:
-            x = channels_last(self.values[norm.node], norm.axis)
-            self.moments[norm.layer] = dict(zip(("mean", "var"), input_moments(x), strict=True))
+    def observe(self, norms: Sequence[NormInput]) -> None:
+        """Stores the moments of other layers' inputs that the variables hold statistics to compare with."""
+        for norm in norms:
+            if norm.layer in self.batch_stats:
+                x = channels_last(self.values[norm.node], norm.axis)
+                self.moments[norm.layer] = dict(zip(("mean", "var"), input_moments(x), strict=True))
 
     def _instance_norm(self, arguments: Mapping[str, Any]) -> Laid:
         """Evaluates a decomposed InstanceNorm with running statistics, which are repeated, not entries."""

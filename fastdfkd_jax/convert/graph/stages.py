@@ -16,7 +16,7 @@ _LAYER_NORMS = ("aten.layer_norm.default", "aten.native_layer_norm.default")
 _GROUP_NORMS = ("aten.group_norm.default", "aten.native_group_norm.default", "aten.instance_norm.default")
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 _SOFTMAX = ("aten.softmax.int", "aten._softmax.default")
-_PRODUCTS = {"aten.matmul.default": "self", "aten.bmm.default": "self"}  # and their first argument
+_PRODUCTS = ("aten.matmul.default", "aten.bmm.default")
 # Operations between a softmax and the product with the values that change no share, or only scale it in training.
 _BETWEEN = ("fastdfkd_jax.dropout.default", "aten.clone.default", "aten.expand.default", "aten.view.default")
 _BETWEEN += ("aten.reshape.default", "aten._unsafe_view.default", "aten.alias.default", "aten.contiguous.default")
@@ -36,8 +36,8 @@ class NormInput(NamedTuple):
     axis: int
 
 
-def norm_inputs(nodes: Iterable[Node], entries: Mapping[str, str]) -> dict[str, NormInput]:
-    """Finds the layers with a scale, by the names of their nodes.
+def norm_inputs(nodes: Iterable[Node], entries: Mapping[str, str]) -> tuple[NormInput, ...]:
+    """Finds the inputs of the layers with a scale, in the order of the nodes; a layer that is used twice counts once.
 
     Args:
       nodes: the graph's nodes.
@@ -51,10 +51,8 @@ def norm_inputs(nodes: Iterable[Node], entries: Mapping[str, str]) -> dict[str, 
             continue
         layer = entries[scale["node"]].rpartition(".")[0]
         one_axis = len(arguments.get("normalized_shape", ())) == 1
-        taken = {other.layer for other in found.values()}
-        if layer not in taken:  # a layer that is used twice is observed once
-            found[node["name"]] = NormInput(layer, arguments["input"]["node"], -1 if one_axis else 1)
-    return found
+        found.setdefault(layer, NormInput(layer, arguments["input"]["node"], -1 if one_axis else 1))
+    return tuple(found.values())
 
 
 def channels_last(value: Laid, axis: int) -> Array:
@@ -64,18 +62,18 @@ def channels_last(value: Laid, axis: int) -> Array:
     return arranged(value, (*(other for other in value.order if other != axis), axis))
 
 
-def attentions(nodes: Iterable[Node]) -> set[str]:
+def attentions(nodes: Iterable[Node]) -> list[str]:
     """Returns the names of the nodes that give what attention has gathered: [..., tokens, channels of a head]."""
-    found, shares = set(), set()
+    found, shares = [], set()
     for node in nodes:
         name, op, arguments = node["name"], node["op"], node["args"]
         first = next((given.get("node") for given in arguments.values() if isinstance(given, dict)), None)
         if op == _ATTENTION:
-            found.add(name)
+            found.append(name)
         elif op in _SOFTMAX or (op in _BETWEEN and first in shares):
             shares.add(name)
-        elif op in _PRODUCTS and arguments[_PRODUCTS[op]].get("node") in shares:
-            found.add(name)
+        elif op in _PRODUCTS and first in shares:
+            found.append(name)
     return found
 
 

@@ -146,7 +146,7 @@ def make_inversion_loss(
     def loss(images: Array, labels: Array, key: Array, frozen: Frozen) -> tuple[Array, Observed]:
         view = augment.random_crop_flip(key, images, options.crop_padding, options.flip, options.least_crop)
         view = augment.normalize(view, teacher.spec.mean, teacher.spec.std)
-        seen = teacher.apply(frozen.teacher_vars, view, moments=True, **({"tokens": True} if patches else {}))
+        seen = teacher.apply(frozen.teacher_vars, view, moments=True, tokens=patches)
         student_logits = student.apply(frozen.student_vars, view).logits
         terms = {"class": losses.cross_entropy(seen.logits, labels)} if names_classes else {}
         terms["adversarial"] = adversarial_loss(seen.logits, student_logits)
